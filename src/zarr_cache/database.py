@@ -1,0 +1,321 @@
+"""A database in this process: its connections, shared by every store that names it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import sqlite3
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Concatenate, Protocol
+
+from zarr_cache import migrate
+from zarr_cache.clock import PersistentClock
+from zarr_cache.connection import (
+    APPLICATION_ID,
+    Connection,
+    LoopConnection,
+    connect,
+    create,
+)
+from zarr_cache.errors import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+# Along the index entry_by_use. No other stamp is newer: what is stored is used at that time.
+NEWEST_STAMP = """
+SELECT coalesce(max(used_at), 0)
+FROM (
+    SELECT max(used_at) AS used_at FROM entry WHERE kind = 'stored'
+    UNION ALL
+    SELECT max(used_at) FROM entry WHERE kind = 'value'
+    UNION ALL
+    SELECT max(used_at) FROM entry WHERE kind = 'absent'
+    UNION ALL
+    SELECT max(used_at) FROM entry WHERE kind = 'fence'
+)
+"""
+
+
+class Database(Protocol):
+    """Runs operations: functions whose first parameter is a connection.
+
+    Attributes
+    ----------
+    before_close
+        Called by `close` while operations still run, to write what waits.
+    after_fork
+        Called in the child of a fork, after the database has forgotten its connections.
+    """
+
+    before_close: list[Callable[[], None]]
+    after_fork: list[Callable[[], None]]
+
+    def run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run the operation in this thread."""
+
+    async def run_async[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run the operation without holding up the event loop."""
+
+    def clock(self) -> PersistentClock:
+        """The clock that stamps what is kept in this database."""
+
+
+class FileDatabase:
+    """A cache file in this process. Opened at the first operation, and again after `close`.
+
+    Get one from `of`, so that there is one for each file: two would not know of each other's range
+    entries and stamps.
+
+    Attributes
+    ----------
+    path
+        The file, absolute and with symbolic links followed.
+    """
+
+    _by_path: weakref.WeakValueDictionary[Path, FileDatabase] = weakref.WeakValueDictionary()
+    # What holds connections lives until it is closed, or to the end of the interpreter.
+    _opened: set[FileDatabase] = set()
+    _registry_lock = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.before_close: list[Callable[[], None]] = []
+        self.after_fork: list[Callable[[], None]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start without connections: at first, and in the child of a fork."""
+        self._lock = threading.RLock()
+        self._write_lock = threading.Lock()
+        self._connections: set[Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnection] = {}
+        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[LoopConnection]] = {}
+        self._clock: PersistentClock | None = None
+        self._is_open = False
+
+    @classmethod
+    def of(cls, path: Path) -> FileDatabase:
+        """The one database of this process for the file that `path` names."""
+        path = path.resolve()
+        with cls._registry_lock:
+            database = cls._by_path.get(path)
+            if database is None:
+                database = cls._by_path[path] = cls(path)
+            return database
+
+    def clock(self) -> PersistentClock:
+        """The clock of the file, which begins at opening.
+
+        Raises
+        ------
+        ForeignFileError, NewerSchemaError, MigrationError, StorageError
+            The file cannot be opened.
+        """
+        if self._clock is None or not self._is_open:
+            return self._open()
+        return self._clock
+
+    def _open(self) -> PersistentClock:
+        with self._lock:
+            if self._clock is not None and self._is_open:
+                return self._clock
+            try:
+                create(self.path, self._write_lock)
+                connection = connect(str(self.path), self._write_lock)
+                self._connections.add(connection)
+                (floor_ns,) = connection.execute(NEWEST_STAMP).fetchone()
+            except sqlite3.Error as error:
+                raise translated(error, self.path) from error
+            self._idle.append(connection)
+            if self._clock is None:
+                self._clock = PersistentClock(floor_ns=floor_ns)
+            self._is_open = True
+            with self._registry_lock:
+                self._opened.add(self)
+            return self._clock
+
+    def _connect(self) -> Connection:
+        self.clock()
+        return connect(str(self.path), self._write_lock)
+
+    def run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``operation(connection, *args, **kwargs)`` in this thread.
+
+        Raises
+        ------
+        StorageError
+            SQLite refused; what the operation had written is rolled back.
+        """
+        try:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+                self._connections.add(connection)
+            try:
+                return operation(connection, *args, **kwargs)
+            finally:
+                self._put_back(connection)
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+
+    def _put_back(self, connection: Connection) -> None:
+        # Those that were in use during `close` are closed now.
+        if connection in self._connections:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    async def run_async[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``operation(connection, *args, **kwargs)`` on the thread of this event loop.
+
+        Raises
+        ------
+        StorageError
+            As from `run`.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            connection = self._by_loop.get(loop)
+            if connection is None or not connection.is_running:
+                connection = await self._loop_connection(loop)
+            return await connection.run(operation, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+
+    async def _loop_connection(self, loop: asyncio.AbstractEventLoop) -> LoopConnection:
+        """The connection of `loop`; tasks that ask at once wait for the same one."""
+        task = self._opening.get(loop)
+        if task is None:
+            task = self._opening[loop] = loop.create_task(self._connect_loop(loop))
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._opening.pop(loop, None)
+
+    async def _connect_loop(self, loop: asyncio.AbstractEventLoop) -> LoopConnection:
+        for ended in [known for known in self._by_loop if known.is_closed()]:
+            connection = self._by_loop.pop(ended)
+            if connection.is_running:
+                await connection.close()
+        connection = await LoopConnection(loop, self._connect)
+        self._by_loop[loop] = connection
+        return connection
+
+    def close(self) -> None:
+        """Write what waits and close every connection; the next operation opens the file again.
+
+        The last process to close leaves no ``-wal`` and ``-shm`` behind.
+        """
+        if not self._is_open:
+            return
+        for write in self.before_close:
+            write()
+        with self._lock:
+            loop_connections = list(self._by_loop.values())
+            idle = list(self._idle)
+            self._by_loop.clear()
+            self._opening.clear()
+            self._idle.clear()
+            self._connections.clear()
+            self._is_open = False
+        for loop_connection in loop_connections:
+            loop_connection.end()
+        for connection in idle:
+            connection.close()
+        with self._registry_lock:
+            self._opened.discard(self)
+
+    def _abandon(self) -> None:
+        """In the child of a fork: forget the connections, which are still the parent's.
+
+        They are kept from being closed: that would write to the parent's file through locks that
+        this process does not hold ("How To Corrupt An SQLite Database File", 2.6).
+        """
+        _left_to_the_parent.append((self._connections, self._by_loop, self._opening))
+        self._begin()
+        for begin in self.after_fork:
+            begin()
+
+
+class MemoryDatabase:
+    """A database in memory, of this process alone."""
+
+    def __init__(self) -> None:
+        self.before_close: list[Callable[[], None]] = []
+        self.after_fork: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._connection = connect(":memory:", threading.Lock())
+        migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
+        self._clock = PersistentClock(floor_ns=0)
+        weakref.finalize(self, self._connection.close)
+
+    def clock(self) -> PersistentClock:
+        """The clock that stamps what is kept here."""
+        return self._clock
+
+    def run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``operation(connection, *args, **kwargs)`` in this thread."""
+        with self._lock:
+            return operation(self._connection, *args, **kwargs)
+
+    async def run_async[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run the operation in this thread: nothing here waits for a disk."""
+        return self.run(operation, *args, **kwargs)
+
+
+_left_to_the_parent: list[object] = []
+
+
+def _close_databases() -> None:
+    for database in list(FileDatabase._opened):  # noqa: SLF001 - of this module
+        database.close()
+
+
+def _abandon_databases() -> None:
+    FileDatabase._registry_lock = threading.Lock()  # noqa: SLF001 - of this module
+    for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+        database._abandon()  # noqa: SLF001 - of this module
+    FileDatabase._opened.clear()  # noqa: SLF001 - of this module
+
+
+atexit.register(_close_databases)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_databases)

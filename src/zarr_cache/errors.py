@@ -1,0 +1,99 @@
+"""What can go wrong with a cache file, grouped by what the caller does next."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class CacheError(Exception):
+    """Base of every error that this package raises about a file."""
+
+
+class ForeignFileError(CacheError):
+    """The file is not a cache file and is left untouched: name another one.
+
+    Parameters
+    ----------
+    path
+        The file.
+    found
+        What it is instead.
+    """
+
+    def __init__(self, path: Path, *, found: str) -> None:
+        super().__init__(
+            f"{path}: {found}, not a file of zarr-cache; it is left as it is, name another file"
+        )
+
+
+class NewerSchemaError(CacheError):
+    """The file was written by a later release and is left untouched: upgrade, or name another.
+
+    Parameters
+    ----------
+    path
+        The file.
+    found
+        Schema version of the file.
+    known
+        Newest schema version that this release knows.
+    """
+
+    def __init__(self, path: Path, *, found: int, known: int) -> None:
+        super().__init__(
+            f"{path}: schema {found} is newer than {known}, the newest that this release knows; "
+            "upgrade zarr-cache or name another file"
+        )
+        self.found = found
+        self.known = known
+
+
+class MigrationError(CacheError):
+    """A migration script failed; the file still has the schema it had before."""
+
+
+class StorageError(CacheError):
+    """SQLite could not do what was asked of it; the transaction was rolled back.
+
+    The message names the file and what SQLite said; ``__cause__`` is SQLite's own error.
+    """
+
+
+class FileLockedError(StorageError):
+    """Another connection held the lock for longer than we wait: try again."""
+
+
+class FileFullError(StorageError):
+    """The disk, or the file's ``max_page_count``, is full: make room."""
+
+
+class FileDamagedError(StorageError):
+    """The file is not a database any more, or a page of it is damaged."""
+
+
+_BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
+    sqlite3.SQLITE_BUSY: FileLockedError,
+    sqlite3.SQLITE_LOCKED: FileLockedError,
+    sqlite3.SQLITE_FULL: FileFullError,
+    sqlite3.SQLITE_CORRUPT: FileDamagedError,
+    sqlite3.SQLITE_NOTADB: FileDamagedError,
+}
+
+
+def is_code(error: sqlite3.Error, code: int) -> bool:
+    """Whether `error` carries the primary result code `code`.
+
+    The low eight bits are the primary code, the rest the extended one
+    (https://www.sqlite.org/rescode.html). Errors that Python raises itself carry none.
+    """
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == code
+
+
+def translated(error: sqlite3.Error, path: Path) -> StorageError:
+    """The error of this package that stands for SQLite's, chosen by its result code."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    return _BY_PRIMARY_CODE.get(code, StorageError)(f"{path}: {error}")

@@ -1,0 +1,231 @@
+"""What is kept: how large, how old, under which revision.
+
+Every public function of this module, of `admission` and of `fence` that takes a connection is an
+operation: it runs from beginning to end as one transaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache import byte_range, checksum, values
+from zarr_cache.values import DamagedValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from zarr.abc.store import ByteRequest
+
+    from zarr_cache.checksum import ByteArray
+    from zarr_cache.connection import Connection
+
+type Data = bytes | ByteArray
+
+EVER = -(2**63)
+"""For `fresh_after`: every age is fresh."""
+
+INLINE = 64 * 1024
+"""Values of up to this many bytes come with the facts, in one statement.
+See docs/decisions/0002."""
+
+NEW_NAMESPACE = """
+INSERT INTO namespace (name)
+VALUES (:namespace)
+ON CONFLICT DO NOTHING
+"""
+
+LOOK_UP = """
+SELECT
+    counter.revision,
+    total.bytes,
+    max(coalesce(namespace.fence, 0), coalesce(entry.revision, 0)),
+    entry.id,
+    entry.kind,
+    entry.size,
+    entry.stored_at,
+    entry.writers,
+    entry.checksum,
+    CASE WHEN entry.size <= :inline AND entry.stored_at > :fresh_after THEN value.checksums END,
+    CASE WHEN entry.size <= :inline AND entry.stored_at > :fresh_after THEN value.data END
+FROM counter
+JOIN total ON total.kind = 'value'
+LEFT JOIN namespace ON namespace.name = :namespace
+LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = :key
+LEFT JOIN value ON value.entry = entry.id AND value.part = 0
+WHERE counter.id = 1
+"""
+
+
+class Found(NamedTuple):
+    """What the file knows of a key.
+
+    Attributes
+    ----------
+    revision
+        Number of writes that the file has seen: hand it back with what is fetched from now on.
+    cached_bytes
+        Bytes of all value entries in the file.
+    fence
+        Revision of the last write to the key: what was fetched at an earlier one is no answer.
+    entry, kind, size, stored_at, writers, checksum
+        The row of the key; None when there is none.
+    checksums
+        Of the blocks of the first part.
+    data
+        The bytes asked for, verified; None unless the key has bytes that are fresh.
+    is_damaged
+        The row or its bytes are not what was written.
+    """
+
+    revision: int
+    cached_bytes: int
+    fence: int
+    entry: int | None
+    kind: str | None
+    size: int
+    stored_at: int
+    writers: int | None
+    checksum: int
+    checksums: bytes | None = None
+    data: Data | None = None
+    is_damaged: bool = False
+
+
+def look_up(  # noqa: PLR0913 - whose key, which key, which bytes, how fresh
+    connection: Connection,
+    namespace: str,
+    key: str,
+    request: ByteRequest | None = None,
+    fresh_after: int = EVER,
+    *,
+    with_data: bool = True,
+) -> Found:
+    """What the file knows of the key, with the bytes that `request` asks for if they are fresh.
+
+    Parameters
+    ----------
+    fresh_after
+        What was stored at this time or earlier is not read.
+    with_data
+        Whether to read the bytes at all.
+    """
+    parameters = {
+        "namespace": namespace,
+        "key": key,
+        "fresh_after": fresh_after,
+        "inline": INLINE if with_data else -1,
+    }
+    row = connection.execute(LOOK_UP, parameters).fetchone()
+    found = Found(*row[:10])
+    if found.entry is None or found.kind == "fence" or found.stored_at <= fresh_after:
+        return found
+    facts = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
+    try:
+        if found.checksum != facts:
+            return found._replace(is_damaged=True)
+        if not with_data or found.kind == "absent":
+            return found
+        if found.size <= INLINE:
+            return found._replace(data=_inline(found, facts, request, row[10]))
+        large = _look_up_large(connection, parameters, found, facts, request)
+    except DamagedValueError:
+        return found._replace(is_damaged=True)
+    # Replaced while we looked: look again.
+    return large or look_up(connection, namespace, key, request, fresh_after)
+
+
+def look_up_many(
+    connection: Connection,
+    namespace: str,
+    key: str,
+    requests: Sequence[ByteRequest | None],
+    fresh_after: int,
+) -> list[Found]:
+    """`look_up` for each request, in their order."""
+    return [look_up(connection, namespace, key, request, fresh_after) for request in requests]
+
+
+def _inline(
+    found: Found,
+    facts: int,
+    request: ByteRequest | None,
+    data: bytes | None,
+) -> bytes:
+    """The bytes asked for, out of those that came with the facts."""
+    if len(data or b"") != found.size:
+        msg = "the value has another length"
+        raise DamagedValueError(msg)
+    if data:
+        values.verify(facts, 0, data, found.checksums or b"")
+    if request is None or data is None:
+        return data or b""
+    start, stop = byte_range.span(request, found.size)
+    return data[start:stop]
+
+
+def _look_up_large(
+    connection: Connection,
+    parameters: dict[str, str | int],
+    found: Found,
+    facts: int,
+    request: ByteRequest | None,
+) -> Found | None:
+    start, stop = byte_range.span(request, found.size)
+    with connection.reading():
+        # The facts once more, so that they and the bytes are of one and the same state of the file.
+        again = Found(*connection.execute(LOOK_UP, parameters).fetchone()[:10])
+        if (again.entry, again.checksum) != (found.entry, found.checksum):
+            return None
+        assert found.entry is not None  # noqa: S101 - for the type checker: asked by the caller
+        data = values.read(connection, found.entry, facts, found.size, start, stop)
+    return again._replace(data=data)
+
+
+USAGE = """
+SELECT usage.kind, usage.entries, usage.bytes
+FROM usage
+JOIN namespace ON namespace.id = usage.namespace
+WHERE namespace.name = :namespace
+"""
+
+TOTAL = """
+SELECT kind, entries, bytes
+FROM total
+"""
+
+
+class Usage(NamedTuple):
+    """How many entries and bytes, by kind of entry: of a namespace, and of the whole file."""
+
+    entries: dict[str, int]
+    bytes: dict[str, int]
+    total_entries: dict[str, int]
+    total_bytes: dict[str, int]
+
+
+def usage(connection: Connection, namespace: str) -> Usage:
+    """What the namespace and the file hold."""
+    with connection.reading():
+        own = connection.execute(USAGE, {"namespace": namespace}).fetchall()
+        total = connection.execute(TOTAL).fetchall()
+    return Usage(
+        {kind: entries for kind, entries, _ in own},
+        {kind: size for kind, _, size in own},
+        {kind: entries for kind, entries, _ in total},
+        {kind: size for kind, _, size in total},
+    )
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The least key after all keys that begin with `prefix`, or None when there is none.
+
+    Not LIKE, to which ``_`` and ``%`` are wildcards and case is nothing. SQLite compares text by
+    its UTF-8 bytes, which sort as the code points do.
+    """
+    for length in range(len(prefix), 0, -1):
+        code_point = ord(prefix[length - 1]) + 1
+        if 0xD800 <= code_point < 0xE000:  # surrogates, which UTF-8 has not
+            code_point = 0xE000
+        if code_point <= 0x10FFFF:  # noqa: PLR2004 - the last code point
+            return prefix[: length - 1] + chr(code_point)
+    return None

@@ -1,0 +1,347 @@
+"""zarr's Store on one SQLite file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, Self
+
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+
+from zarr_cache import byte_range as requests
+from zarr_cache import index, stored
+from zarr_cache.buffers import to_array, to_buffer
+from zarr_cache.database import FileDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import BufferPrototype
+
+    from zarr_cache.checksum import ByteArray
+    from zarr_cache.connection import Connection
+    from zarr_cache.index import Data
+
+
+class SqliteStore(Store):
+    """A Zarr hierarchy in one SQLite file, or the file in which a `CacheStore` keeps its values.
+
+    The file is opened at the first operation. Every operation is one transaction: it is done
+    whole or not at all, also when the process is killed. Any thread, event loop and process may
+    use the same file at once. What is stored here is never evicted, also when a `CacheStore`
+    keeps its values in the same file.
+
+    Parameters
+    ----------
+    path
+        The file. ``~`` is expanded, missing parent folders are made, a file that does not exist
+        is created with mode 0600.
+    read_only
+        Whether to refuse writes. The file must exist then.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The file, absolute and with symbolic links followed.
+    database : FileDatabase
+        Its connections in this process.
+
+    Raises
+    ------
+    ValueError
+        `path` is empty or ``":memory:"``, or names a folder.
+
+    Notes
+    -----
+    The first operation raises `zarr_cache.ForeignFileError` if the file is not one of ours and
+    `zarr_cache.NewerSchemaError` if a later release wrote it; both leave it as it was. Any operation
+    raises `zarr_cache.StorageError` when SQLite cannot do it: nothing of it is done then.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from zarr_cache import SqliteStore
+    >>> root = zarr.open_group(SqliteStore("data.sqlite"))  # doctest: +SKIP
+    """
+
+    supports_writes: bool = True
+    supports_deletes: bool = True
+    supports_listing: bool = True
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        super().__init__(read_only=read_only)
+        self.path = _checked(path)
+        self.database = FileDatabase.of(self.path)
+
+    def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's
+        """A store on the same file that refuses writes, or one that takes them."""
+        return type(self)(self.path, read_only=read_only)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and self.path == other.path
+
+    __hash__ = None  # type: ignore[assignment] # as zarr's own stores
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    def __str__(self) -> str:
+        return f"sqlite://{self.path.as_posix()}"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": str(self.path), "read_only": self.read_only}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    async def _open(self) -> None:
+        self._open_sync()
+        await super()._open()
+
+    def _open_sync(self) -> None:
+        if self.read_only and not self.path.exists():
+            msg = f"{self.path}: no such file; a read-only store does not create one"
+            raise FileNotFoundError(msg)
+        self.database.clock()
+
+    def close(self) -> None:
+        """Close the file. The next operation, of this store or another, opens it again."""
+        self.database.close()
+        super().close()
+
+    def _run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        if not self._is_open:
+            self._open_sync()
+            self._is_open = True
+        return self.database.run(operation, *args, **kwargs)
+
+    async def _run_async[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        if not self._is_open:
+            self._open_sync()
+            self._is_open = True
+        return await self.database.run_async(operation, *args, **kwargs)
+
+    # Reading
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """The bytes asked for; None if the store has no such key. See `zarr.abc.store.Store`."""
+        requests.check(byte_range)
+        return _buffer(prototype, await self._run_async(stored.read, key, byte_range))
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """As `get`, without an event loop."""
+        requests.check(byte_range)
+        return _buffer(prototype, self._run(stored.read, key, byte_range))
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        """The bytes asked for, in the order of the requests; None for absent keys."""
+        asked = list(key_ranges)
+        for _, request in asked:
+            requests.check(request)
+        found = await self._run_async(stored.read_many, asked)
+        return [_buffer(prototype, data) for data in found]
+
+    async def get_ranges(  # noqa: PLR0913 - zarr's
+        self,
+        key: str,
+        byte_ranges: Sequence[ByteRequest | None],
+        *,
+        prototype: BufferPrototype,
+        max_concurrency: int = 10,
+        max_gap_bytes: int = 1 << 20,
+        max_coalesced_bytes: int = 16 << 20,
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """All the ranges in one batch: there is no round trip to save by merging them.
+
+        Raises
+        ------
+        BaseExceptionGroup
+            With a `FileNotFoundError` in it: there is no such key.
+        """
+        found = await self._run_async(stored.read_many, [(key, each) for each in byte_ranges])
+        yield _batch(key, prototype, found)
+
+    def get_ranges_sync(
+        self,
+        key: str,
+        byte_ranges: Sequence[ByteRequest | None],
+        *,
+        prototype: BufferPrototype,
+        max_gap_bytes: int = 1 << 20,
+        max_coalesced_bytes: int = 16 << 20,
+    ) -> Sequence[tuple[int, Buffer | None]]:
+        """As `get_ranges`, without an event loop."""
+        found = self._run(stored.read_many, [(key, each) for each in byte_ranges])
+        return _batch(key, prototype, found)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such a key."""
+        return await self._run_async(stored.size, key) is not None
+
+    async def getsize(self, key: str) -> int:
+        """Bytes of the value, without reading it.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such key.
+        """
+        size = await self._run_async(stored.size, key)
+        if size is None:
+            raise FileNotFoundError(key)
+        return size
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        """Bytes of all values below the folder `prefix`, without reading them."""
+        return await self._run_async(stored.size_of_prefix, _folder(prefix))
+
+    async def is_empty(self, prefix: str) -> bool:
+        """Whether there is no key below the folder `prefix`."""
+        folder = _folder(prefix)
+        return not await self._run_async(stored.keys, folder, index.prefix_end(folder), 1)
+
+    async def list(self) -> AsyncIterator[str]:
+        """Every key, sorted."""
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Every key that begins with `prefix`, sorted.
+
+        Read some at a time: keys that are written or deleted meanwhile may be listed or not.
+        """
+        first, end = prefix, index.prefix_end(prefix)
+        while page := await self._run_async(stored.keys, first, end):
+            for key in page:
+                yield key
+            first = page[-1] + "\0"
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """The names directly below the folder `prefix`, of keys and of folders, each once."""
+        for child in await self._run_async(stored.children, _folder(prefix.rstrip("/"))):
+            yield child
+
+    # Writing
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Store the value under the key, in place of one that is there."""
+        await self._put([(key, value)])
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """As `set`, without an event loop."""
+        self._check_writable()
+        self._run(stored.put, [(key, _array(value))], self._now_ns())
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Store the value unless there is one, also when several processes do so at once."""
+        await self._put([(key, value)], replace=False)
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        await self._put(values)
+
+    async def _put(self, values: Iterable[tuple[str, Buffer]], *, replace: bool = True) -> None:
+        self._check_writable()
+        items = [(key, _array(value)) for key, value in values]
+        await self._run_async(stored.put, items, self._now_ns(), replace=replace)
+
+    async def delete(self, key: str) -> None:
+        """Remove the key, if there is one."""
+        self._check_writable()
+        await self._run_async(stored.delete, key)
+
+    def delete_sync(self, key: str) -> None:
+        """As `delete`, without an event loop."""
+        self._check_writable()
+        self._run(stored.delete, key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Remove every key below the folder `prefix`, all or none."""
+        self._check_writable()
+        await self._run_async(stored.delete_prefix, _folder(prefix))
+
+    async def clear(self) -> None:
+        """Remove every key. What a `CacheStore` keeps in the same file stays."""
+        await self.delete_dir("")
+
+    def _now_ns(self) -> int:
+        return self.database.clock().stamp_ns()
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    """The path of a file, absolute.
+
+    Raises
+    ------
+    ValueError
+        It cannot be one; the message says why, and what can.
+    """
+    name = os.fspath(path)
+    if not name:
+        msg = "path is empty; name the file to keep values in, such as 'cache.sqlite'"
+        raise ValueError(msg)
+    if name == ":memory:":
+        msg = (
+            "path is ':memory:', and SqliteStore keeps values in a file; "
+            "use zarr.storage.MemoryStore for values in memory, or name a file"
+        )
+        raise ValueError(msg)
+    resolved = Path(name).expanduser().resolve()
+    if resolved.is_dir():
+        msg = f"path is the folder {resolved}; name a file in it, such as {resolved}/cache.sqlite"
+        raise ValueError(msg)
+    return resolved
+
+
+def _folder(prefix: str) -> str:
+    """`prefix` as the beginning of the keys below it: ``"a"`` is not the folder of ``"ab/c"``."""
+    return prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+
+
+def _array(value: Buffer) -> ByteArray:
+    if not isinstance(value, Buffer):
+        msg = (
+            f"SqliteStore.set(): `value` must be a Buffer instance. "
+            f"Got an instance of {type(value)} instead."
+        )
+        raise TypeError(msg)
+    return to_array(value)
+
+
+def _buffer(prototype: BufferPrototype | None, data: Data | None) -> Buffer | None:
+    return None if data is None else to_buffer(prototype, data)
+
+
+def _batch(
+    key: str, prototype: BufferPrototype, found: Sequence[Data | None]
+) -> Sequence[tuple[int, Buffer | None]]:
+    if any(data is None for data in found):
+        msg = "chunk read failed"
+        raise BaseExceptionGroup(msg, [FileNotFoundError(key)])
+    return [(place, _buffer(prototype, data)) for place, data in enumerate(found)]

@@ -1,0 +1,176 @@
+"""What somebody stored in a file with SqliteStore: entries that nothing evicts.
+
+Every function here is an operation, see `zarr_cache.index`. They have a namespace of their own, whose
+name is empty, and which no source has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr_cache import checksum, index, values
+from zarr_cache.errors import FileDamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from zarr.abc.store import ByteRequest
+
+    from zarr_cache.checksum import ByteArray
+    from zarr_cache.connection import Connection
+    from zarr_cache.index import Data
+
+NAMESPACE = ""
+
+PAGE = 1000
+"""Keys of a listing that are read at a time."""
+
+PUT = """
+INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
+SELECT id, :key, 'stored', :size, :now, :now, 0, :checksum
+FROM namespace
+WHERE name = ''
+ON CONFLICT (namespace, key) DO UPDATE
+SET kind = excluded.kind,
+    size = excluded.size,
+    stored_at = excluded.stored_at,
+    used_at = excluded.used_at,
+    checksum = excluded.checksum
+WHERE :replace
+RETURNING id
+"""
+
+DELETE = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key = :key
+"""
+
+DELETE_PREFIX = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key >= :prefix
+  AND (:end IS NULL OR key < :end)
+"""
+
+SIZE = """
+SELECT size
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key = :key
+"""
+
+SIZE_OF_PREFIX = """
+SELECT coalesce(sum(size), 0)
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key >= :prefix
+  AND (:end IS NULL OR key < :end)
+"""
+
+KEYS = """
+SELECT key
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key >= :first
+  AND (:end IS NULL OR key < :end)
+ORDER BY key
+LIMIT :most
+"""
+
+
+def read(connection: Connection, key: str, request: ByteRequest | None) -> Data | None:
+    """The bytes asked for, verified; None if there is no such key.
+
+    Raises
+    ------
+    FileDamagedError
+        They are not the bytes that were stored.
+    """
+    found = index.look_up(connection, NAMESPACE, key, request)
+    if found.is_damaged:
+        msg = f"{key!r}: the stored bytes do not have the checksum that they were stored with"
+        raise FileDamagedError(msg)
+    return found.data
+
+
+def read_many(
+    connection: Connection, requests: Sequence[tuple[str, ByteRequest | None]]
+) -> list[Data | None]:
+    """`read` for each key and request, in their order."""
+    return [read(connection, key, request) for key, request in requests]
+
+
+def size(connection: Connection, key: str) -> int | None:
+    """Bytes of the value; None if there is no such key."""
+    row = connection.execute(SIZE, {"key": key}).fetchone()
+    return None if row is None else int(row[0])
+
+
+def put(
+    connection: Connection,
+    items: Iterable[tuple[str, ByteArray]],
+    now_ns: int,
+    *,
+    replace: bool = True,
+) -> None:
+    """Store the values under their keys, all or none; without `replace`, only where there is none."""
+    with connection.writing():
+        connection.execute(index.NEW_NAMESPACE, {"namespace": NAMESPACE})
+        for key, data in items:
+            facts = checksum.of_facts(NAMESPACE, key, "stored", data.size, now_ns)
+            parameters = {
+                "key": key,
+                "size": data.size,
+                "now": now_ns,
+                "checksum": facts,
+                "replace": replace,
+            }
+            for (entry,) in connection.execute(PUT, parameters).fetchall():
+                connection.execute(values.DELETE_PARTS, {"entry": entry})
+                values.write(connection, entry, facts, data)
+
+
+def delete(connection: Connection, key: str) -> None:
+    """Remove the key, if there is one."""
+    with connection.writing():
+        connection.execute(DELETE, {"key": key})
+
+
+def delete_prefix(connection: Connection, prefix: str) -> None:
+    """Remove every key that begins with `prefix`."""
+    with connection.writing():
+        connection.execute(DELETE_PREFIX, {"prefix": prefix, "end": index.prefix_end(prefix)})
+
+
+def size_of_prefix(connection: Connection, prefix: str) -> int:
+    """Bytes of all values whose key begins with `prefix`; reads no value."""
+    parameters = {"prefix": prefix, "end": index.prefix_end(prefix)}
+    ((total,),) = connection.execute(SIZE_OF_PREFIX, parameters).fetchall()
+    return int(total)
+
+
+def keys(connection: Connection, first: str, end: str | None, most: int = PAGE) -> list[str]:
+    """Keys in the half-open interval ``[first, end)``, sorted, at most so many."""
+    parameters = {"first": first, "end": end, "most": most}
+    return [key for (key,) in connection.execute(KEYS, parameters)]
+
+
+def children(connection: Connection, prefix: str) -> list[str]:
+    """What follows `prefix` up to the next ``/`` in the keys that begin with it, each once.
+
+    Finds the next key after all those of the last child: the cost is that of the children, not of
+    the keys below them.
+    """
+    end = index.prefix_end(prefix)
+    found: list[str] = []
+    first = prefix
+    while page := keys(connection, first, end, 1):
+        child = page[0].removeprefix(prefix).split("/")[0]
+        found.append(child)
+        if page[0] == prefix + child:
+            # A key, below which there may be others, and between them others yet: "a", "a-b", "a/c".
+            first = page[0] + "\0"
+        else:
+            first = prefix + child + "0"  # the character after "/"
+    return list(dict.fromkeys(found))

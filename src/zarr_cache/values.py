@@ -1,0 +1,144 @@
+"""The bytes of an entry: rows of the table ``value``, and their checksums."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zarr_cache import checksum
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+    from zarr_cache.checksum import ByteArray
+
+PART = 64 * checksum.BLOCK
+"""Bytes of a part. Far below SQLite's limit for one blob, 10^9 bytes, and a whole number of blocks.
+See docs/decisions/0002."""
+
+INSERT_PART = """
+INSERT INTO value (entry, part, checksums, data)
+VALUES (:entry, :part, :checksums, :data)
+"""
+
+DELETE_PARTS = """
+DELETE FROM value
+WHERE entry = :entry
+"""
+
+FIND_PART = """
+SELECT rowid, checksums, length(data)
+FROM value
+WHERE entry = :entry AND part = :part
+"""
+
+
+type Keep = Callable[[sqlite3.Connection, int, int, ByteArray], None]
+"""Keeps bytes for an entry that has none: `write`, or `write_checksums`."""
+
+
+class DamagedValueError(Exception):
+    """The bytes of an entry are not those that were written with its facts."""
+
+
+def write(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:
+    """Keep `data` as the bytes of the entry, which has none so far."""
+    for part, start in enumerate(range(0, data.size, PART)):
+        piece = data[start : start + PART]
+        parameters = {
+            "entry": entry,
+            "part": part,
+            "checksums": checksum.of_blocks(seed, start // checksum.BLOCK, piece),
+            "data": piece.data,
+        }
+        connection.execute(INSERT_PART, parameters)
+
+
+def verify(seed: int, first: int, data: bytes, checksums: bytes) -> None:
+    """Raise unless `data` has the checksums that were written with it.
+
+    Raises
+    ------
+    DamagedValueError
+        A block differs.
+    """
+    if checksum.of_blocks(seed, first, np.frombuffer(data, np.uint8)) != checksums:
+        msg = f"block {first} or one after it"
+        raise DamagedValueError(msg)
+
+
+def read(
+    connection: sqlite3.Connection, entry: int, seed: int, size: int, start: int, stop: int
+) -> bytes | ByteArray:
+    """The bytes ``[start, stop)`` of the entry, verified.
+
+    Reads and verifies whole blocks: up to two blocks more than asked for. Call it inside a
+    transaction, so that all parts are of one and the same value.
+
+    Raises
+    ------
+    DamagedValueError
+        A part is missing, has another length, or has bytes that differ from those written.
+    """
+    parts = range(start // PART, -(-stop // PART))
+    if len(parts) == 1:
+        return _read_part(connection, entry, seed, size, parts[0], start, stop)
+    whole = np.empty(stop - start, np.uint8)
+    for part in parts:
+        begin, end = max(start, part * PART), min(stop, (part + 1) * PART)
+        piece = _read_part(connection, entry, seed, size, part, begin, end)
+        whole[begin - start : end - start] = np.frombuffer(piece, np.uint8)
+    return whole
+
+
+def _read_part(  # noqa: PLR0913 - a place in a part of a value of an entry
+    connection: sqlite3.Connection,
+    entry: int,
+    seed: int,
+    size: int,
+    part: int,
+    start: int,
+    stop: int,
+) -> bytes:
+    """The bytes ``[start, stop)`` of a value of `size` bytes, all of them in one part."""
+    origin = part * PART
+    length = min(PART, size - origin)
+    row = connection.execute(FIND_PART, {"entry": entry, "part": part}).fetchone()
+    if row is None or row[2] != length:
+        msg = f"part {part} is missing or has another length"
+        raise DamagedValueError(msg)
+    rowid, checksums, _ = row
+    # Whole blocks, since a checksum is over a block.
+    first, last = (start - origin) // checksum.BLOCK, -(-(stop - origin) // checksum.BLOCK)
+    begin, end = first * checksum.BLOCK, min(last * checksum.BLOCK, length)
+    # A blob handle reads from the pages into the bytes that are returned. A SELECT of the same
+    # makes a copy in between, and for large values that costs more than the read.
+    with connection.blobopen("value", "data", rowid, readonly=True) as blob:
+        blob.seek(begin)
+        data = blob.read(end - begin)
+    verify(seed, origin // checksum.BLOCK + first, data, checksums[4 * first : 4 * last])
+    if (origin + begin, origin + end) == (start, stop):
+        return data
+    return data[start - origin - begin : stop - origin - begin]
+
+
+def write_checksums(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:
+    """Keep only the checksums of `data`, whose bytes are kept in another store."""
+    parameters = {
+        "entry": entry,
+        "part": 0,
+        "checksums": checksum.of_blocks(seed, 0, data),
+        "data": b"",
+    }
+    connection.execute(INSERT_PART, parameters)
+
+
+def replace(
+    connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray | None, keep: Keep
+) -> None:
+    """Remove the bytes of the entry and keep others, if there are any."""
+    connection.execute(DELETE_PARTS, {"entry": entry})
+    if data is not None:
+        keep(connection, entry, seed, data)
