@@ -1,0 +1,180 @@
+"""The budget: what goes when there is too much, and what goes because it is stale.
+
+Values in the file and parts of values in memory share one budget and one order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache import pending
+from zarr_cache.index import EVER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from zarr_cache.connection import Connection
+    from zarr_cache.range_cache import RangeCache
+
+LATEST = 2**63 - 1
+"""A time after every stamp."""
+
+MOST_EXPIRED = 256
+"""So many stale entries are removed at a time; what is left goes the next time."""
+
+CACHED_BYTES = """
+SELECT bytes
+FROM total
+WHERE kind = 'value'
+"""
+
+# Walks the index by use from the oldest on, and stops where enough is freed or where the oldest
+# range entry in memory would go first: the cost is that of what goes, not of what is kept.
+EVICT = """
+WITH RECURSIVE victim (id, used_at, freed) AS (
+    SELECT id, used_at, size
+    FROM (
+        SELECT id, used_at, size
+        FROM entry
+        WHERE kind = 'value' AND used_at < :before
+        ORDER BY used_at, id
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT next.id, next.used_at, victim.freed + next.size
+    FROM victim
+    JOIN entry AS next ON next.id = (
+        SELECT id
+        FROM entry
+        WHERE kind = 'value' AND (used_at, id) > (victim.used_at, victim.id) AND used_at < :before
+        ORDER BY used_at, id
+        LIMIT 1
+    )
+    WHERE victim.freed < :excess
+)
+DELETE FROM entry
+WHERE id IN (SELECT id FROM victim)
+RETURNING key
+"""
+
+EXPIRE = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+      AND kind = :kind
+      AND stored_at <= :fresh_after
+    ORDER BY stored_at
+    LIMIT :most
+)
+RETURNING key
+"""
+
+
+class Limits(NamedTuple):
+    """What the entries of a namespace may cost and how old they may be.
+
+    Attributes
+    ----------
+    max_size
+        Bytes of all value entries in the file and all range entries of this process, or None.
+    ranges
+        The range entries.
+    fresh_after
+        A value stored at this time or earlier is stale, and an absence stored at
+        `absent_fresh_after` or earlier.
+    """
+
+    max_size: int | None
+    ranges: RangeCache
+    fresh_after: int
+    absent_fresh_after: int
+
+
+@dataclass(slots=True)
+class Removed:
+    """What an operation removed.
+
+    Attributes
+    ----------
+    evicted
+        Keys of the values that went to make room.
+    evicted_ranges
+        Number of the range entries that did.
+    expired
+        Keys that went because they were stale.
+    fenced
+        Keys that went because a write passed by.
+    """
+
+    evicted: list[str] = field(default_factory=list)
+    evicted_ranges: int = 0
+    expired: list[str] = field(default_factory=list)
+    fenced: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def under_limits(
+    connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
+) -> Iterator[Removed]:
+    """Run the block as one write transaction, at whose end the limits hold.
+
+    What is stale goes before the block, and the least recently used after it.
+
+    Parameters
+    ----------
+    touches
+        Time of the last use by entry, as far as it waits to be written: eviction goes by them.
+    """
+    removed = Removed()
+    with connection.writing():
+        pending.write_touches(connection, touches)
+        _expire(connection, namespace, limits, removed)
+        yield removed
+        _evict(connection, limits, removed)
+
+
+def enforce(
+    connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
+) -> Removed:
+    """Come under the limits."""
+    with under_limits(connection, namespace, limits, touches) as removed:
+        return removed
+
+
+def _evict(connection: Connection, limits: Limits, removed: Removed) -> None:
+    """Remove the least recently used, in the file and in memory alike, until the rest fits."""
+    while limits.max_size is not None:
+        (cached_bytes,) = connection.execute(CACHED_BYTES).fetchone()
+        excess = cached_bytes + limits.ranges.nbytes - limits.max_size
+        if excess <= 0:
+            return
+        oldest_range = limits.ranges.oldest_use()
+        before = LATEST if oldest_range is None else oldest_range
+        rows = connection.execute(EVICT, {"excess": excess, "before": before}).fetchall()
+        removed.evicted += [key for (key,) in rows]
+        if not rows:
+            if not limits.ranges.evict():
+                return
+            removed.evicted_ranges += 1
+
+
+def _expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:
+    """Remove what is stale."""
+    for kind, fresh_after in (
+        ("value", limits.fresh_after),
+        ("absent", limits.absent_fresh_after),
+    ):
+        if fresh_after == EVER:
+            continue
+        parameters = {
+            "namespace": namespace,
+            "kind": kind,
+            "fresh_after": fresh_after,
+            "most": MOST_EXPIRED,
+        }
+        removed.expired += [key for (key,) in connection.execute(EXPIRE, parameters)]
+    limits.ranges.expire(namespace, limits.fresh_after)

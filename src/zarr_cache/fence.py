@@ -1,0 +1,197 @@
+"""Writes to the source: what was kept of their keys goes, and what was asked for before is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr_cache import checksum, values
+from zarr_cache.admission import TRIM
+from zarr_cache.budget import under_limits
+from zarr_cache.index import NEW_NAMESPACE, prefix_end
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from zarr_cache.admission import Answer
+    from zarr_cache.budget import Limits, Removed
+    from zarr_cache.connection import Connection
+    from zarr_cache.values import Keep
+
+MOST_FENCES = 10_000
+"""So many fences are kept in a file. A fence that goes leaves its revision to its namespace."""
+
+NEXT_REVISION = """
+UPDATE counter
+SET revision = revision + 1
+RETURNING revision
+"""
+
+# Nothing that is asked of the source from here on is kept until the write has ended.
+BEGIN_WRITE = """
+INSERT INTO entry (
+    namespace, key, kind, size, stored_at, used_at, revision, writers, checksum
+)
+SELECT id, :key, 'fence', 0, :now, :now, :revision, 1, 0
+FROM namespace
+WHERE name = :namespace
+ON CONFLICT (namespace, key) DO UPDATE
+SET kind = 'fence',
+    size = 0,
+    stored_at = excluded.stored_at,
+    used_at = excluded.used_at,
+    revision = excluded.revision,
+    writers = writers + 1
+WHERE kind <> 'stored'
+RETURNING id
+"""
+
+# Only the one writer whose fence still stands knows what the source holds now.
+END_WRITE_WITH_VALUE = """
+UPDATE entry
+SET kind = 'value',
+    size = :size,
+    stored_at = :stored_at,
+    used_at = :used_at,
+    revision = :revision,
+    writers = 0,
+    checksum = :checksum
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND revision = :begun
+  AND writers = 1
+RETURNING id
+"""
+
+END_WRITE = """
+INSERT INTO entry (
+    namespace, key, kind, size, stored_at, used_at, revision, writers, checksum
+)
+SELECT id, :key, 'fence', 0, :now, :now, :revision, 0, 0
+FROM namespace
+WHERE name = :namespace
+ON CONFLICT (namespace, key) DO UPDATE
+SET kind = 'fence',
+    size = 0,
+    stored_at = excluded.stored_at,
+    used_at = excluded.used_at,
+    revision = excluded.revision,
+    writers = max(0, writers - 1)
+WHERE kind <> 'stored'
+RETURNING id
+"""
+
+REMOVE_PREFIX = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key >= :prefix
+  AND (:end IS NULL OR key < :end)
+  AND kind <> 'stored'
+RETURNING key
+"""
+
+RAISE_FENCE = """
+UPDATE namespace
+SET fence = :revision
+WHERE name = :namespace
+"""
+
+
+def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now_ns: int) -> int:
+    """Make what is kept of the keys unusable while the source is written to.
+
+    Returns
+    -------
+    int
+        The revision of this write, for `end_write`.
+    """
+    with connection.writing():
+        revision = _next_revision(connection, namespace)
+        parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+        for key in keys:
+            _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
+    return revision
+
+
+def end_write(  # noqa: PLR0913 - what, whose, and under which limits
+    connection: Connection,
+    namespace: str,
+    keys: Sequence[str],
+    answers: Mapping[str, Answer],
+    now_ns: int,
+    limits: Limits,
+    touches: Mapping[int, int],
+    *,
+    keep: Keep = values.write,
+) -> Removed:
+    """Let the keys be asked for again, and keep what the source is known to hold now.
+
+    Parameters
+    ----------
+    keys
+        Those of `begin_write`.
+    answers
+        By key, what the source would answer now, with the revision of `begin_write`. A key that is
+        not in it is asked for again at the next read. So is one that another writer wrote to
+        meanwhile: nobody knows who came last.
+    """
+    with under_limits(connection, namespace, limits, touches) as removed:
+        revision = _next_revision(connection, namespace)
+        for key in keys:
+            answer = answers.get(key)
+            if answer is None or not _end_with_value(
+                connection, namespace, key, answer, revision, keep
+            ):
+                parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+                _fence(connection, END_WRITE, {"key": key, **parameters})
+                removed.fenced.append(key)
+        connection.execute(TRIM, {"kind": "fence", "most": MOST_FENCES})
+    return removed
+
+
+def _next_revision(connection: Connection, namespace: str) -> int:
+    connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+    ((revision,),) = connection.execute(NEXT_REVISION).fetchall()
+    return int(revision)
+
+
+def _fence(connection: Connection, statement: str, parameters: dict[str, str | int]) -> None:
+    for (entry,) in connection.execute(statement, parameters).fetchall():
+        connection.execute(values.DELETE_PARTS, {"entry": entry})
+
+
+def _end_with_value(  # noqa: PLR0913 - what, whose, and under which revision
+    connection: Connection, namespace: str, key: str, answer: Answer, revision: int, keep: Keep
+) -> bool:
+    facts = checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
+    rows = connection.execute(
+        END_WRITE_WITH_VALUE,
+        {
+            "namespace": namespace,
+            "key": key,
+            "size": answer.size,
+            "stored_at": answer.stored_at,
+            "used_at": answer.used_at,
+            "begun": answer.revision,
+            "revision": revision,
+            "checksum": facts,
+        },
+    ).fetchall()
+    for (entry,) in rows:
+        values.replace(connection, entry, facts, answer.data, keep)
+    return bool(rows)
+
+
+def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:
+    """Remove what is kept of every key that begins with `prefix`; refuse what is being fetched.
+
+    Returns
+    -------
+    list of str
+        The keys removed.
+    """
+    with connection.writing():
+        revision = _next_revision(connection, namespace)
+        parameters = {"namespace": namespace, "prefix": prefix, "end": prefix_end(prefix)}
+        removed = connection.execute(REMOVE_PREFIX, parameters).fetchall()
+        connection.execute(RAISE_FENCE, {"namespace": namespace, "revision": revision})
+    return [key for (key,) in removed]

@@ -1,0 +1,107 @@
+"""Uses and counts that wait in memory to be written into the file together."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from zarr_cache.index import NEW_NAMESPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zarr_cache.connection import Connection
+
+LASTING = ("hits", "misses", "bytes_served", "bytes_fetched", "evictions", "expirations")
+"""What is added up in the file: the columns of the table ``statistics``."""
+
+TOUCH = """
+UPDATE entry
+SET used_at = :used_at
+WHERE id = :entry AND used_at < :used_at AND kind IN ('value', 'absent')
+"""
+
+ADD_STATISTICS = """
+UPDATE statistics
+SET hits = hits + :hits,
+    misses = misses + :misses,
+    bytes_served = bytes_served + :bytes_served,
+    bytes_fetched = bytes_fetched + :bytes_fetched,
+    evictions = evictions + :evictions,
+    expirations = expirations + :expirations
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+"""
+
+
+class Pending:
+    """Uses and counts that wait to be written into the file, so that a hit writes nothing.
+
+    Any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._touches: dict[int, int] = {}
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def __len__(self) -> int:
+        """Number of entries whose last use is not in the file yet."""
+        return len(self._touches)
+
+    def touch(self, entry: int, used_at: int) -> None:
+        """Note a use of the entry."""
+        with self._lock:
+            self._touches[entry] = used_at
+
+    def count(self, namespace: str, name: str, number: int) -> None:
+        """Add to one of `LASTING`."""
+        with self._lock:
+            self._counts[namespace][name] += number
+
+    def take_touches(self) -> dict[int, int]:
+        """The uses noted since the last call."""
+        with self._lock:
+            touches, self._touches = self._touches, {}
+        return touches
+
+    def put_back(self, touches: dict[int, int]) -> None:
+        """Undo `take_touches`: what took them has not been able to write them."""
+        with self._lock:
+            self._touches = {**touches, **self._touches}
+
+    def take_counts(self) -> dict[str, dict[str, int]]:
+        """What was counted since the last call, by namespace, with each of `LASTING`."""
+        with self._lock:
+            counts, self._counts = self._counts, defaultdict(Counter)
+        return {
+            namespace: {name: added[name] for name in LASTING}
+            for namespace, added in counts.items()
+        }
+
+
+def write(
+    connection: Connection, counts: Mapping[str, Mapping[str, int]], touches: Mapping[int, int]
+) -> None:
+    """Write the uses and counts that were gathered in memory.
+
+    Parameters
+    ----------
+    counts
+        By namespace, what to add to which column of `statistics`.
+    touches
+        Time of the last use, by entry.
+    """
+    with connection.writing():
+        write_touches(connection, touches)
+        for namespace, added in counts.items():
+            connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+            connection.execute(ADD_STATISTICS, {"namespace": namespace, **added})
+
+
+def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
+    """Write the uses into a transaction that is under way."""
+    if touches:
+        connection.executemany(
+            TOUCH, [{"entry": entry, "used_at": used_at} for entry, used_at in touches.items()]
+        )

@@ -1,0 +1,43 @@
+"""What happened, counted for this process and, as far as it lasts, for the file."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from zarr_cache.pending import LASTING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zarr_cache.pending import Pending
+
+
+class Statistics:
+    """What happened through one CacheStore and its views, in this process.
+
+    Parameters
+    ----------
+    namespace
+        Whose hits and misses these are.
+    pending
+        Tells where what lasts is counted as well.
+    """
+
+    def __init__(self, namespace: str, pending: Callable[[], Pending]) -> None:
+        self._namespace = namespace
+        self._pending = pending
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, **numbers: int) -> None:
+        """Add to the counts of these names."""
+        with self._lock:
+            self._counts.update(numbers)
+        for name, number in numbers.items():
+            if name in LASTING and number:
+                self._pending().count(self._namespace, name, number)
+
+    def __getitem__(self, name: str) -> int:
+        return self._counts[name]

@@ -1,0 +1,200 @@
+"""Full values in any zarr store, and what is known about them in a database in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import _store_supports_sync_io
+from zarr.core.buffer import cpu
+from zarr.core.sync import sync
+
+from zarr_cache import admission, byte_range, checksum, fence, index, values
+from zarr_cache.database import MemoryDatabase
+from zarr_cache.errors import StorageError
+from zarr_cache.flow import step
+from zarr_cache.value_cache import ValueCache
+from zarr_cache.values import DamagedValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer
+
+    from zarr_cache.admission import Answer
+    from zarr_cache.budget import Limits, Removed
+    from zarr_cache.checksum import ByteArray
+    from zarr_cache.flow import Flow
+    from zarr_cache.index import Found
+
+
+class StoreCache(ValueCache):
+    """Full values under their own keys in `store`; a value that is not what was put there is a miss.
+
+    The index is filled at first use from what the store lists. Nothing tells how old that is, so
+    it counts as older than any finite age.
+
+    Parameters
+    ----------
+    store
+        Any store that supports deletes.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(MemoryDatabase())
+        self._store = store
+        self._is_filled = not store.supports_listing
+
+    def look_up(
+        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+    ) -> Flow[Found]:
+        """What is kept of the key, with the bytes asked for where they are fresh."""
+        found = yield from self.peek(namespace, key)
+        if found.kind != "value" or found.stored_at <= fresh_after:
+            return found
+        buffer = yield from self._get(key)
+        data = None if buffer is None else buffer.to_bytes()
+        facts = checksum.of_facts(namespace, key, "value", found.size, found.stored_at)
+        if data is None or len(data) != found.size:
+            return found._replace(is_damaged=True)
+        try:
+            if found.checksums is not None:
+                values.verify(facts, 0, data, found.checksums)
+        except DamagedValueError:
+            return found._replace(is_damaged=True)
+        start, stop = byte_range.span(request, found.size)
+        return found._replace(data=data[start:stop])
+
+    def look_up_many(
+        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
+    ) -> Flow[list[Found]]:
+        """`look_up` for each request."""
+        found = []
+        for request in requests:
+            found.append((yield from self.look_up(namespace, key, request, fresh_after)))
+        return found
+
+    def peek(self, namespace: str, key: str) -> Flow[Found]:
+        """What is known of the key, with the checksums of its value."""
+        yield from self._fill(namespace)
+        return (yield from self._run(index.look_up, namespace, key, with_data=False))
+
+    def admit(
+        self, namespace: str, key: str, answer: Answer, limits: Limits
+    ) -> Flow[Removed | None]:
+        """Keep an answer, under the limits; None when a write has overtaken it."""
+        if answer.data is not None:
+            yield from self._set(key, answer.data)
+        admit = partial(admission.admit, keep=values.write_checksums)
+        removed = yield from self._with_touches(admit, namespace, key, answer, limits)
+        if removed is None:
+            # The write's own value, if it has one, does not go with these bytes: read as a miss.
+            found = yield from self.peek(namespace, key)
+            if found.kind != "value":
+                yield from self._delete([key])
+            return None
+        yield from self._delete([*removed.evicted, *removed.expired])
+        return removed
+
+    def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
+        """Come under the limits."""
+        yield from self._fill(namespace)
+        removed = yield from super().enforce(namespace, limits)
+        yield from self._delete([*removed.evicted, *removed.expired])
+        return removed
+
+    def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
+        """Remove what is kept of the key, unless it is newer."""
+        forgotten = yield from super().forget(namespace, key, revision, stored_at)
+        yield from self._delete(forgotten)
+        return forgotten
+
+    def discard(self, found: Found) -> Flow[list[str]]:
+        """Remove a damaged entry."""
+        discarded = yield from super().discard(found)
+        yield from self._delete(discarded)
+        return discarded
+
+    def end_write(
+        self,
+        namespace: str,
+        keys: Sequence[str],
+        answers: Mapping[str, Answer],
+        now_ns: int,
+        limits: Limits,
+    ) -> Flow[Removed]:
+        """Let the keys be asked for again, and keep what the source is known to hold."""
+        for key, answer in answers.items():
+            if answer.data is not None:
+                yield from self._set(key, answer.data)
+        end_write = partial(fence.end_write, keep=values.write_checksums)
+        removed = yield from self._with_touches(end_write, namespace, keys, answers, now_ns, limits)
+        yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
+        return removed
+
+    def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
+        """Remove what is kept under a prefix, and refuse what is being fetched."""
+        yield from self._fill(namespace)
+        removed = yield from super().fence_prefix(namespace, prefix)
+        yield from self._delete(removed)
+        return removed
+
+    def _fill(self, namespace: str) -> Flow[None]:
+        """Take what the store lists into the index, once; who comes meanwhile waits."""
+        while not self._is_filled:
+            flight, leads = self.flights.join(("fill",))
+            if not leads:
+                yield from flight.wait()
+                continue
+            try:
+                if not self._is_filled:
+                    sizes = yield from step(lambda: sync(self._sizes()), self._sizes)
+                    yield from self._run(admission.adopt, namespace, sizes)
+                    self._is_filled = True
+            except Exception as error:
+                raise self._fault(error) from error
+            finally:
+                self.flights.end(("fill",), flight)
+
+    async def _sizes(self) -> list[tuple[str, int]]:
+        return [(key, await self._store.getsize(key)) async for key in self._store.list()]
+
+    def _get(self, key: str) -> Flow[Buffer | None]:
+        prototype = cpu.buffer_prototype
+        store: Any = self._store
+        return self._call(
+            partial(store.get_sync, key, prototype=prototype) if self._is_sync() else None,
+            partial(store.get, key, prototype),
+        )
+
+    def _set(self, key: str, data: ByteArray) -> Flow[None]:
+        buffer = cpu.Buffer.from_array_like(data)
+        store: Any = self._store
+        return self._call(
+            partial(store.set_sync, key, buffer) if self._is_sync() else None,
+            partial(store.set, key, buffer),
+        )
+
+    def _delete(self, keys: Sequence[str]) -> Flow[None]:
+        store: Any = self._store
+        for key in keys:
+            yield from self._call(
+                partial(store.delete_sync, key) if self._is_sync() else None,
+                partial(store.delete, key),
+            )
+
+    def _is_sync(self) -> bool:
+        return _store_supports_sync_io(self._store)
+
+    def _call[T](
+        self, blocking: Callable[[], T] | None, awaitable: Callable[[], Coroutine[Any, Any, T]]
+    ) -> Flow[T]:
+        """Call the store; what it raises is a fault of the cache, not of the read."""
+        try:
+            return (yield from step(blocking or (lambda: sync(awaitable())), awaitable))
+        except Exception as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> StorageError:
+        return StorageError(f"{self._store}: {type(error).__name__}: {error}")
