@@ -109,7 +109,7 @@ class Answer(NamedTuple):
         return 0 if self.data is None else self.data.size
 
 
-def admit(  # noqa: PLR0913 - what, whose, and under which limits
+def admit(
     connection: Connection,
     namespace: str,
     key: str,

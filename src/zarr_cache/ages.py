@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Literal
 
 from zarr_cache.index import EVER
@@ -11,7 +12,7 @@ type Age = float | Literal["infinity"] | None
 """Seconds; ``"infinity"`` or None: for ever."""
 
 
-def checked(name: str, age: Age) -> Age:
+def checked(name: str, age: object) -> Age:
     """`age`, if it is one.
 
     Raises
@@ -23,21 +24,19 @@ def checked(name: str, age: Age) -> Age:
     """
     if age is None or age == "infinity":
         return age
+    expected = f"{name} must be a number of seconds, 'infinity' or None, got {age!r}"
     if isinstance(age, str):
-        msg = f"{name} must be a number of seconds, 'infinity' or None, got {age!r}"
-        raise ValueError(msg)
-    if isinstance(age, bool) or not isinstance(age, int | float):
-        msg = f"{name} must be a number of seconds, 'infinity' or None, got {age!r}"
-        raise TypeError(msg)
+        raise ValueError(expected)  # noqa: TRY004 - as zarr's CacheStore for a string
+    if not isinstance(age, Real):
+        raise TypeError(expected)
     if math.isnan(age) or age < 0:
-        msg = f"{name} must not be negative or NaN, got {age!r}"
-        raise ValueError(msg)
-    return age
+        raise ValueError(f"{name} must not be negative or NaN, got {age!r}")
+    return float(age)
 
 
 def fresh_after(age: Age, now_ns: int) -> int:
     """The time in nanoseconds after which an answer must have been given to be fresh now."""
-    if age is None or age == "infinity" or age == math.inf:
+    if age is None or age == "infinity" or math.isinf(age):
         return EVER
     return max(EVER, now_ns - int(age * 1_000_000_000))
 

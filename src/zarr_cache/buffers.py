@@ -20,4 +20,6 @@ def to_array(value: Buffer) -> ByteArray:
 
 def to_buffer(prototype: BufferPrototype | None, data: bytes | ByteArray) -> Buffer:
     """The bytes as a buffer of the type asked for; zarr's default if None."""
+    if isinstance(data, np.ndarray):
+        return (prototype or default_buffer_prototype()).buffer.from_array_like(data)
     return (prototype or default_buffer_prototype()).buffer.from_bytes(data)

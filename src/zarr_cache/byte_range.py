@@ -10,7 +10,7 @@ from zarr.abc.store import (
 )
 
 
-def check(byte_range: ByteRequest | None) -> None:
+def check(byte_range: object) -> None:
     """Refuse what is not one of zarr's byte requests.
 
     Raises
@@ -22,19 +22,17 @@ def check(byte_range: ByteRequest | None) -> None:
     """
     match byte_range:
         case None:
-            return
+            least = 0
         case RangeByteRequest(start, end):
-            numbers = (start, end)
+            least = min(start, end)
         case OffsetByteRequest(offset):
-            numbers = (offset,)
+            least = offset
         case SuffixByteRequest(suffix):
-            numbers = (suffix,)
+            least = suffix
         case _:
-            msg = f"Unexpected byte_range, got {byte_range}."
-            raise TypeError(msg)
-    if min(numbers) < 0:
-        msg = f"byte_range must not be negative, got {byte_range}"
-        raise ValueError(msg)
+            raise TypeError(f"Unexpected byte_range, got {byte_range}.")
+    if least < 0:
+        raise ValueError(f"byte_range must not be negative, got {byte_range}")
 
 
 def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:

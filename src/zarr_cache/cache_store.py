@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store, _store_supports_sync_io
-from zarr.core.buffer import cpu, default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from zarr_cache import ages, byte_range as requests
-from zarr_cache.ages import Age
-from zarr_cache.buffers import to_array, to_buffer
-from zarr_cache.errors import StorageError
+from zarr_cache import ages, reading, writing
+from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.faults import Faults
-from zarr_cache.flow import run, run_async, step
+from zarr_cache.flow import run, run_async
 from zarr_cache.forecast import Forecast
-from zarr_cache.admission import Answer
-from zarr_cache.budget import Limits
 from zarr_cache.namespace import name_of
-from zarr_cache.range_cache import RangeEntry
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.statistics import Statistics
 from zarr_cache.store_cache import StoreCache
-from zarr_cache.value_cache import MOST_PENDING, ValueCache
+from zarr_cache.value_cache import ValueCache
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncGenerator,
-        AsyncIterator,
-        Callable,
-        Coroutine,
-        Iterable,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
     from types import TracebackType
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
+    from zarr_cache.ages import Age
     from zarr_cache.flow import Flow
-    from zarr_cache.budget import Removed
-    from zarr_cache.index import Data, Found
-
-ABSENT_SECONDS = 60
-"""For how long a read-only view believes that a key is absent, unless told otherwise."""
 
 
 class CacheStore(WrapperStore[Store]):
@@ -98,7 +81,10 @@ class CacheStore(WrapperStore[Store]):
         `cache_store` does not support deletes, or an age, a size or a name is not one.
     """
 
-    def __init__(  # noqa: PLR0913 - zarr's, and ours
+    # WrapperStore asks the wrapped store; this one opens and closes two.
+    _is_open = False
+
+    def __init__(
         self,
         store: Store,
         *,
@@ -117,55 +103,84 @@ class CacheStore(WrapperStore[Store]):
             )
             raise ValueError(msg)
         if max_size is not None and max_size < 0:
-            msg = f"max_size must be a number of bytes or None, got {max_size!r}"
-            raise ValueError(msg)
+            raise ValueError(f"max_size must be a number of bytes or None, got {max_size!r}")
         if namespace == "":
-            msg = "namespace must not be empty: the empty one holds what SqliteStore itself stores"
-            raise ValueError(msg)
+            raise ValueError(
+                "namespace must not be empty: the empty one holds what SqliteStore itself stores"
+            )
         if read_only is not None and store.read_only != read_only:
             store = store.with_read_only(read_only)
         super().__init__(store)
-        self.max_age_seconds = ages.checked("max_age_seconds", max_age_seconds)
-        self.max_age_absent_seconds = ages.checked("max_age_absent_seconds", max_age_absent_seconds)
-        self.max_size = max_size
-        self.cache_set_data = cache_set_data
-        self.namespace = name_of(store) if namespace is None else namespace
-        self._cache = cache_store
-        self._given_namespace = namespace
-        self._is_open_here = False
-        self._values = (
+        settings = Settings(
+            max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
+            max_size=max_size,
+            cache_set_data=cache_set_data,
+            max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
+        )
+        values = (
             ValueCache.of(cache_store.database)
             if isinstance(cache_store, SqliteStore)
             else StoreCache(cache_store)
         )
-        self._statistics = Statistics(self.namespace, lambda: self._values.pending)
-        self._faults = Faults(self._statistics)
-        self._forecast = Forecast()
+        name = name_of(store) if namespace is None else namespace
+        statistics = Statistics(name, lambda: values.pending)
+        self._cache = cache_store
+        self._given_namespace = namespace
+        self._is_open = False
+        self._cached = CachedSource(
+            source=store,
+            values=values,
+            namespace=name,
+            settings=settings,
+            statistics=statistics,
+            faults=Faults(statistics),
+            forecast=Forecast(),
+        )
+
+    @property
+    def max_age_seconds(self) -> Age:
+        """For how many seconds an answer is fresh; ``"infinity"`` or None for ever."""
+        return self._cached.settings.max_age_seconds
+
+    @property
+    def max_age_absent_seconds(self) -> Age:
+        """For how many seconds an absence is believed; None for 60, by read-only views."""
+        return self._cached.settings.max_age_absent_seconds
+
+    @property
+    def max_size(self) -> int | None:
+        """Bytes that may be kept; None for no limit."""
+        return self._cached.settings.max_size
+
+    @property
+    def cache_set_data(self) -> bool:
+        """Whether a value that is written is kept."""
+        return self._cached.settings.cache_set_data
+
+    @property
+    def namespace(self) -> str:
+        """Name under which the file keeps what is read from the source."""
+        return self._cached.namespace
 
     # Opening and closing
 
     @classmethod
-    async def open(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override] # not a class
+    async def open(cls, *args: Any, **kwargs: Any) -> Self:
         """Create the CacheStore with the parameters of the class, and open both its stores."""
         store = cls(*args, **kwargs)
         await store._open()
         return store
 
-    @property
-    def _is_open(self) -> bool:
-        return self._is_open_here
-
     async def _open(self) -> None:
-        if self._is_open_here:
-            msg = "store is already open"
-            raise ValueError(msg)
+        if self._is_open:
+            raise ValueError("store is already open")
         await self._ensure_open()
 
     async def _ensure_open(self) -> None:
-        if not self._is_open_here:
+        if not self._is_open:
             await self._store._ensure_open()  # noqa: SLF001 - zarr's way to open a wrapped store
             await self._cache._ensure_open()  # noqa: SLF001 - the same
-            self._is_open_here = True
+            self._is_open = True
 
     def __enter__(self) -> Self:
         return self
@@ -183,22 +198,22 @@ class CacheStore(WrapperStore[Store]):
 
         Both open again when they are used again, by this CacheStore or another.
         """
-        self._write_pending()
+        self._cached.write_pending()
         super().close()
         if isinstance(self._cache, SqliteStore):
             self._cache.close()
-        self._is_open_here = False
+        self._is_open = False
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's
         """A view with the same cache, statistics and settings that refuses or takes writes."""
         view = type(self).__new__(type(self))
-        vars(view).update(vars(self), _store=self._store.with_read_only(read_only))
-        view._is_open_here = False  # noqa: SLF001 - of the same class
+        source = self._store.with_read_only(read_only)
+        cached = dataclasses.replace(self._cached, source=source)
+        vars(view).update(vars(self), _store=source, _cached=cached, _is_open=False)
         return view
 
     def _with_store(self, store: Store) -> Self:
-        msg = "CacheStore does not support this operation."
-        raise NotImplementedError(msg)
+        raise NotImplementedError("CacheStore does not support this operation.")
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -256,9 +271,9 @@ class CacheStore(WrapperStore[Store]):
         CacheError
             The file cannot be read.
         """
-        run(self._enforce())
-        usage = self._values.usage(self.namespace)
-        ranges = self._values.ranges
+        run(self._cached.enforce())
+        usage = self._cached.values.usage(self.namespace)
+        ranges = self._cached.values.ranges
         own_ranges = ranges.count(self.namespace)
         values = usage.entries.get("value", 0)
         return {
@@ -286,7 +301,7 @@ class CacheStore(WrapperStore[Store]):
         stored, and were fetched again; ``bytes_served`` came out of the cache, ``bytes_fetched``
         from the source.
         """
-        counts = self._statistics
+        counts = self._cached.statistics
         total = counts["hits"] + counts["misses"]
         return {
             "hits": counts["hits"],
@@ -304,27 +319,7 @@ class CacheStore(WrapperStore[Store]):
 
     async def clear_cache(self) -> None:
         """Remove what is kept of this source; what is being fetched is not kept either."""
-        await run_async(self._fence(""))
-
-    # Limits
-
-    def _limits(self) -> Limits:
-        now_ns = self._values.clock().now_ns()
-        return Limits(
-            max_size=self.max_size,
-            ranges=self._values.ranges,
-            fresh_after=ages.fresh_after(self.max_age_seconds, now_ns),
-            absent_fresh_after=ages.fresh_after(self._absent_age(), now_ns),
-        )
-
-    def _absent_age(self) -> Age:
-        """For how long an absence is believed by any view."""
-        given = self.max_age_absent_seconds
-        return ages.least(ABSENT_SECONDS if given is None else given, self.max_age_seconds)
-
-    def _believes_absent(self) -> bool:
-        """Whether this view believes that a key is absent."""
-        return self.read_only or self.max_age_absent_seconds is not None
+        await run_async(self._cached.fence(""))
 
     # Reading
 
@@ -334,8 +329,8 @@ class CacheStore(WrapperStore[Store]):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """The bytes asked for, from the cache where they are fresh; None if there is no such key."""
-        return await run_async(self._get(key, prototype, byte_range))
+        """The bytes asked for, from the cache where fresh; None if there is no such key."""
+        return await run_async(reading.get(self._cached, key, prototype, byte_range))
 
     def get_sync(
         self,
@@ -345,198 +340,11 @@ class CacheStore(WrapperStore[Store]):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """As `get`, without an event loop where the source has no need of one."""
-        return run(self._get(key, prototype or default_buffer_prototype(), byte_range))
-
-    def _get(
-        self, key: str, prototype: BufferPrototype, request: ByteRequest | None
-    ) -> Flow[Buffer | None]:
-        requests.check(request)
-        seen = yield from self._look_up(key, request)
-        if seen is None:
-            return _as(prototype, (yield from self._ask(key, request)))
-        data = self._fresh_data(seen, key, request)
-        if data is not None:
-            yield from self._hit(data)
-            return to_buffer(prototype, data)
-        if self._is_absent(seen):
-            yield from self._hit(None)
-            return None
-        return _as(prototype, (yield from self._fetch(key, request, seen.found.revision)))
-
-    def _look_up(
-        self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
-    ) -> Flow[_Seen | None]:
-        """What is kept of the key; None when the cache is faulty and the source is to be asked."""
-        try:
-            if self.namespace in self._values.unrecorded:
-                yield from self._fence("")
-            limits = self._limits()
-            if with_data:
-                found = yield from self._values.look_up(
-                    self.namespace, key, request, limits.fresh_after
-                )
-            else:
-                found = yield from self._values.peek(self.namespace, key)
-            if found.is_damaged:
-                self._statistics.add(damaged=1)
-                yield from self._values.discard(found)
-                found = found._replace(entry=None, kind=None, data=None)
-            yield from self._come_under_budget(found, limits)
-        except StorageError as error:
-            self._faults.note(error)
-            return None
-        return _Seen(found, limits)
-
-    def _come_under_budget(self, found: Found, limits: Limits) -> Flow[None]:
-        """Make room if there is too much: left by another process, or by a larger `max_size`."""
-        if self.max_size is None or found.cached_bytes + limits.ranges.nbytes <= self.max_size:
-            return
-        removed = yield from self._values.enforce(self.namespace, limits)
-        self._count_removed(removed)
-
-    def _fresh_data(self, seen: _Seen, key: str, request: ByteRequest | None) -> Data | None:
-        """The bytes asked for, out of the value in the file or of a part in memory."""
-        found, limits = seen
-        used_at = self._values.clock().stamp_ns()
-        if found.kind == "value" and found.data is not None:
-            if found.entry is not None:
-                self._values.pending.touch(found.entry, used_at)
-            return found.data
-        if request is None:
-            return None
-        return limits.ranges.get(
-            self.namespace,
-            key,
-            request,
-            fence=found.fence,
-            fresh_after=limits.fresh_after,
-            used_at=used_at,
+        return run(
+            reading.get(self._cached, key, prototype or default_buffer_prototype(), byte_range)
         )
 
-    def _is_absent(self, seen: _Seen) -> bool:
-        """Whether the key is believed to be absent."""
-        found, limits = seen
-        is_absent = (
-            self._believes_absent()
-            and found.kind == "absent"
-            and found.stored_at > limits.absent_fresh_after
-        )
-        if is_absent and found.entry is not None:
-            self._values.pending.touch(found.entry, self._values.clock().stamp_ns())
-        return is_absent
-
-    def _hit(self, data: Data | None) -> Flow[None]:
-        """Count a hit, with its bytes or for an absent key; write what has gathered."""
-        self._forecast.hit()
-        if data is None:
-            self._statistics.add(hits=1, absent_hits=1)
-        else:
-            self._statistics.add(hits=1, bytes_served=len(data))
-        if len(self._values.pending) >= MOST_PENDING:
-            try:
-                yield from self._values.write_pending()
-            except StorageError as error:
-                self._faults.note(error)
-
-    def _fetch(self, key: str, request: ByteRequest | None, revision: int) -> Flow[Buffer | None]:
-        """Ask the source, once for all who ask at once, and keep the answer.
-
-        Parameters
-        ----------
-        revision
-            Of the look-up that missed. Who asks at another one saw another write, and asks again.
-        """
-        place = (self.namespace, key, request, revision)
-        flight, leads = self._values.flights.join(place)
-        if not leads:
-            landed, buffer = yield from flight.wait()
-            if landed:
-                self._miss(buffer, is_fetched=False)
-                return buffer
-        try:
-            asked_at = self._values.clock().now_ns()
-            buffer = yield from self._ask(key, request)
-            if leads:
-                flight.land(buffer)
-            yield from self._keep(key, request, buffer, revision, asked_at)
-        finally:
-            if leads:
-                self._values.flights.end(place, flight)
-        return buffer
-
-    def _ask(self, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
-        """What the source answers, in a buffer of this machine's memory."""
-        source: Any = self._store
-        buffer: Buffer | None = yield from self._call(
-            partial(source.get_sync, key, prototype=cpu.buffer_prototype, byte_range=request),
-            partial(source.get, key, cpu.buffer_prototype, request),
-        )
-        self._miss(buffer, is_fetched=True)
-        return buffer
-
-    def _miss(self, buffer: Buffer | None, *, is_fetched: bool) -> None:
-        self._forecast.miss()
-        nbytes = len(buffer) if is_fetched and buffer is not None else 0
-        self._statistics.add(misses=1, bytes_fetched=nbytes)
-
-    def _call[T](
-        self, blocking: Callable[[], T], awaitable: Callable[[], Coroutine[Any, Any, T]]
-    ) -> Flow[T]:
-        """Call the source; where it has no sync methods, the sync surface waits for zarr's loop."""
-        if _store_supports_sync_io(self._store):
-            return step(blocking, awaitable)
-        return step(lambda: sync(awaitable()), awaitable)
-
-    def _keep(
-        self,
-        key: str,
-        request: ByteRequest | None,
-        buffer: Buffer | None,
-        revision: int,
-        asked_at: int,
-    ) -> Flow[None]:
-        """Keep what the source answered, where the limits and later writes allow it."""
-        try:
-            if buffer is not None and request is not None:
-                yield from self._keep_range(key, request, buffer, revision, asked_at)
-                return
-            data = None if buffer is None else to_array(buffer)
-            if self._is_kept(data):
-                answer = Answer(data, asked_at, self._values.clock().stamp_ns(), revision)
-                removed = yield from self._values.admit(self.namespace, key, answer, self._limits())
-                self._count_removed(removed)
-            else:
-                yield from self._values.forget(self.namespace, key, revision, asked_at)
-        except StorageError as error:
-            self._faults.note(error)
-
-    def _is_kept(self, data: Data | None) -> bool:
-        """Whether such an answer is kept at all: one that is stale at once or too large is not."""
-        if data is None:
-            return self._believes_absent() and self._absent_age() != 0
-        return self.max_age_seconds != 0 and (self.max_size is None or len(data) <= self.max_size)
-
-    def _keep_range(
-        self, key: str, request: ByteRequest, buffer: Buffer, revision: int, asked_at: int
-    ) -> Flow[None]:
-        data = buffer.to_bytes()
-        if not self._is_kept(data):
-            return
-        found = yield from self._values.peek(self.namespace, key)
-        if found.fence > revision or found.writers:
-            return
-        limits = self._limits()
-        stamp = self._values.clock().stamp_ns()
-        entry = RangeEntry(self.namespace, key, None, data, asked_at, revision, stamp)
-        limits.ranges.add(request, entry)
-        yield from self._come_under_budget(found, limits)
-
-    def _count_removed(self, removed: Removed | None) -> None:
-        if removed is not None:
-            evictions = len(removed.evicted) + removed.evicted_ranges
-            self._statistics.add(evictions=evictions, expirations=len(removed.expired))
-
-    async def get_ranges(  # noqa: PLR0913 - zarr's
+    async def get_ranges(
         self,
         key: str,
         byte_ranges: Sequence[ByteRequest | None],
@@ -560,7 +368,8 @@ class CacheStore(WrapperStore[Store]):
             max_gap_bytes=max_gap_bytes,
             max_coalesced_bytes=max_coalesced_bytes,
         )
-        for batch in await run_async(self._get_ranges(key, byte_ranges, prototype, settings)):
+        flow = reading.get_ranges(self._cached, key, byte_ranges, prototype, settings)
+        for batch in await run_async(flow):
             yield batch
 
     def get_ranges_sync(
@@ -574,125 +383,8 @@ class CacheStore(WrapperStore[Store]):
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, without an event loop where the source has no need of one."""
         settings = _given(max_gap_bytes=max_gap_bytes, max_coalesced_bytes=max_coalesced_bytes)
-        batches = run(self._get_ranges(key, byte_ranges, prototype, settings))
+        batches = run(reading.get_ranges(self._cached, key, byte_ranges, prototype, settings))
         return [piece for batch in batches for piece in batch]
-
-    def _get_ranges(
-        self,
-        key: str,
-        byte_ranges: Sequence[ByteRequest | None],
-        prototype: BufferPrototype,
-        settings: dict[str, int],
-    ) -> Flow[list[list[tuple[int, Buffer | None]]]]:
-        for request in byte_ranges:
-            requests.check(request)
-        seen = yield from self._look_up(key, with_data=False)
-        if seen is None:
-            places = list(range(len(byte_ranges)))
-            pieces = yield from self._ask_ranges(key, byte_ranges, places, settings)
-            return [[(place, _as(prototype, buffer)) for place, buffer in b] for b in pieces]
-        if self._is_absent(seen):
-            yield from self._hit(None)
-            raise _absent(key)
-        at_hand = yield from self._ranges_at_hand(seen, key, byte_ranges)
-        batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
-        missing = [place for place in range(len(byte_ranges)) if place not in at_hand]
-        fetched = yield from self._fetch_ranges(key, byte_ranges, missing, seen, settings)
-        batches += [
-            [(place, _as(prototype, buffer)) for place, buffer in batch] for batch in fetched
-        ]
-        return [batch for batch in batches if batch]
-
-    def _ranges_at_hand(
-        self, seen: _Seen, key: str, byte_ranges: Sequence[ByteRequest | None]
-    ) -> Flow[dict[int, Data]]:
-        """The bytes that are here, by the place of their request."""
-        found, limits = seen
-        each: list[Found] = [found] * len(byte_ranges)
-        if found.kind == "value" and found.stored_at > limits.fresh_after:
-            try:
-                each = yield from self._values.look_up_many(
-                    self.namespace, key, byte_ranges, limits.fresh_after
-                )
-            except StorageError as error:
-                self._faults.note(error)
-        at_hand = {}
-        for place, request in enumerate(byte_ranges):
-            data = self._fresh_data(_Seen(each[place], limits), key, request)
-            if data is not None:
-                at_hand[place] = data
-                yield from self._hit(data)
-        return at_hand
-
-    def _fetch_ranges(
-        self,
-        key: str,
-        byte_ranges: Sequence[ByteRequest | None],
-        missing: list[int],
-        seen: _Seen,
-        settings: dict[str, int],
-    ) -> Flow[list[list[tuple[int, Buffer | None]]]]:
-        """Ask the source once for all that is missing, but for what others are asking it for."""
-        revision = seen.found.revision
-        flights = self._values.flights
-        joined = {
-            place: flights.join((self.namespace, key, byte_ranges[place], revision))
-            for place in missing
-        }
-        led = {place: flight for place, (flight, leads) in joined.items() if leads}
-        try:
-            asked_at = self._values.clock().now_ns()
-            batches = []
-            if led:
-                batches = yield from self._ask_ranges(key, byte_ranges, list(led), settings)
-            # All of them land before one is kept: whoever follows waits for nothing else.
-            for batch in batches:
-                for place, buffer in batch:
-                    led[place].land(buffer)
-            for batch in batches:
-                for place, buffer in batch:
-                    yield from self._keep(key, byte_ranges[place], buffer, revision, asked_at)
-        finally:
-            for place, flight in led.items():
-                flights.end((self.namespace, key, byte_ranges[place], revision), flight)
-        for place in missing:
-            if place in led:
-                continue
-            flight, _ = joined[place]
-            landed, buffer = yield from flight.wait()
-            if landed:
-                self._miss(buffer, is_fetched=False)
-            else:
-                buffer = yield from self._fetch(key, byte_ranges[place], revision)
-                if buffer is None:
-                    raise _absent(key)
-            batches.append([(place, buffer)])
-        return batches
-
-    def _ask_ranges(
-        self,
-        key: str,
-        byte_ranges: Sequence[ByteRequest | None],
-        places: list[int],
-        settings: dict[str, int],
-    ) -> Flow[list[list[tuple[int, Buffer | None]]]]:
-        """What the source answers in one ``get_ranges``, in its batches, by place in `byte_ranges`."""
-        source: Any = self._store
-        asked = [byte_ranges[place] for place in places]
-
-        async def collect() -> list[Sequence[tuple[int, Buffer | None]]]:
-            batches = source.get_ranges(key, asked, prototype=cpu.buffer_prototype, **settings)
-            return [batch async for batch in batches]
-
-        def collect_sync() -> list[Sequence[tuple[int, Buffer | None]]]:
-            chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
-            return [source.get_ranges_sync(key, asked, prototype=cpu.buffer_prototype, **chosen)]
-
-        batches = yield from self._call(collect_sync, collect)
-        for batch in batches:
-            for _, buffer in batch:
-                self._miss(buffer, is_fetched=True)
-        return [[(places[place], buffer) for place, buffer in batch] for batch in batches]
 
     async def get_partial_values(
         self,
@@ -735,23 +427,7 @@ class CacheStore(WrapperStore[Store]):
 
     async def exists(self, key: str) -> bool:
         """Whether the source has the key, as far as fresh answers tell, or else as it says."""
-        return await run_async(self._exists(key))
-
-    def _exists(self, key: str) -> Flow[bool]:
-        seen = yield from self._look_up(key, with_data=False)
-        if seen is not None:
-            if self._size_at_hand(seen, key) is not None or self._has_range(seen, key):
-                yield from self._hit(b"")
-                return True
-            if self._is_absent(seen):
-                yield from self._hit(None)
-                return False
-            asked_at = self._values.clock().now_ns()
-        exists = yield from self._await(partial(self._store.exists, key))
-        self._miss(None, is_fetched=True)
-        if seen is not None and not exists:
-            yield from self._keep(key, None, None, seen.found.revision, asked_at)
-        return exists
+        return await run_async(reading.exists(self._cached, key))
 
     async def getsize(self, key: str) -> int:
         """Bytes of the value, as far as a fresh answer tells, or else as the source says.
@@ -761,49 +437,11 @@ class CacheStore(WrapperStore[Store]):
         FileNotFoundError
             The source has no such key.
         """
-        return await run_async(self._getsize(key))
-
-    def _getsize(self, key: str) -> Flow[int]:
-        seen = yield from self._look_up(key, with_data=False)
-        if seen is not None:
-            size = self._size_at_hand(seen, key)
-            if size is not None:
-                yield from self._hit(b"")
-                return size
-            if self._is_absent(seen):
-                yield from self._hit(None)
-                raise FileNotFoundError(key)
-            asked_at = self._values.clock().now_ns()
-        self._miss(None, is_fetched=True)
-        try:
-            return (yield from self._await(partial(self._store.getsize, key)))
-        except FileNotFoundError:
-            if seen is not None:
-                yield from self._keep(key, None, None, seen.found.revision, asked_at)
-            raise
+        return await run_async(reading.getsize(self._cached, key))
 
     async def getsize_prefix(self, prefix: str) -> int:
         """Bytes of all values below a folder, as the source says."""
         return await self._store.getsize_prefix(prefix)
-
-    def _size_at_hand(self, seen: _Seen, key: str) -> int | None:
-        found, limits = seen
-        if found.kind == "value" and found.stored_at > limits.fresh_after:
-            return found.size
-        return limits.ranges.size(
-            self.namespace, key, fence=found.fence, fresh_after=limits.fresh_after
-        )
-
-    def _has_range(self, seen: _Seen, key: str) -> bool:
-        found, limits = seen
-        return limits.ranges.has(
-            self.namespace, key, fence=found.fence, fresh_after=limits.fresh_after
-        )
-
-    @staticmethod
-    def _await[T](awaitable: Callable[[], Coroutine[Any, Any, T]]) -> Flow[T]:
-        """Call what only the async surface has."""
-        return step(lambda: sync(awaitable()), awaitable)
 
     @property
     def _supports_sync_io(self) -> bool:
@@ -813,7 +451,7 @@ class CacheStore(WrapperStore[Store]):
         the pipeline has, while its async path waits for all misses at once. So such a source is
         read through the event loop until what is asked for is at hand. See docs/decisions/0004.
         """
-        return _store_supports_sync_io(self._store) or self._forecast.is_hit
+        return _store_supports_sync_io(self._store) or self._cached.forecast.is_hit
 
     # Writing
 
@@ -827,17 +465,19 @@ class CacheStore(WrapperStore[Store]):
 
     def _set(self, key: str, value: Buffer) -> Flow[None]:
         source: Any = self._store
-        write = self._call(partial(source.set_sync, key, value), partial(source.set, key, value))
+        write = self._cached.call(
+            partial(source.set_sync, key, value), partial(source.set, key, value)
+        )
         return self._write([(key, value)], write)
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
         items = list(values)
-        write = self._await(partial(self._store._set_many, items))  # noqa: SLF001 - zarr's
+        write = self._cached.call_async(partial(self._store._set_many, items))  # noqa: SLF001 - zarr's
         await run_async(self._write(items, write))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write the value to the source, unless it has one."""
-        write = self._await(partial(self._store.set_if_not_exists, key, value))
+        write = self._cached.call_async(partial(self._store.set_if_not_exists, key, value))
         # Whose value stands is for the source to say, at the next read.
         await run_async(self._write([(key, None)], write))
 
@@ -851,129 +491,24 @@ class CacheStore(WrapperStore[Store]):
 
     def _delete(self, key: str) -> Flow[None]:
         source: Any = self._store
-        write = self._call(partial(source.delete_sync, key), partial(source.delete, key))
+        write = self._cached.call(partial(source.delete_sync, key), partial(source.delete, key))
         return self._write([(key, None)], write)
 
     def _write(self, items: Sequence[tuple[str, Buffer | None]], write: Flow[None]) -> Flow[None]:
-        """Write to the source; no read that begins after it has returned sees what was before.
-
-        Parameters
-        ----------
-        items
-            Each key with what the source will hold then, or None if that is for the source to say.
-        write
-            Writes to the source.
-        """
         self._check_writable()
-        keys = [key for key, _ in items]
-        begun = yield from self._begin_write(keys)
-        answers: dict[str, Answer] = {}
-        try:
-            yield from write
-            if begun is not None and self.cache_set_data:
-                answers = self._written(items, begun)
-        finally:
-            # Also when the write has failed, or was cancelled: then nobody knows what the source
-            # holds, and it is asked.
-            yield from self._end_write(keys, answers, begun)
-
-    def _begin_write(self, keys: Sequence[str]) -> Flow[int | None]:
-        """Make what is kept of the keys unusable; None when the cache cannot."""
-        try:
-            for key in keys:
-                self._values.ranges.remove_key(self.namespace, key)
-            now_ns = self._values.clock().stamp_ns()
-            return (yield from self._values.begin_write(self.namespace, keys, now_ns))
-        except StorageError as error:
-            self._values.unrecorded.add(self.namespace)
-            self._faults.note(error)
-            return None
-
-    def _written(self, items: Sequence[tuple[str, Buffer | None]], begun: int) -> dict[str, Answer]:
-        now_ns = self._values.clock().now_ns()
-        written = {key: to_array(value) for key, value in items if value is not None}
-        return {
-            key: Answer(data, now_ns, self._values.clock().stamp_ns(), begun)
-            for key, data in written.items()
-            if self._is_kept(data)
-        }
-
-    def _end_write(
-        self, keys: Sequence[str], answers: Mapping[str, Answer], begun: int | None
-    ) -> Flow[None]:
-        if begun is None:
-            return
-        try:
-            now_ns = self._values.clock().stamp_ns()
-            removed = yield from self._values.end_write(
-                self.namespace, keys, answers, now_ns, self._limits()
-            )
-            self._count_removed(removed)
-        except StorageError as error:
-            # What was begun stands: nothing is kept of the keys until it has been trimmed away.
-            self._faults.note(error)
+        return writing.write(self._cached, items, write)
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete every key below the folder `prefix` from the source, and what is kept of them."""
         folder = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
-        await run_async(self._remove(folder, partial(self._store.delete_dir, prefix)))
+        self._check_writable()
+        delete = partial(self._store.delete_dir, prefix)
+        await run_async(writing.remove(self._cached, folder, delete))
 
     async def clear(self) -> None:
         """Delete every key from the source, and what is kept of them."""
-        await run_async(self._remove("", self._store.clear))
-
-    def _remove(
-        self, prefix: str, awaitable: Callable[[], Coroutine[Any, Any, None]]
-    ) -> Flow[None]:
         self._check_writable()
-        yield from self._fence_or_note(prefix)
-        try:
-            yield from self._await(awaitable)
-        finally:
-            # Once more: what was asked for meanwhile may have been answered before or after.
-            yield from self._fence_or_note(prefix)
-
-    def _fence_or_note(self, prefix: str) -> Flow[None]:
-        try:
-            yield from self._fence(prefix)
-        except StorageError as error:
-            self._values.unrecorded.add(self.namespace)
-            self._faults.note(error)
-
-    def _fence(self, prefix: str) -> Flow[None]:
-        """Remove what is kept of the keys that begin with `prefix`; refuse what is being fetched."""
-        yield from self._values.fence_prefix(self.namespace, prefix)
-        if not prefix:
-            self._values.unrecorded.discard(self.namespace)
-
-    def _enforce(self) -> Flow[None]:
-        removed = yield from self._values.enforce(self.namespace, self._limits())
-        self._count_removed(removed)
-
-    def _write_pending(self) -> None:
-        try:
-            run(self._values.write_pending())
-        except StorageError as error:
-            self._faults.note(error)
-
-
-class _Seen(NamedTuple):
-    """What a look-up found, and the limits that it was judged by."""
-
-    found: Found
-    limits: Limits
-
-
-def _as(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
-    """The buffer as one of the type asked for."""
-    if buffer is None or isinstance(buffer, prototype.buffer):
-        return buffer
-    return prototype.buffer.from_buffer(buffer)
-
-
-def _absent(key: str) -> BaseExceptionGroup[FileNotFoundError]:
-    """What zarr's ``get_ranges`` raises for a key that is not there."""
-    return BaseExceptionGroup("chunk read failed", [FileNotFoundError(key)])
+        await run_async(writing.remove(self._cached, "", self._store.clear))
 
 
 def _given(**settings: int | None) -> dict[str, int]:

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from typing import TYPE_CHECKING, Concatenate
+from typing import TYPE_CHECKING, Any, Concatenate
 
 import aiosqlite
 
@@ -219,13 +219,16 @@ class LoopConnection(aiosqlite.Connection):
         It runs to its end even when the task that asked for it is cancelled.
         """
         try:
-            result: T = await self._execute(operation, self._conn, *args, **kwargs)
+            result: T = await self._on_thread(operation, self._conn, *args, **kwargs)
         except asyncio.CancelledError:
             # aiosqlite's thread hands each result to the loop that asked, and dies if that loop is
             # closed by then: leave only after the thread is done with what we gave it.
-            await self._execute(int)
+            await self._on_thread(int)
             raise
         return result
+
+    async def _on_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return await self._execute(function, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
         """Close the connection and end its thread, from whatever thread this is called."""

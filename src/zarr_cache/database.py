@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Concatenate, Protocol
+from typing import TYPE_CHECKING, ClassVar, Concatenate, Protocol
 
 from zarr_cache import migrate
 from zarr_cache.clock import PersistentClock
@@ -87,9 +87,11 @@ class FileDatabase:
         The file, absolute and with symbolic links followed.
     """
 
-    _by_path: weakref.WeakValueDictionary[Path, FileDatabase] = weakref.WeakValueDictionary()
+    _by_path: ClassVar[weakref.WeakValueDictionary[Path, FileDatabase]] = (
+        weakref.WeakValueDictionary()
+    )
     # What holds connections lives until it is closed, or to the end of the interpreter.
-    _opened: set[FileDatabase] = set()
+    _opened: ClassVar[set[FileDatabase]] = set()
     _registry_lock = threading.Lock()
 
     def __init__(self, path: Path) -> None:
@@ -222,10 +224,11 @@ class FileDatabase:
 
     async def _connect_loop(self, loop: asyncio.AbstractEventLoop) -> LoopConnection:
         for ended in [known for known in self._by_loop if known.is_closed()]:
-            connection = self._by_loop.pop(ended)
-            if connection.is_running:
-                await connection.close()
-        connection = await LoopConnection(loop, self._connect)
+            of_ended = self._by_loop.pop(ended)
+            if of_ended.is_running:
+                await of_ended.close()
+        connection = LoopConnection(loop, self._connect)
+        await connection
         self._by_loop[loop] = connection
         return connection
 

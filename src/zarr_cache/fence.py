@@ -1,4 +1,4 @@
-"""Writes to the source: what was kept of their keys goes, and what was asked for before is refused."""
+"""Writes to the source: what is kept of their keys goes, what is being fetched is refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.connection import Connection
     from zarr_cache.values import Keep
+
+type Parameters = dict[str, str | int]
 
 MOST_FENCES = 10_000
 """So many fences are kept in a file. A fence that goes leaves its revision to its namespace."""
@@ -106,13 +108,13 @@ def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now
     """
     with connection.writing():
         revision = _next_revision(connection, namespace)
-        parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+        parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
         for key in keys:
             _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
     return revision
 
 
-def end_write(  # noqa: PLR0913 - what, whose, and under which limits
+def end_write(
     connection: Connection,
     namespace: str,
     keys: Sequence[str],
@@ -136,12 +138,12 @@ def end_write(  # noqa: PLR0913 - what, whose, and under which limits
     """
     with under_limits(connection, namespace, limits, touches) as removed:
         revision = _next_revision(connection, namespace)
+        parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
         for key in keys:
             answer = answers.get(key)
             if answer is None or not _end_with_value(
                 connection, namespace, key, answer, revision, keep
             ):
-                parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
                 _fence(connection, END_WRITE, {"key": key, **parameters})
                 removed.fenced.append(key)
         connection.execute(TRIM, {"kind": "fence", "most": MOST_FENCES})
@@ -154,12 +156,12 @@ def _next_revision(connection: Connection, namespace: str) -> int:
     return int(revision)
 
 
-def _fence(connection: Connection, statement: str, parameters: dict[str, str | int]) -> None:
+def _fence(connection: Connection, statement: str, parameters: Parameters) -> None:
     for (entry,) in connection.execute(statement, parameters).fetchall():
         connection.execute(values.DELETE_PARTS, {"entry": entry})
 
 
-def _end_with_value(  # noqa: PLR0913 - what, whose, and under which revision
+def _end_with_value(
     connection: Connection, namespace: str, key: str, answer: Answer, revision: int, keep: Keep
 ) -> bool:
     facts = checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)

@@ -1,7 +1,7 @@
 """An operation written once, and run on the sync surface or on the async one.
 
-A flow is a generator that yields steps. What a step does is said twice, as a call that blocks and as
-one that can be awaited; in which order steps follow, and what is done with their results and
+A flow is a generator that yields steps. What a step does is said twice, as a call that blocks and
+as one that can be awaited; in which order steps follow, and what is done with their results and
 exceptions, is said once. See docs/decisions/0003.
 """
 

@@ -6,13 +6,14 @@ operation: it runs from beginning to end as one transaction.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import byte_range, checksum, values
 from zarr_cache.values import DamagedValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from zarr.abc.store import ByteRequest
 
@@ -23,6 +24,9 @@ type Data = bytes | ByteArray
 
 EVER = -(2**63)
 """For `fresh_after`: every age is fresh."""
+
+# Code points that UTF-8 does not encode.
+FIRST_SURROGATE, AFTER_SURROGATES = 0xD800, 0xE000
 
 INLINE = 64 * 1024
 """Values of up to this many bytes come with the facts, in one statement.
@@ -91,7 +95,7 @@ class Found(NamedTuple):
     is_damaged: bool = False
 
 
-def look_up(  # noqa: PLR0913 - whose key, which key, which bytes, how fresh
+def look_up(
     connection: Connection,
     namespace: str,
     key: str,
@@ -109,7 +113,7 @@ def look_up(  # noqa: PLR0913 - whose key, which key, which bytes, how fresh
     with_data
         Whether to read the bytes at all.
     """
-    parameters = {
+    parameters: dict[str, str | int] = {
         "namespace": namespace,
         "key": key,
         "fresh_after": fresh_after,
@@ -153,8 +157,7 @@ def _inline(
 ) -> bytes:
     """The bytes asked for, out of those that came with the facts."""
     if len(data or b"") != found.size:
-        msg = "the value has another length"
-        raise DamagedValueError(msg)
+        raise DamagedValueError("the value has another length")
     if data:
         values.verify(facts, 0, data, found.checksums or b"")
     if request is None or data is None:
@@ -224,8 +227,8 @@ def prefix_end(prefix: str) -> str | None:
     """
     for length in range(len(prefix), 0, -1):
         code_point = ord(prefix[length - 1]) + 1
-        if 0xD800 <= code_point < 0xE000:  # surrogates, which UTF-8 has not
-            code_point = 0xE000
-        if code_point <= 0x10FFFF:  # noqa: PLR2004 - the last code point
+        if code_point == FIRST_SURROGATE:
+            code_point = AFTER_SURROGATES
+        if code_point <= sys.maxunicode:
             return prefix[: length - 1] + chr(code_point)
     return None

@@ -68,8 +68,7 @@ def migrate(
                 )
         except sqlite3.Error as error:
             connection.execute("ROLLBACK")
-            msg = f"migration {version:04d}: {error}"
-            raise MigrationError(msg) from error
+            raise MigrationError(f"migration {version:04d}: {error}") from error
         except BaseException:
             connection.execute("ROLLBACK")
             raise

@@ -29,7 +29,7 @@ def name_of(source: Store) -> str:
     match source:
         case LocalStore():
             return source.root.resolve().as_uri()
-        case ZipStore():
+        case ZipStore() if source.path is not None:
             return f"zip:{source.path.resolve().as_uri()}"
         case SqliteStore():
             return f"sqlite:{source.path.as_uri()}"

@@ -127,7 +127,7 @@ class RangeCache:
         with self._lock:
             return sum(len(entry.data) for entry in self._by_age.get(namespace, ()))
 
-    def get(  # noqa: PLR0913 - whose, which, how fresh
+    def get(
         self,
         namespace: str,
         key: str,

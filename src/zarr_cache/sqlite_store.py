@@ -56,8 +56,8 @@ class SqliteStore(Store):
     Notes
     -----
     The first operation raises `zarr_cache.ForeignFileError` if the file is not one of ours and
-    `zarr_cache.NewerSchemaError` if a later release wrote it; both leave it as it was. Any operation
-    raises `zarr_cache.StorageError` when SQLite cannot do it: nothing of it is done then.
+    `zarr_cache.NewerSchemaError` if a later release wrote it; both leave it as it was. Any
+    operation raises `zarr_cache.StorageError` when SQLite cannot do it: nothing of it is done then.
 
     Examples
     --------
@@ -102,8 +102,9 @@ class SqliteStore(Store):
 
     def _open_sync(self) -> None:
         if self.read_only and not self.path.exists():
-            msg = f"{self.path}: no such file; a read-only store does not create one"
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(
+                f"{self.path}: no such file; a read-only store does not create one"
+            )
         self.database.clock()
 
     def close(self) -> None:
@@ -168,15 +169,15 @@ class SqliteStore(Store):
         found = await self._run_async(stored.read_many, asked)
         return [_buffer(prototype, data) for data in found]
 
-    async def get_ranges(  # noqa: PLR0913 - zarr's
+    async def get_ranges(
         self,
         key: str,
         byte_ranges: Sequence[ByteRequest | None],
         *,
         prototype: BufferPrototype,
-        max_concurrency: int = 10,
-        max_gap_bytes: int = 1 << 20,
-        max_coalesced_bytes: int = 16 << 20,
+        max_concurrency: int = 10,  # noqa: ARG002 - nothing here is merged
+        max_gap_bytes: int = 1 << 20,  # noqa: ARG002 - the same
+        max_coalesced_bytes: int = 16 << 20,  # noqa: ARG002 - the same
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
         """All the ranges in one batch: there is no round trip to save by merging them.
 
@@ -194,8 +195,8 @@ class SqliteStore(Store):
         byte_ranges: Sequence[ByteRequest | None],
         *,
         prototype: BufferPrototype,
-        max_gap_bytes: int = 1 << 20,
-        max_coalesced_bytes: int = 16 << 20,
+        max_gap_bytes: int = 1 << 20,  # noqa: ARG002 - nothing here is merged
+        max_coalesced_bytes: int = 16 << 20,  # noqa: ARG002 - the same
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, without an event loop."""
         found = self._run(stored.read_many, [(key, each) for each in byte_ranges])
@@ -304,8 +305,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(path)
     if not name:
-        msg = "path is empty; name the file to keep values in, such as 'cache.sqlite'"
-        raise ValueError(msg)
+        raise ValueError("path is empty; name the file to keep values in, such as 'cache.sqlite'")
     if name == ":memory:":
         msg = (
             "path is ':memory:', and SqliteStore keeps values in a file; "
@@ -314,8 +314,9 @@ def _checked(path: str | os.PathLike[str]) -> Path:
         raise ValueError(msg)
     resolved = Path(name).expanduser().resolve()
     if resolved.is_dir():
-        msg = f"path is the folder {resolved}; name a file in it, such as {resolved}/cache.sqlite"
-        raise ValueError(msg)
+        raise ValueError(
+            f"path is the folder {resolved}; name a file in it, such as {resolved}/cache.sqlite"
+        )
     return resolved
 
 
@@ -324,7 +325,7 @@ def _folder(prefix: str) -> str:
     return prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
 
 
-def _array(value: Buffer) -> ByteArray:
+def _array(value: object) -> ByteArray:
     if not isinstance(value, Buffer):
         msg = (
             f"SqliteStore.set(): `value` must be a Buffer instance. "

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class StoreCache(ValueCache):
-    """Full values under their own keys in `store`; a value that is not what was put there is a miss.
+    """Full values under their own keys in `store`; one that is not what was put there is a miss.
 
     The index is filled at first use from what the store lists. Nothing tells how old that is, so
     it counts as older than any finite age.
@@ -70,9 +70,9 @@ class StoreCache(ValueCache):
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
     ) -> Flow[list[Found]]:
         """`look_up` for each request."""
-        found = []
+        found: list[Found] = []
         for request in requests:
-            found.append((yield from self.look_up(namespace, key, request, fresh_after)))
+            found += [(yield from self.look_up(namespace, key, request, fresh_after))]
         return found
 
     def peek(self, namespace: str, key: str) -> Flow[Found]:

@@ -1,7 +1,7 @@
 """What somebody stored in a file with SqliteStore: entries that nothing evicts.
 
-Every function here is an operation, see `zarr_cache.index`. They have a namespace of their own, whose
-name is empty, and which no source has.
+Every function here is an operation, see `zarr_cache.index`. They have a namespace of their own,
+whose name is empty, and which no source has.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def read(connection: Connection, key: str, request: ByteRequest | None) -> Data 
     """
     found = index.look_up(connection, NAMESPACE, key, request)
     if found.is_damaged:
-        msg = f"{key!r}: the stored bytes do not have the checksum that they were stored with"
-        raise FileDamagedError(msg)
+        raise FileDamagedError(
+            f"{key!r}: the stored bytes do not have the checksum that they were stored with"
+        )
     return found.data
 
 
@@ -114,7 +115,7 @@ def put(
     *,
     replace: bool = True,
 ) -> None:
-    """Store the values under their keys, all or none; without `replace`, only where there is none."""
+    """Store the values, all or none; without `replace`, only under keys that are not there."""
     with connection.writing():
         connection.execute(index.NEW_NAMESPACE, {"namespace": NAMESPACE})
         for key, data in items:
@@ -168,9 +169,6 @@ def children(connection: Connection, prefix: str) -> list[str]:
     while page := keys(connection, first, end, 1):
         child = page[0].removeprefix(prefix).split("/")[0]
         found.append(child)
-        if page[0] == prefix + child:
-            # A key, below which there may be others, and between them others yet: "a", "a-b", "a/c".
-            first = page[0] + "\0"
-        else:
-            first = prefix + child + "0"  # the character after "/"
+        # After the key "a" come "a-b" and then "a/c"; after a folder's keys, "0" comes after "/".
+        first = page[0] + "\0" if page[0] == prefix + child else prefix + child + "0"
     return list(dict.fromkeys(found))

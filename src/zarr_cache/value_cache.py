@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Concatenate
+from typing import TYPE_CHECKING, ClassVar, Concatenate
 
 from zarr_cache import admission, budget, fence, index, pending
+from zarr_cache.errors import StorageError
 from zarr_cache.flight import Flights
 from zarr_cache.flow import run, step
-from zarr_cache.range_cache import RangeCache
 from zarr_cache.pending import Pending
+from zarr_cache.range_cache import RangeCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer
 
     from zarr_cache.admission import Answer
     from zarr_cache.budget import Limits, Removed
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from zarr_cache.database import Database
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found, Usage
+
+logger = logging.getLogger(__name__)
 
 MOST_PENDING = 1024
 """So many uses are gathered before they are written: a crash may lose as many."""
@@ -47,7 +52,7 @@ class ValueCache:
         believed until it has been removed.
     """
 
-    _by_database: weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]] = (
+    _by_database: ClassVar[weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]]] = (
         weakref.WeakKeyDictionary()
     )
 
@@ -62,7 +67,7 @@ class ValueCache:
     def _begin(self) -> None:
         """Start empty: at first, and in the child of a fork, where locks may be held for ever."""
         self.ranges = RangeCache()
-        self.flights: Flights[tuple[object, ...], object] = Flights()
+        self.flights: Flights[tuple[object, ...], Buffer | None] = Flights()
         self.pending = Pending()
         self.unrecorded: set[str] = set()
 
@@ -171,4 +176,8 @@ class ValueCache:
             yield from self._with_touches(pending.write, counts)
 
     def _write_pending_now(self) -> None:
-        run(self.write_pending())
+        try:
+            run(self.write_pending())
+        except StorageError as error:
+            # What is lost is the order of some uses: no reason for a program not to end.
+            logger.warning("uses and counts could not be written: %s", error)

@@ -65,8 +65,7 @@ def verify(seed: int, first: int, data: bytes, checksums: bytes) -> None:
         A block differs.
     """
     if checksum.of_blocks(seed, first, np.frombuffer(data, np.uint8)) != checksums:
-        msg = f"block {first} or one after it"
-        raise DamagedValueError(msg)
+        raise DamagedValueError(f"block {first} or one after it")
 
 
 def read(
@@ -93,7 +92,7 @@ def read(
     return whole
 
 
-def _read_part(  # noqa: PLR0913 - a place in a part of a value of an entry
+def _read_part(
     connection: sqlite3.Connection,
     entry: int,
     seed: int,
@@ -107,8 +106,7 @@ def _read_part(  # noqa: PLR0913 - a place in a part of a value of an entry
     length = min(PART, size - origin)
     row = connection.execute(FIND_PART, {"entry": entry, "part": part}).fetchone()
     if row is None or row[2] != length:
-        msg = f"part {part} is missing or has another length"
-        raise DamagedValueError(msg)
+        raise DamagedValueError(f"part {part} is missing or has another length")
     rowid, checksums, _ = row
     # Whole blocks, since a checksum is over a block.
     first, last = (start - origin) // checksum.BLOCK, -(-(stop - origin) // checksum.BLOCK)

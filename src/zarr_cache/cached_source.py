@@ -1,0 +1,191 @@
+"""A source, what is kept of it, and under which settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zarr.abc.store import Store, _store_supports_sync_io
+from zarr.core.sync import sync
+
+from zarr_cache import ages
+from zarr_cache.budget import Limits
+from zarr_cache.errors import StorageError
+from zarr_cache.flow import run, step
+from zarr_cache.value_cache import MOST_PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer
+
+    from zarr_cache.ages import Age
+    from zarr_cache.budget import Removed
+    from zarr_cache.faults import Faults
+    from zarr_cache.flow import Flow
+    from zarr_cache.forecast import Forecast
+    from zarr_cache.index import Data, Found
+    from zarr_cache.statistics import Statistics
+    from zarr_cache.value_cache import ValueCache
+
+ABSENT_SECONDS = 60
+"""For how long a read-only view believes that a key is absent, unless told otherwise."""
+
+
+class Settings(NamedTuple):
+    """The parameters of `CacheStore` of the same names."""
+
+    max_age_seconds: Age
+    max_size: int | None
+    cache_set_data: bool
+    max_age_absent_seconds: Age
+
+
+class Seen(NamedTuple):
+    """What a look-up found, and the limits that it is judged by."""
+
+    found: Found
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedSource:
+    """What `reading` and `writing` work on: one for each view of a CacheStore.
+
+    Attributes
+    ----------
+    source
+        The store that holds the truth.
+    values
+        What is kept, of this source and of others.
+    namespace
+        Whose keys these are.
+    statistics, faults, forecast
+        What happened, what went wrong, and what the next read is likely to be.
+    """
+
+    source: Store
+    values: ValueCache
+    namespace: str
+    settings: Settings
+    statistics: Statistics
+    faults: Faults
+    forecast: Forecast
+
+    def limits(self) -> Limits:
+        """The limits as of now."""
+        now_ns = self.values.clock().now_ns()
+        return Limits(
+            max_size=self.settings.max_size,
+            ranges=self.values.ranges,
+            fresh_after=ages.fresh_after(self.settings.max_age_seconds, now_ns),
+            absent_fresh_after=ages.fresh_after(self.absent_age(), now_ns),
+        )
+
+    def absent_age(self) -> Age:
+        """For how long an absence is believed by any view."""
+        given = self.settings.max_age_absent_seconds
+        return ages.least(ABSENT_SECONDS if given is None else given, self.settings.max_age_seconds)
+
+    def believes_absent(self) -> bool:
+        """Whether this view believes that a key is absent."""
+        return self.source.read_only or self.settings.max_age_absent_seconds is not None
+
+    def look_up(
+        self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
+    ) -> Flow[Seen | None]:
+        """What is kept of the key; None when the cache is faulty and the source is to be asked."""
+        try:
+            if self.namespace in self.values.unrecorded:
+                yield from self.fence("")
+            limits = self.limits()
+            if with_data:
+                found = yield from self.values.look_up(
+                    self.namespace, key, request, limits.fresh_after
+                )
+            else:
+                found = yield from self.values.peek(self.namespace, key)
+            if found.is_damaged:
+                self.statistics.add(damaged=1)
+                yield from self.values.discard(found)
+                found = found._replace(entry=None, kind=None, data=None)
+            yield from self.come_under_budget(found, limits)
+        except StorageError as error:
+            self.faults.note(error)
+            return None
+        return Seen(found, limits)
+
+    def come_under_budget(self, found: Found, limits: Limits) -> Flow[None]:
+        """Make room if there is too much: left by another process, or by a larger `max_size`."""
+        if (
+            self.settings.max_size is None
+            or found.cached_bytes + limits.ranges.nbytes <= self.settings.max_size
+        ):
+            return
+        removed = yield from self.values.enforce(self.namespace, limits)
+        self.count_removed(removed)
+
+    def hit(self, data: Data | None) -> Flow[None]:
+        """Count a hit, with its bytes or for an absent key; write what has gathered."""
+        self.forecast.hit()
+        if data is None:
+            self.statistics.add(hits=1, absent_hits=1)
+        else:
+            self.statistics.add(hits=1, bytes_served=len(data))
+        if len(self.values.pending) >= MOST_PENDING:
+            try:
+                yield from self.values.write_pending()
+            except StorageError as error:
+                self.faults.note(error)
+
+    def miss(self, buffer: Buffer | None, *, is_fetched: bool) -> None:
+        """Count a miss, with the bytes of `buffer` if the source was asked for it."""
+        self.forecast.miss()
+        nbytes = len(buffer) if is_fetched and buffer is not None else 0
+        self.statistics.add(misses=1, bytes_fetched=nbytes)
+
+    def call[T](
+        self, blocking: Callable[[], T], awaitable: Callable[[], Coroutine[Any, Any, T]]
+    ) -> Flow[T]:
+        """Call the source; where it has no sync methods, the sync surface waits for zarr's loop."""
+        if _store_supports_sync_io(self.source):
+            return step(blocking, awaitable)
+        return step(lambda: sync(awaitable()), awaitable)
+
+    def is_kept(self, data: Data | None) -> bool:
+        """Whether such an answer is kept at all: one that is stale at once or too large is not."""
+        if data is None:
+            return self.believes_absent() and self.absent_age() != 0
+        return self.settings.max_age_seconds != 0 and (
+            self.settings.max_size is None or len(data) <= self.settings.max_size
+        )
+
+    def count_removed(self, removed: Removed | None) -> None:
+        """Count what an operation removed."""
+        if removed is not None:
+            evictions = len(removed.evicted) + removed.evicted_ranges
+            self.statistics.add(evictions=evictions, expirations=len(removed.expired))
+
+    @staticmethod
+    def call_async[T](awaitable: Callable[[], Coroutine[Any, Any, T]]) -> Flow[T]:
+        """Call what only the async surface has."""
+        return step(lambda: sync(awaitable()), awaitable)
+
+    def fence(self, prefix: str) -> Flow[None]:
+        """Remove what is kept of the keys with this prefix; refuse what is being fetched."""
+        yield from self.values.fence_prefix(self.namespace, prefix)
+        if not prefix:
+            self.values.unrecorded.discard(self.namespace)
+
+    def enforce(self) -> Flow[None]:
+        """Come under the limits."""
+        removed = yield from self.values.enforce(self.namespace, self.limits())
+        self.count_removed(removed)
+
+    def write_pending(self) -> None:
+        """Write the uses and counts that wait."""
+        try:
+            run(self.values.write_pending())
+        except StorageError as error:
+            self.faults.note(error)

@@ -1,0 +1,400 @@
+"""Reads: out of the cache where the answer is at hand and fresh, and from the source otherwise."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zarr.core.buffer import cpu
+
+from zarr_cache import byte_range as requests
+from zarr_cache.admission import Answer
+from zarr_cache.buffers import to_array, to_buffer
+from zarr_cache.cached_source import Seen
+from zarr_cache.errors import StorageError
+from zarr_cache.range_cache import RangeEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from zarr_cache.cached_source import CachedSource
+    from zarr_cache.flight import Flight
+    from zarr_cache.flow import Flow
+    from zarr_cache.index import Data, Found
+
+type Batches = list[list[tuple[int, Buffer | None]]]
+"""For each request to the source, buffers by the place of their byte range."""
+
+
+def get(
+    cached: CachedSource, key: str, prototype: BufferPrototype, request: ByteRequest | None
+) -> Flow[Buffer | None]:
+    """The bytes asked for; None if there is no such key."""
+    requests.check(request)
+    seen = yield from cached.look_up(key, request)
+    if seen is None:
+        return _as(prototype, (yield from _ask(cached, key, request)))
+    data = _fresh_data(cached, seen, key, request)
+    if data is not None:
+        yield from cached.hit(data)
+        return to_buffer(prototype, data)
+    if _is_absent(cached, seen):
+        yield from cached.hit(None)
+        return None
+    return _as(prototype, (yield from _fetch(cached, key, request, seen.found.revision)))
+
+
+def _fresh_data(
+    cached: CachedSource, seen: Seen, key: str, request: ByteRequest | None
+) -> Data | None:
+    """The bytes asked for, out of the value in the file or of a part in memory."""
+    found, limits = seen
+    used_at = cached.values.clock().stamp_ns()
+    if found.kind == "value" and found.data is not None:
+        if found.entry is not None:
+            cached.values.pending.touch(found.entry, used_at)
+        return found.data
+    if request is None:
+        return None
+    return limits.ranges.get(
+        cached.namespace,
+        key,
+        request,
+        fence=found.fence,
+        fresh_after=limits.fresh_after,
+        used_at=used_at,
+    )
+
+
+def _is_absent(cached: CachedSource, seen: Seen) -> bool:
+    """Whether the key is believed to be absent."""
+    found, limits = seen
+    is_absent = (
+        cached.believes_absent()
+        and found.kind == "absent"
+        and found.stored_at > limits.absent_fresh_after
+    )
+    if is_absent and found.entry is not None:
+        cached.values.pending.touch(found.entry, cached.values.clock().stamp_ns())
+    return is_absent
+
+
+def _fetch(
+    cached: CachedSource, key: str, request: ByteRequest | None, revision: int
+) -> Flow[Buffer | None]:
+    """Ask the source, once for all who ask at once, and keep the answer.
+
+    Parameters
+    ----------
+    revision
+        Of the look-up that missed. Who asks at another one saw another write, and asks again.
+    """
+    place = (cached.namespace, key, request, revision)
+    flight, leads = cached.values.flights.join(place)
+    if not leads:
+        landed, buffer = yield from flight.wait()
+        if landed:
+            cached.miss(buffer, is_fetched=False)
+            return buffer
+    try:
+        asked_at = cached.values.clock().now_ns()
+        buffer = yield from _ask(cached, key, request)
+        if leads:
+            flight.land(buffer)
+        yield from _keep(cached, key, [(request, buffer)], revision, asked_at)
+    finally:
+        if leads:
+            cached.values.flights.end(place, flight)
+    return buffer
+
+
+def _ask(cached: CachedSource, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
+    """What the source answers, in a buffer of this machine's memory."""
+    source: Any = cached.source
+    buffer: Buffer | None = yield from cached.call(
+        partial(source.get_sync, key, prototype=cpu.buffer_prototype, byte_range=request),
+        partial(source.get, key, cpu.buffer_prototype, request),
+    )
+    cached.miss(buffer, is_fetched=True)
+    return buffer
+
+
+def _keep(
+    cached: CachedSource,
+    key: str,
+    answers: Sequence[tuple[ByteRequest | None, Buffer | None]],
+    revision: int,
+    asked_at: int,
+) -> Flow[None]:
+    """Keep what the source answered to each request, where the limits and later writes allow it."""
+    try:
+        parts = []
+        for request, buffer in answers:
+            if request is None or buffer is None:
+                yield from _keep_value(cached, key, buffer, revision, asked_at)
+            else:
+                parts.append((request, buffer.to_bytes()))
+        if parts:
+            yield from _keep_parts(cached, key, parts, revision, asked_at)
+    except StorageError as error:
+        cached.faults.note(error)
+
+
+def _keep_value(
+    cached: CachedSource, key: str, buffer: Buffer | None, revision: int, asked_at: int
+) -> Flow[None]:
+    """Keep a whole value, or that there is none."""
+    data = None if buffer is None else to_array(buffer)
+    if cached.is_kept(data):
+        answer = Answer(data, asked_at, cached.values.clock().stamp_ns(), revision)
+        removed = yield from cached.values.admit(cached.namespace, key, answer, cached.limits())
+        cached.count_removed(removed)
+    else:
+        yield from cached.values.forget(cached.namespace, key, revision, asked_at)
+
+
+def _keep_parts(
+    cached: CachedSource,
+    key: str,
+    parts: list[tuple[ByteRequest, bytes]],
+    revision: int,
+    asked_at: int,
+) -> Flow[None]:
+    """Keep parts of a value as range entries."""
+    found = yield from cached.values.peek(cached.namespace, key)
+    if found.fence > revision or found.writers:
+        # A write has overtaken the answer. One that comes after this is seen at the next look-up.
+        return
+    limits = cached.limits()
+    for request, data in parts:
+        if cached.is_kept(data):
+            stamp = cached.values.clock().stamp_ns()
+            entry = RangeEntry(cached.namespace, key, None, data, asked_at, revision, stamp)
+            limits.ranges.add(request, entry)
+    yield from cached.come_under_budget(found, limits)
+
+
+def get_ranges(
+    cached: CachedSource,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    prototype: BufferPrototype,
+    settings: dict[str, int],
+) -> Flow[Batches]:
+    """Batches of the byte ranges by their place: what is at hand first, then the source's.
+
+    Raises
+    ------
+    BaseExceptionGroup
+        As from the source; with a `FileNotFoundError` in it if there is no such key.
+    """
+    for request in byte_ranges:
+        requests.check(request)
+    seen = yield from cached.look_up(key, with_data=False)
+    if seen is None:
+        places = list(range(len(byte_ranges)))
+        pieces = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
+        return [[(place, _as(prototype, buffer)) for place, buffer in b] for b in pieces]
+    if _is_absent(cached, seen):
+        yield from cached.hit(None)
+        raise _absent(key)
+    at_hand = yield from _ranges_at_hand(cached, seen, key, byte_ranges)
+    batches: Batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
+    missing = [place for place in range(len(byte_ranges)) if place not in at_hand]
+    fetched = yield from _fetch_ranges(
+        cached, key, byte_ranges, missing, seen.found.revision, settings
+    )
+    batches += [[(place, _as(prototype, buffer)) for place, buffer in batch] for batch in fetched]
+    return [batch for batch in batches if batch]
+
+
+def _ranges_at_hand(
+    cached: CachedSource, seen: Seen, key: str, byte_ranges: Sequence[ByteRequest | None]
+) -> Flow[dict[int, Data]]:
+    """The bytes that are here, by the place of their request."""
+    found, limits = seen
+    each: list[Found] = [found] * len(byte_ranges)
+    if found.kind == "value" and found.stored_at > limits.fresh_after:
+        try:
+            each = yield from cached.values.look_up_many(
+                cached.namespace, key, byte_ranges, limits.fresh_after
+            )
+        except StorageError as error:
+            cached.faults.note(error)
+    at_hand = {}
+    for place, request in enumerate(byte_ranges):
+        data = _fresh_data(cached, Seen(each[place], limits), key, request)
+        if data is not None:
+            at_hand[place] = data
+            yield from cached.hit(data)
+    return at_hand
+
+
+def _fetch_ranges(
+    cached: CachedSource,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    missing: list[int],
+    revision: int,
+    settings: dict[str, int],
+) -> Flow[Batches]:
+    """Ask the source once for all that is missing, but for what others are asking it for."""
+    flights = cached.values.flights
+    asks = {place: (cached.namespace, key, byte_ranges[place], revision) for place in missing}
+    joined = {place: flights.join(ask) for place, ask in asks.items()}
+    led = {place: flight for place, (flight, leads) in joined.items() if leads}
+    try:
+        batches = yield from _lead_ranges(cached, key, byte_ranges, led, revision, settings)
+    finally:
+        for place, flight in led.items():
+            flights.end(asks[place], flight)
+    for place in missing:
+        if place not in led:
+            buffer = yield from _follow_range(
+                cached, key, byte_ranges[place], joined[place][0], revision
+            )
+            batches.append([(place, buffer)])
+    return batches
+
+
+def _lead_ranges(
+    cached: CachedSource,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    led: dict[int, Flight[Buffer | None]],
+    revision: int,
+    settings: dict[str, int],
+) -> Flow[Batches]:
+    """Ask the source for the byte ranges at the places in `led`, and keep the answers."""
+    if not led:
+        return []
+    asked_at = cached.values.clock().now_ns()
+    batches = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
+    pieces = [piece for batch in batches for piece in batch]
+    # All of them land before one is kept: whoever follows waits for nothing else.
+    for place, buffer in pieces:
+        led[place].land(buffer)
+    answers = [(byte_ranges[place], buffer) for place, buffer in pieces]
+    yield from _keep(cached, key, answers, revision, asked_at)
+    return batches
+
+
+def _follow_range(
+    cached: CachedSource,
+    key: str,
+    request: ByteRequest | None,
+    flight: Flight[Buffer | None],
+    revision: int,
+) -> Flow[Buffer]:
+    """What another is asking the source for; if it gets no answer, ask for oneself."""
+    landed, buffer = yield from flight.wait()
+    if landed:
+        cached.miss(buffer, is_fetched=False)
+    else:
+        buffer = yield from _fetch(cached, key, request, revision)
+    if buffer is None:
+        raise _absent(key)
+    return buffer
+
+
+def _ask_ranges(
+    cached: CachedSource,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    places: list[int],
+    settings: dict[str, int],
+) -> Flow[Batches]:
+    """What the source answers in one ``get_ranges``, in its batches, by place in `byte_ranges`."""
+    source: Any = cached.source
+    asked = [byte_ranges[place] for place in places]
+
+    async def collect() -> list[Sequence[tuple[int, Buffer | None]]]:
+        batches = source.get_ranges(key, asked, prototype=cpu.buffer_prototype, **settings)
+        return [batch async for batch in batches]
+
+    def collect_sync() -> list[Sequence[tuple[int, Buffer | None]]]:
+        chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
+        return [source.get_ranges_sync(key, asked, prototype=cpu.buffer_prototype, **chosen)]
+
+    batches = yield from cached.call(collect_sync, collect)
+    for batch in batches:
+        for _, buffer in batch:
+            cached.miss(buffer, is_fetched=True)
+    return [[(places[place], buffer) for place, buffer in batch] for batch in batches]
+
+
+def exists(cached: CachedSource, key: str) -> Flow[bool]:
+    """Whether there is such a key."""
+    seen = yield from cached.look_up(key, with_data=False)
+    if seen is not None:
+        if _size_at_hand(cached, seen, key) is not None or _has_range(cached, seen, key):
+            yield from cached.hit(b"")
+            return True
+        if _is_absent(cached, seen):
+            yield from cached.hit(None)
+            return False
+        asked_at = cached.values.clock().now_ns()
+    exists = yield from cached.call_async(partial(cached.source.exists, key))
+    cached.miss(None, is_fetched=True)
+    if seen is not None and not exists:
+        yield from _keep(cached, key, [(None, None)], seen.found.revision, asked_at)
+    return exists
+
+
+def getsize(cached: CachedSource, key: str) -> Flow[int]:
+    """Bytes of the value.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such key.
+    """
+    seen = yield from cached.look_up(key, with_data=False)
+    if seen is not None:
+        size = _size_at_hand(cached, seen, key)
+        if size is not None:
+            yield from cached.hit(b"")
+            return size
+        if _is_absent(cached, seen):
+            yield from cached.hit(None)
+            raise FileNotFoundError(key)
+        asked_at = cached.values.clock().now_ns()
+    cached.miss(None, is_fetched=True)
+    try:
+        return (yield from cached.call_async(partial(cached.source.getsize, key)))
+    except FileNotFoundError:
+        if seen is not None:
+            yield from _keep(cached, key, [(None, None)], seen.found.revision, asked_at)
+        raise
+
+
+def _size_at_hand(cached: CachedSource, seen: Seen, key: str) -> int | None:
+    found, limits = seen
+    if found.kind == "value" and found.stored_at > limits.fresh_after:
+        return found.size
+    return limits.ranges.size(
+        cached.namespace, key, fence=found.fence, fresh_after=limits.fresh_after
+    )
+
+
+def _has_range(cached: CachedSource, seen: Seen, key: str) -> bool:
+    found, limits = seen
+    return limits.ranges.has(
+        cached.namespace, key, fence=found.fence, fresh_after=limits.fresh_after
+    )
+
+
+def _as(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
+    """The buffer as one of the type asked for."""
+    if buffer is None or isinstance(buffer, prototype.buffer):
+        return buffer
+    return prototype.buffer.from_buffer(buffer)
+
+
+def _absent(key: str) -> BaseExceptionGroup[FileNotFoundError]:
+    """What zarr's ``get_ranges`` raises for a key that is not there."""
+    msg = "chunk read failed"
+    return BaseExceptionGroup(msg, [FileNotFoundError(key)])

@@ -1,0 +1,117 @@
+"""Writes: to the source first, and fenced, so that no later read sees what was there before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr_cache.admission import Answer
+from zarr_cache.buffers import to_array
+from zarr_cache.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from typing import Any
+
+    from zarr.core.buffer import Buffer
+
+    from zarr_cache.cached_source import CachedSource
+    from zarr_cache.flow import Flow
+
+
+def write(
+    cached: CachedSource, items: Sequence[tuple[str, Buffer | None]], to_source: Flow[None]
+) -> Flow[None]:
+    """Write to the source; no read that begins after it has returned sees what was before.
+
+    Parameters
+    ----------
+    items
+        Each key with what the source will hold then, or None if that is for the source to say.
+    to_source
+        Writes to the source.
+    """
+    keys = [key for key, _ in items]
+    begun = yield from _begin_write(cached, keys)
+    try:
+        yield from to_source
+    except GeneratorExit:
+        # Nothing can be waited for any more. What was begun stands, and the source is asked.
+        raise
+    except BaseException:
+        # It has failed or was cancelled, and only the source knows what it holds.
+        yield from _end_write(cached, keys, {}, begun)
+        raise
+    kept = cached.settings.cache_set_data and begun is not None
+    answers = _written(cached, items, begun or 0) if kept else {}
+    yield from _end_write(cached, keys, answers, begun)
+
+
+def _begin_write(cached: CachedSource, keys: Sequence[str]) -> Flow[int | None]:
+    """Make what is kept of the keys unusable; None when the cache cannot."""
+    try:
+        for key in keys:
+            cached.values.ranges.remove_key(cached.namespace, key)
+        now_ns = cached.values.clock().stamp_ns()
+        return (yield from cached.values.begin_write(cached.namespace, keys, now_ns))
+    except StorageError as error:
+        cached.values.unrecorded.add(cached.namespace)
+        cached.faults.note(error)
+        return None
+
+
+def _written(
+    cached: CachedSource, items: Sequence[tuple[str, Buffer | None]], begun: int
+) -> dict[str, Answer]:
+    now_ns = cached.values.clock().now_ns()
+    written = {key: to_array(value) for key, value in items if value is not None}
+    return {
+        key: Answer(data, now_ns, cached.values.clock().stamp_ns(), begun)
+        for key, data in written.items()
+        if cached.is_kept(data)
+    }
+
+
+def _end_write(
+    cached: CachedSource, keys: Sequence[str], answers: Mapping[str, Answer], begun: int | None
+) -> Flow[None]:
+    if begun is None:
+        return
+    try:
+        now_ns = cached.values.clock().stamp_ns()
+        removed = yield from cached.values.end_write(
+            cached.namespace, keys, answers, now_ns, cached.limits()
+        )
+        cached.count_removed(removed)
+    except StorageError as error:
+        # What was begun stands: nothing is kept of the keys until it has been trimmed away.
+        cached.faults.note(error)
+
+
+def remove(
+    cached: CachedSource, prefix: str, from_source: Callable[[], Coroutine[Any, Any, None]]
+) -> Flow[None]:
+    """Remove the keys that begin with `prefix`; no later read sees what was there before.
+
+    Parameters
+    ----------
+    from_source
+        Removes them from the source.
+    """
+    yield from _fence_or_note(cached, prefix)
+    try:
+        yield from cached.call_async(from_source)
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield from _fence_or_note(cached, prefix)
+        raise
+    # Once more: what was asked for meanwhile may have been answered before or after.
+    yield from _fence_or_note(cached, prefix)
+
+
+def _fence_or_note(cached: CachedSource, prefix: str) -> Flow[None]:
+    try:
+        yield from cached.fence(prefix)
+    except StorageError as error:
+        cached.values.unrecorded.add(cached.namespace)
+        cached.faults.note(error)
