@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import checksum, values
 from zarr_cache.budget import under_limits
 from zarr_cache.index import NEW_NAMESPACE
+from zarr_cache.pending import write_touches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
     from zarr_cache.index import Found
+    from zarr_cache.pending import Pending
     from zarr_cache.values import Keep
+
+MOST_TOGETHER = 64
+"""So many answers are kept in one transaction,"""
+
+MOST_BYTES_TOGETHER = 16 * 2**20
+"""and no more once they have so many bytes."""
 
 MOST_ABSENT = 100_000
 """So many absent entries are kept in a file."""
@@ -109,29 +120,97 @@ class Answer(NamedTuple):
         return 0 if self.data is None else self.data.size
 
 
-def admit(
-    connection: Connection,
-    namespace: str,
-    key: str,
-    answer: Answer,
-    limits: Limits,
-    touches: Mapping[int, int],
-    *,
-    keep: Keep = values.write,
-) -> Removed | None:
-    """Keep the answer and come under the limits again. None when a write has overtaken the answer.
+@dataclass(slots=True, eq=False)
+class Admission:
+    """An answer that is to be kept.
 
-    Parameters
+    Attributes
     ----------
-    touches
-        Uses that wait to be written, by entry: eviction goes by them.
-    keep
-        Where the bytes go: by default into the file.
+    is_done
+        Whether it has been decided.
+    removed
+        What went to make room for it; None when a write has overtaken the answer.
+    error
+        Why it could not be kept.
     """
-    facts = checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
+
+    namespace: str
+    key: str
+    answer: Answer
+    limits: Limits
+    is_done: bool = False
+    removed: Removed | None = None
+    error: BaseException | None = None
+
+
+class Admissions:
+    """Answers that wait to be kept. Whoever comes to write takes all that wait along.
+
+    A transaction costs several times what one more entry in it does. Nobody waits for others to
+    come: what is taken along has come while the transaction before was under way.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Admission] = deque()
+        self._turn = threading.Lock()
+
+    def add(self, admission: Admission) -> None:
+        """Let it wait for `admit`."""
+        self._waiting.append(admission)
+
+    def _take(self) -> list[Admission]:
+        """Some of those that wait, but not so many that the next waits for long."""
+        taken: list[Admission] = []
+        nbytes = 0
+        while self._waiting and len(taken) < MOST_TOGETHER and nbytes < MOST_BYTES_TOGETHER:
+            admission = self._waiting.popleft()
+            nbytes += admission.answer.size
+            taken.append(admission)
+        return taken
+
+    def admit(
+        self, connection: Connection, mine: Admission, pending: Pending, keep: Keep
+    ) -> Removed | None:
+        """Keep the answer, and others that wait; None when a write has overtaken it.
+
+        Parameters
+        ----------
+        pending
+            Uses that wait to be written: they are first, since eviction goes by them.
+        keep
+            Where the bytes go.
+        """
+        with self._turn:
+            # Another may have taken mine along.
+            while not mine.is_done:
+                self._admit_together(connection, pending, keep)
+        if mine.error is not None:
+            raise mine.error
+        return mine.removed
+
+    def _admit_together(self, connection: Connection, pending: Pending, keep: Keep) -> None:
+        error = None
+        taken = self._take()
+        touches = pending.take_touches()
+        try:
+            with connection.writing():
+                write_touches(connection, touches)
+                for admission in taken:
+                    _admit(connection, admission, keep)
+        except BaseException as failure:  # noqa: BLE001 - raised by each whose it is
+            error = failure
+            pending.put_back(touches)
+        for admission in taken:
+            admission.error = error
+            admission.is_done = True
+
+
+def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
+    namespace, answer = admission.namespace, admission.answer
+    facts = checksum.of_facts(namespace, admission.key, answer.kind, answer.size, answer.stored_at)
     parameters = {
         "namespace": namespace,
-        "key": key,
+        "key": admission.key,
         "kind": answer.kind,
         "size": answer.size,
         "stored_at": answer.stored_at,
@@ -139,14 +218,14 @@ def admit(
         "revision": answer.revision,
         "checksum": facts,
     }
-    with under_limits(connection, namespace, limits, touches) as removed:
+    with under_limits(connection, namespace, admission.limits) as removed:
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
         rows = connection.execute(ADMIT, parameters).fetchall()
         for (entry,) in rows:
             values.replace(connection, entry, facts, answer.data, keep)
         if answer.data is None:
             connection.execute(TRIM, {"kind": "absent", "most": MOST_ABSENT})
-    return removed if rows else None
+    admission.removed = removed if rows else None
 
 
 def forget(

@@ -117,32 +117,31 @@ class Removed:
 
 
 @contextlib.contextmanager
-def under_limits(
-    connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
-) -> Iterator[Removed]:
-    """Run the block as one write transaction, at whose end the limits hold.
+def under_limits(connection: Connection, namespace: str, limits: Limits) -> Iterator[Removed]:
+    """Run the block, inside a write transaction, so that the limits hold at its end.
 
     What is stale goes before the block, and the least recently used after it.
+    """
+    removed = Removed()
+    _expire(connection, namespace, limits, removed)
+    yield removed
+    _evict(connection, limits, removed)
+
+
+def enforce(
+    connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
+) -> Removed:
+    """Come under the limits.
 
     Parameters
     ----------
     touches
         Time of the last use by entry, as far as it waits to be written: eviction goes by them.
     """
-    removed = Removed()
     with connection.writing():
         pending.write_touches(connection, touches)
-        _expire(connection, namespace, limits, removed)
-        yield removed
-        _evict(connection, limits, removed)
-
-
-def enforce(
-    connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
-) -> Removed:
-    """Come under the limits."""
-    with under_limits(connection, namespace, limits, touches) as removed:
-        return removed
+        with under_limits(connection, namespace, limits) as removed:
+            return removed
 
 
 def _evict(connection: Connection, limits: Limits, removed: Removed) -> None:

@@ -55,6 +55,10 @@ class Database(Protocol):
     before_close: list[Callable[[], None]]
     after_fork: list[Callable[[], None]]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether operations can begin at once."""
+
     def run[**P, T](
         self,
         operation: Callable[Concatenate[Connection, P], T],
@@ -120,6 +124,11 @@ class FileDatabase:
             if database is None:
                 database = cls._by_path[path] = cls(path)
             return database
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is open."""
+        return self._is_open
 
     def clock(self) -> PersistentClock:
         """The clock of the file, which begins at opening.
@@ -278,6 +287,7 @@ class MemoryDatabase:
         self._connection = connect(":memory:", threading.Lock())
         migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
         self._clock = PersistentClock(floor_ns=0)
+        self.is_open = True
         weakref.finalize(self, self._connection.close)
 
     def clock(self) -> PersistentClock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zarr_cache import checksum, values
+from zarr_cache import checksum, pending, values
 from zarr_cache.admission import TRIM
 from zarr_cache.budget import under_limits
 from zarr_cache.index import NEW_NAMESPACE, prefix_end
@@ -122,8 +122,7 @@ def end_write(
     now_ns: int,
     limits: Limits,
     touches: Mapping[int, int],
-    *,
-    keep: Keep = values.write,
+    keep: Keep,
 ) -> Removed:
     """Let the keys be asked for again, and keep what the source is known to hold now.
 
@@ -136,7 +135,8 @@ def end_write(
         not in it is asked for again at the next read. So is one that another writer wrote to
         meanwhile: nobody knows who came last.
     """
-    with under_limits(connection, namespace, limits, touches) as removed:
+    with connection.writing(), under_limits(connection, namespace, limits) as removed:
+        pending.write_touches(connection, touches)
         revision = _next_revision(connection, namespace)
         parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
         for key in keys:

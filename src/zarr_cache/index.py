@@ -94,6 +94,35 @@ class Found(NamedTuple):
     data: Data | None = None
     is_damaged: bool = False
 
+    def is_large(self, fresh_after: int) -> bool:
+        """Whether there are fresh bytes that do not come with the facts."""
+        return (
+            self.kind in {"value", "stored"}
+            and self.size > INLINE
+            and self.stored_at > fresh_after
+            and not self.is_damaged
+        )
+
+
+def nothing(connection: Connection) -> None:
+    """Do nothing: to run this is to open the database."""
+
+
+def peek(connection: Connection, namespace: str, key: str) -> Found:
+    """What the file knows of the key, without its bytes."""
+    return _look_up(connection, namespace, key, None, EVER, -1)
+
+
+def look_up_small(
+    connection: Connection,
+    namespace: str,
+    key: str,
+    request: ByteRequest | None = None,
+    fresh_after: int = EVER,
+) -> Found:
+    """As `look_up`, but without the bytes of a value of more than `INLINE` bytes."""
+    return _look_up(connection, namespace, key, request, fresh_after, INLINE)
+
 
 def look_up(
     connection: Connection,
@@ -101,8 +130,6 @@ def look_up(
     key: str,
     request: ByteRequest | None = None,
     fresh_after: int = EVER,
-    *,
-    with_data: bool = True,
 ) -> Found:
     """What the file knows of the key, with the bytes that `request` asks for if they are fresh.
 
@@ -110,32 +137,80 @@ def look_up(
     ----------
     fresh_after
         What was stored at this time or earlier is not read.
-    with_data
-        Whether to read the bytes at all.
     """
-    parameters: dict[str, str | int] = {
+    while True:
+        found = _look_up(connection, namespace, key, request, fresh_after, INLINE)
+        if found.data is not None or not found.is_large(fresh_after):
+            return found
+        large = _look_up_large(connection, namespace, key, request, found)
+        if large is not None:
+            return large
+
+
+def _look_up(
+    connection: Connection,
+    namespace: str,
+    key: str,
+    request: ByteRequest | None,
+    fresh_after: int,
+    inline: int,
+) -> Found:
+    """What the file knows of the key, with the bytes of a value of up to `inline` bytes."""
+    parameters = {
         "namespace": namespace,
         "key": key,
         "fresh_after": fresh_after,
-        "inline": INLINE if with_data else -1,
+        "inline": inline,
     }
-    row = connection.execute(LOOK_UP, parameters).fetchone()
-    found = Found(*row[:10])
-    if found.entry is None or found.kind == "fence" or found.stored_at <= fresh_after:
+    *facts, data = connection.execute(LOOK_UP, parameters).fetchone()
+    found = Found(*facts)
+    if found.entry is None or found.kind == "fence":
         return found
-    facts = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
+    seed = _seed(namespace, key, found)
+    if found.checksum != seed:
+        return found._replace(is_damaged=True)
+    if found.kind == "absent" or found.size > inline or found.stored_at <= fresh_after:
+        return found
     try:
-        if found.checksum != facts:
-            return found._replace(is_damaged=True)
-        if not with_data or found.kind == "absent":
-            return found
-        if found.size <= INLINE:
-            return found._replace(data=_inline(found, facts, request, row[10]))
-        large = _look_up_large(connection, parameters, found, facts, request)
+        return found._replace(data=_verified(found, seed, request, data or b""))
     except DamagedValueError:
         return found._replace(is_damaged=True)
-    # Replaced while we looked: look again.
-    return large or look_up(connection, namespace, key, request, fresh_after)
+
+
+def _seed(namespace: str, key: str, found: Found) -> int:
+    return checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
+
+
+def _verified(found: Found, seed: int, request: ByteRequest | None, data: bytes) -> bytes:
+    """The bytes asked for, out of those that came with the facts."""
+    if len(data) != found.size:
+        raise DamagedValueError("the value has another length")
+    if data:
+        values.verify(seed, 0, data, found.checksums or b"")
+    start, stop = byte_range.span(request, found.size)
+    return data if (start, stop) == (0, found.size) else data[start:stop]
+
+
+def _look_up_large(
+    connection: Connection,
+    namespace: str,
+    key: str,
+    request: ByteRequest | None,
+    found: Found,
+) -> Found | None:
+    """The bytes asked for, out of their parts; None if another value has taken the place."""
+    start, stop = byte_range.span(request, found.size)
+    with connection.reading():
+        # The facts once more: they and the bytes are to be of one and the same state of the file.
+        again = peek(connection, namespace, key)
+        if (again.entry, again.checksum) != (found.entry, found.checksum):
+            return None
+        try:
+            seed = _seed(namespace, key, again)
+            data = values.read(connection, again.entry or 0, seed, again.size, start, stop)
+        except DamagedValueError:
+            return again._replace(is_damaged=True)
+    return again._replace(data=data)
 
 
 def look_up_many(
@@ -147,41 +222,6 @@ def look_up_many(
 ) -> list[Found]:
     """`look_up` for each request, in their order."""
     return [look_up(connection, namespace, key, request, fresh_after) for request in requests]
-
-
-def _inline(
-    found: Found,
-    facts: int,
-    request: ByteRequest | None,
-    data: bytes | None,
-) -> bytes:
-    """The bytes asked for, out of those that came with the facts."""
-    if len(data or b"") != found.size:
-        raise DamagedValueError("the value has another length")
-    if data:
-        values.verify(facts, 0, data, found.checksums or b"")
-    if request is None or data is None:
-        return data or b""
-    start, stop = byte_range.span(request, found.size)
-    return data[start:stop]
-
-
-def _look_up_large(
-    connection: Connection,
-    parameters: dict[str, str | int],
-    found: Found,
-    facts: int,
-    request: ByteRequest | None,
-) -> Found | None:
-    start, stop = byte_range.span(request, found.size)
-    with connection.reading():
-        # The facts once more, so that they and the bytes are of one and the same state of the file.
-        again = Found(*connection.execute(LOOK_UP, parameters).fetchone()[:10])
-        if (again.entry, again.checksum) != (found.entry, found.checksum):
-            return None
-        assert found.entry is not None  # noqa: S101 - for the type checker: asked by the caller
-        data = values.read(connection, found.entry, facts, found.size, start, stop)
-    return again._replace(data=data)
 
 
 USAGE = """

@@ -9,7 +9,7 @@ from zarr.abc.store import _store_supports_sync_io
 from zarr.core.buffer import cpu
 from zarr.core.sync import sync
 
-from zarr_cache import admission, byte_range, checksum, fence, index, values
+from zarr_cache import admission, byte_range, checksum, values
 from zarr_cache.database import MemoryDatabase
 from zarr_cache.errors import StorageError
 from zarr_cache.flow import step
@@ -40,6 +40,8 @@ class StoreCache(ValueCache):
     store
         Any store that supports deletes.
     """
+
+    _keep = staticmethod(values.write_checksums)
 
     def __init__(self, store: Store) -> None:
         super().__init__(MemoryDatabase())
@@ -78,7 +80,7 @@ class StoreCache(ValueCache):
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, with the checksums of its value."""
         yield from self._fill(namespace)
-        return (yield from self._run(index.look_up, namespace, key, with_data=False))
+        return (yield from super().peek(namespace, key))
 
     def admit(
         self, namespace: str, key: str, answer: Answer, limits: Limits
@@ -86,8 +88,7 @@ class StoreCache(ValueCache):
         """Keep an answer, under the limits; None when a write has overtaken it."""
         if answer.data is not None:
             yield from self._set(key, answer.data)
-        admit = partial(admission.admit, keep=values.write_checksums)
-        removed = yield from self._with_touches(admit, namespace, key, answer, limits)
+        removed = yield from super().admit(namespace, key, answer, limits)
         if removed is None:
             # The write's own value, if it has one, does not go with these bytes: read as a miss.
             found = yield from self.peek(namespace, key)
@@ -128,8 +129,7 @@ class StoreCache(ValueCache):
         for key, answer in answers.items():
             if answer.data is not None:
                 yield from self._set(key, answer.data)
-        end_write = partial(fence.end_write, keep=values.write_checksums)
-        removed = yield from self._with_touches(end_write, namespace, keys, answers, now_ns, limits)
+        removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
         yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
         return removed
 

@@ -7,7 +7,8 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
-from zarr_cache import admission, budget, fence, index, pending
+from zarr_cache import admission, budget, fence, index, pending, values
+from zarr_cache.admission import Admission, Admissions
 from zarr_cache.errors import StorageError
 from zarr_cache.flight import Flights
 from zarr_cache.flow import run, step
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from zarr_cache.database import Database
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found, Usage
+    from zarr_cache.values import Keep
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ class ValueCache:
         weakref.WeakKeyDictionary()
     )
 
+    _keep: Keep = staticmethod(values.write)
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self._begin()
@@ -70,6 +74,7 @@ class ValueCache:
         self.flights: Flights[tuple[object, ...], Buffer | None] = Flights()
         self.pending = Pending()
         self.unrecorded: set[str] = set()
+        self._admissions = Admissions()
 
     @classmethod
     def of(cls, database: Database) -> ValueCache:
@@ -102,15 +107,29 @@ class ValueCache:
             partial(self._database.run_async, operation, *args, **kwargs),
         )
 
+    def _opened(self) -> Flow[None]:
+        """Wait until the file is open.
+
+        What is small is then read on the event loop itself: a step to another thread and back costs
+        some times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
+        """
+        if not self._database.is_open:
+            yield from self._run(index.nothing)
+
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, without its bytes."""
-        return self._run(index.look_up, namespace, key, with_data=False)
+        yield from self._opened()
+        return self._database.run(index.peek, namespace, key)
 
     def look_up(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Flow[Found]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
-        return self._run(index.look_up, namespace, key, request, fresh_after)
+        yield from self._opened()
+        found = self._database.run(index.look_up_small, namespace, key, request, fresh_after)
+        if found.data is None and found.is_large(fresh_after):
+            return (yield from self._run(index.look_up, namespace, key, request, fresh_after))
+        return found
 
     def look_up_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
@@ -122,7 +141,9 @@ class ValueCache:
         self, namespace: str, key: str, answer: Answer, limits: Limits
     ) -> Flow[Removed | None]:
         """Keep an answer, under the limits; None when a write has overtaken it."""
-        return self._with_touches(admission.admit, namespace, key, answer, limits)
+        mine = Admission(namespace, key, answer, limits)
+        self._admissions.add(mine)
+        return (yield from self._run(self._admissions.admit, mine, self.pending, self._keep))
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
         """Come under the limits."""
@@ -149,7 +170,8 @@ class ValueCache:
         limits: Limits,
     ) -> Flow[Removed]:
         """Let the keys be asked for again, and keep what the source is known to hold."""
-        return self._with_touches(fence.end_write, namespace, keys, answers, now_ns, limits)
+        end_write = partial(fence.end_write, keep=self._keep)
+        return self._with_touches(end_write, namespace, keys, answers, now_ns, limits)
 
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
         """Remove what is kept under a prefix, and refuse what is being fetched."""
