@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import checksum, values
 from zarr_cache.budget import under_limits
-from zarr_cache.index import NEW_NAMESPACE
+from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
 from zarr_cache.pending import write_touches
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ MOST_ABSENT = 100_000
 """So many absent entries are kept in a file."""
 
 # A row keeps its revision: it is that of the last write, and this is none. A row that says more
-# recently what the source holds stays, and so does one that a write has fenced since.
+# recently what the source holds stays, and so does one that a write has fenced since, or that a
+# write is fencing now, unless that writer is taken for dead.
 ADMIT = """
 INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
 SELECT id, :key, :kind, :size, :stored_at, :used_at, 0, :checksum
@@ -43,9 +44,10 @@ SET kind = excluded.kind,
     size = excluded.size,
     stored_at = excluded.stored_at,
     used_at = excluded.used_at,
+    writers = 0,
     checksum = excluded.checksum
 WHERE revision <= :revision
-  AND writers = 0
+  AND (writers = 0 OR stored_at <= :dead_before)
   AND stored_at <= excluded.stored_at
   AND kind <> 'stored'
 RETURNING id
@@ -216,6 +218,7 @@ def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
         "stored_at": answer.stored_at,
         "used_at": answer.used_at,
         "revision": answer.revision,
+        "dead_before": answer.stored_at - LONGEST_WRITE_NS,
         "checksum": facts,
     }
     with under_limits(connection, namespace, admission.limits) as removed:

@@ -38,7 +38,7 @@ def fresh_after(age: Age, now_ns: int) -> int:
     """The time in nanoseconds after which an answer must have been given to be fresh now."""
     if age is None or age == "infinity" or math.isinf(age):
         return EVER
-    return max(EVER, now_ns - int(age * 1_000_000_000))
+    return max(EVER, now_ns - int(age) * 1_000_000_000 - int(age % 1 * 1_000_000_000))
 
 
 def least(one: Age, other: Age) -> Age:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store, _store_supports_sync_io
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import WrapperStore
+from zarr.storage import MemoryStore, WrapperStore
 
 from zarr_cache import ages, reading, writing
 from zarr_cache.cached_source import CachedSource, Settings
+from zarr_cache.calls import call, call_async
 from zarr_cache.faults import Faults
 from zarr_cache.flow import run, run_async
 from zarr_cache.forecast import Forecast
@@ -102,8 +103,6 @@ class CacheStore(WrapperStore[Store]):
                 "The cache_store must support deletes for CacheStore to function properly."
             )
             raise ValueError(msg)
-        if max_size is not None and max_size < 0:
-            raise ValueError(f"max_size must be a number of bytes or None, got {max_size!r}")
         if namespace == "":
             raise ValueError(
                 "namespace must not be empty: the empty one holds what SqliteStore itself stores"
@@ -113,7 +112,7 @@ class CacheStore(WrapperStore[Store]):
         super().__init__(store)
         settings = Settings(
             max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
-            max_size=max_size,
+            max_size=_checked_size(max_size),
             cache_set_data=cache_set_data,
             max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
         )
@@ -215,19 +214,12 @@ class CacheStore(WrapperStore[Store]):
     def _with_store(self, store: Store) -> Self:
         raise NotImplementedError("CacheStore does not support this operation.")
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, CacheStore)
-            and self._store == other._store
-            and self._cache == other._cache
-        )
-
-    __hash__ = None  # type: ignore[assignment] # as zarr's own stores
-
     def __getstate__(self) -> dict[str, Any]:
+        # A cache in memory is of no use to another process, and may be large.
+        is_in_memory = isinstance(self._cache, MemoryStore)
         return {
             "store": self._store,
-            "cache_store": self._cache,
+            "cache_store": type(self._cache)() if is_in_memory else self._cache,
             "max_age_seconds": self.max_age_seconds,
             "max_size": self.max_size,
             "cache_set_data": self.cache_set_data,
@@ -464,20 +456,21 @@ class CacheStore(WrapperStore[Store]):
         run(self._set(key, value))
 
     def _set(self, key: str, value: Buffer) -> Flow[None]:
-        source: Any = self._store
-        write = self._cached.call(
-            partial(source.set_sync, key, value), partial(source.set, key, value)
+        write = call(
+            self._store,
+            lambda source: source.set_sync(key, value),
+            lambda source: source.set(key, value),
         )
         return self._write([(key, value)], write)
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
         items = list(values)
-        write = self._cached.call_async(partial(self._store._set_many, items))  # noqa: SLF001 - zarr's
+        write = call_async(self._store, lambda source: source._set_many(items))  # noqa: SLF001 - zarr's
         await run_async(self._write(items, write))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write the value to the source, unless it has one."""
-        write = self._cached.call_async(partial(self._store.set_if_not_exists, key, value))
+        write = call_async(self._store, lambda source: source.set_if_not_exists(key, value))
         # Whose value stands is for the source to say, at the next read.
         await run_async(self._write([(key, None)], write))
 
@@ -490,8 +483,11 @@ class CacheStore(WrapperStore[Store]):
         run(self._delete(key))
 
     def _delete(self, key: str) -> Flow[None]:
-        source: Any = self._store
-        write = self._cached.call(partial(source.delete_sync, key), partial(source.delete, key))
+        write = call(
+            self._store,
+            lambda source: source.delete_sync(key),
+            lambda source: source.delete(key),
+        )
         return self._write([(key, None)], write)
 
     def _write(self, items: Sequence[tuple[str, Buffer | None]], write: Flow[None]) -> Flow[None]:
@@ -502,13 +498,25 @@ class CacheStore(WrapperStore[Store]):
         """Delete every key below the folder `prefix` from the source, and what is kept of them."""
         folder = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
         self._check_writable()
-        delete = partial(self._store.delete_dir, prefix)
+        delete = call_async(self._store, lambda source: source.delete_dir(prefix))
         await run_async(writing.remove(self._cached, folder, delete))
 
     async def clear(self) -> None:
         """Delete every key from the source, and what is kept of them."""
         self._check_writable()
-        await run_async(writing.remove(self._cached, "", self._store.clear))
+        clear = call_async(self._store, lambda source: source.clear())
+        await run_async(writing.remove(self._cached, "", clear))
+
+
+def _checked_size(max_size: object) -> int | None:
+    """`max_size`, if it is one."""
+    if max_size is None:
+        return None
+    if not isinstance(max_size, Integral):
+        raise TypeError(f"max_size must be a whole number of bytes or None, got {max_size!r}")
+    if max_size < 0:
+        raise ValueError(f"max_size must not be negative, got {max_size!r}")
+    return int(max_size)
 
 
 def _given(**settings: int | None) -> dict[str, int]:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from zarr.abc.store import Store, _store_supports_sync_io
-from zarr.core.sync import sync
+from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import ages
 from zarr_cache.budget import Limits
 from zarr_cache.errors import StorageError
-from zarr_cache.flow import run, step
+from zarr_cache.flow import run
 from zarr_cache.value_cache import MOST_PENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from zarr.abc.store import ByteRequest
+    from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
 
     from zarr_cache.ages import Age
@@ -145,14 +140,6 @@ class CachedSource:
         nbytes = len(buffer) if is_fetched and buffer is not None else 0
         self.statistics.add(misses=1, bytes_fetched=nbytes)
 
-    def call[T](
-        self, blocking: Callable[[], T], awaitable: Callable[[], Coroutine[Any, Any, T]]
-    ) -> Flow[T]:
-        """Call the source; where it has no sync methods, the sync surface waits for zarr's loop."""
-        if _store_supports_sync_io(self.source):
-            return step(blocking, awaitable)
-        return step(lambda: sync(awaitable()), awaitable)
-
     def is_kept(self, data: Data | None) -> bool:
         """Whether such an answer is kept at all: one that is stale at once or too large is not."""
         if data is None:
@@ -166,11 +153,6 @@ class CachedSource:
         if removed is not None:
             evictions = len(removed.evicted) + removed.evicted_ranges
             self.statistics.add(evictions=evictions, expirations=len(removed.expired))
-
-    @staticmethod
-    def call_async[T](awaitable: Callable[[], Coroutine[Any, Any, T]]) -> Flow[T]:
-        """Call what only the async surface has."""
-        return step(lambda: sync(awaitable()), awaitable)
 
     def fence(self, prefix: str) -> Flow[None]:
         """Remove what is kept of the keys with this prefix; refuse what is being fetched."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate
 
 import aiosqlite
@@ -17,7 +20,6 @@ from zarr_cache.errors import ForeignFileError, NewerSchemaError, is_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 APPLICATION_ID = 0x5A43_4131
 """``PRAGMA application_id`` of our files: "ZCA1" in ASCII."""
@@ -130,33 +132,75 @@ def create(path: Path, write_lock: threading.Lock) -> None:
         # The log first: a migration that dies leaves nothing behind that must be rolled back.
         _switch_to_wal(connection)
         migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
+        # Into the file itself, where the next to open it can look without the log.
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     finally:
         connection.close()
+
+
+NOTHING = (0, 0, 0)
+"""What `_identity` tells of an empty database."""
 
 
 def _refuse_foreign(path: Path) -> None:
     """Raise unless the file is ours and of a schema that we know, or an empty database."""
     if path.is_dir():
         raise ForeignFileError(path, found="a folder")
-    # Through SQLite and not by its header's bytes: the header may still be in the log. Read-only,
-    # so that closing does not write the log of a foreign database back into it.
+    # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
+    # ("How To Corrupt An SQLite Database File", 2.2).
+    # First without the log and without locks, which leaves nothing beside somebody else's file.
+    log = path.with_name(f"{path.name}-wal")
+    with contextlib.suppress(sqlite3.DatabaseError):
+        identity = _identity(path, "immutable=1")
+        _judge(path, *identity)
+        if not (log.exists() and log.stat().st_size):
+            return
+        if identity == NOTHING:
+            _judge(path, *_identity_of_copy(path, log))
+            return
+    # What is ours, or still empty, may be another thing with its log, or be written just now.
+    try:
+        identity = _identity(path, "mode=ro")
+    except sqlite3.DatabaseError as error:
+        if is_code(error, sqlite3.SQLITE_NOTADB):
+            raise ForeignFileError(path, found="not an SQLite database") from error
+        raise
+    _judge(path, *identity)
+
+
+def _identity_of_copy(path: Path, log: Path) -> tuple[int, int, int]:
+    """As `_identity`, of a copy of the file with its log: SQLite writes beside what it reads.
+
+    The file itself has nothing in it yet, and nothing in this process has it open.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        shutil.copyfile(path, copy)
+        shutil.copyfile(log, copy.with_name(f"{path.name}-wal"))
+        return _identity(copy, "mode=ro")
+
+
+def _identity(path: Path, how: str) -> tuple[int, int, int]:
+    """The application id, the schema version and the number of tables, views, and so on."""
     connection = sqlite3.connect(  # noqa: TID251 - without our pragmas, which would write
-        f"{path.absolute().as_uri()}?mode=ro",
+        f"{path.absolute().as_uri()}?{how}",
         uri=True,
         timeout=BUSY_TIMEOUT_SECONDS,
         autocommit=True,
     )
     try:
+        # All three of one state of the file: another process may be creating it.
+        connection.execute("BEGIN")
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    except sqlite3.DatabaseError as error:
-        if is_code(error, sqlite3.SQLITE_NOTADB):
-            raise ForeignFileError(path, found="not an SQLite database") from error
-        raise
+        (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     finally:
         connection.close()
-    if (application_id, version, tables) == (0, 0, 0):
+    return application_id, version, count
+
+
+def _judge(path: Path, application_id: int, version: int, count: int) -> None:
+    if (application_id, version, count) == NOTHING:
         return
     if application_id != APPLICATION_ID:
         raise ForeignFileError(
@@ -191,22 +235,42 @@ class LoopConnection(aiosqlite.Connection):
     ----------
     loop
         The loop whose tasks use it, and no other: then nothing is asked of a thread that has ended.
-    connector
-        Makes the connection, on the thread that will use it.
+    connection
+        What it runs operations on.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, connector: Callable[[], Connection]
-    ) -> None:
-        super().__init__(connector, iter_chunk_size=64)
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
+        super().__init__(lambda: connection, iter_chunk_size=64)
         self._loop = loop
+        self._sqlite_connection = connection
+        self._is_ending = False
         # Otherwise a program that never closes a store never ends (aiosqlite#299).
         self._thread.daemon = True
 
     @property
     def is_running(self) -> bool:
         """Whether operations can be given to it."""
-        return self._running and self._thread.is_alive()
+        return self._running and self._thread.is_alive() and not self._is_ending
+
+    async def start(self) -> None:
+        """Start the thread; a cancellation leaves nothing behind."""
+        try:
+            await self
+        except BaseException:
+            # aiosqlite has told the thread to end. It must not outlive the loop, see `run`.
+            self._thread.join()
+            raise
+
+    async def close(self) -> None:
+        """Close the connection when what was given to it has run, and end its thread."""
+        self._is_ending = True
+        if self._thread.is_alive():
+            await super().close()
+
+    def close_now(self) -> None:
+        """Close the connection, on which nothing runs; its thread ends with `close`."""
+        self._is_ending = True
+        self._sqlite_connection.close()
 
     async def run[**P, T](
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import sqlite3
 import threading
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate, Protocol
 
 from zarr_cache import migrate
@@ -20,10 +22,10 @@ from zarr_cache.connection import (
     connect,
     create,
 )
-from zarr_cache.errors import translated
+from zarr_cache.errors import StorageError, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # Along the index entry_by_use. No other stamp is newer: what is stored is used at that time.
@@ -107,11 +109,15 @@ class FileDatabase:
     def _begin(self) -> None:
         """Start without connections: at first, and in the child of a fork."""
         self._lock = threading.RLock()
+        # Operations under way, and whether a fork waits for them to end.
+        self._under_way = 0
+        self._is_forking = False
+        self._changed = threading.Condition(self._lock)
         self._write_lock = threading.Lock()
         self._connections: set[Connection] = set()
         self._idle: deque[Connection] = deque()
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnection] = {}
-        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[LoopConnection]] = {}
+        self._starting: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self._clock: PersistentClock | None = None
         self._is_open = False
 
@@ -153,6 +159,8 @@ class FileDatabase:
                 (floor_ns,) = connection.execute(NEWEST_STAMP).fetchone()
             except sqlite3.Error as error:
                 raise translated(error, self.path) from error
+            except OSError as error:
+                raise StorageError(f"{self.path}: {error}") from error
             self._idle.append(connection)
             if self._clock is None:
                 self._clock = PersistentClock(floor_ns=floor_ns)
@@ -160,10 +168,6 @@ class FileDatabase:
             with self._registry_lock:
                 self._opened.add(self)
             return self._clock
-
-    def _connect(self) -> Connection:
-        self.clock()
-        return connect(str(self.path), self._write_lock)
 
     def run[**P, T](
         self,
@@ -179,24 +183,71 @@ class FileDatabase:
             SQLite refused; what the operation had written is rolled back.
         """
         try:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._connect()
-                self._connections.add(connection)
-            try:
-                return operation(connection, *args, **kwargs)
-            finally:
-                self._put_back(connection)
+            with self._operating():
+                connection = self._take()
+                try:
+                    return operation(connection, *args, **kwargs)
+                finally:
+                    self._put_back(connection)
         except sqlite3.Error as error:
             raise translated(error, self.path) from error
 
+    @contextlib.contextmanager
+    def _operating(self) -> Iterator[None]:
+        """Run the block while no fork is under way: the child could hang on SQLite's own locks."""
+        with self._lock:
+            while self._is_forking:
+                self._changed.wait()
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        """Close every connection, once no thread is inside SQLite, and let none in.
+
+        SQLite remembers which files a process has open and locked. A child inherits the memory and
+        not the locks, and would write without any ("How To Corrupt An SQLite Database File", 2.6).
+        """
+        if self._is_open:
+            self._write_waiting()
+        with self._lock:
+            self._is_forking = True
+            while self._under_way:
+                self._changed.wait()
+            for loop_connection in self._by_loop.values():
+                loop_connection.close_now()
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+            self._connections.clear()
+            self._is_open = False
+
+    def after_fork_in_parent(self) -> None:
+        """Let operations begin again."""
+        with self._lock:
+            self._is_forking = False
+            self._changed.notify_all()
+
+    def _take(self) -> Connection:
+        with self._lock:
+            self._open()
+            if self._idle:
+                return self._idle.pop()
+            connection = connect(str(self.path), self._write_lock)
+            self._connections.add(connection)
+            return connection
+
     def _put_back(self, connection: Connection) -> None:
-        # Those that were in use during `close` are closed now.
-        if connection in self._connections:
-            self._idle.append(connection)
-        else:
-            connection.close()
+        with self._lock:
+            if connection in self._connections:
+                self._idle.append(connection)
+                return
+        # It was in use during `close`.
+        connection.close()
 
     async def run_async[**P, T](
         self,
@@ -213,33 +264,54 @@ class FileDatabase:
         """
         loop = asyncio.get_running_loop()
         try:
-            connection = self._by_loop.get(loop)
-            if connection is None or not connection.is_running:
-                connection = await self._loop_connection(loop)
-            return await connection.run(operation, *args, **kwargs)
+            while True:
+                connection = self._by_loop.get(loop)
+                if connection is not None and connection.is_running:
+                    guarded = partial(self._guarded, operation)
+                    return await connection.run(guarded, *args, **kwargs)
+                await self._start(loop)
         except sqlite3.Error as error:
             raise translated(error, self.path) from error
 
-    async def _loop_connection(self, loop: asyncio.AbstractEventLoop) -> LoopConnection:
-        """The connection of `loop`; tasks that ask at once wait for the same one."""
-        task = self._opening.get(loop)
-        if task is None:
-            task = self._opening[loop] = loop.create_task(self._connect_loop(loop))
-        try:
-            return await asyncio.shield(task)
-        finally:
-            if task.done():
-                self._opening.pop(loop, None)
+    def _guarded[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        connection: Connection,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        with self._operating():
+            return operation(connection, *args, **kwargs)
 
-    async def _connect_loop(self, loop: asyncio.AbstractEventLoop) -> LoopConnection:
-        for ended in [known for known in self._by_loop if known.is_closed()]:
-            of_ended = self._by_loop.pop(ended)
-            if of_ended.is_running:
-                await of_ended.close()
-        connection = LoopConnection(loop, self._connect)
-        await connection
-        self._by_loop[loop] = connection
-        return connection
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make a connection for `loop`; tasks that ask at once wait for the same one."""
+        task = self._starting.get(loop)
+        if task is None:
+            task = self._starting[loop] = loop.create_task(self._start_connection(loop))
+            task.add_done_callback(lambda _: self._starting.pop(loop, None))
+        await asyncio.shield(task)
+
+    async def _start_connection(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Those of loops that have been closed, and of this one if it was closed before a fork.
+        for ended in [known for known in self._by_loop if known is loop or known.is_closed()]:
+            await self._by_loop.pop(ended).close()
+        # It may wait for another process that creates the file.
+        await asyncio.to_thread(self._open)
+        connection = self._take()
+        loop_connection = LoopConnection(loop, connection)
+        try:
+            await loop_connection.start()
+        except BaseException:
+            self._put_back(connection)
+            raise
+        with self._lock:
+            if connection in self._connections:
+                # From here on it is the loop's, and `close` finds it there.
+                self._connections.remove(connection)
+                self._by_loop[loop] = loop_connection
+                return
+        # Closed in between: the caller starts another.
+        await loop_connection.close()
 
     def close(self) -> None:
         """Write what waits and close every connection; the next operation opens the file again.
@@ -248,13 +320,11 @@ class FileDatabase:
         """
         if not self._is_open:
             return
-        for write in self.before_close:
-            write()
+        self._write_waiting()
         with self._lock:
             loop_connections = list(self._by_loop.values())
             idle = list(self._idle)
             self._by_loop.clear()
-            self._opening.clear()
             self._idle.clear()
             self._connections.clear()
             self._is_open = False
@@ -265,16 +335,16 @@ class FileDatabase:
         with self._registry_lock:
             self._opened.discard(self)
 
-    def _abandon(self) -> None:
-        """In the child of a fork: forget the connections, which are still the parent's.
-
-        They are kept from being closed: that would write to the parent's file through locks that
-        this process does not hold ("How To Corrupt An SQLite Database File", 2.6).
-        """
-        _left_to_the_parent.append((self._connections, self._by_loop, self._opening))
+    def after_fork_in_child(self) -> None:
+        """Forget the threads, which are the parent's."""
+        _left_to_the_parent.append((self._by_loop, self._starting))
         self._begin()
         for begin in self.after_fork:
             begin()
+
+    def _write_waiting(self) -> None:
+        for write in self.before_close:
+            write()
 
 
 class MemoryDatabase:
@@ -322,13 +392,27 @@ def _close_databases() -> None:
         database.close()
 
 
-def _abandon_databases() -> None:
+def _before_fork() -> None:
+    for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+        database.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+        database.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
     FileDatabase._registry_lock = threading.Lock()  # noqa: SLF001 - of this module
     for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
-        database._abandon()  # noqa: SLF001 - of this module
+        database.after_fork_in_child()
     FileDatabase._opened.clear()  # noqa: SLF001 - of this module
 
 
 atexit.register(_close_databases)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_databases)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

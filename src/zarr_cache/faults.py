@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zarr_cache.errors import StorageError
     from zarr_cache.statistics import Statistics
-
-logger = logging.getLogger(__name__)
 
 
 class CacheWarning(UserWarning):
@@ -30,7 +27,6 @@ class Faults:
         if type(error) in self._warned:
             return
         self._warned.add(type(error))
-        logger.warning("the cache has failed, the source is asked instead: %s", error)
         warnings.warn(
             f"the cache has failed, the source is asked instead: {error}",
             CacheWarning,

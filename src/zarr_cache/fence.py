@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zarr_cache import checksum, pending, values
 from zarr_cache.admission import TRIM
 from zarr_cache.budget import under_limits
-from zarr_cache.index import NEW_NAMESPACE, prefix_end
+from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ SET kind = 'fence',
     stored_at = excluded.stored_at,
     used_at = excluded.used_at,
     revision = excluded.revision,
-    writers = writers + 1
+    writers = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writers + 1 END
 WHERE kind <> 'stored'
 RETURNING id
 """
@@ -108,7 +108,12 @@ def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now
     """
     with connection.writing():
         revision = _next_revision(connection, namespace)
-        parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+        parameters: Parameters = {
+            "namespace": namespace,
+            "now": now_ns,
+            "revision": revision,
+            "dead_before": now_ns - LONGEST_WRITE_NS,
+        }
         for key in keys:
             _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
     return revision

@@ -22,6 +22,11 @@ class Flight[T]:
     def __init__(self) -> None:
         self._landed: Future[tuple[bool, T | None]] = Future()
 
+    @property
+    def has_landed(self) -> bool:
+        """Whether there is an answer, or there will be none."""
+        return self._landed.done()
+
     def land(self, answer: T) -> None:
         """Give the answer to all who follow."""
         self._landed.set_result((True, answer))
@@ -48,11 +53,19 @@ class Flight[T]:
 
 
 class Flights[K: Hashable, T]:
-    """The fetches under way in this process, by what they ask for."""
+    """The fetches under way in this process, by what they ask for.
+
+    Attributes
+    ----------
+    ended
+        How many have ended. If it is another number than before a look-up that missed, the answer
+        may be at hand by now.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[K, Flight[T]] = {}
+        self.ended = 0
 
     def join(self, key: K) -> tuple[Flight[T], bool]:
         """The flight for `key`, and whether the caller leads it.
@@ -69,6 +82,7 @@ class Flights[K: Hashable, T]:
     def end(self, key: K, flight: Flight[T]) -> None:
         """Nobody joins any more; who has no answer by now asks for itself."""
         with self._lock:
+            self.ended += 1
             if self._under_way.get(key) is flight:
                 del self._under_way[key]
         flight.fail()

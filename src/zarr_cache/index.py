@@ -25,6 +25,9 @@ type Data = bytes | ByteArray
 EVER = -(2**63)
 """For `fresh_after`: every age is fresh."""
 
+LONGEST_WRITE_NS = 3600 * 1_000_000_000
+"""A write that has not ended after this time never will: its process has died."""
+
 # Code points that UTF-8 does not encode.
 FIRST_SURROGATE, AFTER_SURROGATES = 0xD800, 0xE000
 
@@ -93,6 +96,11 @@ class Found(NamedTuple):
     checksums: bytes | None = None
     data: Data | None = None
     is_damaged: bool = False
+
+    def is_overtaken(self, revision: int, now_ns: int) -> bool:
+        """Whether what was asked of the source at `revision` is no answer any more."""
+        is_written = bool(self.writers) and self.stored_at > now_ns - LONGEST_WRITE_NS
+        return self.fence > revision or is_written
 
     def is_large(self, fresh_after: int) -> bool:
         """Whether there are fresh bytes that do not come with the facts."""

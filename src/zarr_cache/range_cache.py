@@ -5,27 +5,29 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from sortedcontainers import SortedDict
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
-
-from zarr_cache import byte_range
-
-if TYPE_CHECKING:
-    from zarr.abc.store import ByteRequest
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    SuffixByteRequest,
+)
 
 
 @dataclass(slots=True, eq=False)
 class RangeEntry:
-    """Some bytes of a value, and when they were asked for.
+    """Some bytes of a value: what the source answered to one request.
+
+    Nothing is concluded from two answers together: the source may have been written to by others
+    in between, and an answer must be one that it gave.
 
     Attributes
     ----------
-    start
-        Where in the value they begin; None for its last bytes while its size is not known.
+    request
+        What was asked for.
     data
-        The bytes ``[start, start + len(data))``.
+        The bytes.
     stored_at, revision
         Time and revision at which the source was asked.
     used_at
@@ -34,38 +36,67 @@ class RangeEntry:
 
     namespace: str
     key: str
-    start: int | None
+    request: ByteRequest
     data: bytes
     stored_at: int
     revision: int
     used_at: int
 
     @property
+    def start(self) -> int | None:
+        """Where in the value the bytes begin; None for its last bytes, if there may be more."""
+        match self.request:
+            case RangeByteRequest(start, _) | OffsetByteRequest(start):
+                return start
+            case SuffixByteRequest(suffix):
+                return 0 if len(self.data) < suffix else None
+
+    @property
     def stop(self) -> int:
-        """Where in the value they end."""
+        """Where in the value they end, if `start` is known."""
         return (self.start or 0) + len(self.data)
+
+    @property
+    def reaches_end(self) -> bool:
+        """Whether they are known to be the last of the value."""
+        match self.request:
+            case RangeByteRequest(start, stop):
+                return len(self.data) < stop - start
+            case _:
+                return True
+
+    def slice_for(self, request: ByteRequest) -> tuple[int, int] | None:
+        """Which of the bytes are asked for, as a half-open interval; None if not all are here."""
+        length = len(self.data)
+        if isinstance(request, SuffixByteRequest):
+            is_here = self.reaches_end and (request.suffix <= length or self.start == 0)
+            return (max(0, length - request.suffix), length) if is_here else None
+        if self.start is None:
+            return None
+        if isinstance(request, OffsetByteRequest):
+            begin, end = request.offset - self.start, length
+            is_here = self.reaches_end
+        else:
+            begin, end = request.start - self.start, request.end - self.start
+            is_here = end <= length or self.reaches_end
+        return (begin, min(end, length)) if is_here and 0 <= begin < length else None
 
 
 @dataclass(slots=True, eq=False)
 class _Value:
-    """What is known of one value.
+    """The range entries of one value.
 
     Attributes
     ----------
-    size, size_stored_at, size_revision
-        Its size in bytes, if known, and when and at which revision that was learnt.
     spans
-        Range entries by start. None lies inside another, so they are sorted by stop as well, and
-        the one that begins last at or before a position reaches furthest.
+        Those whose place is known, by start. None lies inside another, so they are sorted by stop
+        as well, and the one that begins last at or before a position reaches furthest.
     tail
-        The last bytes, while the size is not known.
+        The last bytes, from where on is not known.
     fence
         Revision of the last write to the key that was heard of.
     """
 
-    size: int | None = None
-    size_stored_at: int = 0
-    size_revision: int = 0
     spans: SortedDict[int, RangeEntry] = field(default_factory=SortedDict)
     tail: RangeEntry | None = None
     fence: int = 0
@@ -75,26 +106,14 @@ class _Value:
         """All of them."""
         return [*self.spans.values(), *([self.tail] if self.tail else [])]
 
-    def covering(self, request: ByteRequest) -> tuple[RangeEntry, int, int] | None:
-        """The entry that holds what is asked for, and the slice of its data; None if none does."""
-        tail = self.tail
-        if self.size is None and tail is not None and isinstance(request, SuffixByteRequest):
-            length = len(tail.data)
-            return (tail, length - request.suffix, length) if request.suffix <= length else None
-        match request:
-            case RangeByteRequest(start, stop) if self.size is None:
-                pass
-            case _ if self.size is None:
-                return None
-            case _:
-                start, stop = byte_range.span(request, self.size)
-        place = self.spans.bisect_right(start) - 1
-        if place < 0:
-            return None
-        entry = self.spans.peekitem(place)[1]
-        if stop > entry.stop or start >= entry.stop:
-            return None
-        return entry, start - entry.start, stop - entry.start
+    def candidates(self, request: ByteRequest) -> list[RangeEntry]:
+        """The entries that may hold what is asked for, the best first."""
+        if isinstance(request, RangeByteRequest):
+            place = self.spans.bisect_right(request.start) - 1
+            return [self.spans.peekitem(place)[1]] if place >= 0 else []
+        # Only the last span can be known to reach the end.
+        last = [self.spans.peekitem()[1]] if self.spans else []
+        return [self.tail, *last] if self.tail else last
 
 
 class RangeCache:
@@ -149,106 +168,75 @@ class RangeCache:
             Stamp of this use.
         """
         with self._lock:
-            value = self._known(namespace, key, fence, fresh_after)
-            covering = value.covering(request) if value else None
-            if covering is None:
-                return None
-            entry, start, stop = covering
-            if entry.stored_at <= fresh_after:
+            value = self._known(namespace, key, fence)
+            while value is not None:
+                entry, part = self._covering(value, request)
+                if entry is None:
+                    return None
+                if entry.stored_at > fresh_after:
+                    entry.used_at = used_at
+                    self._by_use.move_to_end(entry)
+                    return entry.data[part]
+                # One that begins earlier may hold it too, and be fresh.
                 self._remove(entry)
-                return None
-            entry.used_at = used_at
-            self._by_use.move_to_end(entry)
-            return entry.data if stop - start == len(entry.data) else entry.data[start:stop]
+            return None
+
+    @staticmethod
+    def _covering(value: _Value, request: ByteRequest) -> tuple[RangeEntry | None, slice]:
+        for entry in value.candidates(request):
+            part = entry.slice_for(request)
+            if part is not None:
+                return entry, slice(*part)
+        return None, slice(0)
 
     def size(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> int | None:
-        """The size of the value in bytes, where range entries have told it."""
+        """The size of the value in bytes, where a range entry tells it."""
         with self._lock:
-            value = self._known(namespace, key, fence, fresh_after)
-            return value.size if value else None
+            value = self._known(namespace, key, fence)
+            last = value.spans.peekitem()[1] if value and value.spans else None
+            is_told = last is not None and last.reaches_end and last.stored_at > fresh_after
+            return last.stop if last is not None and is_told else None
 
-    def add(self, request: ByteRequest, entry: RangeEntry) -> None:
-        """Keep what the source answered to `request`; `entry.start` is set from it.
+    def add(self, entry: RangeEntry, *, fence: int) -> None:
+        """Keep what the source answered, unless it is at hand already.
 
-        What lies inside the new entry, or is of another revision, is removed.
+        What lies inside it is removed, and what was asked for before `fence`.
         """
         if not entry.data:
             return
         with self._lock:
-            value = self._known(entry.namespace, entry.key, entry.revision, -(2**63)) or _Value()
-            self._learn_size(value, request, entry)
-            entry.start = self._start(value, request, entry)
+            value = self._known(entry.namespace, entry.key, fence) or _Value(fence=fence)
+            if self._covering(value, entry.request)[0] is not None:
+                return
+            for inside in self._inside(value, entry):
+                self._remove(inside)
+            # Removing may have taken the value out of the table with its last entry.
+            self._values[entry.namespace, entry.key] = value
             if entry.start is None:
-                if value.tail is not None:
-                    self._remove(value.tail)
                 value.tail = entry
             else:
-                self._make_place(value, entry)
                 value.spans[entry.start] = entry
             self._by_use[entry] = None
             self._by_age.setdefault(entry.namespace, {})[entry] = None
             self._nbytes += len(entry.data)
-            # Removing what was there may have emptied the value out of the table.
-            self._values[entry.namespace, entry.key] = value
 
     @staticmethod
-    def _start(value: _Value, request: ByteRequest, entry: RangeEntry) -> int | None:
-        match request:
-            case RangeByteRequest(start, _) | OffsetByteRequest(start):
-                return start
-            case SuffixByteRequest():
-                return None if value.size is None else value.size - len(entry.data)
+    def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
+        """What a new entry makes needless."""
+        if entry.start is None:
+            return [value.tail] if value.tail else []
+        starts = value.spans.irange(entry.start, entry.stop, inclusive=(True, False))
+        spans = [value.spans[start] for start in starts]
+        return [other for other in spans if other.stop <= entry.stop]
 
-    def _learn_size(self, value: _Value, request: ByteRequest, entry: RangeEntry) -> None:
-        """Take the size of the value from an answer that reached its end."""
-        match request:
-            case RangeByteRequest(start, stop) if len(entry.data) < stop - start:
-                size = start + len(entry.data)
-            case OffsetByteRequest(offset):
-                size = offset + len(entry.data)
-            case SuffixByteRequest(suffix) if len(entry.data) < suffix:
-                size = len(entry.data)
-            case _:
-                return
-        value.size, value.size_stored_at, value.size_revision = (
-            size,
-            entry.stored_at,
-            entry.revision,
-        )
-        tail, value.tail = value.tail, None
-        if tail is not None:
-            tail.start = size - len(tail.data)
-            self._make_place(value, tail)
-            value.spans[tail.start] = tail
-
-    def _make_place(self, value: _Value, entry: RangeEntry) -> None:
-        """Remove the spans that lie inside `entry`, or that it lies inside of."""
-        start = entry.start or 0
-        place = value.spans.bisect_right(start) - 1
-        first = value.spans.keys()[place] if place >= 0 else start
-        beside = [
-            value.spans[other]
-            for other in value.spans.irange(first, entry.stop, inclusive=(True, False))
-        ]
-        for other in beside:
-            other_start = other.start or 0
-            is_inside = start <= other_start and other.stop <= entry.stop
-            is_around = other_start <= start and entry.stop <= other.stop
-            if is_inside or is_around:
-                self._remove(other)
-
-    def _known(self, namespace: str, key: str, fence: int, fresh_after: int) -> _Value | None:
+    def _known(self, namespace: str, key: str, fence: int) -> _Value | None:
         """The value, after removing what was overtaken by a write."""
         value = self._values.get((namespace, key))
-        if value is None:
-            return None
-        if value.fence < fence:
+        if value is not None and value.fence < fence:
             value.fence = fence
             for entry in value.entries:
                 if entry.revision < fence:
                     self._remove(entry)
-        if value.size_revision < fence or value.size_stored_at <= fresh_after:
-            value.size = None
         return value
 
     def oldest_use(self) -> int | None:
@@ -297,7 +285,7 @@ class RangeCache:
     def has(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> bool:
         """Whether there are bytes of the key: then the source has it."""
         with self._lock:
-            value = self._known(namespace, key, fence, fresh_after)
+            value = self._known(namespace, key, fence)
             return value is not None and any(
                 entry.stored_at > fresh_after for entry in value.entries
             )

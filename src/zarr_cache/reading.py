@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
 
@@ -11,13 +10,14 @@ from zarr_cache import byte_range as requests
 from zarr_cache.admission import Answer
 from zarr_cache.buffers import to_array, to_buffer
 from zarr_cache.cached_source import Seen
+from zarr_cache.calls import call, call_async
 from zarr_cache.errors import StorageError
 from zarr_cache.range_cache import RangeEntry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zarr.abc.store import ByteRequest
+    from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from zarr_cache.cached_source import CachedSource
@@ -34,6 +34,7 @@ def get(
 ) -> Flow[Buffer | None]:
     """The bytes asked for; None if there is no such key."""
     requests.check(request)
+    ended = cached.values.flights.ended
     seen = yield from cached.look_up(key, request)
     if seen is None:
         return _as(prototype, (yield from _ask(cached, key, request)))
@@ -44,7 +45,7 @@ def get(
     if _is_absent(cached, seen):
         yield from cached.hit(None)
         return None
-    return _as(prototype, (yield from _fetch(cached, key, request, seen.found.revision)))
+    return _as(prototype, (yield from _fetch(cached, key, request, seen.found.revision, ended)))
 
 
 def _fresh_data(
@@ -83,7 +84,7 @@ def _is_absent(cached: CachedSource, seen: Seen) -> bool:
 
 
 def _fetch(
-    cached: CachedSource, key: str, request: ByteRequest | None, revision: int
+    cached: CachedSource, key: str, request: ByteRequest | None, revision: int, ended: int
 ) -> Flow[Buffer | None]:
     """Ask the source, once for all who ask at once, and keep the answer.
 
@@ -91,6 +92,8 @@ def _fetch(
     ----------
     revision
         Of the look-up that missed. Who asks at another one saw another write, and asks again.
+    ended
+        `Flights.ended` from before that look-up.
     """
     place = (cached.namespace, key, request, revision)
     flight, leads = cached.values.flights.join(place)
@@ -100,6 +103,11 @@ def _fetch(
             cached.miss(buffer, is_fetched=False)
             return buffer
     try:
+        if leads and cached.values.flights.ended != ended:
+            is_here, buffer = yield from _look_again(cached, key, request)
+            if is_here:
+                flight.land(buffer)
+                return buffer
         asked_at = cached.values.clock().now_ns()
         buffer = yield from _ask(cached, key, request)
         if leads:
@@ -111,12 +119,27 @@ def _fetch(
     return buffer
 
 
+def _look_again(
+    cached: CachedSource, key: str, request: ByteRequest | None
+) -> Flow[tuple[bool, Buffer | None]]:
+    """Whether an answer has come to hand since the look-up that missed, and the answer."""
+    seen = yield from cached.look_up(key, request)
+    if seen is None:
+        return False, None
+    data = _fresh_data(cached, seen, key, request)
+    if data is None and not _is_absent(cached, seen):
+        return False, None
+    yield from cached.hit(data)
+    return True, None if data is None else to_buffer(cpu.buffer_prototype, data)
+
+
 def _ask(cached: CachedSource, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
     """What the source answers, in a buffer of this machine's memory."""
-    source: Any = cached.source
-    buffer: Buffer | None = yield from cached.call(
-        partial(source.get_sync, key, prototype=cpu.buffer_prototype, byte_range=request),
-        partial(source.get, key, cpu.buffer_prototype, request),
+    prototype = cpu.buffer_prototype
+    buffer: Buffer | None = yield from call(
+        cached.source,
+        lambda source: source.get_sync(key, prototype=prototype, byte_range=request),
+        lambda source: source.get(key, prototype, request),
     )
     cached.miss(buffer, is_fetched=True)
     return buffer
@@ -165,15 +188,15 @@ def _keep_parts(
 ) -> Flow[None]:
     """Keep parts of a value as range entries."""
     found = yield from cached.values.peek(cached.namespace, key)
-    if found.fence > revision or found.writers:
+    if found.is_overtaken(revision, asked_at):
         # A write has overtaken the answer. One that comes after this is seen at the next look-up.
         return
     limits = cached.limits()
     for request, data in parts:
         if cached.is_kept(data):
             stamp = cached.values.clock().stamp_ns()
-            entry = RangeEntry(cached.namespace, key, None, data, asked_at, revision, stamp)
-            limits.ranges.add(request, entry)
+            entry = RangeEntry(cached.namespace, key, request, data, asked_at, revision, stamp)
+            limits.ranges.add(entry, fence=found.fence)
     yield from cached.come_under_budget(found, limits)
 
 
@@ -193,6 +216,7 @@ def get_ranges(
     """
     for request in byte_ranges:
         requests.check(request)
+    ended = cached.values.flights.ended
     seen = yield from cached.look_up(key, with_data=False)
     if seen is None:
         places = list(range(len(byte_ranges)))
@@ -205,7 +229,7 @@ def get_ranges(
     batches: Batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
     missing = [place for place in range(len(byte_ranges)) if place not in at_hand]
     fetched = yield from _fetch_ranges(
-        cached, key, byte_ranges, missing, seen.found.revision, settings
+        cached, key, byte_ranges, missing, seen.found.revision, ended, settings
     )
     batches += [[(place, _as(prototype, buffer)) for place, buffer in batch] for batch in fetched]
     return [batch for batch in batches if batch]
@@ -239,6 +263,7 @@ def _fetch_ranges(
     byte_ranges: Sequence[ByteRequest | None],
     missing: list[int],
     revision: int,
+    ended: int,
     settings: dict[str, int],
 ) -> Flow[Batches]:
     """Ask the source once for all that is missing, but for what others are asking it for."""
@@ -247,7 +272,14 @@ def _fetch_ranges(
     joined = {place: flights.join(ask) for place, ask in asks.items()}
     led = {place: flight for place, (flight, leads) in joined.items() if leads}
     try:
-        batches = yield from _lead_ranges(cached, key, byte_ranges, led, revision, settings)
+        batches: Batches = []
+        for place, flight in led.items() if flights.ended != ended else ():
+            is_here, buffer = yield from _look_again(cached, key, byte_ranges[place])
+            if is_here:
+                flight.land(buffer)
+                batches.append([(place, buffer)])
+        still = {place: flight for place, flight in led.items() if not flight.has_landed}
+        batches += yield from _lead_ranges(cached, key, byte_ranges, still, revision, settings)
     finally:
         for place, flight in led.items():
             flights.end(asks[place], flight)
@@ -294,7 +326,8 @@ def _follow_range(
     if landed:
         cached.miss(buffer, is_fetched=False)
     else:
-        buffer = yield from _fetch(cached, key, request, revision)
+        ended = cached.values.flights.ended
+        buffer = yield from _fetch(cached, key, request, revision, ended)
     if buffer is None:
         raise _absent(key)
     return buffer
@@ -308,18 +341,18 @@ def _ask_ranges(
     settings: dict[str, int],
 ) -> Flow[Batches]:
     """What the source answers in one ``get_ranges``, in its batches, by place in `byte_ranges`."""
-    source: Any = cached.source
     asked = [byte_ranges[place] for place in places]
+    prototype = cpu.buffer_prototype
 
-    async def collect() -> list[Sequence[tuple[int, Buffer | None]]]:
-        batches = source.get_ranges(key, asked, prototype=cpu.buffer_prototype, **settings)
+    async def collect(source: Store) -> list[Sequence[tuple[int, Buffer | None]]]:
+        batches = source.get_ranges(key, asked, prototype=prototype, **settings)
         return [batch async for batch in batches]
 
-    def collect_sync() -> list[Sequence[tuple[int, Buffer | None]]]:
+    def collect_sync(source: Store) -> list[Sequence[tuple[int, Buffer | None]]]:
         chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
-        return [source.get_ranges_sync(key, asked, prototype=cpu.buffer_prototype, **chosen)]
+        return [source.get_ranges_sync(key, asked, prototype=prototype, **chosen)]
 
-    batches = yield from cached.call(collect_sync, collect)
+    batches = yield from call(cached.source, collect_sync, collect)
     for batch in batches:
         for _, buffer in batch:
             cached.miss(buffer, is_fetched=True)
@@ -337,7 +370,7 @@ def exists(cached: CachedSource, key: str) -> Flow[bool]:
             yield from cached.hit(None)
             return False
         asked_at = cached.values.clock().now_ns()
-    exists = yield from cached.call_async(partial(cached.source.exists, key))
+    exists: bool = yield from call_async(cached.source, lambda source: source.exists(key))
     cached.miss(None, is_fetched=True)
     if seen is not None and not exists:
         yield from _keep(cached, key, [(None, None)], seen.found.revision, asked_at)
@@ -364,11 +397,12 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
         asked_at = cached.values.clock().now_ns()
     cached.miss(None, is_fetched=True)
     try:
-        return (yield from cached.call_async(partial(cached.source.getsize, key)))
+        told: int = yield from call_async(cached.source, lambda source: source.getsize(key))
     except FileNotFoundError:
         if seen is not None:
             yield from _keep(cached, key, [(None, None)], seen.found.revision, asked_at)
         raise
+    return told
 
 
 def _size_at_hand(cached: CachedSource, seen: Seen, key: str) -> int | None:

@@ -186,6 +186,8 @@ class SqliteStore(Store):
         BaseExceptionGroup
             With a `FileNotFoundError` in it: there is no such key.
         """
+        for request in byte_ranges:
+            requests.check(request)
         found = await self._run_async(stored.read_many, [(key, each) for each in byte_ranges])
         yield _batch(key, prototype, found)
 
@@ -199,6 +201,8 @@ class SqliteStore(Store):
         max_coalesced_bytes: int = 16 << 20,  # noqa: ARG002 - the same
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, without an event loop."""
+        for request in byte_ranges:
+            requests.check(request)
         found = self._run(stored.read_many, [(key, each) for each in byte_ranges])
         return _batch(key, prototype, found)
 

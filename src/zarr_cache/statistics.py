@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -12,6 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zarr_cache.pending import Pending
+
+
+# One for all: it is held for an addition only, and the child of a fork needs another.
+_counting = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _counting  # noqa: PLW0603 - the child of a fork may have inherited it held
+    _counting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Statistics:
@@ -28,12 +42,11 @@ class Statistics:
     def __init__(self, namespace: str, pending: Callable[[], Pending]) -> None:
         self._namespace = namespace
         self._pending = pending
-        self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
     def add(self, **numbers: int) -> None:
         """Add to the counts of these names."""
-        with self._lock:
+        with _counting:
             self._counts.update(numbers)
         for name, number in numbers.items():
             if name in LASTING and number:

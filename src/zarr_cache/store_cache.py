@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from zarr.abc.store import _store_supports_sync_io
 from zarr.core.buffer import cpu
-from zarr.core.sync import sync
 
 from zarr_cache import admission, byte_range, checksum, values
+from zarr_cache.calls import call, call_async
 from zarr_cache.database import MemoryDatabase
 from zarr_cache.errors import StorageError
-from zarr_cache.flow import step
 from zarr_cache.value_cache import ValueCache
 from zarr_cache.values import DamagedValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
@@ -95,7 +92,9 @@ class StoreCache(ValueCache):
             if found.kind != "value":
                 yield from self._delete([key])
             return None
-        yield from self._delete([*removed.evicted, *removed.expired])
+        # What was stale under this very key has already been replaced.
+        gone = {*removed.evicted, *removed.expired} - {key}
+        yield from self._delete(sorted(gone))
         return removed
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
@@ -149,52 +148,52 @@ class StoreCache(ValueCache):
                 continue
             try:
                 if not self._is_filled:
-                    sizes = yield from step(lambda: sync(self._sizes()), self._sizes)
+                    sizes = yield from self._checked(call_async(self._store, _sizes))
                     yield from self._run(admission.adopt, namespace, sizes)
                     self._is_filled = True
-            except Exception as error:
-                raise self._fault(error) from error
             finally:
                 self.flights.end(("fill",), flight)
 
-    async def _sizes(self) -> list[tuple[str, int]]:
-        return [(key, await self._store.getsize(key)) async for key in self._store.list()]
-
     def _get(self, key: str) -> Flow[Buffer | None]:
         prototype = cpu.buffer_prototype
-        store: Any = self._store
-        return self._call(
-            partial(store.get_sync, key, prototype=prototype) if self._is_sync() else None,
-            partial(store.get, key, prototype),
+        return self._checked(
+            call(
+                self._store,
+                lambda store: store.get_sync(key, prototype=prototype),
+                lambda store: store.get(key, prototype),
+            )
         )
 
     def _set(self, key: str, data: ByteArray) -> Flow[None]:
         buffer = cpu.Buffer.from_array_like(data)
-        store: Any = self._store
-        return self._call(
-            partial(store.set_sync, key, buffer) if self._is_sync() else None,
-            partial(store.set, key, buffer),
+        return self._checked(
+            call(
+                self._store,
+                lambda store: store.set_sync(key, buffer),
+                lambda store: store.set(key, buffer),
+            )
         )
 
-    def _delete(self, keys: Sequence[str]) -> Flow[None]:
-        store: Any = self._store
+    def _delete(self, keys: Iterable[str]) -> Flow[None]:
         for key in keys:
-            yield from self._call(
-                partial(store.delete_sync, key) if self._is_sync() else None,
-                partial(store.delete, key),
+            yield from self._delete_one(key)
+
+    def _delete_one(self, key: str) -> Flow[None]:
+        return self._checked(
+            call(
+                self._store,
+                lambda store: store.delete_sync(key),
+                lambda store: store.delete(key),
             )
+        )
 
-    def _is_sync(self) -> bool:
-        return _store_supports_sync_io(self._store)
-
-    def _call[T](
-        self, blocking: Callable[[], T] | None, awaitable: Callable[[], Coroutine[Any, Any, T]]
-    ) -> Flow[T]:
-        """Call the store; what it raises is a fault of the cache, not of the read."""
+    def _checked[T](self, called: Flow[T]) -> Flow[T]:
+        """What the store raises is a fault of the cache, not of the read."""
         try:
-            return (yield from step(blocking or (lambda: sync(awaitable())), awaitable))
+            return (yield from called)
         except Exception as error:
-            raise self._fault(error) from error
+            raise StorageError(f"{self._store}: {type(error).__name__}: {error}") from error
 
-    def _fault(self, error: Exception) -> StorageError:
-        return StorageError(f"{self._store}: {type(error).__name__}: {error}")
+
+async def _sizes(store: Store) -> list[tuple[str, int]]:
+    return [(key, await store.getsize(key)) async for key in store.list()]

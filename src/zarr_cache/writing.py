@@ -9,13 +9,16 @@ from zarr_cache.buffers import to_array
 from zarr_cache.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Mapping, Sequence
 
     from zarr.core.buffer import Buffer
 
     from zarr_cache.cached_source import CachedSource
     from zarr_cache.flow import Flow
+
+
+UNKNOWN = -1
+"""In place of the revision of a write of which it is not known whether it has begun."""
 
 
 def write(
@@ -31,14 +34,16 @@ def write(
         Writes to the source.
     """
     keys = [key for key, _ in items]
-    begun = yield from _begin_write(cached, keys)
+    begun: int | None = UNKNOWN
     try:
+        begun = yield from _begin_write(cached, keys)
         yield from to_source
     except GeneratorExit:
         # Nothing can be waited for any more. What was begun stands, and the source is asked.
         raise
     except BaseException:
-        # It has failed or was cancelled, and only the source knows what it holds.
+        # It has failed or was cancelled, and only the source knows what it holds. What was begun
+        # has begun even if the task was cancelled at that: an operation runs to its end.
         yield from _end_write(cached, keys, {}, begun)
         raise
     kept = cached.settings.cache_set_data and begun is not None
@@ -87,9 +92,7 @@ def _end_write(
         cached.faults.note(error)
 
 
-def remove(
-    cached: CachedSource, prefix: str, from_source: Callable[[], Coroutine[Any, Any, None]]
-) -> Flow[None]:
+def remove(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Flow[None]:
     """Remove the keys that begin with `prefix`; no later read sees what was there before.
 
     Parameters
@@ -99,7 +102,7 @@ def remove(
     """
     yield from _fence_or_note(cached, prefix)
     try:
-        yield from cached.call_async(from_source)
+        yield from from_source
     except GeneratorExit:
         raise
     except BaseException:

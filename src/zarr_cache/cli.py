@@ -1,0 +1,103 @@
+"""The command ``zarr-cache``."""
+
+import contextlib
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from zarr_cache.demo.run import KEPT_FILE, DemoError, run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    # Its tracebacks print local variables, and a URL among them may carry a token.
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def zarr_cache() -> None:
+    """Keep what was read of a Zarr in one SQLite file."""
+
+
+@app.command()
+def demo(
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option(help="A Zarr to read instead of the MRI scan that the demo serves itself."),
+    ] = None,
+    array: Annotated[
+        str, typer.Option(help="Path of the array within --url; empty if it is at the root.")
+    ] = "",
+    latency_ms: Annotated[
+        float, typer.Option(min=0, help="How long the demo's own server holds each answer back.")
+    ] = 50.0,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the cache file as ./zarr-cache-demo.sqlite.")
+    ] = False,
+    cache_file: Annotated[
+        Path | None, typer.Option(help="Put the cache file here, and leave it there.")
+    ] = None,
+) -> None:
+    """Read an array without a cache, cold, warm, and warm from a new process; show what it took."""
+    if array and url is None:
+        _fail("--array names an array within --url: give both")
+    if keep and cache_file is None:
+        cache_file = KEPT_FILE
+    try:
+        with _stopped_by_signals():
+            run(
+                Console(),
+                url=url,
+                array=array,
+                latency_seconds=latency_ms / 1000,
+                cache_file=cache_file,
+            )
+    except DemoError as error:
+        _fail(str(error))
+    except _StoppedError as stopped:
+        typer.echo("stopped: the server is down and the temporary folder is gone", err=True)
+        # As shells report the end by a signal.
+        raise typer.Exit(128 + stopped.signal_number) from None
+
+
+class _StoppedError(KeyboardInterrupt):
+    """A signal asked the command to end. asyncio lets no other exception out of any task."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block by an exception, which cleans up once and quietly."""
+
+    def stop(signal_number: int, _: object) -> None:
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)
+        # What is cut off in the middle complains, and the user knows why.
+        logging.disable()
+        warnings.simplefilter("ignore")
+        raise _StoppedError(signal_number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _fail(message: str) -> NoReturn:
+    """End with `message` as the only line on stderr."""
+    typer.echo(f"zarr-cache: {message}", err=True)
+    raise typer.Exit(1)

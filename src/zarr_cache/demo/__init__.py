@@ -1,0 +1,1 @@
+"""``zarr-cache demo``: what the cache saves, seen on a real array."""
