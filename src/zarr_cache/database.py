@@ -286,10 +286,13 @@ class FileDatabase:
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make a connection for `loop`; tasks that ask at once wait for the same one."""
         task = self._starting.get(loop)
-        if task is None:
+        if task is None or task.done():
             task = self._starting[loop] = loop.create_task(self._start_connection(loop))
-            task.add_done_callback(lambda _: self._starting.pop(loop, None))
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        finally:
+            if task.done() and self._starting.get(loop) is task:
+                del self._starting[loop]
 
     async def _start_connection(self, loop: asyncio.AbstractEventLoop) -> None:
         # Those of loops that have been closed, and of this one if it was closed before a fork.

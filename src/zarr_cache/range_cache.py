@@ -222,12 +222,12 @@ class RangeCache:
 
     @staticmethod
     def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
-        """What a new entry makes needless."""
+        """What a new entry makes needless; where two begin at one place, the newer knows better."""
         if entry.start is None:
             return [value.tail] if value.tail else []
         starts = value.spans.irange(entry.start, entry.stop, inclusive=(True, False))
         spans = [value.spans[start] for start in starts]
-        return [other for other in spans if other.stop <= entry.stop]
+        return [other for other in spans if other.stop <= entry.stop or other.start == entry.start]
 
     def _known(self, namespace: str, key: str, fence: int) -> _Value | None:
         """The value, after removing what was overtaken by a write."""
