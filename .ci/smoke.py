@@ -1,0 +1,26 @@
+"""The installed wheel opens a cache file and answers from it, away from any checkout."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+import zarr_cache
+from zarr_cache import CacheStore, SqliteStore
+
+with tempfile.TemporaryDirectory() as folder:
+    data = np.arange(12)
+    zarr.create_array(f"{folder}/source.zarr", data=data, chunks=(4,))
+    for expected_misses in (True, False):
+        store = CacheStore(
+            LocalStore(f"{folder}/source.zarr", read_only=True),
+            cache_store=SqliteStore(f"{folder}/cache.sqlite"),
+        )
+        found = zarr.open_array(store, mode="r")[...]
+        stats = store.cache_stats()
+        store.close()
+        assert np.array_equal(found, data), found  # noqa: S101 - a script that fails, no library
+        assert bool(stats["misses"]) == expected_misses, stats  # noqa: S101
+    print(f"{Path(zarr_cache.__file__).parent}: {stats}")
