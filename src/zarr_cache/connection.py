@@ -51,6 +51,12 @@ class Connection(sqlite3.Connection):
     """A connection whose transactions are blocks of code."""
 
     write_lock: threading.Lock
+    is_closed = False
+
+    def close(self) -> None:
+        """Close the connection; closing it again does nothing."""
+        self.is_closed = True
+        super().close()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -150,7 +156,8 @@ def _refuse_foreign(path: Path) -> None:
     # ("How To Corrupt An SQLite Database File", 2.2).
     # First without the log and without locks, which leaves nothing beside somebody else's file.
     log = path.with_name(f"{path.name}-wal")
-    with contextlib.suppress(sqlite3.DatabaseError):
+    # The log goes when another process is the last to close the file: then look again.
+    with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError):
         identity = _identity(path, "immutable=1")
         _judge(path, *identity)
         if not (log.exists() and log.stat().st_size):

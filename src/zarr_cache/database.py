@@ -281,7 +281,14 @@ class FileDatabase:
         **kwargs: P.kwargs,
     ) -> T:
         with self._operating():
-            return operation(connection, *args, **kwargs)
+            if not connection.is_closed:
+                return operation(connection, *args, **kwargs)
+            # A fork has closed it while this waited for its turn.
+            another = self._take()
+            try:
+                return operation(another, *args, **kwargs)
+            finally:
+                self._put_back(another)
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make a connection for `loop`; tasks that ask at once wait for the same one."""

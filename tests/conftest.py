@@ -1,0 +1,51 @@
+"""What every test of a store begins with, and what is true when it has ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import zarr
+
+from tests.fakes import HeldTime, assert_accounts, close_everything, is_cache_file
+from zarr_cache import clock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PIPELINES = {
+    "default pipeline": "zarr.core.codec_pipeline.BatchedCodecPipeline",
+    "fused pipeline": "zarr.core.codec_pipeline.FusedCodecPipeline",
+}
+
+
+@pytest.fixture(autouse=True)
+def _accounts_are_right(tmp_path: Path) -> Iterator[None]:
+    """Every cache file that the test has left behind adds up."""
+    yield
+    close_everything()
+    for path in filter(is_cache_file, tmp_path.rglob("*.sqlite")):
+        assert_accounts(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the cache file of the test is to be."""
+    return tmp_path / "cache.sqlite"
+
+
+@pytest.fixture
+def held_time(monkeypatch: pytest.MonkeyPatch) -> HeldTime:
+    """Time that passes when the test says so."""
+    held = HeldTime()
+    monkeypatch.setattr(clock, "wall_ns", lambda: held.wall_ns)
+    monkeypatch.setattr(clock, "monotonic_ns", lambda: held.monotonic_ns)
+    return held
+
+
+@pytest.fixture(params=list(PIPELINES.values()), ids=list(PIPELINES))
+def pipeline(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each of zarr's codec pipelines."""
+    with zarr.config.set({"codec_pipeline.path": request.param}):
+        yield request.param

@@ -1,0 +1,623 @@
+"""Stores that count, wait and fail, a clock that stands still, and what is true of every file.
+
+Every fake source wraps a real store, so that what it answers is what zarr's own store answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections import Counter, deque
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from zarr.abc.store import Store
+from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.storage import WrapperStore
+
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.database import FileDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Generator,
+        Iterable,
+        Sequence,
+    )
+    from pathlib import Path
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+PROTOTYPE = default_buffer_prototype()
+
+STRESS = int(os.environ.get("ZARR_CACHE_STRESS", "1"))
+"""How many times as much a test tries that looks for what nobody thought of."""
+
+type Call[T] = Callable[[], Awaitable[T]]
+
+
+def buffer(data: bytes) -> Buffer:
+    """`data` as zarr passes it to a store."""
+    return cpu.Buffer.from_bytes(data)
+
+
+def values(array: Any, where: Any = ...) -> Any:
+    """What an array holds there, as numbers in lists."""
+    return np.asarray(array[where]).tolist()
+
+
+async def read(store: Store, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
+    """What ``store.get`` answers, as bytes."""
+    found = await store.get(key, PROTOTYPE, byte_range)
+    return None if found is None else found.to_bytes()
+
+
+class CountingStore(WrapperStore[Store]):
+    """A source that counts the requests that reach it, by the method they came through.
+
+    ``get_ranges`` and ``get_ranges_sync`` count one request for each read of the source that
+    remains after zarr has merged neighbouring ranges: what a remote store would see.
+    ``get_partial_values``, ``_get_many`` and ``_set_many`` count one for each key. All other
+    methods count one for each call. Views of other modes count together.
+
+    Attributes
+    ----------
+    requests
+        How many there were, by method; those that had none are not in it.
+    keys
+        The keys of the requests, in the order of their arrival.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.requests: Counter[str] = Counter()
+        self.keys: list[str] = []
+        self._counting = threading.Lock()
+
+    def _with_store(self, store: Store) -> Self:
+        view = type(self).__new__(type(self))
+        vars(view).update(vars(self), _store=store)
+        return view
+
+    def reset(self) -> None:
+        """Forget the requests so far."""
+        with self._counting:
+            self.requests.clear()
+            self.keys.clear()
+
+    def count(self, method: str, key: str = "") -> None:
+        """Note one request."""
+        with self._counting:
+            self.requests[method] += 1
+            self.keys.append(key)
+
+    async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
+        """Every request on the async surface comes through here."""
+        self.count(method, key)
+        return await call()
+
+    def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:
+        """Every request on the sync surface comes through here."""
+        self.count(method, key)
+        return call()
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return await self._get("get", key, prototype, byte_range)
+
+    async def _get(
+        self, method: str, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
+    ) -> Buffer | None:
+        return await self._ask(method, key, lambda: self._store.get(key, prototype, byte_range))
+
+    async def get_ranges(
+        self,
+        key: str,
+        byte_ranges: Sequence[ByteRequest | None],
+        *,
+        prototype: BufferPrototype,
+        **settings: Any,
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        # zarr merges the ranges and calls `get` of the store that it is given.
+        reader = _Ranges(self)
+        ranges = Store.get_ranges(reader, key, byte_ranges, prototype=prototype, **settings)
+        async for batch in ranges:
+            yield batch
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [
+            await self._get("get_partial_values", key, prototype, byte_range)
+            for key, byte_range in key_ranges
+        ]
+
+    async def _get_many(
+        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
+        for key, prototype, byte_range in requests:
+            yield key, await self._get("_get_many", key, prototype, byte_range)
+
+    async def exists(self, key: str) -> bool:
+        return await self._ask("exists", key, lambda: self._store.exists(key))
+
+    async def getsize(self, key: str) -> int:
+        return await self._ask("getsize", key, lambda: self._store.getsize(key))
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        return await self._ask("getsize_prefix", prefix, lambda: self._store.getsize_prefix(prefix))
+
+    async def is_empty(self, prefix: str) -> bool:
+        return await self._ask("is_empty", prefix, lambda: self._store.is_empty(prefix))
+
+    def list(self) -> AsyncIterator[str]:
+        self.count("list")
+        return self._store.list()
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        self.count("list_prefix", prefix)
+        return self._store.list_prefix(prefix)
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        self.count("list_dir", prefix)
+        return self._store.list_dir(prefix)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await self._ask("set", key, lambda: self._store.set(key, value))
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await self._ask("set_if_not_exists", key, lambda: self._store.set_if_not_exists(key, value))
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        for key, value in values:
+            await self._ask("_set_many", key, partial(self._store.set, key, value))
+
+    async def delete(self, key: str) -> None:
+        await self._ask("delete", key, lambda: self._store.delete(key))
+
+    async def delete_dir(self, prefix: str) -> None:
+        await self._ask("delete_dir", prefix, lambda: self._store.delete_dir(prefix))
+
+    async def clear(self) -> None:
+        await self._ask("clear", "", self._store.clear)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        return self._get_sync("get_sync", key, prototype, byte_range)
+
+    def _get_sync(
+        self,
+        method: str,
+        key: str,
+        prototype: BufferPrototype | None,
+        byte_range: ByteRequest | None,
+    ) -> Buffer | None:
+        source: Any = self._store
+        call: Callable[[], Buffer | None] = partial(
+            source.get_sync, key, prototype=prototype, byte_range=byte_range
+        )
+        return self._ask_sync(method, key, call)
+
+    def get_ranges_sync(
+        self,
+        key: str,
+        byte_ranges: Sequence[ByteRequest | None],
+        *,
+        prototype: BufferPrototype,
+        **settings: Any,
+    ) -> Sequence[tuple[int, Buffer | None]]:
+        reader = _Ranges(self)
+        return Store.get_ranges_sync(reader, key, byte_ranges, prototype=prototype, **settings)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        source: Any = self._store
+        self._ask_sync("set_sync", key, lambda: source.set_sync(key, value))
+
+    def delete_sync(self, key: str) -> None:
+        source: Any = self._store
+        self._ask_sync("delete_sync", key, lambda: source.delete_sync(key))
+
+
+class _Ranges(WrapperStore[CountingStore]):
+    """Gives zarr's merging of ranges a source whose reads count as ``get_ranges``."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return await self._store._get("get_ranges", key, prototype, byte_range)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        return self._store._get_sync("get_ranges_sync", key, prototype, byte_range)
+
+
+class AsyncOnlyStore(CountingStore):
+    """A counting source without a sync surface, as every remote one is."""
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        return False
+
+    def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:  # noqa: ARG002
+        msg = f"{method}({key!r}): this source has async methods only"
+        raise AssertionError(msg)
+
+
+class Gate:
+    """Where a request waits until the test lets it go on.
+
+    Tasks of any event loop and any thread may wait on either side.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: Future[None] = Future()
+        self._opened: Future[None] = Future()
+
+    def open(self) -> None:
+        """Let the request go on."""
+        self._opened.set_result(None)
+
+    async def reached(self) -> None:
+        """Wait until the request has arrived."""
+        await asyncio.shield(asyncio.wrap_future(self._arrived))
+
+    def wait_until_reached(self) -> None:
+        """As `reached`, for a thread."""
+        self._arrived.result()
+
+    async def wait(self) -> None:
+        """Arrive, and wait until the gate is open. A cancelled request leaves the gate as it is."""
+        self._arrived.set_result(None)
+        await asyncio.shield(asyncio.wrap_future(self._opened))
+
+    def wait_sync(self) -> None:
+        """As `wait`, for a thread."""
+        self._arrived.set_result(None)
+        self._opened.result()
+
+
+class HeldStore(CountingStore):
+    """A counting source that stops at gates that the test holds."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._before: dict[str, deque[Gate]] = {}
+        self._after: dict[str, deque[Gate]] = {}
+
+    def hold_before(self, method: str) -> Gate:
+        """A gate at which the next such request stops before the source has seen it."""
+        gate = Gate()
+        self._before.setdefault(method, deque()).append(gate)
+        return gate
+
+    def hold_after(self, method: str) -> Gate:
+        """A gate at which the next such request stops after the source has done with it."""
+        gate = Gate()
+        self._after.setdefault(method, deque()).append(gate)
+        return gate
+
+    def _gates(self, method: str) -> tuple[Gate | None, Gate | None]:
+        with self._counting:
+            before, after = self._before.get(method), self._after.get(method)
+            return before.popleft() if before else None, after.popleft() if after else None
+
+    async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
+        before, after = self._gates(method)
+        self.count(method, key)
+        if before:
+            await before.wait()
+        try:
+            return await call()
+        finally:
+            if after:
+                await after.wait()
+
+    def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:
+        before, after = self._gates(method)
+        self.count(method, key)
+        if before:
+            before.wait_sync()
+        try:
+            return call()
+        finally:
+            if after:
+                after.wait_sync()
+
+
+class FailingStore(CountingStore):
+    """A counting source whose requests fail at the calls that the test names."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._failures: list[_Failure] = []
+
+    def fail(self, *methods: str, at: int = 1, times: int = 1, is_done_first: bool = False) -> None:
+        """Let requests fail with `OSError`.
+
+        Parameters
+        ----------
+        methods
+            By which they come; none: by any.
+        at
+            The first that fails, counted from 1 and from now on.
+        times
+            How many fail, one after the other.
+        is_done_first
+            Whether the source does what it was asked for before it fails, as when an answer is
+            lost on its way.
+        """
+        self._failures.append(_Failure(frozenset(methods), at, at + times, is_done_first))
+
+    def _failing(self, method: str) -> _Failure | None:
+        with self._counting:
+            return next((each for each in self._failures if each.is_due(method)), None)
+
+    async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
+        self.count(method, key)
+        failure = self._failing(method)
+        answer = await call() if failure is None or failure.is_done_first else None
+        if failure:
+            raise _source_error(method, key)
+        return answer  # type: ignore[return-value] # None only where it has raised
+
+    def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:
+        self.count(method, key)
+        failure = self._failing(method)
+        answer = call() if failure is None or failure.is_done_first else None
+        if failure:
+            raise _source_error(method, key)
+        return answer  # type: ignore[return-value] # None only where it has raised
+
+
+class _Failure:
+    def __init__(self, methods: frozenset[str], first: int, end: int, is_done_first: bool) -> None:
+        self._methods = methods
+        self._first = first
+        self._end = end
+        self._calls = 0
+        self.is_done_first = is_done_first
+
+    def is_due(self, method: str) -> bool:
+        """Count this call if it is one of those; tell whether it fails."""
+        if self._methods and method not in self._methods:
+            return False
+        self._calls += 1
+        return self._first <= self._calls < self._end
+
+
+def _source_error(method: str, key: str) -> OSError:
+    return OSError(f"{method}({key!r}): failed, as the test asked")
+
+
+class YieldingStore(CountingStore):
+    """A counting source that gives other tasks a turn before and after each request."""
+
+    async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
+        await asyncio.sleep(0)
+        answer = await super()._ask(method, key, call)
+        await asyncio.sleep(0)
+        return answer
+
+
+class CancelledAt[T]:
+    """Awaits what it is given, and is cancelled where that waits for the n-th time.
+
+    It is the task that is cancelled: what it awaits is cancelled by asyncio as for
+    ``task.cancel()``. What waits fewer times ends as it would.
+
+    Parameters
+    ----------
+    turn
+        The n, counted from 0.
+    """
+
+    def __init__(self, turn: int, coroutine: Awaitable[T]) -> None:
+        self._turn = turn
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        inner = self._coroutine.__await__()
+        go_on: Callable[[], Any] = partial(next, inner)
+        turn = 0
+        while True:
+            try:
+                waits_for = go_on()
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            if turn == self._turn:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            turn += 1
+            try:
+                yield waits_for
+                go_on = partial(next, inner)
+            except BaseException as error:  # noqa: BLE001 - it is for what is awaited
+                go_on = partial(inner.throw, error)
+
+
+class HeldTime:
+    """The wall clock and the monotonic clock of `zarr_cache.clock`, which stand still.
+
+    Attributes
+    ----------
+    wall_ns, monotonic_ns
+        What they tell.
+    """
+
+    def __init__(self) -> None:
+        self.wall_ns = 1_700_000_000 * 10**9
+        self.monotonic_ns = 1_130 * 10**9
+
+    def step(self, seconds: float) -> None:
+        """Let time pass."""
+        self.step_wall(seconds)
+        self.monotonic_ns += int(seconds * 10**9)
+
+    def step_wall(self, seconds: float) -> None:
+        """Set the wall clock forward or, with a negative number, back."""
+        self.wall_ns += int(seconds * 10**9)
+
+    def reboot(self, *, seconds: float = 60.0) -> None:
+        """Let the machine be off for a while, and its monotonic clock begin again."""
+        self.step_wall(seconds)
+        self.monotonic_ns = 5 * 10**9
+
+
+def restart(*stores: Store) -> None:
+    """End this process and begin another, as far as a cache file can tell.
+
+    The stores are closed. A `SqliteStore` made from here on on the same file shares nothing with
+    them but the file.
+    """
+    for store in stores:
+        store.close()
+        leave_process(store)
+
+
+def leave_process(store: Store) -> None:
+    """Go on in another process, as far as a cache file can tell, while `store` stays open.
+
+    A `SqliteStore` made from here on on the same file shares nothing with `store` but the file.
+    """
+    cache = store._cache if isinstance(store, CacheStore) else store
+    if isinstance(cache, SqliteStore):
+        FileDatabase._by_path.pop(cache.path, None)
+
+
+def open_file(path: Path) -> closing[sqlite3.Connection]:
+    """The file as SQLite's own shell has it: none of this package's code between."""
+    return closing(sqlite3.connect(path))  # noqa: TID251 - not through what is tested
+
+
+def cached_bytes(path: Path) -> int:
+    """Bytes of the value entries in the file, counted."""
+    with open_file(path) as db:
+        (total,) = db.execute("SELECT TOTAL(size) FROM entry WHERE kind = 'value'").fetchone()
+    return int(total)
+
+
+def cached_keys(path: Path) -> set[str]:
+    """Keys of the value entries in the file."""
+    with open_file(path) as db:
+        return {key for (key,) in db.execute("SELECT key FROM entry WHERE kind = 'value'")}
+
+
+def writers(path: Path) -> int:
+    """Writes that the file believes to be under way."""
+    with open_file(path) as db:
+        (number,) = db.execute("SELECT TOTAL(writers) FROM entry").fetchone()
+    return int(number)
+
+
+class Accounts(NamedTuple):
+    """What a cache file says about itself, beside what it should say."""
+
+    usage: list[tuple[object, ...]]
+    total: list[tuple[object, ...]]
+    orphans: list[tuple[object, ...]]
+    incomplete: list[tuple[object, ...]]
+    integrity: list[tuple[object, ...]]
+
+
+USAGE = """
+SELECT namespace, kind, entries, bytes
+FROM usage
+WHERE entries <> 0 OR bytes <> 0
+ORDER BY namespace, kind
+"""
+
+USAGE_COUNTED = """
+SELECT namespace, kind, COUNT(*), SUM(size)
+FROM entry
+GROUP BY namespace, kind
+ORDER BY namespace, kind
+"""
+
+TOTAL = """
+SELECT kind, entries, bytes
+FROM total
+WHERE entries <> 0 OR bytes <> 0
+ORDER BY kind
+"""
+
+TOTAL_COUNTED = """
+SELECT kind, COUNT(*), SUM(size)
+FROM entry
+GROUP BY kind
+ORDER BY kind
+"""
+
+ORPHANS = """
+SELECT entry, part
+FROM value
+WHERE entry NOT IN (SELECT id FROM entry)
+"""
+
+# An entry of kind 'absent' or 'fence' has size 0, and so no bytes.
+INCOMPLETE = """
+SELECT entry.id, entry.key, entry.kind, entry.size
+FROM entry
+LEFT JOIN value ON value.entry = entry.id
+GROUP BY entry.id
+HAVING entry.size <> TOTAL(LENGTH(value.data))
+"""
+
+
+def assert_accounts(path: Path) -> None:
+    """The totals are those of the entries, every value is whole, and SQLite finds no damage."""
+    with open_file(path) as db:
+        found = Accounts(
+            usage=db.execute(USAGE).fetchall(),
+            total=db.execute(TOTAL).fetchall(),
+            orphans=db.execute(ORPHANS).fetchall(),
+            incomplete=db.execute(INCOMPLETE).fetchall(),
+            integrity=db.execute("PRAGMA integrity_check").fetchall(),
+        )
+        counted = Accounts(
+            usage=db.execute(USAGE_COUNTED).fetchall(),
+            total=db.execute(TOTAL_COUNTED).fetchall(),
+            orphans=[],
+            incomplete=[],
+            integrity=[("ok",)],
+        )
+
+    assert found == counted, path
+
+
+def is_cache_file(path: Path) -> bool:
+    """Whether SQLite can read the file and finds our mark in it."""
+    try:
+        with open_file(path) as db:
+            (mark,) = db.execute("PRAGMA application_id").fetchone()
+    except sqlite3.DatabaseError:
+        return False
+    return bool(mark == int.from_bytes(b"ZCA1"))
+
+
+def close_everything() -> None:
+    """Close every cache file that is open in this process."""
+    for database in list(FileDatabase._opened):
+        database.close()

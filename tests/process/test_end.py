@@ -1,0 +1,459 @@
+"""How a process ends, forks and is killed with a cache file open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import (
+    STRESS,
+    CountingStore,
+    assert_accounts,
+    buffer,
+    cached_bytes,
+    cached_keys,
+    open_file,
+    read,
+    writers,
+)
+from zarr_cache import CacheStore, SqliteStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HANG_SECONDS = 60
+
+# Warnings are errors, and what is left open at the end is a warning.
+STRICT = ["-X", "dev", "-W", "error"]
+
+# Python warns of any fork beside threads, and zarr and aiosqlite have theirs.
+FORKING = [*STRICT, "-W", "ignore:.*fork:DeprecationWarning"]
+
+BEGIN = """
+import asyncio, os, sys
+from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.storage import MemoryStore
+from zarr_cache import CacheStore, SqliteStore
+
+P = default_buffer_prototype()
+source = MemoryStore({key: cpu.Buffer.from_bytes(key.encode() * 100) for key in "abcd"})
+store = CacheStore(source, cache_store=SqliteStore(sys.argv[1]), namespace="source")
+
+def hits():
+    return store.cache_stats()["hits"]
+"""
+
+
+def start(path: Path, script: str, *arguments: str, options: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, *options, "-c", BEGIN + script, str(path), *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # With a session of its own, its forks can be ended with it.
+        start_new_session=True,
+    )
+
+
+def run(path: Path, script: str, *, options: list[str] = STRICT) -> tuple[str, str, int]:
+    """What a process that runs the script prints, its errors, and its exit code."""
+    process = start(path, script, options=options)
+    with process:
+        try:
+            out, errors = process.communicate(timeout=HANG_SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return out, errors, process.returncode
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def order(path: Path) -> list[str]:
+    """Keys of the values, least recently used first."""
+    with open_file(path) as db:
+        rows = db.execute("SELECT key FROM entry WHERE kind = 'value' ORDER BY used_at, id")
+        return [key for (key,) in rows]
+
+
+async def requests_for(path: Path, keys: str) -> int:
+    """How many requests another process needs to read the keys."""
+    source = CountingStore(MemoryStore({key: buffer(key.encode() * 100) for key in "abcd"}))
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    found = [await read(store, key) for key in keys]
+
+    assert found == [key.encode() * 100 for key in keys]
+    return source.requests.total()
+
+
+# Each reads a, b and c, and a again, and closes nothing.
+ENDINGS = {
+    "after asyncio.run": """
+async def main():
+    for key in "abca":
+        await store.get(key, P)
+asyncio.run(main())
+""",
+    "after the sync surface": """
+for key in "abca":
+    store.get_sync(key)
+""",
+    "after both": """
+async def main():
+    await store.get("a", P)
+    await store.get("b", P)
+asyncio.run(main())
+store.get_sync("c")
+store.get_sync("a")
+""",
+    "after several loops": """
+for key in "abca":
+    asyncio.run(store.get(key, P))
+""",
+    "after zarr's own loop": """
+from zarr.core.sync import sync
+for key in "abca":
+    sync(store.get(key, P))
+""",
+    "after a loop that is not closed": """
+loop = asyncio.new_event_loop()
+for key in "abca":
+    loop.run_until_complete(store.get(key, P))
+import warnings
+warnings.simplefilter("ignore", ResourceWarning)
+""",
+    "after threads": """
+import threading
+for key in "abca":
+    thread = threading.Thread(target=store.get_sync, args=(key,))
+    thread.start()
+    thread.join()
+""",
+    "after the store is gone": """
+for key in "abca":
+    store.get_sync(key)
+del store
+""",
+    "inside a running loop": """
+async def main():
+    for key in "abca":
+        await store.get(key, P)
+    sys.exit(0)
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("script", ENDINGS.values(), ids=ENDINGS)
+async def test_a_process_that_closes_nothing_ends_and_loses_nothing(
+    path: Path, tmp_path: Path, script: str
+) -> None:
+    ended = run(path, script)
+
+    assert ended == ("", "", 0)
+    assert files_in(tmp_path) == [path.name]
+    assert order(path) == ["b", "c", "a"]
+    assert await requests_for(path, "abc") == 0
+
+
+def test_an_error_that_ends_a_process_loses_nothing(path: Path, tmp_path: Path) -> None:
+    out, errors, code = run(path, ENDINGS["after the sync surface"] + "raise SystemExit(3)\n")
+
+    assert (out, errors, code) == ("", "", 3)
+    assert files_in(tmp_path) == [path.name]
+    assert order(path) == ["b", "c", "a"]
+
+
+def test_three_loops_in_a_row_use_the_same_store(path: Path) -> None:
+    script = """
+async def main():
+    values = [await store.get(key, P) for key in "abc"]
+    assert [value.to_bytes()[:1] for value in values] == [b"a", b"b", b"c"]
+for _ in range(3):
+    asyncio.run(main())
+    print(hits())
+"""
+
+    assert run(path, script) == ("0\n3\n6\n", "", 0)
+
+
+def test_a_sqlite_store_alone_ends_as_well(path: Path, tmp_path: Path) -> None:
+    script = """
+own = SqliteStore(sys.argv[1])
+async def main():
+    await own.set("k", cpu.Buffer.from_bytes(b"value"))
+for _ in range(3):
+    asyncio.run(main())
+print(own.get_sync("k").to_bytes())
+"""
+    ended = run(path, script)
+
+    assert ended == ("b'value'\n", "", 0)
+    assert files_in(tmp_path) == [path.name]
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+
+READ_ALL = {
+    "the sync surface": """
+def read_all():
+    return [store.get_sync(key).to_bytes()[:1].decode() for key in "abcd"]
+""",
+    "a loop": """
+async def read():
+    return [(await store.get(key, P)).to_bytes()[:1].decode() for key in "abcd"]
+def read_all():
+    return asyncio.run(read())
+""",
+    "zarr's own loop": """
+from zarr.core.sync import sync
+async def read():
+    return [(await store.get(key, P)).to_bytes()[:1].decode() for key in "abcd"]
+def read_all():
+    return sync(read())
+""",
+}
+
+FORK = """
+def in_child(function):
+    child = os.fork()
+    if child == 0:
+        function()
+        sys.stdout.flush()
+        sys.exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, status
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("reading", READ_ALL.values(), ids=READ_ALL)
+async def test_a_fork_may_use_the_store_and_so_may_its_parent(
+    path: Path, tmp_path: Path, reading: str
+) -> None:
+    script = f"""
+{reading}
+{FORK}
+def show(name):
+    print(name, *read_all(), hits(), flush=True)
+show("parent")
+in_child(lambda: show("child"))
+show("parent")
+"""
+    ended = run(path, script, options=FORKING)
+
+    assert ended == ("parent a b c d 0\nchild a b c d 4\nparent a b c d 4\n", "", 0)
+    assert files_in(tmp_path) == [path.name]
+    assert await requests_for(path, "abcd") == 0
+
+
+@needs_fork
+async def test_a_fork_and_its_parent_see_what_the_other_writes(path: Path) -> None:
+    script = f"""
+{FORK}
+def write(value):
+    store.set_sync("a", cpu.Buffer.from_bytes(value))
+def show():
+    print(store.get_sync("a").to_bytes().decode(), flush=True)
+write(b"of the parent")
+in_child(lambda: (show(), write(b"of the child")))
+# The source is in memory: each process has its own, and the cache file is shared.
+show()
+"""
+
+    assert run(path, script, options=FORKING) == ("of the parent\nof the child\n", "", 0)
+
+
+@needs_fork
+def test_a_fork_before_the_first_use_is_like_any_process(path: Path) -> None:
+    script = f"""
+{FORK}
+in_child(lambda: print(store.get_sync("a").to_bytes()[:1], hits()))
+print(store.get_sync("a").to_bytes()[:1], hits(), flush=True)
+"""
+
+    assert run(path, script, options=FORKING) == ("b'a' 0\nb'a' 1\n", "", 0)
+
+
+@needs_fork
+def test_a_grandchild_may_use_the_store(path: Path) -> None:
+    script = f"""
+{FORK}
+def show():
+    print(store.get_sync("a").to_bytes()[:1], hits(), flush=True)
+def fork_again():
+    show()
+    in_child(show)
+    show()
+show()
+in_child(fork_again)
+show()
+"""
+
+    assert run(path, script, options=FORKING) == (
+        "b'a' 0\nb'a' 1\nb'a' 2\nb'a' 2\nb'a' 1\n",
+        "",
+        0,
+    )
+
+
+@needs_fork
+def test_what_a_fork_writes_stays_when_its_parent_closes(path: Path) -> None:
+    # SQLite remembers by inode which files a process has open and locked. A fork inherits the
+    # memory and not the locks: the parent took itself for the last, and removed the fork's log.
+    script = """
+import subprocess
+SEEN = '''
+import sqlite3, sys
+print(sorted(key for key, in sqlite3.connect(sys.argv[1]).execute("SELECT key FROM entry")))
+'''
+to_parent, to_child = os.pipe(), os.pipe()
+def tell(pipe):
+    os.write(pipe[1], b"x")
+def wait(pipe):
+    os.read(pipe[0], 1)
+store.get_sync("a")
+child = os.fork()
+if child == 0:
+    store.get_sync("b")
+    tell(to_parent)
+    wait(to_child)
+    store.get_sync("c")
+    tell(to_parent)
+    wait(to_child)
+    store.get_sync("d")
+    sys.exit(0)
+wait(to_parent)
+store.close()
+tell(to_child)
+wait(to_parent)
+subprocess.run([sys.executable, "-c", SEEN, sys.argv[1]], check=True)
+tell(to_child)
+_, status = os.waitpid(child, 0)
+assert status == 0
+subprocess.run([sys.executable, "-c", SEEN, sys.argv[1]], check=True)
+"""
+
+    assert run(path, script, options=FORKING) == (
+        "['a', 'b', 'c']\n['a', 'b', 'c', 'd']\n",
+        "",
+        0,
+    )
+
+
+@needs_fork
+def test_a_fork_beside_threads_that_read_does_not_hang(path: Path) -> None:
+    script = f"""
+{FORK}
+import threading
+done = threading.Event()
+def work():
+    while not done.is_set():
+        for key in "abcd":
+            store.get_sync(key)
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+try:
+    for _ in range(10):
+        in_child(lambda: store.get_sync("a"))
+finally:
+    done.set()
+for thread in threads:
+    thread.join()
+"""
+
+    assert run(path, script, options=FORKING) == ("", "", 0)
+
+
+VALUE = """
+def value(key):
+    # Of 1 byte to more than one part, and of bytes that no other key has.
+    return (key.encode() + b"/") * (1 if int(key) % 7 else 400_000)
+"""
+exec(VALUE)  # noqa: S102 - the same text runs in the process that is killed
+
+ADMIT = (
+    VALUE
+    + """
+source = MemoryStore({str(n): cpu.Buffer.from_bytes(value(str(n))) for n in range(100)})
+store = CacheStore(
+    source, cache_store=SqliteStore(sys.argv[1]), namespace="source", max_size=5_000_000
+)
+
+async def main():
+    turn = int(sys.argv[2])
+    while True:
+        key = str(turn % 100)
+        await store.get(str(turn * 7 % 100), P)
+        print(turn, flush=True)
+        await store.set(key, cpu.Buffer.from_bytes(value(key)))
+        print(turn, flush=True)
+        await asyncio.gather(*(store.get(str((turn + n) % 100), P) for n in range(5)))
+        print(turn, flush=True)
+        await store.delete(str(turn * 3 % 100))
+        await source.set(str(turn * 3 % 100), cpu.Buffer.from_bytes(value(str(turn * 3 % 100))))
+        turn += 1
+
+asyncio.run(main())
+"""
+)
+
+KILLED_AFTER_LINES = [1, 2, 3, 10, 31, 100, *range(101, 100 + 10 * (STRESS - 1))]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills in other ways")
+async def test_a_process_killed_while_it_admits_leaves_a_file_that_is_right(path: Path) -> None:
+    for lines in KILLED_AFTER_LINES:
+        process = start(path, ADMIT, str(lines), options=[])
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        process.kill()
+        process.communicate()
+        store = CacheStore(
+            MemoryStore(), cache_store=SqliteStore(path), namespace="source", max_size=5_000_000
+        )
+        keys = cached_keys(path)
+        found = {key: await read(store, key) for key in keys}
+        stats = store.cache_stats()
+        store.close()
+
+        assert process.returncode == -signal.SIGKILL
+        assert_accounts(path)
+        assert found == {key: value(key) for key in keys}  # type: ignore[name-defined] # noqa: F821
+        assert (stats["damaged"], stats["faults"], stats["misses"]) == (0, 0, 0)
+        assert cached_bytes(path) <= 5_000_000
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills in other ways")
+async def test_a_key_whose_writer_was_killed_is_cached_again(path: Path) -> None:
+    script = """
+class Stopped(MemoryStore):
+    def set_sync(self, key, value):
+        print("writing", flush=True)
+        import threading
+        threading.Event().wait()
+store = CacheStore(Stopped(), cache_store=SqliteStore(sys.argv[1]), namespace="source")
+store.set_sync("a", cpu.Buffer.from_bytes(b"never"))
+"""
+    process = start(path, script, options=[])
+    assert process.stdout is not None
+    process.stdout.readline()
+    writing = writers(path)
+    process.kill()
+    process.communicate()
+    at_first = await requests_for(path, "a")
+
+    assert writing == 1
+    assert at_first == 1

@@ -1,0 +1,212 @@
+"""What CacheStore takes as an option, and what it says of what it does not take."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from zarr.storage import MemoryStore, WrapperStore
+
+from tests.fakes import CountingStore, buffer, read
+from zarr_cache import CacheStore, SqliteStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fakes import HeldTime
+
+AGES = ["max_age_seconds", "max_age_absent_seconds"]
+
+
+def caching(path: Path, **options: Any) -> CacheStore:
+    return CacheStore(MemoryStore(), cache_store=SqliteStore(path), **options)
+
+
+@pytest.mark.parametrize("name", AGES)
+@pytest.mark.parametrize("age", [0, 1, 0.5, 10**12, math.inf, "infinity", None, np.float64(2)])
+def test_an_age_is_a_number_infinity_or_none(path: Path, name: str, age: Any) -> None:
+    store = caching(path, **{name: age})
+
+    assert getattr(store, name) == age
+    assert store.cache_info()[name] == age
+
+
+@pytest.mark.parametrize("name", AGES)
+@pytest.mark.parametrize("age", [-1, -0.5, -math.inf, math.nan])
+def test_an_age_below_zero_is_refused_by_name_and_value(path: Path, name: str, age: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must not be negative or NaN, got {age!r}$"):
+        caching(path, **{name: age})
+
+
+@pytest.mark.parametrize("name", AGES)
+@pytest.mark.parametrize("age", ["forever", "", "10", "Infinity"])
+def test_another_string_is_refused_by_name_and_value(path: Path, name: str, age: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got {age!r}$"):
+        caching(path, **{name: age})
+
+
+@pytest.mark.parametrize("name", AGES)
+@pytest.mark.parametrize("age", [b"1", [1], 1j])
+def test_what_is_no_age_is_refused_by_name_and_value(path: Path, name: str, age: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be .*, got "):
+        caching(path, **{name: age})
+
+
+@pytest.mark.parametrize("max_size", [0, 1, 2**40, None])
+def test_a_budget_is_bytes_or_none(path: Path, max_size: int | None) -> None:
+    store = caching(path, max_size=max_size)
+
+    assert store.max_size == store.cache_info()["max_size"] == max_size
+
+
+@pytest.mark.parametrize("max_size", [-1, -(2**40)])
+def test_a_budget_below_zero_is_refused_by_name_and_value(path: Path, max_size: int) -> None:
+    with pytest.raises(ValueError, match=f"^max_size must not be negative, got {max_size}$"):
+        caching(path, max_size=max_size)
+
+
+@pytest.mark.parametrize("max_size", ["1 GB", math.nan, 1.5])
+def test_what_is_no_number_of_bytes_is_refused(path: Path, max_size: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"max_size must be .*, got "):
+        caching(path, max_size=max_size)
+
+
+def test_an_empty_namespace_is_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match="namespace must not be empty"):
+        caching(path, namespace="")
+
+
+def test_a_namespace_that_is_given_is_taken(path: Path) -> None:
+    store = caching(path, namespace="era5")
+
+    assert store.namespace == store.cache_info()["namespace"] == "era5"
+
+
+def test_sources_that_do_not_outlive_the_process_have_namespaces_of_their_own(path: Path) -> None:
+    assert caching(path).namespace != caching(path).namespace
+
+
+class Appending(WrapperStore[MemoryStore]):
+    """A store that gives nothing away."""
+
+    @property
+    def supports_deletes(self) -> bool:
+        return False
+
+
+def test_a_cache_store_must_support_deletes() -> None:
+    with pytest.raises(ValueError, match="does not support deletes"):
+        CacheStore(MemoryStore(), cache_store=Appending(MemoryStore()))
+
+
+def test_options_other_than_the_source_are_given_by_name(path: Path) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        CacheStore(MemoryStore(), SqliteStore(path))  # type: ignore[call-arg]
+
+
+async def test_what_is_written_is_kept(path: Path) -> None:
+    source = CountingStore(MemoryStore())
+    store = CacheStore(source, cache_store=SqliteStore(path))
+    await store.set("k", buffer(b"value"))
+    source.reset()
+
+    assert await read(store, "k") == b"value"
+    assert source.requests.total() == 0
+
+
+async def test_what_is_written_is_not_kept_without_cache_set_data(path: Path) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"before")}))
+    store = CacheStore(source, cache_store=SqliteStore(path), cache_set_data=False)
+    await read(store, "k")
+    await store.set("k", buffer(b"after"))
+    source.reset()
+
+    assert await read(store, "k") == b"after"
+    assert source.requests.total() == 1
+
+
+async def test_an_age_of_zero_keeps_nothing(path: Path) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = CacheStore(source, cache_store=SqliteStore(path), max_age_seconds=0)
+    await read(store, "k")
+    await read(store, "k")
+
+    assert source.requests.total() == 2
+    assert store.cache_info()["cached_keys"] == 0
+
+
+async def test_a_budget_of_zero_keeps_nothing_and_still_reads(path: Path) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = CacheStore(source, cache_store=SqliteStore(path), max_size=0)
+
+    assert [await read(store, "k"), await read(store, "k")] == [b"value", b"value"]
+    assert store.cache_info()["current_size"] == 0
+
+
+@pytest.mark.parametrize("age", [None, "infinity", math.inf])
+async def test_an_answer_without_an_age_is_fresh_for_ever(
+    path: Path, held_time: HeldTime, age: Any
+) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = CacheStore(source, cache_store=SqliteStore(path), max_age_seconds=age)
+    await read(store, "k")
+    held_time.step(100 * 365 * 86_400)
+    await read(store, "k")
+
+    assert source.requests.total() == 1
+
+
+async def test_an_absence_is_believed_for_its_own_age(path: Path, held_time: HeldTime) -> None:
+    source = CountingStore(MemoryStore())
+    store = CacheStore(source, cache_store=SqliteStore(path), max_age_absent_seconds=10)
+    await read(store, "k")
+    held_time.step(9)
+    await read(store, "k")
+    requests_before = source.requests.total()
+    held_time.step(2)
+    await read(store, "k")
+
+    assert (requests_before, source.requests.total()) == (1, 2)
+
+
+async def test_an_absence_is_not_believed_by_a_view_that_writes(path: Path) -> None:
+    source = CountingStore(MemoryStore())
+    store = CacheStore(source, cache_store=SqliteStore(path))
+    await read(store, "k")
+    await read(store, "k")
+
+    assert source.requests.total() == 2
+
+
+async def test_an_absence_is_believed_by_a_read_only_view(path: Path) -> None:
+    source = CountingStore(MemoryStore())
+    store = CacheStore(source, cache_store=SqliteStore(path), read_only=True)
+    await read(store, "k")
+    await read(store, "k")
+
+    assert source.requests.total() == 1
+
+
+async def test_an_absence_is_not_believed_for_longer_than_a_value(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = CountingStore(MemoryStore())
+    store = CacheStore(
+        source, cache_store=SqliteStore(path), max_age_seconds=5, max_age_absent_seconds=10
+    )
+    await read(store, "k")
+    held_time.step(6)
+    await read(store, "k")
+
+    assert source.requests.total() == 2
+
+
+def test_the_options_are_in_the_repr(path: Path) -> None:
+    store = caching(path, max_age_seconds=5.5, max_size=7)
+
+    assert repr(store).startswith("CacheStore(store=MemoryStore(")
+    assert repr(store).endswith(
+        f"cache_store=SqliteStore({str(path)!r}), max_age_seconds=5.5, max_size=7)"
+    )

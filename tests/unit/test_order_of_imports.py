@@ -1,0 +1,108 @@
+"""Dependencies point one way."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import zarr_cache
+
+PACKAGE = Path(zarr_cache.__file__).parent
+
+# Each from what is built on others to what they are built from. Those in one set do not know each
+# other.
+CHAINS = [
+    [{"cli"}, {"cache_store"}, {"store_cache"}, {"value_cache"}, {"fence"}, {"admission"}],
+    [{"admission"}, {"budget"}, {"index", "range_cache"}, {"byte_range"}],
+    [{"sqlite_store"}, {"stored"}, {"index"}, {"values"}, {"checksum"}],
+    [{"cache_store"}, {"sqlite_store"}, {"database"}, {"connection"}, {"migrate"}, {"errors"}],
+    [{"value_cache"}, {"database", "flight", "range_cache"}, {"clock", "flow"}],
+]
+PAIRS = [pair for chain in CHAINS for pair in pairwise(chain)]
+LEVELS = [level for chain in CHAINS for level in chain]
+
+
+def id_of(level: set[str]) -> str:
+    return "+".join(sorted(level))
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of this package that the file names in an import, for the type checker or not."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {own_module(alias.name, "") for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {own_module(node.module or "", alias.name) for alias in node.names}
+    return found - {""}
+
+
+def own_module(module: str, name: str) -> str:
+    """The module that ``from module import name`` loads, within this package; "" for another's."""
+    first, _, rest = module.partition(".")
+    candidates = [f"{rest}.{name}".strip("."), f"{rest}.__init__".strip("."), rest]
+    return next((each for each in candidates if first == "zarr_cache" and each in MODULES), "")
+
+
+IMPORTS = {name: imported(path) for name, path in MODULES.items()}
+
+
+def reached(name: str) -> set[str]:
+    """Every module that `name` is built from, however far down."""
+    found: set[str] = set()
+    ahead = [name]
+    while ahead:
+        new = IMPORTS[ahead.pop()] - found
+        found |= new
+        ahead += new
+    return found
+
+
+def test_there_is_no_cycle() -> None:
+    order = list(TopologicalSorter(IMPORTS).static_order())
+
+    assert len(order) == len(MODULES)
+
+
+@pytest.mark.parametrize(("upper", "lower"), PAIRS, ids=id_of)
+def test_a_level_is_built_from_the_one_below_and_not_the_other_way(
+    upper: set[str], lower: set[str]
+) -> None:
+    built_from = set().union(*map(reached, upper))
+
+    assert lower <= built_from
+    assert not upper & set().union(*map(reached, lower))
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=id_of)
+def test_modules_of_one_level_do_not_know_each_other(level: set[str]) -> None:
+    assert not level & set().union(*map(reached, level))
+
+
+def test_nothing_below_the_command_knows_it() -> None:
+    knowing = {name for name in MODULES if "cli" in reached(name)}
+
+    assert knowing == {"__main__"}
+
+
+def test_the_package_does_not_import_the_demo() -> None:
+    assert not {name for name in reached("__init__") if name.startswith("demo")}
+
+
+def test_one_module_calls_connect() -> None:
+    calling = {
+        name for name, path in MODULES.items() if "sqlite3.connect(" in path.read_text("utf-8")
+    }
+
+    assert calling == {"connection"}

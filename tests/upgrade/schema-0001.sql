@@ -1,0 +1,168 @@
+-- index entry_by_age of entry
+CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at)
+
+-- index entry_by_use of entry
+CREATE INDEX entry_by_use ON entry (kind, used_at, id, size)
+
+-- index sqlite_autoindex_entry_1 of entry
+-- made by SQLite itself
+
+-- index sqlite_autoindex_namespace_1 of namespace
+-- made by SQLite itself
+
+-- index sqlite_autoindex_value_1 of value
+-- made by SQLite itself
+
+-- table counter of counter
+CREATE TABLE counter (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    revision INTEGER NOT NULL
+) STRICT
+
+-- table entry of entry
+CREATE TABLE entry (
+    id        INTEGER PRIMARY KEY,
+    namespace INTEGER NOT NULL REFERENCES namespace (id),
+    key       TEXT    NOT NULL,
+    kind      TEXT    NOT NULL CHECK (kind IN ('stored', 'value', 'absent', 'fence')),
+    size      INTEGER NOT NULL CHECK (size >= 0),
+    stored_at INTEGER NOT NULL,          -- when the source was asked
+    used_at   INTEGER NOT NULL,          -- last use
+    revision  INTEGER NOT NULL,          -- counter.revision of the last write to the key
+    writers   INTEGER NOT NULL DEFAULT 0 CHECK (writers >= 0),  -- writes to the source under way
+    checksum  INTEGER NOT NULL,          -- CRC32C of the facts, see checksum.py
+    UNIQUE (namespace, key)
+) STRICT
+
+-- table namespace of namespace
+CREATE TABLE namespace (
+    id    INTEGER PRIMARY KEY,
+    name  TEXT    NOT NULL UNIQUE,
+    fence INTEGER NOT NULL DEFAULT 0     -- answers asked for at a revision before this one are refused
+) STRICT
+
+-- table statistics of statistics
+CREATE TABLE statistics (
+    namespace     INTEGER PRIMARY KEY REFERENCES namespace (id),
+    hits          INTEGER NOT NULL DEFAULT 0,
+    misses        INTEGER NOT NULL DEFAULT 0,
+    bytes_served  INTEGER NOT NULL DEFAULT 0,  -- out of the cache
+    bytes_fetched INTEGER NOT NULL DEFAULT 0,  -- from the source
+    evictions     INTEGER NOT NULL DEFAULT 0,
+    expirations   INTEGER NOT NULL DEFAULT 0
+) STRICT
+
+-- table total of total
+CREATE TABLE total (
+    kind    TEXT    NOT NULL PRIMARY KEY,
+    entries INTEGER NOT NULL DEFAULT 0,
+    bytes   INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID
+
+-- table usage of usage
+CREATE TABLE usage (
+    namespace INTEGER NOT NULL REFERENCES namespace (id),
+    kind      TEXT    NOT NULL,
+    entries   INTEGER NOT NULL DEFAULT 0,
+    bytes     INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (namespace, kind)
+) STRICT, WITHOUT ROWID
+
+-- table value of value
+CREATE TABLE value (
+    entry     INTEGER NOT NULL REFERENCES entry (id),
+    part      INTEGER NOT NULL CHECK (part >= 0),
+    checksums BLOB    NOT NULL,          -- CRC32C of each block of data, 4 bytes each, little-endian
+    data      BLOB    NOT NULL,
+    PRIMARY KEY (entry, part)
+) STRICT
+
+-- trigger entry_after_delete of entry
+CREATE TRIGGER entry_after_delete AFTER DELETE ON entry BEGIN
+    UPDATE usage SET entries = entries - 1, bytes = bytes - old.size
+    WHERE namespace = old.namespace AND kind = old.kind;
+    DELETE FROM value WHERE entry = old.id;
+    -- What the row knew about writes must outlive it.
+    UPDATE namespace SET fence = old.revision
+    WHERE id = old.namespace AND fence < old.revision;
+END
+
+-- trigger entry_after_insert of entry
+CREATE TRIGGER entry_after_insert AFTER INSERT ON entry BEGIN
+    UPDATE usage SET entries = entries + 1, bytes = bytes + new.size
+    WHERE namespace = new.namespace AND kind = new.kind;
+END
+
+-- trigger entry_after_update of entry
+CREATE TRIGGER entry_after_update AFTER UPDATE OF namespace, kind, size ON entry BEGIN
+    UPDATE usage SET entries = entries - 1, bytes = bytes - old.size
+    WHERE namespace = old.namespace AND kind = old.kind;
+    UPDATE usage SET entries = entries + 1, bytes = bytes + new.size
+    WHERE namespace = new.namespace AND kind = new.kind;
+END
+
+-- trigger namespace_after_insert of namespace
+CREATE TRIGGER namespace_after_insert AFTER INSERT ON namespace BEGIN
+    INSERT INTO usage (namespace, kind)
+    VALUES (new.id, 'stored'), (new.id, 'value'), (new.id, 'absent'), (new.id, 'fence');
+    INSERT INTO statistics (namespace) VALUES (new.id);
+END
+
+-- trigger namespace_before_delete of namespace
+CREATE TRIGGER namespace_before_delete BEFORE DELETE ON namespace BEGIN
+    DELETE FROM entry WHERE namespace = old.id;
+    DELETE FROM usage WHERE namespace = old.id;
+    DELETE FROM statistics WHERE namespace = old.id;
+END
+
+-- trigger usage_after_update of usage
+CREATE TRIGGER usage_after_update AFTER UPDATE OF entries, bytes ON usage BEGIN
+    UPDATE total SET entries = entries + new.entries - old.entries, bytes = bytes + new.bytes - old.bytes
+    WHERE kind = new.kind;
+END
+
+-- view cache_entries of cache_entries
+CREATE VIEW cache_entries AS
+SELECT
+    namespace.name AS namespace,
+    entry.key AS key,
+    entry.kind AS kind,
+    CASE
+        WHEN entry.size < 1024 THEN format('%d B', entry.size)
+        WHEN entry.size < 1048576 THEN format('%.1f KiB', entry.size / 1024.0)
+        WHEN entry.size < 1073741824 THEN format('%.1f MiB', entry.size / 1048576.0)
+        ELSE format('%.1f GiB', entry.size / 1073741824.0)
+    END AS size,
+    entry.size AS bytes,
+    datetime(entry.stored_at / 1000000000, 'unixepoch', 'localtime') AS stored,
+    datetime(entry.used_at / 1000000000, 'unixepoch', 'localtime') AS used
+FROM entry
+JOIN namespace ON namespace.id = entry.namespace
+
+-- view cache_usage of cache_usage
+CREATE VIEW cache_usage AS
+SELECT
+    namespace.name AS namespace,
+    usage.kind AS kind,
+    usage.entries AS entries,
+    CASE
+        WHEN usage.bytes < 1024 THEN format('%d B', usage.bytes)
+        WHEN usage.bytes < 1048576 THEN format('%.1f KiB', usage.bytes / 1024.0)
+        WHEN usage.bytes < 1073741824 THEN format('%.1f MiB', usage.bytes / 1048576.0)
+        ELSE format('%.1f GiB', usage.bytes / 1073741824.0)
+    END AS size,
+    usage.bytes AS bytes
+FROM usage
+JOIN namespace ON namespace.id = usage.namespace
+WHERE usage.entries > 0
+
+-- row of counter: (1, 0)
+-- row of total: ('absent', 0, 0)
+-- row of total: ('fence', 0, 0)
+-- row of total: ('stored', 0, 0)
+-- row of total: ('value', 0, 0)
+-- application_id: 1514357041
+-- user_version: 1
+-- page_size: 16384
+-- auto_vacuum: 2
+-- encoding: UTF-8
