@@ -1,0 +1,846 @@
+"""What happens at once: driven by gates at which the source waits, and which the test opens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.storage import MemoryStore
+
+from tests.fakes import (
+    PROTOTYPE,
+    STRESS,
+    AsyncOnlyStore,
+    CancelledAt,
+    CountingStore,
+    FailingStore,
+    HeldStore,
+    HeldTime,
+    YieldingStore,
+    buffer,
+    cached_bytes,
+    cached_keys,
+    close_everything,
+    leave_process,
+    read,
+    writers,
+)
+from zarr_cache import CacheStore, SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer
+
+type Maker = Callable[..., CacheStore]
+
+OLD, NEW = b"old bytes", b"new"
+KEY = "a/k"
+
+
+def memory(**values: bytes) -> MemoryStore:
+    """A store with `KEY`, and with others that are named."""
+    items = {KEY: OLD} | values
+    return MemoryStore({key: buffer(value) for key, value in items.items()})
+
+
+def cached(source: Store, path: Path, **settings: Any) -> CacheStore:
+    return CacheStore(source, cache_store=SqliteStore(path), namespace="source", **settings)
+
+
+@pytest.fixture(params=["file", "memory"])
+def make(request: pytest.FixtureRequest, path: Path) -> Maker:
+    """Makes a CacheStore over a file, and one over another store, where no lookup waits."""
+    if request.param == "file":
+        return lambda source, **settings: cached(source, path, **settings)
+    cache = MemoryStore()
+    return lambda source, **settings: CacheStore(source, cache_store=cache, **settings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collections_are_short() -> Iterator[None]:
+    """Collecting looks at no object that was there before the first test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _connections_are_closed(_accounts_are_right: None) -> Iterator[None]:
+    """A connection that is left open warns when it is collected: here, and not in a later test."""
+    yield
+    close_everything()
+    gc.collect()
+
+
+async def turns(number: int = 30) -> None:
+    """Let the other tasks go on as far as they get without waiting for a thread."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def in_threads(number: int, call: Callable[[], Any]) -> list[Any]:
+    """The answers of so many threads that call at once."""
+    barrier = threading.Barrier(number)
+
+    def call_with_the_others() -> Any:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(number) as threads:
+        calls = [threads.submit(call_with_the_others) for _ in range(number)]
+        return [each.result() for each in calls]
+
+
+# A fetch that began before a write and ends after it
+
+
+async def whole(store: Store) -> None:
+    await store.get(KEY, PROTOTYPE)
+
+
+async def part(store: Store) -> None:
+    await store.get(KEY, PROTOTYPE, RangeByteRequest(0, 3))
+
+
+async def suffix(store: Store) -> None:
+    await store.get(KEY, PROTOTYPE, SuffixByteRequest(3))
+
+
+async def parts(store: Store) -> None:
+    with contextlib.suppress(BaseExceptionGroup):
+        async for _ in store.get_ranges(KEY, [RangeByteRequest(0, 3)], prototype=PROTOTYPE):
+            pass
+
+
+async def existence(store: Store) -> None:
+    await store.exists(KEY)
+
+
+async def size(store: Store) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        await store.getsize(KEY)
+
+
+READS = [
+    pytest.param(whole, "get", id="value"),
+    pytest.param(part, "get", id="range"),
+    pytest.param(suffix, "get", id="suffix"),
+    pytest.param(parts, "get_ranges", id="ranges"),
+    pytest.param(existence, "exists", id="existence"),
+    pytest.param(size, "getsize", id="size"),
+]
+
+
+async def set_(store: Store) -> None:
+    await store.set(KEY, buffer(NEW))
+
+
+async def set_sync(store: Any) -> None:
+    store.set_sync(KEY, buffer(NEW))
+
+
+async def set_many(store: Store) -> None:
+    await store._set_many([(KEY, buffer(NEW)), ("other", buffer(NEW))])
+
+
+async def set_anew(store: Store) -> None:
+    await store.delete(KEY)
+    await store.set_if_not_exists(KEY, buffer(NEW))
+
+
+async def delete(store: Store) -> None:
+    await store.delete(KEY)
+
+
+async def delete_sync(store: Any) -> None:
+    store.delete_sync(KEY)
+
+
+async def delete_dir(store: Store) -> None:
+    await store.delete_dir("a")
+
+
+async def clear(store: Store) -> None:
+    await store.clear()
+
+
+WRITES = [set_, set_sync, set_many, set_anew, delete, delete_sync, delete_dir, clear]
+
+
+def same(store: CacheStore, _: Callable[[], CacheStore]) -> CacheStore:
+    return store
+
+
+def other_store(_: CacheStore, make_another: Callable[[], CacheStore]) -> CacheStore:
+    return make_another()
+
+
+def other_process(store: CacheStore, make_another: Callable[[], CacheStore]) -> CacheStore:
+    leave_process(store)
+    return make_another()
+
+
+of_each_writer = pytest.mark.parametrize("writer_of", [same, other_store, other_process])
+
+
+def everything(source: Store) -> dict[str, bytes]:
+    """What a memory store below any number of wrappers holds."""
+    while not isinstance(source, MemoryStore):
+        source = source._store  # type: ignore[attr-defined] # a wrapper
+    return {key: value.to_bytes() for key, value in source._store_dict.items()}
+
+
+async def all_answers(store: Store) -> list[object]:
+    """Everything that can be asked about `KEY`, of a store that is read-only."""
+    ranges: list[ByteRequest] = [
+        RangeByteRequest(0, 3),
+        SuffixByteRequest(3),
+        OffsetByteRequest(1),
+    ]
+    return [
+        *[await read(store, KEY, request) for request in ranges],
+        await store.exists(KEY),
+        await read(store, KEY),
+    ]
+
+
+@of_each_writer
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(("slow_read", "method"), READS)
+async def test_a_slow_read_does_not_put_the_old_answer_back(
+    slow_read: Callable[[Store], Awaitable[None]],
+    method: str,
+    write: Callable[[Store], Awaitable[None]],
+    writer_of: Callable[..., CacheStore],
+    path: Path,
+) -> None:
+    source = HeldStore(memory())
+    reader = cached(source, path)
+    writer = writer_of(reader, lambda: cached(source, path))
+    gate = source.hold_after(method)
+    slow = asyncio.ensure_future(slow_read(reader))
+    await gate.reached()
+    await write(writer)
+    gate.open()
+    await slow
+
+    truth = await all_answers(source._store)
+    assert await all_answers(reader) == truth
+    assert await all_answers(writer.with_read_only(read_only=True)) == truth
+    assert await all_answers(reader.with_read_only(read_only=True)) == truth
+
+
+@of_each_writer
+@pytest.mark.parametrize("write", [set_, set_sync, set_many, set_anew])
+@pytest.mark.parametrize(("slow_read", "method"), READS)
+async def test_a_slow_read_does_not_put_an_absence_back(
+    slow_read: Callable[[Store], Awaitable[None]],
+    method: str,
+    write: Callable[[Store], Awaitable[None]],
+    writer_of: Callable[..., CacheStore],
+    path: Path,
+) -> None:
+    source = HeldStore(MemoryStore())
+    store = cached(source, path)
+    reader = store.with_read_only(read_only=True)
+    writer = writer_of(store, lambda: cached(source, path))
+    gate = source.hold_after(method)
+    slow = asyncio.ensure_future(slow_read(reader))
+    await gate.reached()
+    await write(writer)
+    gate.open()
+    await slow
+
+    truth = await all_answers(source._store)
+    assert await all_answers(reader) == truth
+    assert await all_answers(writer.with_read_only(read_only=True)) == truth
+
+
+@of_each_writer
+@pytest.mark.parametrize("write", WRITES)
+async def test_what_was_cached_before_a_write_is_not_read_after_it(
+    write: Callable[[Store], Awaitable[None]], writer_of: Callable[..., CacheStore], path: Path
+) -> None:
+    source = CountingStore(memory())
+    reader = cached(source, path)
+    writer = writer_of(reader, lambda: cached(source, path))
+    before = await all_answers(reader)
+
+    await write(writer)
+
+    assert before == [OLD[:3], OLD[-3:], OLD[1:], True, OLD]
+    assert await all_answers(reader) == await all_answers(source._store)
+
+
+@of_each_writer
+async def test_an_absence_believed_before_a_write_is_not_after_it(
+    writer_of: Callable[..., CacheStore], path: Path
+) -> None:
+    source = CountingStore(MemoryStore())
+    store = cached(source, path)
+    reader = store.with_read_only(read_only=True)
+    writer = writer_of(store, lambda: cached(source, path))
+    before = await all_answers(reader)
+
+    await writer.set(KEY, buffer(NEW))
+
+    assert before == [None, None, None, False, None]
+    assert await all_answers(reader) == await all_answers(source._store)
+
+
+@of_each_writer
+async def test_what_is_read_during_a_write_is_not_believed_after_it(
+    writer_of: Callable[..., CacheStore], path: Path
+) -> None:
+    source = HeldStore(memory())
+    reader = cached(source, path)
+    writer = writer_of(reader, lambda: cached(source, path))
+    gate = source.hold_before("set")
+    write = asyncio.ensure_future(set_(writer))
+    await gate.reached()
+    during = await all_answers(reader)
+    gate.open()
+    await write
+
+    assert during[-1] == OLD
+    assert await all_answers(reader) == await all_answers(source._store)
+
+
+@of_each_writer
+@pytest.mark.parametrize("hold", [HeldStore.hold_before, HeldStore.hold_after])
+async def test_after_two_writes_at_once_the_source_is_believed(
+    hold: Callable[..., Any], writer_of: Callable[..., CacheStore], path: Path
+) -> None:
+    source = HeldStore(memory())
+    one = cached(source, path)
+    other = writer_of(one, lambda: cached(source, path))
+    gate = hold(source, "set")
+    slow = asyncio.ensure_future(one.set(KEY, buffer(b"slow")))
+    await gate.reached()
+    await other.set(KEY, buffer(b"quick"))
+    during = [await read(one, KEY), await read(other, KEY)]
+    gate.open()
+    await slow
+
+    assert during == [b"quick", b"quick"]
+    assert await read(one, KEY) == await read(other, KEY) == everything(source)[KEY]
+
+
+# One fetch
+
+
+async def test_tasks_that_miss_at_once_make_one_request(make: Maker) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    gate = source.hold_after("get")
+    reads = [asyncio.ensure_future(read(store, KEY)) for _ in range(16)]
+    await gate.reached()
+    await turns()
+    gate.open()
+
+    assert await asyncio.gather(*reads) == [OLD] * 16
+    assert source.requests == {"get": 1}
+
+
+async def test_tasks_that_miss_the_same_range_at_once_make_one_request(make: Maker) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    gate = source.hold_after("get")
+    reads = [asyncio.ensure_future(read(store, KEY, RangeByteRequest(0, 3))) for _ in range(16)]
+    await gate.reached()
+    await turns()
+    gate.open()
+
+    assert await asyncio.gather(*reads) == [OLD[:3]] * 16
+    assert source.requests == {"get": 1}
+
+
+async def test_ranges_that_others_are_fetching_are_not_fetched_again(make: Maker) -> None:
+    async def ranges(store: Store, *requests: RangeByteRequest) -> dict[int, bytes]:
+        batches = store.get_ranges(KEY, requests, prototype=PROTOTYPE)
+        return {n: found.to_bytes() async for batch in batches for n, found in batch if found}
+
+    source = HeldStore(memory())
+    store = make(source)
+    first, second, third = (RangeByteRequest(n, n + 2) for n in (0, 3, 6))
+    gate = source.hold_after("get_ranges")
+    one = asyncio.ensure_future(ranges(store, first, second))
+    await gate.reached()
+    other = asyncio.ensure_future(ranges(store, second, third))
+    await turns()
+    gate.open()
+
+    assert await one == {0: OLD[0:2], 1: OLD[3:5]}
+    assert await other == {0: OLD[3:5], 1: OLD[6:8]}
+    assert source.requests == {"get_ranges": 2}
+
+
+@pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore])
+def test_threads_that_miss_at_once_make_one_request(kind: type[CountingStore], path: Path) -> None:
+    keys = [f"k{number}" for number in range(40 * STRESS)]
+    source = kind(MemoryStore({key: buffer(OLD) for key in keys}))
+    store = cached(source, path)
+
+    answers = [in_threads(8, partial(store.get_sync, key)) for key in keys]
+
+    assert answers == [[buffer(OLD)] * 8] * len(keys)
+    assert source.keys == keys
+
+
+def test_threads_that_wait_for_a_slow_source_make_one_request(path: Path) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_after("get_sync")
+    with ThreadPoolExecutor(16) as threads:
+        reads = [threads.submit(store.get_sync, KEY) for _ in range(16)]
+        gate.wait_until_reached()
+        gate.open()
+        answers = [each.result() for each in reads]
+
+    assert [answer.to_bytes() for answer in answers if answer] == [OLD] * 16
+    assert source.requests == {"get_sync": 1}
+
+
+def test_event_loops_that_miss_at_once_make_one_request(path: Path) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_after("get")
+    with ThreadPoolExecutor(2) as threads:
+        reads = [threads.submit(asyncio.run, read(store, KEY)) for _ in range(2)]
+        gate.wait_until_reached()
+        gate.open()
+        answers = [each.result() for each in reads]
+
+    assert answers == [OLD, OLD]
+    assert source.requests == {"get": 1}
+
+
+def test_an_event_loop_and_a_thread_that_miss_at_once_make_one_request(path: Path) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_after("get")
+    with ThreadPoolExecutor(2) as threads:
+        leader = threads.submit(asyncio.run, read(store, KEY))
+        gate.wait_until_reached()
+        follower = threads.submit(store.get_sync, KEY)
+        gate.open()
+        answers = [leader.result(), follower.result().to_bytes()]  # type: ignore[union-attr]
+
+    assert answers == [OLD, OLD]
+    assert source.requests == {"get": 1}
+
+
+async def test_a_sync_read_on_the_event_loop_of_its_leader_does_not_wait_for_it(
+    make: Maker,
+) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    gate = source.hold_after("get")
+    leader = asyncio.ensure_future(read(store, KEY))
+    await gate.reached()
+    answer = store.get_sync(KEY)
+    gate.open()
+
+    assert answer is not None
+    assert answer.to_bytes() == await leader == OLD
+
+
+async def test_the_follower_of_a_failed_leader_gets_its_answer(make: Maker) -> None:
+    failing = FailingStore(memory())
+    source = HeldStore(failing)
+    store = make(source)
+    failing.fail("get")
+    gate = source.hold_before("get")
+    leader = asyncio.ensure_future(read(store, KEY))
+    await gate.reached()
+    follower = asyncio.ensure_future(read(store, KEY))
+    await turns()
+    gate.open()
+
+    with pytest.raises(OSError, match="failed, as the test asked"):
+        await leader
+    assert await follower == OLD
+    assert await read(store, KEY) == OLD
+    assert source.requests == {"get": 2}
+
+
+async def test_the_followers_of_a_cancelled_leader_get_their_answer(make: Maker) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    source.hold_before("get")
+    second = source.hold_before("get")
+    leader = asyncio.ensure_future(read(store, KEY))
+    await turns()
+    followers = [asyncio.ensure_future(read(store, KEY)) for _ in range(3)]
+    await turns()
+    leader.cancel()
+    await second.reached()
+    second.open()
+
+    assert await asyncio.gather(*followers) == [OLD] * 3
+    assert leader.cancelled() or leader.cancelling()
+
+
+async def test_a_cancelled_follower_does_not_cancel_its_leader(make: Maker) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    gate = source.hold_before("get")
+    leader = asyncio.ensure_future(read(store, KEY))
+    await gate.reached()
+    follower = asyncio.ensure_future(read(store, KEY))
+    await turns()
+    follower.cancel()
+    await asyncio.wait({follower})
+    gate.open()
+
+    assert await leader == OLD
+    assert source.requests == {"get": 1}
+
+
+def test_the_thread_that_follows_a_failed_thread_gets_its_answer(path: Path) -> None:
+    failing = FailingStore(memory())
+    source = HeldStore(failing)
+    store = cached(source, path)
+    failing.fail("get_sync")
+    gate = source.hold_before("get_sync")
+    with ThreadPoolExecutor(2) as threads:
+        leader = threads.submit(store.get_sync, KEY)
+        gate.wait_until_reached()
+        follower = threads.submit(store.get_sync, KEY)
+        gate.open()
+
+        assert isinstance(leader.exception(), OSError)
+        assert follower.result() == buffer(OLD)
+
+
+async def test_an_error_is_not_remembered_as_an_absence(make: Maker) -> None:
+    source = FailingStore(memory())
+    store = make(source).with_read_only(read_only=True)
+    source.fail("get")
+    with pytest.raises(OSError, match="failed, as the test asked"):
+        await read(store, KEY)
+
+    assert await read(store, KEY) == OLD
+
+
+# A write of the source that fails
+
+
+@pytest.mark.parametrize("is_done_first", [False, True])
+@pytest.mark.parametrize("write", WRITES)
+async def test_after_a_write_that_failed_the_source_is_believed(
+    write: Callable[[Store], Awaitable[None]], is_done_first: bool, make: Maker
+) -> None:
+    source = FailingStore(memory(other=OLD))
+    store = make(source)
+    assert [await read(store, KEY), await read(store, "other")] == [OLD, OLD]
+    source.fail(
+        "set",
+        "set_sync",
+        "_set_many",
+        "set_if_not_exists",
+        "delete",
+        "delete_sync",
+        "delete_dir",
+        "clear",
+        is_done_first=is_done_first,
+    )
+    with pytest.raises(OSError, match="failed, as the test asked"):
+        await write(store)
+
+    held = everything(source)
+    assert {key: await read(store, key) for key in (KEY, "other")} == {
+        key: held.get(key) for key in (KEY, "other")
+    }
+
+
+async def test_after_set_many_that_failed_in_part_the_source_is_believed(make: Maker) -> None:
+    source = FailingStore(memory(other=OLD, third=OLD))
+    store = make(source)
+    keys = (KEY, "other", "third")
+    assert [await read(store, key) for key in keys] == [OLD] * 3
+    source.fail("_set_many", at=2)
+    with pytest.raises(OSError, match="failed, as the test asked"):
+        await store._set_many([(key, buffer(NEW)) for key in keys])
+
+    assert [await read(store, key) for key in keys] == [NEW, OLD, OLD]
+
+
+async def test_a_key_whose_write_failed_is_cached_again(path: Path) -> None:
+    source = FailingStore(memory())
+    store = cached(source, path)
+    source.fail("set")
+    with pytest.raises(OSError, match="failed, as the test asked"):
+        await store.set(KEY, buffer(NEW))
+    await read(store, KEY)
+    source.reset()
+
+    assert await read(store, KEY) == OLD
+    assert source.requests == {}
+    assert writers(path) == 0
+
+
+async def test_a_key_whose_writer_was_killed_a_day_ago_is_cached_again(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = HeldStore(memory())
+    killed = cached(source, path)
+    gate = source.hold_after("set")
+    write = asyncio.ensure_future(set_(killed))
+    await gate.reached()
+    leave_process(killed)
+    held_time.reboot(seconds=24 * 3600)
+    store = cached(source, path)
+    await store.set(KEY, buffer(b"last"))
+    source.reset()
+    answer = await read(store, KEY)
+    requests = dict(source.requests)
+    # What stands for the killed process ends only now, so that the test leaves nothing behind.
+    gate.open()
+    await write
+
+    assert answer == b"last"
+    assert requests == {}
+
+
+# clear_cache() and close() meanwhile
+
+
+async def test_what_is_fetched_while_the_cache_is_cleared_is_answered_and_not_kept(
+    path: Path,
+) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_after("get")
+    slow = asyncio.ensure_future(read(store, KEY))
+    await gate.reached()
+    await store.clear_cache()
+    gate.open()
+
+    assert await slow == OLD
+    assert cached_keys(path) == set()
+
+
+@pytest.mark.parametrize(("slow_read", "method"), READS)
+async def test_a_read_that_is_under_way_at_close_is_answered(
+    slow_read: Callable[[Store], Awaitable[None]], method: str, make: Maker
+) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    gate = source.hold_after(method)
+    slow = asyncio.ensure_future(slow_read(store))
+    await gate.reached()
+    store.close()
+    gate.open()
+    await slow
+
+    assert await read(store, KEY) == OLD
+
+
+async def test_a_write_that_is_under_way_at_close_is_done(path: Path) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_after("set")
+    slow = asyncio.ensure_future(set_(store))
+    await gate.reached()
+    store.close()
+    gate.open()
+    await slow
+
+    assert await read(store, KEY) == NEW
+    assert writers(path) == 0
+
+
+@pytest.mark.parametrize("end", ["close", "clear_cache"])
+async def test_reads_go_on_while_the_cache_is_closed_or_cleared_again_and_again(
+    end: str, path: Path
+) -> None:
+    source = YieldingStore(MemoryStore({f"k{n}": buffer(bytes([n]) * 50) for n in range(10)}))
+    store = cached(source, path, max_size=300)
+
+    async def read_all() -> list[bytes | None]:
+        return [await read(store, f"k{n % 10}") for n in range(100)]
+
+    async def end_again_and_again() -> None:
+        for _ in range(20 * STRESS):
+            await asyncio.sleep(0)
+            done = getattr(store, end)()
+            await (done or asyncio.sleep(0))
+
+    *answers, _ = await asyncio.gather(*(read_all() for _ in range(6)), end_again_and_again())
+
+    assert answers == [[bytes([n % 10]) * 50 for n in range(100)]] * 6
+    assert store.cache_stats()["faults"] == 0
+
+
+def test_threads_read_on_while_the_cache_is_closed_again_and_again(path: Path) -> None:
+    source = CountingStore(MemoryStore({f"k{n}": buffer(bytes([n]) * 50) for n in range(10)}))
+    store = cached(source, path, max_size=300)
+
+    def read_all() -> list[bytes]:
+        found = [store.get_sync(f"k{n % 10}") for n in range(100)]
+        return [each.to_bytes() for each in found if each is not None]
+
+    with ThreadPoolExecutor(4) as threads:
+        reads = [threads.submit(read_all) for _ in range(4)]
+        for _ in range(20 * STRESS):
+            store.close()
+        answers = [each.result() for each in reads]
+
+    assert answers == [[bytes([n % 10]) * 50 for n in range(100)]] * 4
+    assert store.cache_stats()["faults"] == 0
+
+
+# Cancellation
+
+
+OPERATIONS = [whole, part, parts, existence, set_, set_many, set_anew, delete, delete_dir, clear]
+
+
+@pytest.mark.parametrize("turn", range(8))
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_nothing_is_torn_or_locked_after_a_cancellation_at_any_await(
+    operation: Callable[[Store], Awaitable[None]], turn: int, path: Path
+) -> None:
+    async def cancelled() -> None:
+        await CancelledAt(turn, operation(store))
+
+    source = YieldingStore(memory(other=OLD))
+    store = cached(source, path)
+    await read(store, "other")
+    await asyncio.wait({asyncio.ensure_future(cancelled())})
+    after = {key: await read(store, key) for key in (KEY, "other")}
+    held = everything(source)
+    await store.set(KEY, buffer(b"last"))
+    source.reset()
+
+    assert after == {key: held.get(key) for key in (KEY, "other")}
+    assert await read(store, KEY) == b"last"
+    assert source.requests == {}
+    assert writers(path) == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("turn", range(8))
+@pytest.mark.parametrize("operation", [whole, part, parts, existence, size])
+async def test_the_follower_of_a_read_cancelled_at_any_await_gets_its_answer(
+    operation: Callable[[Store], Awaitable[None]], turn: int, make: Maker
+) -> None:
+    async def cancelled() -> None:
+        await CancelledAt(turn, operation(store))
+
+    store = make(YieldingStore(memory()))
+    leader = asyncio.ensure_future(cancelled())
+    followers = [asyncio.ensure_future(all_answers(store)) for _ in range(3)]
+    await asyncio.wait({leader})
+
+    expected = [OLD[:3], OLD[-3:], OLD[1:], True, OLD]
+    assert await asyncio.gather(*followers) == [expected] * 3
+
+
+@pytest.mark.parametrize("turn", range(8))
+async def test_a_range_is_cached_after_a_cancelled_write(turn: int, path: Path) -> None:
+    async def cancelled() -> None:
+        await CancelledAt(turn, set_(store))
+
+    source = YieldingStore(memory())
+    store = cached(source, path)
+    await asyncio.wait({asyncio.ensure_future(cancelled())})
+    await part(store)
+    source.reset()
+
+    assert await read(store, KEY, RangeByteRequest(0, 3)) == everything(source)[KEY][:3]
+    assert source.requests == {}
+
+
+# All of it at once
+
+
+def test_processes_that_create_a_file_at_once_all_use_it(tmp_path: Path) -> None:
+    source = CountingStore(memory())
+    for number in range(20 * STRESS):
+        stores = [another_process(source, tmp_path / f"{number}.sqlite") for _ in range(4)]
+        answers = in_threads(4, partial(read_through_one_of, stores))
+
+        assert answers == [buffer(OLD)] * 4
+
+
+def read_through_one_of(stores: list[CacheStore]) -> Buffer | None:
+    return stores.pop().get_sync(KEY)
+
+
+def another_process(source: Store, path: Path) -> CacheStore:
+    store = cached(source, path)
+    leave_process(store)
+    return store
+
+
+class Written:
+    """Six numbers that only grow, and the least that a read that begins now may find."""
+
+    ROUNDS = 60 * STRESS
+    TURNS = tuple((number, f"k{key}") for number in range(1, ROUNDS) for key in range(6))
+
+    def __init__(self) -> None:
+        self.least = {f"k{key}": 0 for key in range(6)}
+
+    def items(self) -> dict[str, Buffer]:
+        return {key: buffer(b"%09d" % number) for key, number in self.least.items()}
+
+    def write(self, stores: list[CacheStore]) -> list[str]:
+        for number, key in self.TURNS:
+            stores[number % len(stores)].set_sync(key, buffer(b"%09d" % number))
+            self.least[key] = number
+        return []
+
+    def read_whole(self, store: CacheStore) -> list[str]:
+        """What was older than it should be."""
+        return [self._complaint(self.least[key], key, store.get_sync(key)) for _, key in self.TURNS]
+
+    def read_parts(self, store: CacheStore) -> list[str]:
+        """As `read_whole`, in a part that is cached by itself, in an event loop."""
+
+        async def read_all() -> list[str]:
+            request = RangeByteRequest(1, 9)
+            return [
+                self._complaint(self.least[key], key, await store.get(key, PROTOTYPE, request))
+                for _, key in self.TURNS
+            ]
+
+        return asyncio.run(read_all())
+
+    @staticmethod
+    def _complaint(least: int, key: str, found: Buffer | None) -> str:
+        number = -1 if found is None else int(found.to_bytes())
+        return "" if number >= least else f"{key}: {number} after {least}"
+
+
+@pytest.mark.parametrize("max_size", [None, 40])
+def test_no_read_that_begins_after_a_write_returned_sees_what_was_there_before(
+    max_size: int | None, path: Path
+) -> None:
+    written = Written()
+    source = CountingStore(MemoryStore(written.items()))
+    stores = [cached(source, path, max_size=max_size) for _ in range(2)]
+    leave_process(stores[0])
+    stores.append(cached(source, path, max_size=max_size))
+
+    with ThreadPoolExecutor(7) as threads:
+        running = [threads.submit(written.write, stores)]
+        running += [threads.submit(written.read_whole, store) for store in stores]
+        running += [threads.submit(written.read_parts, store) for store in stores]
+        complaints = {each for done in running for each in done.result()}
+
+    assert complaints == {""}
+    assert cached_bytes(path) <= (max_size or 54)
