@@ -92,6 +92,7 @@ class CachedSource:
     ) -> Flow[Seen | None]:
         """What is kept of the key; None when the cache is faulty and the source is to be asked."""
         try:
+            yield from self.values.opened()
             if self.namespace in self.values.unrecorded:
                 yield from self.fence("")
             limits = self.limits()

@@ -216,6 +216,8 @@ def get_ranges(
     """
     for request in byte_ranges:
         requests.check(request)
+    if not byte_ranges:
+        return []
     ended = cached.values.flights.ended
     seen = yield from cached.look_up(key, with_data=False)
     if seen is None:

@@ -107,8 +107,8 @@ class ValueCache:
             partial(self._database.run_async, operation, *args, **kwargs),
         )
 
-    def _opened(self) -> Flow[None]:
-        """Wait until the file is open.
+    def opened(self) -> Flow[None]:
+        """Wait until the file is open: then its clock and its small answers are there at once.
 
         What is small is then read on the event loop itself: a step to another thread and back costs
         some times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
@@ -118,14 +118,14 @@ class ValueCache:
 
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, without its bytes."""
-        yield from self._opened()
+        yield from self.opened()
         return self._database.run(index.peek, namespace, key)
 
     def look_up(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Flow[Found]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
-        yield from self._opened()
+        yield from self.opened()
         found = self._database.run(index.look_up_small, namespace, key, request, fresh_after)
         if found.data is None and found.is_large(fresh_after):
             return (yield from self._run(index.look_up, namespace, key, request, fresh_after))

@@ -54,6 +54,7 @@ def write(
 def _begin_write(cached: CachedSource, keys: Sequence[str]) -> Flow[int | None]:
     """Make what is kept of the keys unusable; None when the cache cannot."""
     try:
+        yield from cached.values.opened()
         for key in keys:
             cached.values.ranges.remove_key(cached.namespace, key)
         now_ns = cached.values.clock().stamp_ns()

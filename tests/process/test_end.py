@@ -37,7 +37,9 @@ STRICT = ["-X", "dev", "-W", "error"]
 FORKING = [*STRICT, "-W", "ignore:.*fork:DeprecationWarning"]
 
 BEGIN = """
-import asyncio, os, sys
+import asyncio, logging, os, sys
+# With -X dev asyncio tells of callbacks that took long, as any does on a busy machine.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.storage import MemoryStore
 from zarr_cache import CacheStore, SqliteStore

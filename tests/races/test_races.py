@@ -478,10 +478,10 @@ async def test_the_follower_of_a_failed_leader_gets_its_answer(make: Maker) -> N
 async def test_the_followers_of_a_cancelled_leader_get_their_answer(make: Maker) -> None:
     source = HeldStore(memory())
     store = make(source)
-    source.hold_before("get")
+    first = source.hold_before("get")
     second = source.hold_before("get")
     leader = asyncio.ensure_future(read(store, KEY))
-    await turns()
+    await first.reached()
     followers = [asyncio.ensure_future(read(store, KEY)) for _ in range(3)]
     await turns()
     leader.cancel()
