@@ -384,38 +384,41 @@ class CacheStore(WrapperStore[Store]):
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
     ) -> list[Buffer | None]:
         """The bytes asked for, in the order of the requests; None for absent keys."""
-        asked = list(key_ranges)
-        places: dict[str, list[int]] = {}
-        for place, (key, _) in enumerate(asked):
-            places.setdefault(key, []).append(place)
-        answers: list[Buffer | None] = [None] * len(asked)
-
-        async def answer(key: str) -> None:
-            of_key = places[key]
-            if len(of_key) == 1:
-                answers[of_key[0]] = await self.get(key, prototype, asked[of_key[0]][1])
-                return
-            byte_ranges = [asked[place][1] for place in of_key]
-            try:
-                async for batch in self.get_ranges(key, byte_ranges, prototype=prototype):
-                    for number, buffer in batch:
-                        answers[of_key[number]] = buffer
-            except* FileNotFoundError:
-                pass  # absent, and None already
-
-        await asyncio.gather(*(answer(key) for key in places))
-        return answers
+        return await self._answers([(key, prototype, request) for key, request in key_ranges])
 
     async def _get_many(
         self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
     ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
-        async def answer(
-            key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
-        ) -> tuple[str, Buffer | None]:
-            return key, await self.get(key, prototype, byte_range)
+        asked = list(requests)
+        answers = await self._answers(asked)
+        for (key, _, _), buffer in zip(asked, answers, strict=True):
+            yield key, buffer
 
-        for answered in await asyncio.gather(*(answer(*request) for request in requests)):
-            yield answered
+    async def _answers(
+        self, asked: list[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """What each asks for, None for absent keys; of each key, what is not at hand at once."""
+        places: dict[str, list[int]] = {}
+        for place, (key, _, _) in enumerate(asked):
+            places.setdefault(key, []).append(place)
+        answers: list[Buffer | None] = [None] * len(asked)
+
+        async def answer(key: str, of_key: list[int]) -> None:
+            if len(of_key) == 1:
+                answers[of_key[0]] = await self.get(*asked[of_key[0]])
+                return
+            byte_ranges = [asked[place][2] for place in of_key]
+            default = default_buffer_prototype()
+            try:
+                async for batch in self.get_ranges(key, byte_ranges, prototype=default):
+                    for number, buffer in batch:
+                        place = of_key[number]
+                        answers[place] = reading.as_type(asked[place][1], buffer)
+            except* FileNotFoundError:
+                pass  # absent, and None already
+
+        await asyncio.gather(*(answer(key, of_key) for key, of_key in places.items()))
+        return answers
 
     async def exists(self, key: str) -> bool:
         """Whether the source has the key, as far as fresh answers tell, or else as it says."""

@@ -37,7 +37,7 @@ def get(
     ended = cached.values.flights.ended
     seen = yield from cached.look_up(key, request)
     if seen is None:
-        return _as(prototype, (yield from _ask(cached, key, request)))
+        return as_type(prototype, (yield from _ask(cached, key, request)))
     data = _fresh_data(cached, seen, key, request)
     if data is not None:
         yield from cached.hit(data)
@@ -45,7 +45,7 @@ def get(
     if _is_absent(cached, seen):
         yield from cached.hit(None)
         return None
-    return _as(prototype, (yield from _fetch(cached, key, request, seen.found.revision, ended)))
+    return as_type(prototype, (yield from _fetch(cached, key, request, seen.found.revision, ended)))
 
 
 def _fresh_data(
@@ -223,7 +223,7 @@ def get_ranges(
     if seen is None:
         places = list(range(len(byte_ranges)))
         pieces = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
-        return [[(place, _as(prototype, buffer)) for place, buffer in b] for b in pieces]
+        return [[(place, as_type(prototype, buffer)) for place, buffer in b] for b in pieces]
     if _is_absent(cached, seen):
         yield from cached.hit(None)
         raise _absent(key)
@@ -233,7 +233,9 @@ def get_ranges(
     fetched = yield from _fetch_ranges(
         cached, key, byte_ranges, missing, seen.found.revision, ended, settings
     )
-    batches += [[(place, _as(prototype, buffer)) for place, buffer in batch] for batch in fetched]
+    batches += [
+        [(place, as_type(prototype, buffer)) for place, buffer in batch] for batch in fetched
+    ]
     return [batch for batch in batches if batch]
 
 
@@ -423,7 +425,7 @@ def _has_range(cached: CachedSource, seen: Seen, key: str) -> bool:
     )
 
 
-def _as(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
+def as_type(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
     """The buffer as one of the type asked for."""
     if buffer is None or isinstance(buffer, prototype.buffer):
         return buffer
