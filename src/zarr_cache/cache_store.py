@@ -72,7 +72,8 @@ class CacheStore(WrapperStore[Store]):
     namespace
         Name under which the file keeps what is read from `store`: other names are other keys. None
         derives it from what `store` is: its path or URL, without credentials. A source that does
-        not outlive the process, such as a ``MemoryStore``, gets one that is dropped with it.
+        not outlive the process, such as a ``MemoryStore``, gets one that no other source has, and
+        what is kept under it goes as the least recently used.
     read_only
         Whether to refuse writes; None for what `store` does.
 
