@@ -36,6 +36,10 @@ MOST_PENDING = 1024
 """So many uses are gathered before they are written: a crash may lose as many."""
 
 
+MOST_ON_LOOP = 512 * 1024
+"""Values of up to this many bytes are read on the event loop. See docs/decisions/0005."""
+
+
 class ValueCache:
     """What this process keeps over one database, shared by every CacheStore over it.
 
@@ -127,9 +131,11 @@ class ValueCache:
         """What is kept of the key, with the bytes asked for where they are fresh."""
         yield from self.opened()
         found = self._database.run(index.look_up_small, namespace, key, request, fresh_after)
-        if found.data is None and found.is_large(fresh_after):
-            return (yield from self._run(index.look_up, namespace, key, request, fresh_after))
-        return found
+        if found.data is not None or not found.is_large(fresh_after):
+            return found
+        if found.size <= MOST_ON_LOOP:
+            return self._database.run(index.look_up, namespace, key, request, fresh_after)
+        return (yield from self._run(index.look_up, namespace, key, request, fresh_after))
 
     def look_up_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
