@@ -81,6 +81,9 @@ def _end_write(
     cached: CachedSource, keys: Sequence[str], answers: Mapping[str, Answer], begun: int | None
 ) -> Flow[None]:
     if begun is None:
+        # The key has no fence. What was removed on that account while the source was written to may
+        # have been asked for and kept again since.
+        yield from _fence_or_note(cached, "")
         return
     try:
         now_ns = cached.values.clock().stamp_ns()
@@ -89,7 +92,7 @@ def _end_write(
         )
         cached.count_removed(removed)
     except StorageError as error:
-        # What was begun stands: nothing is kept of the keys until it has been trimmed away.
+        # What was begun stands: nothing is kept of the keys until the writer is taken for dead.
         cached.faults.note(error)
 
 

@@ -29,10 +29,11 @@ from tests.fakes import (
     cached_keys,
     close_everything,
     leave_process,
+    open_file,
     read,
     writers,
 )
-from zarr_cache import CacheStore, SqliteStore
+from zarr_cache import CacheStore, CacheWarning, SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -844,3 +845,26 @@ def test_no_read_that_begins_after_a_write_returned_sees_what_was_there_before(
 
     assert complaints == {""}
     assert cached_bytes(path) <= (max_size or 54)
+
+
+async def test_a_write_that_could_not_be_recorded_is_seen_though_the_old_value_was_kept_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A read while the source was written to had removed the old value, asked for it and kept it.
+    monkeypatch.setattr("zarr_cache.connection.BUSY_TIMEOUT_SECONDS", 0.01)
+    source = HeldStore(memory())
+    store = cached(source, path)
+    assert await read(store, KEY) == OLD
+    gate = source.hold_before("set")
+    with open_file(path) as another:
+        another.execute("BEGIN IMMEDIATE")
+        write = asyncio.ensure_future(store.set(KEY, buffer(NEW)))
+        with pytest.warns(CacheWarning, match="locked"):
+            await gate.reached()
+        another.execute("ROLLBACK")
+    assert await read(store, KEY) == OLD
+    gate.open()
+    await write
+
+    assert await read(store, KEY) == NEW
+    assert await read(cached(source, path), KEY) == NEW
