@@ -9,6 +9,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import weakref
 from collections import Counter, deque
 from concurrent.futures import Future
 from contextlib import closing
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from pathlib import Path
 
+    import pytest
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -484,6 +486,110 @@ class HeldTime:
         """Let the machine be off for a while, and its monotonic clock begin again."""
         self.step_wall(seconds)
         self.monotonic_ns = 5 * 10**9
+
+
+class Statements:
+    """What this process asks of SQLite, written down, and failing where the test says.
+
+    Every connection made from its installation on takes part, those of this package and any other.
+
+    Attributes
+    ----------
+    texts
+        The statements in their order, and "connect" and "blobopen".
+    connections
+        Those that are open.
+    """
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.connections: weakref.WeakSet[sqlite3.Connection] = weakref.WeakSet()
+        self._connect = sqlite3.connect  # noqa: TID251 - to pass on what is asked of it
+        self._writing = threading.Lock()
+        self._failure: tuple[int, int, int] | None = None
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stand between this process and SQLite, as long as the test runs."""
+        monkeypatch.setattr(sqlite3, "connect", self.connect)
+
+    def number(self, text: str = "") -> int:
+        """How many begin with `text`."""
+        return sum(each.startswith(text) for each in self.texts)
+
+    def fail(self, code: int, *, at: int, times: int = 1) -> None:
+        """Let statements fail with this result code.
+
+        Parameters
+        ----------
+        at
+            The first that fails, counted from 1 and from now on.
+        times
+            How many fail, one after the other.
+        """
+        first = len(self.texts) + at
+        self._failure = (code, first, first + times)
+
+    def connect(
+        self,
+        *args: Any,
+        factory: type[sqlite3.Connection] = sqlite3.Connection,
+        **kwargs: Any,
+    ) -> sqlite3.Connection:
+        """As ``sqlite3.connect``."""
+        self.run("connect", None)
+        connection = self._connect(*args, factory=_written_down(factory, self), **kwargs)
+        self.connections.add(connection)
+        return connection
+
+    def run(self, text: str, connection: sqlite3.Connection | None) -> None:
+        """Write the statement down, and raise if it is one that fails."""
+        with self._writing:
+            self.texts.append(text.strip())
+            number = len(self.texts)
+        if self._failure is None:
+            return
+        code, first, end = self._failure
+        if first <= number < end:
+            _fail(code, connection)
+
+
+def _fail(code: int, connection: sqlite3.Connection | None) -> None:
+    # After these SQLite itself has rolled back (https://www.sqlite.org/lang_transaction.html).
+    rolls_back = code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+    if rolls_back and connection is not None and connection.in_transaction:
+        sqlite3.Connection.execute(connection, "ROLLBACK")
+    if code == sqlite3.SQLITE_NOMEM:
+        raise MemoryError
+    is_damage = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    kind = sqlite3.DatabaseError if is_damage else sqlite3.OperationalError
+    error = kind(f"result code {code}, as the test asked")
+    error.sqlite_errorcode = code
+    raise error
+
+
+def _written_down(
+    factory: type[sqlite3.Connection], statements: Statements
+) -> type[sqlite3.Connection]:
+    """A class of connections that tell `statements` what they run."""
+
+    class WrittenDown(factory):  # type: ignore[misc, valid-type] # a class by parameter
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            statements.run(sql, self)
+            return super().execute(sql, *args)  # type: ignore[no-any-return] # the same
+
+        def executemany(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            statements.run(sql, self)
+            return super().executemany(sql, *args)  # type: ignore[no-any-return] # the same
+
+        def executescript(self, sql: str) -> sqlite3.Cursor:
+            statements.run(sql, self)
+            return super().executescript(sql)  # type: ignore[no-any-return] # the same
+
+        def blobopen(self, *args: Any, **kwargs: Any) -> sqlite3.Blob:
+            statements.run("blobopen", self)
+            return super().blobopen(*args, **kwargs)  # type: ignore[no-any-return] # the same
+
+    return WrittenDown
 
 
 def restart(*stores: Store) -> None:

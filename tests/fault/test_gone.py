@@ -1,0 +1,178 @@
+"""A file that is deleted, moved or replaced while it is open is begun anew, or used as it is."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes import assert_accounts, buffer, is_cache_file, leave_process, restart
+from tests.fault.sources import (
+    KEYS,
+    LONGEST_SECONDS,
+    SURFACES,
+    VALUES,
+    new_cache,
+    new_source,
+    read_all,
+    settle,
+    told,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from warnings import WarningMessage
+
+    from tests.fakes import HeldTime
+    from tests.fault.sources import Read
+
+pytestmark = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+
+THEIRS = b"a,b\n1,2\n" * 10_000
+
+
+def log_of(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
+
+
+def replaced_by_theirs(path: Path) -> None:
+    theirs = path.with_name("theirs")
+    theirs.write_bytes(THEIRS)
+    theirs.replace(path)
+
+
+def bytes_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def deleted_with_its_log(path: Path) -> None:
+    for file in (path, *log_of(path)):
+        file.unlink()
+
+
+def deleted_with_its_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("moved.db"))
+
+
+def moved_with_its_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("moved"))
+
+
+WAYS = [deleted, deleted_with_its_log, deleted_with_its_folder, moved, moved_with_its_folder]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "cache.sqlite"
+
+
+@pytest.mark.parametrize("go", WAYS, ids=lambda way: way.__name__)
+async def test_a_file_that_is_gone_is_begun_anew(
+    path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    go(path)
+    source.reset()
+    first = await read_all(surface, store)
+    settle(store)
+    second = await read_all(surface, store)
+    store.close()
+
+    assert [first, second] == [VALUES, VALUES]
+    assert source.keys == KEYS
+    assert is_cache_file(path)
+    assert_accounts(path)
+    assert len(told(warned)) <= 1
+
+
+@pytest.mark.parametrize("go", WAYS, ids=lambda way: way.__name__)
+async def test_a_write_is_never_followed_by_what_was_before_it(
+    path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_all(surface, store)
+    settle(store)
+    go(path)
+    await store.set(KEYS[0], buffer(b"written"))
+    found = [await surface(store, KEYS[0]) for _ in range(3)]
+
+    assert found == [b"written"] * 3
+    assert len(told(warned)) <= 1
+
+
+async def test_another_cache_file_in_its_place_is_used_as_it_is(
+    path: Path, surface: Read, warned: list[WarningMessage]
+) -> None:
+    new_values = {key: b"newer " + data for key, data in VALUES.items()}
+    source = new_source()
+    newer = new_source()
+    for key, data in new_values.items():
+        await newer._store.set(key, buffer(data))
+    other = new_cache(newer, path.with_name("other.sqlite"))
+    await read_all(surface, other)
+    restart(other)
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    path.with_name("other.sqlite").replace(path)
+    source.reset()
+    found = await read_all(surface, store)
+
+    # The log of the file that was there must not be taken for that of this one.
+    assert found == new_values
+    assert source.requests.total() == 0
+    assert len(told(warned)) <= 1
+
+
+async def test_a_foreign_file_in_its_place_is_left_as_it_is(
+    path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    replaced_by_theirs(path)
+    found = []
+    for _ in range(3):
+        found.append(await read_all(surface, store))
+        short_waits.step(LONGEST_SECONDS)
+    store.close()
+
+    assert found == [VALUES] * 3
+    assert bytes_of(path) == THEIRS
+    assert len(warned) == 1
+    assert "not an SQLite database" in told(warned)[0]
+
+
+async def test_two_processes_that_lose_their_file_go_on_with_the_same_one(
+    path: Path, surface: Read, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    leave_process(store)
+    other = new_cache(source, path)
+    await read_all(surface, other)
+    deleted(path)
+    await read_all(surface, store)
+    settle(store)
+    source.reset()
+    found = await read_all(surface, other)
+
+    assert found == VALUES
+    assert source.requests.total() == 0
+    assert len(told(warned)) <= 2

@@ -1,0 +1,215 @@
+"""While the file cannot be written, what is in it is served and the rest comes from the source."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.fakes import HeldTime, Statements, assert_accounts, buffer, close_everything
+from tests.fault.real import filled, held, immutable, longest_file, mounted
+from tests.fault.sources import (
+    KEYS,
+    LONGEST_SECONDS,
+    SURFACES,
+    VALUES,
+    Read,
+    new_cache,
+    new_source,
+    read_all,
+    read_until_kept,
+    settle,
+    told,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+    from warnings import WarningMessage
+
+KEPT, OTHERS = KEYS[:4], KEYS[4:]
+
+
+class Fault(NamedTuple):
+    """One that hits who writes.
+
+    Attributes
+    ----------
+    begin
+        Lets it last as long as a block.
+    said
+        What the warning says, after the name of the file.
+    needs_small_disk
+        Whether the file must be on a disk of its own.
+    """
+
+    begin: Callable[[Path, Statements], AbstractContextManager[None]]
+    said: str
+    needs_small_disk: bool = False
+
+
+@contextlib.contextmanager
+def no_more_pages(_: Path, statements: Statements) -> Iterator[None]:
+    """Let no connection make the file longer."""
+    for connection in statements.connections:
+        connection.execute("PRAGMA max_page_count = 1")
+    try:
+        yield
+    finally:
+        for connection in statements.connections:
+            connection.execute("PRAGMA max_page_count = 4294967294")
+
+
+FAULTS = {
+    "locked by another process": Fault(lambda path, _: held(path, "BEGIN IMMEDIATE"), "locked"),
+    "exclusively locked": Fault(lambda path, _: held(path, "BEGIN EXCLUSIVE"), "locked"),
+    "a full disk": Fault(lambda path, _: filled(path.parent), "full", needs_small_disk=True),
+    "a full file": Fault(no_more_pages, "full"),
+    "a disk that fails": Fault(lambda *_: longest_file(4096), "disk I/O error"),
+    "an immutable file": Fault(
+        lambda path, _: immutable(path, path.with_name(f"{path.name}-wal")), "disk I/O error"
+    ),
+}
+
+
+@pytest.fixture(params=FAULTS.values(), ids=list(FAULTS))
+def fault(request: pytest.FixtureRequest) -> Fault:
+    found: Fault = request.param
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path, fault: Fault) -> Iterator[Path]:
+    if not fault.needs_small_disk:
+        yield tmp_path / "cache.sqlite"
+        return
+    with mounted(tmp_path, nbytes=4 * 2**20):
+        yield tmp_path / "cache.sqlite"
+        close_everything()
+        assert_accounts(tmp_path / "cache.sqlite")
+
+
+each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+
+
+@each_surface
+@pytest.mark.usefixtures("short_waits")
+async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
+    path: Path,
+    fault: Fault,
+    surface: Read,
+    statements: Statements,
+    warned: list[WarningMessage],
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store, KEPT)
+    settle(store)
+    source.reset()
+    with fault.begin(path, statements):
+        found = await read_all(surface, store)
+        settle(store)
+        tried = statements.number("BEGIN IMMEDIATE")
+        again = [await read_all(surface, store) for _ in range(20)]
+        settle(store)
+        tried_again = statements.number("BEGIN IMMEDIATE")
+
+    assert [found, *again] == [VALUES] * 21
+    assert re.search(f"{path}.*{fault.said}", "".join(told(warned)))
+    assert len(warned) == 1
+    assert set(source.keys) == set(OTHERS)
+    assert tried_again == tried
+    assert store.cache_stats()["faults"] >= 1
+
+
+@each_surface
+async def test_the_cache_works_again_by_itself_when_it_is_over(
+    path: Path,
+    fault: Fault,
+    surface: Read,
+    statements: Statements,
+    short_waits: HeldTime,
+    warned: list[WarningMessage],
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store, KEPT)
+    settle(store)
+    with fault.begin(path, statements):
+        await read_all(surface, store)
+        settle(store)
+    short_waits.step(LONGEST_SECONDS)
+    first = await read_until_kept(surface, store)
+    source.reset()
+    faults = store.cache_stats()["faults"]
+    then = await read_all(surface, store)
+
+    assert [*first, then] == [VALUES] * 3
+    assert source.requests.total() == 0
+    assert store.cache_stats()["faults"] == faults
+    assert len(told(warned)) == 1
+
+
+@each_surface
+async def test_while_it_lasts_the_file_is_tried_now_and_then(
+    path: Path,
+    fault: Fault,
+    surface: Read,
+    statements: Statements,
+    short_waits: HeldTime,
+    warned: list[WarningMessage],
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_all(surface, store, KEPT)
+    settle(store)
+    tried = []
+    with fault.begin(path, statements):
+        for _ in range(12):
+            await read_all(surface, store)
+            settle(store)
+            tried.append(statements.number("BEGIN IMMEDIATE"))
+            short_waits.step(10)
+    trials = [later - earlier for earlier, later in itertools.pairwise(tried)]
+
+    # In 110 s, the first after 1 s and each after twice as long.
+    assert 3 <= sum(trials) <= 6
+    assert max(trials) == 1
+    assert len(told(warned)) == 1
+
+
+async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_what_was_before(
+    path: Path,
+    fault: Fault,
+    statements: Statements,
+    short_waits: HeldTime,
+    warned: list[WarningMessage],
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(SURFACES["async"], store)
+    settle(store)
+    with fault.begin(path, statements):
+        await store.set(KEYS[0], buffer(b"written"))
+        store.set_sync(KEYS[1], buffer(b"written"))
+        await store.delete(KEYS[2])
+        during = [await read_all(surface, store) for surface in SURFACES.values()]
+        in_source = await read_all(SURFACES["async"], source)
+    short_waits.step(LONGEST_SECONDS)
+    after = []
+    for surface in SURFACES.values():
+        after += await read_until_kept(surface, store)
+    source.reset()
+    after += [await read_all(surface, store) for surface in SURFACES.values()]
+
+    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
+    assert in_source == expected
+    assert during == [expected] * 2
+    assert after == [expected] * 6
+    # A store that takes writes asks each time for what is absent.
+    assert set(source.keys) <= {KEYS[2]}
+    # A full file has room for a fence where there was a value.
+    assert len(told(warned)) <= 1
