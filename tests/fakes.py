@@ -693,7 +693,10 @@ HAVING entry.size <> TOTAL(LENGTH(value.data))
 
 
 def assert_accounts(path: Path) -> None:
-    """The totals are those of the entries, every value is whole, and SQLite finds no damage."""
+    """The totals are those of the entries, every value is whole, and SQLite finds no damage.
+
+    Counted here once more, and not by `verify` alone: so it is tested, too.
+    """
     with open_file(path) as db:
         found = Accounts(
             usage=db.execute(USAGE).fetchall(),
@@ -716,6 +719,7 @@ def assert_accounts(path: Path) -> None:
 def is_cache_file(path: Path) -> bool:
     """Whether SQLite can read the file and finds our mark in it."""
     try:
+    assert list(map(str, SqliteStore(path).verify())) == [], path
         with open_file(path) as db:
             (mark,) = db.execute("PRAGMA application_id").fetchone()
     except sqlite3.DatabaseError:

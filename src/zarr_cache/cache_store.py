@@ -24,7 +24,8 @@ from zarr_cache.store_cache import StoreCache
 from zarr_cache.value_cache import ValueCache
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from zarr_cache.verify_store import verify_store
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from zarr.abc.store import ByteRequest
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from zarr_cache.flow import Flow
 
 
+    from zarr_cache.verify import Problem
 class CacheStore(WrapperStore[Store]):
     """A store that keeps what `store` answered, and answers from there while that is fresh.
 
@@ -326,6 +328,23 @@ class CacheStore(WrapperStore[Store]):
         return await run_async(reading.get(self._cached, key, prototype, byte_range))
 
     def get_sync(
+    def verify(self, *, repair: bool = False) -> Iterator[Problem]:
+        """Yield each problem of what is kept, of every namespace: nothing, if all is well.
+
+        As `SqliteStore.verify`, of the whole file. With another store as `cache_store`, compares
+        every value in it with what is known of it in memory.
+
+        Parameters
+        ----------
+        repair
+            Whether to remove what is wrong; it is fetched again when it is asked for.
+        """
+        if isinstance(self._cache, SqliteStore):
+            return self._cache.verify(repair=repair)
+        kept = self._cached.values
+        assert isinstance(kept, StoreCache)  # noqa: S101 - as the constructor has made it
+        return verify_store(kept, self._cache, self.namespace, repair=repair)
+
         self,
         key: str,
         *,

@@ -10,12 +10,12 @@ from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 
 from zarr_cache import byte_range as requests
-from zarr_cache import index, stored
+from zarr_cache import index, stored, verify
 from zarr_cache.buffers import to_array, to_buffer
 from zarr_cache.database import FileDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import BufferPrototype
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zarr_cache.connection import Connection
     from zarr_cache.index import Data
 
+    from zarr_cache.verify import Problem
 
 class SqliteStore(Store):
     """A Zarr hierarchy in one SQLite file, or the file in which a `CacheStore` keeps its values.
@@ -138,6 +139,33 @@ class SqliteStore(Store):
 
     async def get(
         self,
+    def verify(self, *, repair: bool = False) -> Iterator[Problem]:
+        """Yield each problem of the file, of every namespace in it: nothing, if all is well.
+
+        Every stored fact is compared with what it stands for: checksums with bytes, sizes with
+        lengths, totals with sums, indexes with tables, the schema with what our scripts make. Reads
+        the whole file, in short transactions beside which others may write, except for SQLite's own
+        ``integrity_check``, during which the log is not written back. Takes little memory.
+
+        Parameters
+        ----------
+        repair
+            Whether to remove what is wrong: entries of a cache, which are fetched again, bytes of
+            no entry, triggers that are not ours; totals are counted anew and indexes made anew.
+            What somebody has stored with a `SqliteStore` is told and never removed: read what can
+            still be read of it by ranges, and `delete` it or `set` it again.
+
+        Raises
+        ------
+        ForeignFileError, NewerSchemaError
+            The file is not one that this release could verify.
+        StorageError
+            The file cannot be read at all, or is locked.
+        """
+        if repair:
+            self._check_writable()
+        return verify.verify(self._run, repair=repair)
+
         key: str,
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,

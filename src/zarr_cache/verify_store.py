@@ -1,0 +1,75 @@
+"""In what another store that keeps values differs from the index of them in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zarr_cache.calls import call_async
+from zarr_cache.flow import run
+from zarr_cache.index import EVER
+from zarr_cache.verify import FIRST_ROW, Problem, next_values, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr.abc.store import Store
+
+    from zarr_cache.store_cache import StoreCache
+
+
+def verify_store(
+    kept: StoreCache, store: Store, namespace: str, *, repair: bool = False
+) -> Iterator[Problem]:
+    """Yield each problem of the index, of the values in the store, and of both together.
+
+    Parameters
+    ----------
+    kept
+        The index.
+    store, namespace
+        What it is an index of, and under which name.
+    repair
+        Whether to remove what is wrong, from both.
+    """
+    # The first to look anything up fills the index.
+    run(kept.peek(namespace, ""))
+    run_operation = kept._database.run  # noqa: SLF001 - nobody else has an index to verify
+    yield from verify(run_operation, has_bytes=False, repair=repair)
+    after = FIRST_ROW
+    while rows := run_operation(next_values, after):
+        for _, name, key in rows:
+            found = run(kept.look_up(name, key, None, EVER))
+            if found.is_damaged:
+                if repair:
+                    run(kept.discard(found))
+                expected = f"the {found.size} bytes that were written"
+                yield Problem("bytes", "others, or none", expected, name, key, is_repaired=repair)
+        after = rows[-1][0]
+    if store.supports_listing:
+        yield from _verify_listed(kept, store, namespace, repair=repair)
+
+
+def _verify_listed(
+    kept: StoreCache, store: Store, namespace: str, *, repair: bool
+) -> Iterator[Problem]:
+    """Yield what the store holds and the index does not know."""
+    # Two looks: a value that is being kept is in the store for a moment before it is in the index.
+    unknown = _unknown(kept, store, namespace)
+    for key in sorted(unknown and unknown & _unknown(kept, store, namespace)):
+        if repair:
+            run(call_async(store, partial(_delete, key=key)))
+        yield Problem("orphan", "a value", "a key of the index", namespace, key, is_repaired=repair)
+
+
+def _unknown(kept: StoreCache, store: Store, namespace: str) -> set[str]:
+    listed = run(call_async(store, _listed))
+    return {key for key in listed if run(kept.peek(namespace, key)).kind != "value"}
+
+
+async def _listed(store: Store) -> list[str]:
+    return [key async for key in store.list()]
+
+
+async def _delete(store: Store, key: str) -> None:
+    await store.delete(key)
