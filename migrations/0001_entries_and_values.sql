@@ -12,12 +12,16 @@ CREATE TABLE namespace (
     fence INTEGER NOT NULL DEFAULT 0     -- answers asked for at a revision before this one are refused
 ) STRICT;
 
--- One row: how many writes this file has seen.
+-- One row. Revisions count the writes that this file has seen. They begin at the time of its making
+-- in nanoseconds, so that those of a file that was in its place before are less than all of its own.
 CREATE TABLE counter (
     id       INTEGER PRIMARY KEY CHECK (id = 1),
-    revision INTEGER NOT NULL
+    revision INTEGER NOT NULL,           -- of the last write
+    fence    INTEGER NOT NULL            -- what a new namespace begins with
 ) STRICT;
-INSERT INTO counter (id, revision) VALUES (1, 0);
+INSERT INTO counter (id, revision, fence)
+SELECT 1, now, now
+FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000000 AS now);
 
 -- What is known about one key of one namespace.
 --   stored  bytes that somebody put here with SqliteStore: never evicted, never expired
@@ -87,6 +91,8 @@ CREATE TRIGGER namespace_before_delete BEFORE DELETE ON namespace BEGIN
     DELETE FROM entry WHERE namespace = old.id;
     DELETE FROM usage WHERE namespace = old.id;
     DELETE FROM statistics WHERE namespace = old.id;
+    -- What the row knew about writes must outlive it.
+    UPDATE counter SET fence = revision;
 END;
 
 CREATE TRIGGER entry_after_insert AFTER INSERT ON entry BEGIN

@@ -21,8 +21,9 @@ from zarr.abc.store import Store
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from zarr_cache import CacheStore, SqliteStore
+from zarr_cache import CacheStore, SqliteStore, register_namespace
 from zarr_cache.database import FileDatabase
+from zarr_cache.value_cache import ValueCache
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -252,6 +253,9 @@ class _Ranges(WrapperStore[CountingStore]):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         return self._store._get_sync("get_ranges_sync", key, prototype, byte_range)
+
+
+register_namespace(CountingStore, lambda store: store._store)
 
 
 class AsyncOnlyStore(CountingStore):
@@ -615,6 +619,7 @@ def leave_process(store: Store) -> None:
 
 def open_file(path: Path) -> closing[sqlite3.Connection]:
     """The file as SQLite's own shell has it: none of this package's code between."""
+    flush_everything()
     return closing(sqlite3.connect(path))  # noqa: TID251 - not through what is tested
 
 
@@ -714,17 +719,23 @@ def assert_accounts(path: Path) -> None:
         )
 
     assert found == counted, path
+    assert list(map(str, SqliteStore(path).verify())) == [], path
 
 
 def is_cache_file(path: Path) -> bool:
     """Whether SQLite can read the file and finds our mark in it."""
     try:
-    assert list(map(str, SqliteStore(path).verify())) == [], path
         with open_file(path) as db:
             (mark,) = db.execute("PRAGMA application_id").fetchone()
     except sqlite3.DatabaseError:
         return False
     return bool(mark == int.from_bytes(b"ZCA1"))
+
+
+def flush_everything() -> None:
+    """Wait until every answer of this process that waits is in its file."""
+    for database in list(FileDatabase._opened):
+        ValueCache.of(database).flush()
 
 
 def close_everything() -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
-from dataclasses import dataclass
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import checksum, values
+from zarr_cache import byte_range, checksum, values
 from zarr_cache.budget import under_limits
+from zarr_cache.flow import step
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
 from zarr_cache.pending import write_touches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from zarr.abc.store import ByteRequest
 
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
+    from zarr_cache.errors import CacheError
+    from zarr_cache.flow import Flow
     from zarr_cache.index import Found
     from zarr_cache.pending import Pending
     from zarr_cache.values import Keep
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 MOST_TOGETHER = 64
 """So many answers are kept in one transaction,"""
 
-MOST_BYTES_TOGETHER = 16 * 2**20
+MOST_BYTES_TOGETHER = 4 * 2**20
 """and no more once they have so many bytes."""
 
 MOST_ABSENT = 100_000
@@ -121,94 +127,189 @@ class Answer(NamedTuple):
         """Bytes of the value."""
         return 0 if self.data is None else self.data.size
 
-
-@dataclass(slots=True, eq=False)
-class Admission:
-    """An answer that is to be kept.
-
-    Attributes
-    ----------
-    is_done
-        Whether it has been decided.
-    removed
-        What went to make room for it; None when a write has overtaken the answer.
-    error
-        Why it could not be kept.
-    """
-
-    namespace: str
-    key: str
-    answer: Answer
-    limits: Limits
-    is_done: bool = False
-    removed: Removed | None = None
-    error: BaseException | None = None
-
-
-class Admissions:
-    """Answers that wait to be kept. Whoever comes to write takes all that wait along.
-
-    A transaction costs several times what one more entry in it does. Nobody waits for others to
-    come: what is taken along has come while the transaction before was under way.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: deque[Admission] = deque()
-        self._turn = threading.Lock()
-
-    def add(self, admission: Admission) -> None:
-        """Let it wait for `admit`."""
-        self._waiting.append(admission)
-
-    def _take(self) -> list[Admission]:
-        """Some of those that wait, but not so many that the next waits for long."""
-        taken: list[Admission] = []
-        nbytes = 0
-        while self._waiting and len(taken) < MOST_TOGETHER and nbytes < MOST_BYTES_TOGETHER:
-            admission = self._waiting.popleft()
-            nbytes += admission.answer.size
-            taken.append(admission)
-        return taken
-
-    def admit(
-        self, connection: Connection, mine: Admission, pending: Pending, keep: Keep
-    ) -> Removed | None:
-        """Keep the answer, and others that wait; None when a write has overtaken it.
+    def instead_of(
+        self, found: Found, request: ByteRequest | None = None, fresh_after: int | None = None
+    ) -> Found:
+        """What the file will tell once this is in it, instead of what it tells now.
 
         Parameters
         ----------
+        request, fresh_after
+            Of a look-up for bytes; without `fresh_after` it is for facts.
+        """
+        if found.is_overtaken(self.revision, self.stored_at):
+            return found
+        if found.kind in {"value", "absent"} and found.stored_at > self.stored_at:
+            return found
+        data = None
+        if self.data is not None and fresh_after is not None and self.stored_at > fresh_after:
+            start, stop = byte_range.span(request, self.size)
+            data = self.data[start:stop]
+        return found._replace(
+            entry=None,
+            kind=self.kind,
+            size=self.size,
+            stored_at=self.stored_at,
+            writers=0,
+            data=data,
+            is_damaged=False,
+        )
+
+
+class Admission:
+    """An answer that is to be kept.
+
+    Parameters
+    ----------
+    told
+        Called with what became of it: what went to make room for it, None when a write has
+        overtaken it, or why it could not be kept. By the thread that has kept it.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        key: str,
+        answer: Answer,
+        limits: Limits,
+        told: Callable[[Removed | CacheError | None], None],
+    ) -> None:
+        self.namespace = namespace
+        self.key = key
+        self.answer = answer
+        self.limits = limits
+        self.used_at = self.used_at_in_file = answer.used_at
+        self.entry: int | None = None
+        self.removed: Removed | None = None
+        self.is_needless = False
+        self._told = told
+        self._ended: Future[None] = Future()
+
+    def end(self, error: CacheError | None) -> None:
+        """Tell what became of it."""
+        self._told(error or self.removed)
+        self._ended.set_result(None)
+
+    def wait(self) -> Flow[None]:
+        """Wait until it has ended."""
+        return step(self._ended.result, self._await)
+
+    async def _await(self) -> None:
+        await asyncio.shield(asyncio.wrap_future(self._ended))
+
+
+class Admissions:
+    """Answers that wait to be kept. Whoever comes to write takes many of them along.
+
+    A transaction costs several times what one more entry in it does, and none of that is the
+    reader's to wait for. What waits is at hand all the same: `answer` tells.
+
+    Any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._waiting: deque[Admission] = deque()
+        self._by_key: dict[tuple[str, str], Admission] = {}
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, admission: Admission) -> None:
+        """Let it wait."""
+        with self._lock:
+            self._waiting.append(admission)
+            self._by_key[admission.namespace, admission.key] = admission
+            self.nbytes += admission.answer.size
+
+    def answer(self, namespace: str, key: str) -> Answer | None:
+        """The last answer for the key that waits, or is being kept just now."""
+        admission = self._by_key.get((namespace, key))
+        return None if admission is None or admission.is_needless else admission.answer
+
+    def touch(self, namespace: str, key: str, used_at: int) -> None:
+        """Note a use of what waits for the key."""
+        with self._lock:
+            admission = self._by_key.get((namespace, key))
+            if admission is not None:
+                admission.used_at = used_at
+
+    def forget(self, namespace: str, key: str) -> None:
+        """Do not keep what waits for the key."""
+        with self._lock:
+            for admission in self._waiting:
+                if (admission.namespace, admission.key) == (namespace, key):
+                    admission.is_needless = True
+
+    def take(self) -> list[Admission]:
+        """Some of those that wait, but not so many that the next waits for long.
+
+        They are at hand until `taken_away`.
+        """
+        taken: list[Admission] = []
+        nbytes = 0
+        with self._lock:
+            while self._waiting and len(taken) < MOST_TOGETHER and nbytes < MOST_BYTES_TOGETHER:
+                admission = self._waiting.popleft()
+                nbytes += admission.answer.size
+                taken.append(admission)
+        return taken
+
+    def taken_away(self, taken: Iterable[Admission], pending: Pending) -> None:
+        """They are in the file, or never will be."""
+        with self._lock:
+            for admission in taken:
+                is_used = admission.used_at > admission.used_at_in_file
+                if admission.entry is not None and is_used:
+                    # While it was written.
+                    pending.touch(admission.entry, admission.used_at)
+                self.nbytes -= admission.answer.size
+                place = (admission.namespace, admission.key)
+                if self._by_key.get(place) is admission:
+                    del self._by_key[place]
+
+    def settle(self) -> None:
+        """Wait until nothing is being kept."""
+        with self._turn:
+            pass
+
+    def admit_some(
+        self, connection: Connection, ended: list[Admission], pending: Pending, keep: Keep
+    ) -> None:
+        """Keep some of those that wait, in one transaction.
+
+        Parameters
+        ----------
+        ended
+            Is filled with those that were kept, or that could not be if this raises.
         pending
             Uses that wait to be written: they are first, since eviction goes by them.
         keep
             Where the bytes go.
         """
         with self._turn:
-            # Another may have taken mine along.
-            while not mine.is_done:
-                self._admit_together(connection, pending, keep)
-        if mine.error is not None:
-            raise mine.error
-        return mine.removed
-
-    def _admit_together(self, connection: Connection, pending: Pending, keep: Keep) -> None:
-        error = None
-        taken = self._take()
-        touches = pending.take_touches()
-        try:
-            with connection.writing():
-                write_touches(connection, touches)
-                for admission in taken:
-                    _admit(connection, admission, keep)
-        except BaseException as failure:  # noqa: BLE001 - raised by each whose it is
-            error = failure
-            pending.put_back(touches)
-        for admission in taken:
-            admission.error = error
-            admission.is_done = True
+            ended += self.take()
+            touches = pending.take_touches()
+            try:
+                with connection.writing():
+                    write_touches(connection, touches)
+                    for admission in ended:
+                        if not admission.is_needless:
+                            _admit(connection, admission, keep)
+            except BaseException:
+                pending.put_back(touches)
+                for admission in ended:
+                    admission.entry = None
+                raise
+            finally:
+                self.taken_away(ended, pending)
 
 
 def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
     namespace, answer = admission.namespace, admission.answer
+    used_at = admission.used_at_in_file = admission.used_at
     facts = checksum.of_facts(namespace, admission.key, answer.kind, answer.size, answer.stored_at)
     parameters = {
         "namespace": namespace,
@@ -216,7 +317,7 @@ def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
         "kind": answer.kind,
         "size": answer.size,
         "stored_at": answer.stored_at,
-        "used_at": answer.used_at,
+        "used_at": used_at,
         "revision": answer.revision,
         "dead_before": answer.stored_at - LONGEST_WRITE_NS,
         "checksum": facts,
@@ -225,6 +326,7 @@ def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
         rows = connection.execute(ADMIT, parameters).fetchall()
         for (entry,) in rows:
+            admission.entry = entry
             values.replace(connection, entry, facts, answer.data, keep)
         if answer.data is None:
             connection.execute(TRIM, {"kind": "absent", "most": MOST_ABSENT})

@@ -18,6 +18,12 @@ def to_array(value: Buffer) -> ByteArray:
     return np.ascontiguousarray(value.as_numpy_array()).reshape(-1).view(np.uint8)
 
 
+def to_lasting_array(value: Buffer) -> ByteArray:
+    """As `to_array`, but the bytes stay as they are whatever the owner of `value` does to it."""
+    array = to_array(value)
+    return array.copy() if array.flags.writeable else array
+
+
 def to_buffer(prototype: BufferPrototype | None, data: bytes | ByteArray) -> Buffer:
     """The bytes as a buffer of the type asked for; zarr's default if None."""
     if isinstance(data, np.ndarray):

@@ -14,17 +14,19 @@ from zarr.storage import MemoryStore, WrapperStore
 from zarr_cache import ages, reading, writing
 from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
+from zarr_cache.errors import CacheError
 from zarr_cache.faults import Faults
 from zarr_cache.flow import run, run_async
 from zarr_cache.forecast import Forecast
 from zarr_cache.namespace import name_of
+from zarr_cache.sizes import parse_size
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.statistics import Statistics
 from zarr_cache.store_cache import StoreCache
 from zarr_cache.value_cache import ValueCache
+from zarr_cache.verify_store import verify_store
 
 if TYPE_CHECKING:
-from zarr_cache.verify_store import verify_store
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
     from types import TracebackType
 
@@ -33,9 +35,9 @@ from zarr_cache.verify_store import verify_store
 
     from zarr_cache.ages import Age
     from zarr_cache.flow import Flow
-
-
     from zarr_cache.verify import Problem
+
+
 class CacheStore(WrapperStore[Store]):
     """A store that keeps what `store` answered, and answers from there while that is fresh.
 
@@ -62,8 +64,9 @@ class CacheStore(WrapperStore[Store]):
         within a process and across restarts.
     max_size
         Bytes that the values in the file and the parts of values in the memory of this process may
-        have together; None for no limit. A larger value is returned but not kept. With another
-        store as `cache_store`: the bytes of what it holds.
+        have together, as a number or a string such as ``"20 GiB"`` or ``"500 MB"``; None for no
+        limit. A larger value is returned but not kept. With another store as `cache_store`: the
+        bytes of what it holds.
     cache_set_data
         Whether a value that is written is kept as well. If not, what was kept of its key goes.
     max_age_absent_seconds
@@ -94,7 +97,7 @@ class CacheStore(WrapperStore[Store]):
         *,
         cache_store: Store,
         max_age_seconds: Age = "infinity",
-        max_size: int | None = None,
+        max_size: int | str | None = None,
         cache_set_data: bool = True,
         max_age_absent_seconds: Age = None,
         namespace: str | None = None,
@@ -181,7 +184,10 @@ class CacheStore(WrapperStore[Store]):
     async def _ensure_open(self) -> None:
         if not self._is_open:
             await self._store._ensure_open()  # noqa: SLF001 - zarr's way to open a wrapped store
-            await self._cache._ensure_open()  # noqa: SLF001 - the same
+            try:
+                await self._cache._ensure_open()  # noqa: SLF001 - the same
+            except CacheError as error:
+                self._cached.faults.note(error)
             self._is_open = True
 
     def __enter__(self) -> Self:
@@ -195,12 +201,20 @@ class CacheStore(WrapperStore[Store]):
     ) -> None:
         self.close()
 
+    def flush(self) -> None:
+        """Write what waits into the file: answers, uses and counts.
+
+        Answers are at hand at once and in the file within moments, uses after a thousand others.
+        To call this is to see them with another tool at once.
+        """
+        self._cached.flush()
+
     def close(self) -> None:
         """Write what waits, and close `store` and, if it is a `SqliteStore`, the cache store.
 
         Both open again when they are used again, by this CacheStore or another.
         """
-        self._cached.write_pending()
+        self.flush()
         super().close()
         if isinstance(self._cache, SqliteStore):
             self._cache.close()
@@ -296,6 +310,8 @@ class CacheStore(WrapperStore[Store]):
         stored, and were fetched again; ``bytes_served`` came out of the cache, ``bytes_fetched``
         from the source.
         """
+        self._cached.values.flush()
+        self._cached.faults.tell()
         counts = self._cached.statistics
         total = counts["hits"] + counts["misses"]
         return {
@@ -312,22 +328,6 @@ class CacheStore(WrapperStore[Store]):
             "bytes_fetched": counts["bytes_fetched"],
         }
 
-    async def clear_cache(self) -> None:
-        """Remove what is kept of this source; what is being fetched is not kept either."""
-        await run_async(self._cached.fence(""))
-
-    # Reading
-
-    async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
-        """The bytes asked for, from the cache where fresh; None if there is no such key."""
-        return await run_async(reading.get(self._cached, key, prototype, byte_range))
-
-    def get_sync(
     def verify(self, *, repair: bool = False) -> Iterator[Problem]:
         """Yield each problem of what is kept, of every namespace: nothing, if all is well.
 
@@ -345,6 +345,22 @@ class CacheStore(WrapperStore[Store]):
         assert isinstance(kept, StoreCache)  # noqa: S101 - as the constructor has made it
         return verify_store(kept, self._cache, self.namespace, repair=repair)
 
+    async def clear_cache(self) -> None:
+        """Remove what is kept of this source; what is being fetched is not kept either."""
+        await run_async(self._cached.fence(""))
+
+    # Reading
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """The bytes asked for, from the cache where fresh; None if there is no such key."""
+        return await run_async(reading.get(self._cached, key, prototype, byte_range))
+
+    def get_sync(
         self,
         key: str,
         *,
@@ -532,11 +548,19 @@ class CacheStore(WrapperStore[Store]):
 
 
 def _checked_size(max_size: object) -> int | None:
-    """`max_size`, if it is one."""
+    """`max_size` in bytes, if it is one."""
     if max_size is None:
         return None
+    expected = (
+        "max_size must be a whole number of bytes, a string such as '20 GiB' or '500 MB', or None"
+    )
+    if isinstance(max_size, str):
+        try:
+            return parse_size(max_size)
+        except ValueError as error:
+            raise ValueError(f"{expected}, got {max_size!r}") from error
     if not isinstance(max_size, Integral):
-        raise TypeError(f"max_size must be a whole number of bytes or None, got {max_size!r}")
+        raise TypeError(f"{expected}, got {max_size!r}")
     if max_size < 0:
         raise ValueError(f"max_size must not be negative, got {max_size!r}")
     return int(max_size)

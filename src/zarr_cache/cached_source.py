@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import ages
 from zarr_cache.budget import Limits
-from zarr_cache.errors import StorageError
+from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
 from zarr_cache.value_cache import MOST_PENDING
 
@@ -91,6 +91,7 @@ class CachedSource:
         self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
     ) -> Flow[Seen | None]:
         """What is kept of the key; None when the cache is faulty and the source is to be asked."""
+        self.faults.tell()
         try:
             yield from self.values.opened()
             if self.namespace in self.values.unrecorded:
@@ -107,7 +108,7 @@ class CachedSource:
                 yield from self.values.discard(found)
                 found = found._replace(entry=None, kind=None, data=None)
             yield from self.come_under_budget(found, limits)
-        except StorageError as error:
+        except CacheError as error:
             self.faults.note(error)
             return None
         return Seen(found, limits)
@@ -122,18 +123,15 @@ class CachedSource:
         removed = yield from self.values.enforce(self.namespace, limits)
         self.count_removed(removed)
 
-    def hit(self, data: Data | None) -> Flow[None]:
-        """Count a hit, with its bytes or for an absent key; write what has gathered."""
+    def hit(self, data: Data | None) -> None:
+        """Count a hit, with its bytes or for an absent key; let what has gathered be written."""
         self.forecast.hit()
         if data is None:
             self.statistics.add(hits=1, absent_hits=1)
         else:
             self.statistics.add(hits=1, bytes_served=len(data))
         if len(self.values.pending) >= MOST_PENDING:
-            try:
-                yield from self.values.write_pending()
-            except StorageError as error:
-                self.faults.note(error)
+            self.values.write_soon()
 
     def miss(self, buffer: Buffer | None, *, is_fetched: bool) -> None:
         """Count a miss, with the bytes of `buffer` if the source was asked for it."""
@@ -149,6 +147,13 @@ class CachedSource:
             self.settings.max_size is None or len(data) <= self.settings.max_size
         )
 
+    def what_became(self, result: Removed | CacheError | None) -> None:
+        """Count what an admission removed, or its fault, which the next operation tells of."""
+        if isinstance(result, CacheError):
+            self.faults.note_later(result)
+        else:
+            self.count_removed(result)
+
     def count_removed(self, removed: Removed | None) -> None:
         """Count what an operation removed."""
         if removed is not None:
@@ -163,12 +168,14 @@ class CachedSource:
 
     def enforce(self) -> Flow[None]:
         """Come under the limits."""
+        self.values.flush()
         removed = yield from self.values.enforce(self.namespace, self.limits())
         self.count_removed(removed)
 
-    def write_pending(self) -> None:
-        """Write the uses and counts that wait."""
+    def flush(self) -> None:
+        """Write the answers, uses and counts that wait."""
+        self.values.flush()
         try:
             run(self.values.write_pending())
-        except StorageError as error:
+        except CacheError as error:
             self.faults.note(error)

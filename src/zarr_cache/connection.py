@@ -1,43 +1,47 @@
-"""Connections to a cache file: the only place that calls ``sqlite3.connect``."""
+"""Connections to a cache file: the only place that opens one to work on it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import errno
 import os
-import shutil
 import sqlite3
-import tempfile
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate
+from typing import TYPE_CHECKING
 
-import aiosqlite
-
-from zarr_cache import migrate
-from zarr_cache.errors import ForeignFileError, NewerSchemaError, is_code
+from zarr_cache import migrate, schema
+from zarr_cache.cache_file import (
+    APPLICATION_ID,
+    BUSY_TIMEOUT_SECONDS,
+    locked_folder,
+    refuse_foreign,
+    refuse_network,
+)
+from zarr_cache.errors import is_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-APPLICATION_ID = 0x5A43_4131
-"""``PRAGMA application_id`` of our files: "ZCA1" in ASCII."""
+    from collections.abc import Iterator
+    from pathlib import Path
 
 PAGE_SIZE = 16 * 1024
 """Bytes of a page of a new file. See docs/decisions/0002."""
 
-BUSY_TIMEOUT_SECONDS = 5.0
-"""How long a statement waits for another connection's lock."""
-
 MMAP_BYTES = 2**33
 """How much of the file is read through memory mapping. SQLite caps it at its own limit."""
 
-# The log is written back into the file when it has grown to this length, and cut to it.
-WAL_BYTES = 16 * 2**20
+WAL_BYTES = 8 * 2**20
+"""The log is written back into the file when it has grown to this length, and cut to it."""
+
+MOST_WAL_BYTES = 12 * 2**20
+"""Nothing is kept while the log is longer and cannot be written back: a reader may hold it."""
+
+CHECKPOINT_TIMEOUT_MS = 100
+"""How long is waited for readers, so that the log can begin anew."""
 
 _PRAGMAS = f"""
 PRAGMA trusted_schema = OFF;
+PRAGMA cell_size_check = ON;
 PRAGMA synchronous = NORMAL;
 PRAGMA secure_delete = OFF;
 PRAGMA temp_store = MEMORY;
@@ -47,10 +51,45 @@ PRAGMA wal_autocheckpoint = {WAL_BYTES // PAGE_SIZE};
 """
 
 
+class Turns:
+    """Where the writers of a process to one database take turns.
+
+    SQLite's busy handler polls, at up to 100 ms a turn; this does not.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locked_out = 0
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Run the block while no other thread of this process does.
+
+        Raises
+        ------
+        sqlite3.OperationalError
+            With ``SQLITE_BUSY``: the one before found the file locked by another process, for as
+            long as anybody waits. Who queued behind it does not wait as long once more.
+        """
+        locked_out = self._locked_out
+        with self._lock:
+            if self._locked_out != locked_out:
+                locked = sqlite3.OperationalError("database is locked")
+                locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise locked
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                if is_code(error, sqlite3.SQLITE_BUSY):
+                    self._locked_out += 1
+                raise
+
+
 class Connection(sqlite3.Connection):
     """A connection whose transactions are blocks of code."""
 
-    write_lock: threading.Lock
+    turns: Turns
+    is_read_only = False
     is_closed = False
 
     def close(self) -> None:
@@ -60,12 +99,8 @@ class Connection(sqlite3.Connection):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Run the block as one write transaction; an exception rolls it back.
-
-        The writers of this process take turns at a lock before they take turns at SQLite's: its
-        busy handler polls, at up to 100 ms a turn.
-        """
-        with self.write_lock:
+        """Run the block as one write transaction; an exception rolls it back."""
+        with self.turns.turn():
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -83,20 +118,22 @@ class Connection(sqlite3.Connection):
         try:
             yield
         finally:
-            self.execute("COMMIT")
+            # SQLite has already rolled back after some errors, a damaged page for one.
+            if self.in_transaction:
+                self.execute("COMMIT")
 
 
-def connect(database: str, write_lock: threading.Lock, *, uri: bool = False) -> Connection:
+def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:
     """A connection in autocommit mode that any thread may use, one at a time.
 
     Parameters
     ----------
     database
         Path or, with `uri`, a ``file:`` URI (https://www.sqlite.org/uri.html).
-    write_lock
-        The lock that the writers of this process to this database share.
+    turns
+        What the writers of this process to this database share.
     """
-    connection = sqlite3.connect(  # noqa: TID251 - this is the one place for it
+    connection = sqlite3.connect(  # noqa: TID251 - here, with our pragmas
         database,
         uri=uri,
         timeout=BUSY_TIMEOUT_SECONDS,
@@ -104,7 +141,7 @@ def connect(database: str, write_lock: threading.Lock, *, uri: bool = False) -> 
         check_same_thread=False,
         factory=Connection,
     )
-    connection.write_lock = write_lock
+    connection.turns = turns
     try:
         connection.executescript(_PRAGMAS)
     except BaseException:
@@ -113,108 +150,103 @@ def connect(database: str, write_lock: threading.Lock, *, uri: bool = False) -> 
     return connection
 
 
-def create(path: Path, write_lock: threading.Lock) -> None:
-    """Make sure that `path` is a cache file of the newest schema, in WAL mode.
+def open_file(path: Path, turns: Turns) -> Connection:
+    """A connection to a cache file of the newest schema, which is made if there is none.
 
-    Several processes may do so at once. A file that is not ours is not written to.
+    Several processes may do so at once. A file that is not ours is not written to. What cannot be
+    written to is opened for reading.
 
     Raises
     ------
     ForeignFileError, NewerSchemaError
         The file is left byte for byte as it was.
+    FileDamagedError
+        It is ours, and its header or its schema is damaged.
     MigrationError
         The file still has the schema that it had.
+    NetworkFileSystemError
+        SQLite's log does not work where the path is.
     """
+    refuse_network(path)
+    with locked_folder(path, is_shared=True):
+        try:
+            _make(path)
+            refuse_foreign(path)
+            return _open_newest(path, turns)
+        except (sqlite3.OperationalError, OSError) as error:
+            if not (_is_read_only(error) and path.is_file()):
+                raise
+            return reopen_read_only(path, turns)
+
+
+def _make(path: Path) -> None:
+    """Let there be a file, empty if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    _refuse_foreign(path)
-    connection = connect(str(path), write_lock)
+
+
+def _open_newest(path: Path, turns: Turns) -> Connection:
+    connection = connect(str(path), turns)
     try:
-        # Both hold only when set before the first page is written, and do nothing later.
-        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        # The log first: a migration that dies leaves nothing behind that must be rolled back.
-        _switch_to_wal(connection)
-        migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
-        # Into the file itself, where the next to open it can look without the log.
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    finally:
+        schema.check_file(connection, path)
+        if migrate.version(connection) < migrate.newest():
+            # Both hold only when set before the first page is written, and do nothing later.
+            connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            # The log first: a migration that dies leaves nothing that must be rolled back.
+            _switch_to_wal(connection)
+            migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
+            # Into the file itself, where the next to open it can look without the log.
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        else:
+            _switch_to_wal(connection)
+    except BaseException:
         connection.close()
-
-
-NOTHING = (0, 0, 0)
-"""What `_identity` tells of an empty database."""
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise unless the file is ours and of a schema that we know, or an empty database."""
-    if path.is_dir():
-        raise ForeignFileError(path, found="a folder")
-    # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
-    # ("How To Corrupt An SQLite Database File", 2.2).
-    # First without the log and without locks, which leaves nothing beside somebody else's file.
-    log = path.with_name(f"{path.name}-wal")
-    # The log goes when another process is the last to close the file: then look again.
-    with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError):
-        identity = _identity(path, "immutable=1")
-        _judge(path, *identity)
-        if not (log.exists() and log.stat().st_size):
-            return
-        if identity == NOTHING:
-            _judge(path, *_identity_of_copy(path, log))
-            return
-    # What is ours, or still empty, may be another thing with its log, or be written just now.
-    try:
-        identity = _identity(path, "mode=ro")
-    except sqlite3.DatabaseError as error:
-        if is_code(error, sqlite3.SQLITE_NOTADB):
-            raise ForeignFileError(path, found="not an SQLite database") from error
         raise
-    _judge(path, *identity)
+    return connection
 
 
-def _identity_of_copy(path: Path, log: Path) -> tuple[int, int, int]:
-    """As `_identity`, of a copy of the file with its log: SQLite writes beside what it reads.
+def reopen_read_only(path: Path, turns: Turns) -> Connection:
+    """A connection to a file of the newest schema that cannot be written to.
 
-    The file itself has nothing in it yet, and nothing in this process has it open.
+    Raises
+    ------
+    sqlite3.OperationalError
+        It cannot be read either: it is being written to, or of an older schema.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, path.name)
-        shutil.copyfile(path, copy)
-        shutil.copyfile(log, copy.with_name(f"{path.name}-wal"))
-        return _identity(copy, "mode=ro")
+    log = path.with_name(f"{path.name}-wal")
+    for how in ("mode=ro", "immutable=1"):
+        connection = connect(f"{path.as_uri()}?{how}", turns, uri=True)
+        connection.is_read_only = True
+        try:
+            if migrate.version(connection) == migrate.newest():
+                schema.check_file(connection, path)
+                return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            # Reading along with a log takes a file beside it. Without a log nobody writes, and the
+            # file is read as it is.
+            if not is_code(error, sqlite3.SQLITE_CANTOPEN) or log.exists():
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            connection.close()
+            break
+    older = sqlite3.OperationalError("read-only, and of an older schema")
+    older.sqlite_errorcode = sqlite3.SQLITE_READONLY
+    raise older
 
 
-def _identity(path: Path, how: str) -> tuple[int, int, int]:
-    """The application id, the schema version and the number of tables, views, and so on."""
-    connection = sqlite3.connect(  # noqa: TID251 - without our pragmas, which would write
-        f"{path.absolute().as_uri()}?{how}",
-        uri=True,
-        timeout=BUSY_TIMEOUT_SECONDS,
-        autocommit=True,
-    )
-    try:
-        # All three of one state of the file: another process may be creating it.
-        connection.execute("BEGIN")
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    finally:
-        connection.close()
-    return application_id, version, count
-
-
-def _judge(path: Path, application_id: int, version: int, count: int) -> None:
-    if (application_id, version, count) == NOTHING:
-        return
-    if application_id != APPLICATION_ID:
-        raise ForeignFileError(
-            path, found=f"an SQLite database with application_id {application_id:#x}"
-        )
-    if version > migrate.newest():
-        raise NewerSchemaError(path, found=version, known=migrate.newest())
+def _is_read_only(error: sqlite3.OperationalError | OSError) -> bool:
+    """Whether something cannot be written, rather than be read."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}
+    codes = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+    return any(is_code(error, code) for code in codes)
 
 
 def _switch_to_wal(connection: Connection) -> None:
@@ -230,96 +262,3 @@ def _switch_to_wal(connection: Connection) -> None:
             time.sleep(0.001)
         else:
             return
-
-
-class LoopConnection(aiosqlite.Connection):
-    """aiosqlite's connection for one event loop: runs whole operations on its thread.
-
-    aiosqlite's own methods run a statement each, and tasks that share a connection would share a
-    transaction. An operation is a function of the connection, run from beginning to end in one hop.
-
-    Parameters
-    ----------
-    loop
-        The loop whose tasks use it, and no other: then nothing is asked of a thread that has ended.
-    connection
-        What it runs operations on.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
-        super().__init__(lambda: connection, iter_chunk_size=64)
-        self._loop = loop
-        self._sqlite_connection = connection
-        self._is_ending = False
-        # Otherwise a program that never closes a store never ends (aiosqlite#299).
-        self._thread.daemon = True
-
-    @property
-    def is_running(self) -> bool:
-        """Whether operations can be given to it."""
-        return self._running and self._thread.is_alive() and not self._is_ending
-
-    async def start(self) -> None:
-        """Start the thread; a cancellation leaves nothing behind."""
-        try:
-            await self
-        except BaseException:
-            # aiosqlite has told the thread to end. It must not outlive the loop, see `run`.
-            self._thread.join()
-            raise
-
-    async def close(self) -> None:
-        """Close the connection when what was given to it has run, and end its thread."""
-        self._is_ending = True
-        if self._thread.is_alive():
-            await super().close()
-
-    def close_now(self) -> None:
-        """Close the connection, on which nothing runs; its thread ends with `close`."""
-        self._is_ending = True
-        self._sqlite_connection.close()
-
-    async def run[**P, T](
-        self,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run ``operation(connection, *args, **kwargs)`` on the connection's thread.
-
-        It runs to its end even when the task that asked for it is cancelled.
-        """
-        try:
-            result: T = await self._on_thread(operation, self._conn, *args, **kwargs)
-        except asyncio.CancelledError:
-            # aiosqlite's thread hands each result to the loop that asked, and dies if that loop is
-            # closed by then: leave only after the thread is done with what we gave it.
-            await self._on_thread(int)
-            raise
-        return result
-
-    async def _on_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return await self._execute(function, *args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def end(self) -> None:
-        """Close the connection and end its thread, from whatever thread this is called."""
-        if not self._thread.is_alive():
-            return
-        if _running_loop() is self._loop:
-            self.stop()
-            self._thread.join()
-        elif self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self.close(), self._loop).result(BUSY_TIMEOUT_SECONDS)
-        elif _running_loop() is None:
-            asyncio.run(self.close())
-        else:
-            thread = threading.Thread(target=lambda: asyncio.run(self.close()))
-            thread.start()
-            thread.join()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

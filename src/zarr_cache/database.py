@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
+import logging
+import multiprocessing
 import os
 import sqlite3
 import threading
 import weakref
 from collections import deque
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, ClassVar, Concatenate, Protocol
 
-from zarr_cache import migrate
+from zarr_cache import cache_file, migrate
+from zarr_cache.cache_file import APPLICATION_ID, Place
 from zarr_cache.clock import PersistentClock
-from zarr_cache.connection import (
-    APPLICATION_ID,
-    Connection,
-    LoopConnection,
-    connect,
-    create,
+from zarr_cache.connection import Connection, Turns, connect, open_file, reopen_read_only
+from zarr_cache.errors import (
+    FileDamagedError,
+    FileReadOnlyError,
+    OutOfMemoryError,
+    StorageError,
+    translated,
 )
-from zarr_cache.errors import StorageError, translated
+from zarr_cache.loop_connection import LoopConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 # Along the index entry_by_use. No other stamp is newer: what is stored is used at that time.
 NEWEST_STAMP = """
@@ -43,6 +49,14 @@ FROM (
 """
 
 
+# Somebody's data, which is not set aside with what is only kept.
+STORED_ENTRIES = """
+SELECT entries
+FROM total
+WHERE kind = 'stored'
+"""
+
+
 class Database(Protocol):
     """Runs operations: functions whose first parameter is a connection.
 
@@ -52,10 +66,14 @@ class Database(Protocol):
         Called by `close` while operations still run, to write what waits.
     after_fork
         Called in the child of a fork, after the database has forgotten its connections.
+    after_loss
+        Called when another file, or none, is found in the place of the one that was open: nothing
+        that is known of the old one holds for the new one.
     """
 
     before_close: list[Callable[[], None]]
     after_fork: list[Callable[[], None]]
+    after_loss: list[Callable[[], None]]
 
     @property
     def is_open(self) -> bool:
@@ -79,6 +97,9 @@ class Database(Protocol):
 
     def clock(self) -> PersistentClock:
         """The clock that stamps what is kept in this database."""
+
+    def heal(self, error: FileDamagedError) -> Path | None:
+        """Set the damaged file aside, so that the next operation begins another."""
 
 
 class FileDatabase:
@@ -104,22 +125,28 @@ class FileDatabase:
         self.path = path
         self.before_close: list[Callable[[], None]] = []
         self.after_fork: list[Callable[[], None]] = []
+        self.after_loss: list[Callable[[], None]] = []
+        self._name = str(path)
         self._begin()
 
     def _begin(self) -> None:
         """Start without connections: at first, and in the child of a fork."""
         self._lock = threading.RLock()
-        # Operations under way, and whether a fork waits for them to end.
+        # Operations under way, and whether those that come wait until none is.
         self._under_way = 0
-        self._is_forking = False
+        self._is_quiet = False
         self._changed = threading.Condition(self._lock)
-        self._write_lock = threading.Lock()
+        self._turns = Turns()
         self._connections: set[Connection] = set()
         self._idle: deque[Connection] = deque()
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnection] = {}
         self._starting: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self._clock: PersistentClock | None = None
         self._is_open = False
+        # What was opened: which file, how long it was when last looked at, and how.
+        self._place: Place | None = None
+        self._size = 0
+        self._is_read_only = False
 
     @classmethod
     def of(cls, path: Path) -> FileDatabase:
@@ -144,30 +171,53 @@ class FileDatabase:
         ForeignFileError, NewerSchemaError, MigrationError, StorageError
             The file cannot be opened.
         """
-        if self._clock is None or not self._is_open:
-            return self._open()
-        return self._clock
+        return self._clock or self._open()
 
     def _open(self) -> PersistentClock:
         with self._lock:
             if self._clock is not None and self._is_open:
                 return self._clock
             try:
-                create(self.path, self._write_lock)
-                connection = connect(str(self.path), self._write_lock)
-                self._connections.add(connection)
+                # Before it is opened: if it is another by then, the next operation finds out.
+                self._place = cache_file.place_of(self.path)
+                connection = open_file(self.path, self._turns)
+                self._place = self._place or cache_file.place_of(self.path)
                 (floor_ns,) = connection.execute(NEWEST_STAMP).fetchone()
             except sqlite3.Error as error:
-                raise translated(error, self.path) from error
+                raise self._translated(error) from error
             except OSError as error:
                 raise StorageError(f"{self.path}: {error}") from error
+            except FileDamagedError as error:
+                error.place = self._place
+                raise
+            self._is_read_only = connection.is_read_only
+            self._size = 0
+            self._connections.add(connection)
             self._idle.append(connection)
             if self._clock is None:
                 self._clock = PersistentClock(floor_ns=floor_ns)
             self._is_open = True
-            with self._registry_lock:
-                self._opened.add(self)
+            self._remember()
+            how = " for reading only" if self._is_read_only else ""
+            logger.info("%s: opened%s", self.path, how)
             return self._clock
+
+    def _remember(self) -> None:
+        """See to it that the file is closed at the end of the interpreter."""
+        with self._registry_lock:
+            if not self._opened and multiprocessing.parent_process() is not None:
+                # A child that multiprocessing has forked ends without what atexit knows.
+                Finalize(None, _close_databases, exitpriority=0)
+            self._opened.add(self)
+
+    def _connect(self) -> Connection:
+        """Another connection to what is open."""
+        if self._is_read_only:
+            connection = reopen_read_only(self.path, self._turns)
+        else:
+            connection = connect(self._name, self._turns)
+        self._connections.add(connection)
+        return connection
 
     def run[**P, T](
         self,
@@ -183,28 +233,140 @@ class FileDatabase:
             SQLite refused; what the operation had written is rolled back.
         """
         try:
-            with self._operating():
-                connection = self._take()
-                try:
-                    return operation(connection, *args, **kwargs)
-                finally:
-                    self._put_back(connection)
+            connection = self._take()
+            try:
+                return operation(connection, *args, **kwargs)
+            finally:
+                self._put_back(connection)
         except sqlite3.Error as error:
-            raise translated(error, self.path) from error
+            raise self._translated(error) from error
+        except MemoryError as error:
+            raise OutOfMemoryError(f"{self.path}: no memory for a value") from error
 
-    @contextlib.contextmanager
-    def _operating(self) -> Iterator[None]:
-        """Run the block while no fork is under way: the child could hang on SQLite's own locks."""
+    def _translated(self, error: sqlite3.Error) -> StorageError:
+        own = translated(error, self.path)
+        if isinstance(own, FileDamagedError):
+            own.place = self._place
+        if isinstance(own, FileReadOnlyError):
+            # Whether it still is turns out when it is opened again.
+            self._forget_connections()
+        return own
+
+    def _take(self) -> Connection:
+        """A connection for an operation, which `_put_back` takes again."""
         with self._lock:
-            while self._is_forking:
+            # The child of a fork could hang on SQLite's own locks, and a file that is in use is not
+            # set aside.
+            while self._is_quiet:
                 self._changed.wait()
+            self._look_at_file()
+            if not self._is_open:
+                self._open()
+            connection = self._idle.pop() if self._idle else self._connect()
             self._under_way += 1
+            return connection
+
+    def _put_back(self, connection: Connection) -> None:
+        with self._lock:
+            self._end_operation()
+            if connection in self._connections:
+                self._idle.append(connection)
+                return
+        # It was in use while the others were closed.
+        connection.close()
+
+    def _look_at_file(self) -> None:
+        """Forget the connections if the path names another file by now, or none."""
+        if not self._is_open:
+            return
         try:
-            yield
-        finally:
-            with self._lock:
-                self._under_way -= 1
-                self._changed.notify_all()
+            now = os.stat(self._name)  # noqa: PTH116 - at every operation: a Path costs as much again
+        except FileNotFoundError:
+            self._lose("it was deleted while it was open")
+            return
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error}") from error
+        if self._place != (now.st_dev, now.st_ino):
+            self._lose("another file was put in its place while it was open")
+        elif now.st_size < self._size:
+            # What is mapped into memory beyond its end must not be touched. Mostly it has given
+            # space back; if somebody has cut it, SQLite will find out.
+            self._forget_connections()
+        self._size = now.st_size
+
+    def _lose(self, why: str) -> None:
+        logger.warning("%s: %s; it is opened anew", self.path, why)
+        self._forget_connections()
+        for forget in self.after_loss:
+            forget()
+
+    def _forget_connections(self) -> None:
+        """Close the connections that nobody uses, and leave the others to those who do."""
+        with self._lock:
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+            self._connections.clear()
+            self._is_open = False
+
+    def heal(self, error: FileDamagedError) -> Path | None:
+        """Set the damaged file aside, so that the next operation begins another.
+
+        Returns
+        -------
+        Path or None
+            Where it is now; None if somebody else has set it aside already.
+
+        Raises
+        ------
+        CacheError
+            It is left where it is: it is not ours any more, holds what somebody has stored in it,
+            or cannot be renamed.
+        """
+        with self._lock:
+            self._be_quiet()
+            try:
+                if self._holds_stored():
+                    raise StorageError(
+                        f"{error}; it holds values that were stored with SqliteStore and is left "
+                        f"where it is: see 'zarr-cache verify {self.path}'"
+                    )
+                self._forget_connections()
+                for loop_connection in self._by_loop.values():
+                    loop_connection.close_now()
+                aside = cache_file.set_aside(self.path, error.place)
+            except OSError as failure:
+                raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
+            finally:
+                self._end_quiet()
+            if aside is not None:
+                logger.warning("%s; it is now %s, and another is begun", error, aside)
+                for forget in self.after_loss:
+                    forget()
+            return aside
+
+    def _holds_stored(self) -> bool:
+        """Whether the file is known to hold values that somebody has stored."""
+        for connection in self._idle:
+            try:
+                (entries,) = connection.execute(STORED_ENTRIES).fetchone()
+            except (sqlite3.Error, TypeError):
+                # Too damaged to tell: renamed, it is as readable as before.
+                return False
+            return bool(entries)
+        return False
+
+    def _be_quiet(self) -> None:
+        """Wait until no operation is under way, and let none begin."""
+        while self._is_quiet:
+            self._changed.wait()
+        self._is_quiet = True
+        while self._under_way:
+            self._changed.wait()
+
+    def _end_quiet(self) -> None:
+        self._is_quiet = False
+        self._changed.notify_all()
 
     def before_fork(self) -> None:
         """Close every connection, once no thread is inside SQLite, and let none in.
@@ -215,39 +377,15 @@ class FileDatabase:
         if self._is_open:
             self._write_waiting()
         with self._lock:
-            self._is_forking = True
-            while self._under_way:
-                self._changed.wait()
+            self._be_quiet()
             for loop_connection in self._by_loop.values():
                 loop_connection.close_now()
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
-            self._connections.clear()
-            self._is_open = False
+            self._forget_connections()
 
     def after_fork_in_parent(self) -> None:
         """Let operations begin again."""
         with self._lock:
-            self._is_forking = False
-            self._changed.notify_all()
-
-    def _take(self) -> Connection:
-        with self._lock:
-            self._open()
-            if self._idle:
-                return self._idle.pop()
-            connection = connect(str(self.path), self._write_lock)
-            self._connections.add(connection)
-            return connection
-
-    def _put_back(self, connection: Connection) -> None:
-        with self._lock:
-            if connection in self._connections:
-                self._idle.append(connection)
-                return
-        # It was in use during `close`.
-        connection.close()
+            self._end_quiet()
 
     async def run_async[**P, T](
         self,
@@ -263,15 +401,15 @@ class FileDatabase:
             As from `run`.
         """
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                connection = self._by_loop.get(loop)
-                if connection is not None and connection.is_running:
-                    guarded = partial(self._guarded, operation)
-                    return await connection.run(guarded, *args, **kwargs)
+        while True:
+            mine = self._by_loop.get(loop)
+            if mine and mine.is_running and mine.connection in self._connections:
+                guarded = partial(self._guarded, operation)
+                return await mine.run(guarded, *args, **kwargs)
+            try:
                 await self._start(loop)
-        except sqlite3.Error as error:
-            raise translated(error, self.path) from error
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
 
     def _guarded[**P, T](
         self,
@@ -280,15 +418,30 @@ class FileDatabase:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        with self._operating():
-            if not connection.is_closed:
-                return operation(connection, *args, **kwargs)
-            # A fork has closed it while this waited for its turn.
-            another = self._take()
-            try:
-                return operation(another, *args, **kwargs)
-            finally:
-                self._put_back(another)
+        with self._lock:
+            while self._is_quiet:
+                self._changed.wait()
+            self._look_at_file()
+            is_usable = connection in self._connections
+            if is_usable:
+                self._under_way += 1
+        if not is_usable:
+            # Closed, or of a file that is gone, while this waited for its turn.
+            return self.run(operation, *args, **kwargs)
+        try:
+            return operation(connection, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        except MemoryError as error:
+            raise OutOfMemoryError(f"{self.path}: no memory for a value") from error
+        finally:
+            with self._lock:
+                self._end_operation()
+
+    def _end_operation(self) -> None:
+        self._under_way -= 1
+        if self._is_quiet:
+            self._changed.notify_all()
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make a connection for `loop`; tasks that ask at once wait for the same one."""
@@ -302,7 +455,7 @@ class FileDatabase:
                 del self._starting[loop]
 
     async def _start_connection(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Those of loops that have been closed, and of this one if it was closed before a fork.
+        # Those of loops that have been closed, and of this one if its file is open no more.
         for ended in [known for known in self._by_loop if known is loop or known.is_closed()]:
             await self._by_loop.pop(ended).close()
         # It may wait for another process that creates the file.
@@ -315,9 +468,9 @@ class FileDatabase:
             self._put_back(connection)
             raise
         with self._lock:
+            self._end_operation()
             if connection in self._connections:
                 # From here on it is the loop's, and `close` finds it there.
-                self._connections.remove(connection)
                 self._by_loop[loop] = loop_connection
                 return
         # Closed in between: the caller starts another.
@@ -363,8 +516,9 @@ class MemoryDatabase:
     def __init__(self) -> None:
         self.before_close: list[Callable[[], None]] = []
         self.after_fork: list[Callable[[], None]] = []
+        self.after_loss: list[Callable[[], None]] = []
         self._lock = threading.Lock()
-        self._connection = connect(":memory:", threading.Lock())
+        self._connection = connect(":memory:", Turns())
         migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
         self._clock = PersistentClock(floor_ns=0)
         self.is_open = True
@@ -392,6 +546,10 @@ class MemoryDatabase:
     ) -> T:
         """Run the operation in this thread: nothing here waits for a disk."""
         return self.run(operation, *args, **kwargs)
+
+    def heal(self, error: FileDamagedError) -> Path | None:
+        """Nothing is set aside: there is no file."""
+        raise error
 
 
 _left_to_the_parent: list[object] = []

@@ -71,14 +71,56 @@ class FileFullError(StorageError):
     """The disk, or the file's ``max_page_count``, is full: make room."""
 
 
+class FileReadOnlyError(StorageError):
+    """The file, or the folder it is in, cannot be written: what is there is served."""
+
+
 class FileDamagedError(StorageError):
-    """The file is not a database any more, or a page of it is damaged."""
+    """The file is not a database any more, or a page of it is damaged.
+
+    Attributes
+    ----------
+    place
+        Device and inode of the file in which the damage was found, as far as that is known.
+    """
+
+    place: tuple[int, int] | None = None
+
+
+class OutOfMemoryError(StorageError):
+    """There was no memory for a value."""
+
+
+class NetworkFileSystemError(StorageError):
+    """The file would lie on a network file system and is not opened: name one on a local disk.
+
+    SQLite's write-ahead log needs memory that the processes of one machine share, and locks, which
+    such file systems often only pretend to have (https://www.sqlite.org/wal.html).
+
+    Parameters
+    ----------
+    path
+        The file.
+    file_system
+        Type of the file system.
+    """
+
+    def __init__(self, path: Path, file_system: str) -> None:
+        super().__init__(
+            f"{path}: on a network file system ({file_system}), where SQLite's write-ahead log "
+            "does not work; name a file on a local disk"
+        )
+
+
+class LeftAloneError(StorageError):
+    """The file has failed just now and is left alone for a while; then it is tried again."""
 
 
 _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_BUSY: FileLockedError,
     sqlite3.SQLITE_LOCKED: FileLockedError,
     sqlite3.SQLITE_FULL: FileFullError,
+    sqlite3.SQLITE_READONLY: FileReadOnlyError,
     sqlite3.SQLITE_CORRUPT: FileDamagedError,
     sqlite3.SQLITE_NOTADB: FileDamagedError,
 }

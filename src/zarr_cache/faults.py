@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from typing import TYPE_CHECKING
 
+from zarr_cache.errors import LeftAloneError
+
 if TYPE_CHECKING:
-    from zarr_cache.errors import StorageError
+    from zarr_cache.errors import CacheError
     from zarr_cache.statistics import Statistics
 
 
@@ -19,12 +22,27 @@ class Faults:
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
-        self._warned: set[type[StorageError]] = set()
+        self._warned: set[type[CacheError]] = set()
+        self._untold: deque[CacheError] = deque()
 
-    def note(self, error: StorageError) -> None:
+    def note(self, error: CacheError) -> None:
         """Count the fault, and warn of it unless one like it has been warned of."""
         self._statistics.add(faults=1)
-        if type(error) in self._warned:
+        self._warn(error)
+
+    def note_later(self, error: CacheError) -> None:
+        """Count the fault, which no reader waits for; `tell` warns of it."""
+        self._statistics.add(faults=1)
+        self._untold.append(error)
+
+    def tell(self) -> None:
+        """Warn of what has been noted for later."""
+        while self._untold:
+            self._warn(self._untold.popleft())
+
+    def _warn(self, error: CacheError) -> None:
+        # Of the fault on whose account the file is left alone has been warned.
+        if isinstance(error, LeftAloneError) or type(error) in self._warned:
             return
         self._warned.add(type(error))
         warnings.warn(

@@ -36,8 +36,10 @@ INLINE = 64 * 1024
 See docs/decisions/0002."""
 
 NEW_NAMESPACE = """
-INSERT INTO namespace (name)
-VALUES (:namespace)
+INSERT INTO namespace (name, fence)
+SELECT :namespace, fence
+FROM counter
+WHERE true
 ON CONFLICT DO NOTHING
 """
 
@@ -45,7 +47,7 @@ LOOK_UP = """
 SELECT
     counter.revision,
     total.bytes,
-    max(coalesce(namespace.fence, 0), coalesce(entry.revision, 0)),
+    max(coalesce(namespace.fence, counter.fence), coalesce(entry.revision, 0)),
     entry.id,
     entry.kind,
     entry.size,

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zarr_cache.errors import MigrationError
+from zarr_cache.errors import MigrationError, is_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +39,12 @@ def newest() -> int:
     return scripts()[-1][0]
 
 
+def version(connection: sqlite3.Connection) -> int:
+    """The schema version of the database; 0 of an empty one."""
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(found)
+
+
 def migrate(
     connection: sqlite3.Connection,
     *,
@@ -55,23 +61,33 @@ def migrate(
     MigrationError
         A script failed. The file still has the schema it had before.
     """
-    for version, script in scripts:
+    for number, script in scripts:
         connection.execute("BEGIN IMMEDIATE")
         try:
             # Read again under the write lock: another process may have just migrated.
-            (current,) = connection.execute("PRAGMA user_version").fetchone()
-            if current < version:
+            if version(connection) < number:
                 connection.executescript(
                     f"{script}\n;"
                     f"PRAGMA application_id = {application_id};"
-                    f"PRAGMA user_version = {version};"
+                    f"PRAGMA user_version = {number};"
                 )
+        except sqlite3.OperationalError as error:
+            _roll_back(connection)
+            if not is_code(error, sqlite3.SQLITE_ERROR):
+                # Not of the script's making: a full disk, for one.
+                raise
+            raise MigrationError(f"migration {number:04d}: {error}") from error
         except sqlite3.Error as error:
-            connection.execute("ROLLBACK")
-            raise MigrationError(f"migration {version:04d}: {error}") from error
+            _roll_back(connection)
+            raise MigrationError(f"migration {number:04d}: {error}") from error
         except BaseException:
-            connection.execute("ROLLBACK")
+            _roll_back(connection)
             raise
         connection.execute("COMMIT")
-    (current,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(current)
+    return version(connection)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    # SQLite has already rolled back after some errors, a full disk for one.
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")

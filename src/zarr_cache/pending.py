@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 LASTING = ("hits", "misses", "bytes_served", "bytes_fetched", "evictions", "expirations")
 """What is added up in the file: the columns of the table ``statistics``."""
 
+MOST_TOUCHES = 100_000
+"""While the file cannot be written to, so many uses are remembered."""
+
 TOUCH = """
 UPDATE entry
 SET used_at = :used_at
@@ -52,7 +55,8 @@ class Pending:
     def touch(self, entry: int, used_at: int) -> None:
         """Note a use of the entry."""
         with self._lock:
-            self._touches[entry] = used_at
+            if len(self._touches) < MOST_TOUCHES:
+                self._touches[entry] = used_at
 
     def count(self, namespace: str, name: str, number: int) -> None:
         """Add to one of `LASTING`."""
@@ -69,6 +73,12 @@ class Pending:
         """Undo `take_touches`: what took them has not been able to write them."""
         with self._lock:
             self._touches = {**touches, **self._touches}
+
+    def put_back_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Undo `take_counts`."""
+        with self._lock:
+            for namespace, added in counts.items():
+                self._counts[namespace].update(added)
 
     def take_counts(self) -> dict[str, dict[str, int]]:
         """What was counted since the last call, by namespace, with each of `LASTING`."""

@@ -273,6 +273,14 @@ class RangeCache:
             for entry in gone:
                 self._remove(entry)
 
+    def clear(self) -> None:
+        """Remove all entries."""
+        with self._lock:
+            self._values.clear()
+            self._by_use.clear()
+            self._by_age.clear()
+            self._nbytes = 0
+
     def remove_key(self, namespace: str, key: str) -> None:
         """Remove the entries of one key."""
         with self._lock:

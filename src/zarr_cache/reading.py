@@ -8,10 +8,10 @@ from zarr.core.buffer import cpu
 
 from zarr_cache import byte_range as requests
 from zarr_cache.admission import Answer
-from zarr_cache.buffers import to_array, to_buffer
+from zarr_cache.buffers import to_buffer, to_lasting_array
 from zarr_cache.cached_source import Seen
 from zarr_cache.calls import call, call_async
-from zarr_cache.errors import StorageError
+from zarr_cache.errors import CacheError
 from zarr_cache.range_cache import RangeEntry
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def get(
         return as_type(prototype, (yield from _ask(cached, key, request)))
     data = _fresh_data(cached, seen, key, request)
     if data is not None:
-        yield from cached.hit(data)
+        cached.hit(data)
         return to_buffer(prototype, data)
-    if _is_absent(cached, seen):
-        yield from cached.hit(None)
+    if _is_absent(cached, seen, key):
+        cached.hit(None)
         return None
     return as_type(prototype, (yield from _fetch(cached, key, request, seen.found.revision, ended)))
 
@@ -55,8 +55,7 @@ def _fresh_data(
     found, limits = seen
     used_at = cached.values.clock().stamp_ns()
     if found.kind == "value" and found.data is not None:
-        if found.entry is not None:
-            cached.values.pending.touch(found.entry, used_at)
+        cached.values.touch(cached.namespace, key, found, used_at)
         return found.data
     if request is None:
         return None
@@ -70,7 +69,7 @@ def _fresh_data(
     )
 
 
-def _is_absent(cached: CachedSource, seen: Seen) -> bool:
+def _is_absent(cached: CachedSource, seen: Seen, key: str) -> bool:
     """Whether the key is believed to be absent."""
     found, limits = seen
     is_absent = (
@@ -78,8 +77,8 @@ def _is_absent(cached: CachedSource, seen: Seen) -> bool:
         and found.kind == "absent"
         and found.stored_at > limits.absent_fresh_after
     )
-    if is_absent and found.entry is not None:
-        cached.values.pending.touch(found.entry, cached.values.clock().stamp_ns())
+    if is_absent:
+        cached.values.touch(cached.namespace, key, found, cached.values.clock().stamp_ns())
     return is_absent
 
 
@@ -127,9 +126,9 @@ def _look_again(
     if seen is None:
         return False, None
     data = _fresh_data(cached, seen, key, request)
-    if data is None and not _is_absent(cached, seen):
+    if data is None and not _is_absent(cached, seen, key):
         return False, None
-    yield from cached.hit(data)
+    cached.hit(data)
     return True, None if data is None else to_buffer(cpu.buffer_prototype, data)
 
 
@@ -162,7 +161,7 @@ def _keep(
                 parts.append((request, buffer.to_bytes()))
         if parts:
             yield from _keep_parts(cached, key, parts, revision, asked_at)
-    except StorageError as error:
+    except CacheError as error:
         cached.faults.note(error)
 
 
@@ -170,11 +169,12 @@ def _keep_value(
     cached: CachedSource, key: str, buffer: Buffer | None, revision: int, asked_at: int
 ) -> Flow[None]:
     """Keep a whole value, or that there is none."""
-    data = None if buffer is None else to_array(buffer)
+    data = None if buffer is None else to_lasting_array(buffer)
     if cached.is_kept(data):
         answer = Answer(data, asked_at, cached.values.clock().stamp_ns(), revision)
-        removed = yield from cached.values.admit(cached.namespace, key, answer, cached.limits())
-        cached.count_removed(removed)
+        yield from cached.values.admit(
+            cached.namespace, key, answer, cached.limits(), cached.what_became
+        )
     else:
         yield from cached.values.forget(cached.namespace, key, revision, asked_at)
 
@@ -224,8 +224,8 @@ def get_ranges(
         places = list(range(len(byte_ranges)))
         pieces = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
         return [[(place, as_type(prototype, buffer)) for place, buffer in b] for b in pieces]
-    if _is_absent(cached, seen):
-        yield from cached.hit(None)
+    if _is_absent(cached, seen, key):
+        cached.hit(None)
         raise _absent(key)
     at_hand = yield from _ranges_at_hand(cached, seen, key, byte_ranges)
     batches: Batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
@@ -250,14 +250,14 @@ def _ranges_at_hand(
             each = yield from cached.values.look_up_many(
                 cached.namespace, key, byte_ranges, limits.fresh_after
             )
-        except StorageError as error:
+        except CacheError as error:
             cached.faults.note(error)
     at_hand = {}
     for place, request in enumerate(byte_ranges):
         data = _fresh_data(cached, Seen(each[place], limits), key, request)
         if data is not None:
             at_hand[place] = data
-            yield from cached.hit(data)
+            cached.hit(data)
     return at_hand
 
 
@@ -368,10 +368,10 @@ def exists(cached: CachedSource, key: str) -> Flow[bool]:
     seen = yield from cached.look_up(key, with_data=False)
     if seen is not None:
         if _size_at_hand(cached, seen, key) is not None or _has_range(cached, seen, key):
-            yield from cached.hit(b"")
+            cached.hit(b"")
             return True
-        if _is_absent(cached, seen):
-            yield from cached.hit(None)
+        if _is_absent(cached, seen, key):
+            cached.hit(None)
             return False
         asked_at = cached.values.clock().now_ns()
     exists: bool = yield from call_async(cached.source, lambda source: source.exists(key))
@@ -393,10 +393,10 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
     if seen is not None:
         size = _size_at_hand(cached, seen, key)
         if size is not None:
-            yield from cached.hit(b"")
+            cached.hit(b"")
             return size
-        if _is_absent(cached, seen):
-            yield from cached.hit(None)
+        if _is_absent(cached, seen, key):
+            cached.hit(None)
             raise FileNotFoundError(key)
         asked_at = cached.values.clock().now_ns()
     cached.miss(None, is_fetched=True)

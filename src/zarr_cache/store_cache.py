@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
 
-from zarr_cache import admission, byte_range, checksum, values
+from zarr_cache import admission, byte_range, checksum, index, values
+from zarr_cache.admission import Admission
 from zarr_cache.calls import call, call_async
 from zarr_cache.database import MemoryDatabase
 from zarr_cache.errors import StorageError
@@ -14,7 +15,7 @@ from zarr_cache.value_cache import ValueCache
 from zarr_cache.values import DamagedValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from zarr_cache.admission import Answer
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
+    from zarr_cache.errors import CacheError
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found
+    from zarr_cache.listing import Kept
 
 
 class StoreCache(ValueCache):
@@ -77,25 +80,43 @@ class StoreCache(ValueCache):
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, with the checksums of its value."""
         yield from self._fill(namespace)
-        return (yield from super().peek(namespace, key))
+        return self._run_here(self._reads, index.peek, namespace, key)
+
+    def at_hand(
+        self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
+    ) -> Flow[dict[str, Kept]]:
+        """What is kept and fresh of the keys with this prefix, without its bytes."""
+        yield from self._fill(namespace)
+        return (yield from super().at_hand(namespace, prefix, fresh_after, absent_fresh_after))
 
     def admit(
-        self, namespace: str, key: str, answer: Answer, limits: Limits
-    ) -> Flow[Removed | None]:
-        """Keep an answer, under the limits; None when a write has overtaken it."""
+        self,
+        namespace: str,
+        key: str,
+        answer: Answer,
+        limits: Limits,
+        told: Callable[[Removed | CacheError | None], None],
+    ) -> Flow[None]:
+        """Keep an answer, under the limits, unless a write has overtaken it."""
         if answer.data is not None:
             yield from self._set(key, answer.data)
-        removed = yield from super().admit(namespace, key, answer, limits)
-        if removed is None:
+        mine = Admission(namespace, key, answer, limits, told)
+        self._admissions.add(mine)
+        # Nothing in memory is worth another thread.
+        self.write_waiting()
+        if mine.removed is None:
             # The write's own value, if it has one, does not go with these bytes: read as a miss.
             found = yield from self.peek(namespace, key)
             if found.kind != "value":
                 yield from self._delete([key])
-            return None
+            return
         # What was stale under this very key has already been replaced.
-        gone = {*removed.evicted, *removed.expired} - {key}
+        gone = {*mine.removed.evicted, *mine.removed.expired} - {key}
         yield from self._delete(sorted(gone))
-        return removed
+
+    def write_soon(self) -> None:
+        """Write the uses and counts that wait."""
+        self._write_pending_now()
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
         """Come under the limits."""
@@ -149,7 +170,7 @@ class StoreCache(ValueCache):
             try:
                 if not self._is_filled:
                     sizes = yield from self._checked(call_async(self._store, _sizes))
-                    yield from self._run(admission.adopt, namespace, sizes)
+                    self._run_here(self._writes, admission.adopt, namespace, sizes)
                     self._is_filled = True
             finally:
                 self.flights.end(("fill",), flight)

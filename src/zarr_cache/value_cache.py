@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
-from zarr_cache import admission, budget, fence, index, pending, values
+from zarr_cache import admission, budget, fence, index, listing, pending, values
 from zarr_cache.admission import Admission, Admissions
-from zarr_cache.errors import StorageError
+from zarr_cache.breaker import Breaker
+from zarr_cache.errors import (
+    CacheError,
+    FileDamagedError,
+    FileFullError,
+    FileLockedError,
+    FileReadOnlyError,
+    LeftAloneError,
+    OutOfMemoryError,
+)
 from zarr_cache.flight import Flights
 from zarr_cache.flow import run, step
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
+from zarr_cache.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     from zarr_cache.database import Database
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found, Usage
+    from zarr_cache.listing import Kept
     from zarr_cache.values import Keep
 
 logger = logging.getLogger(__name__)
@@ -35,6 +47,8 @@ logger = logging.getLogger(__name__)
 MOST_PENDING = 1024
 """So many uses are gathered before they are written: a crash may lose as many."""
 
+MOST_WAITING_BYTES = 32 * 2**20
+"""While answers of so many bytes wait to be kept, who brings another waits with it."""
 
 MOST_ON_LOOP = 512 * 1024
 """Values of up to this many bytes are read on the event loop. See docs/decisions/0005."""
@@ -69,8 +83,9 @@ class ValueCache:
         self._begin()
         # These keep this object as long as the database: what waits to be written is not lost with
         # the last CacheStore.
-        database.before_close.append(self._write_pending_now)
+        database.before_close.append(self._end)
         database.after_fork.append(self._begin)
+        database.after_loss.append(self._forget_file)
 
     def _begin(self) -> None:
         """Start empty: at first, and in the child of a fork, where locks may be held for ever."""
@@ -79,6 +94,15 @@ class ValueCache:
         self.pending = Pending()
         self.unrecorded: set[str] = set()
         self._admissions = Admissions()
+        self._writer = Writer(self.write_waiting)
+        # Of reading the file, and of writing to it: while it is locked or full, hits go on.
+        self._reads = Breaker()
+        self._writes = Breaker()
+
+    def _forget_file(self) -> None:
+        """What is known of one file does not hold for another in its place."""
+        self.ranges.clear()
+        self.pending.take_touches()
 
     @classmethod
     def of(cls, database: Database) -> ValueCache:
@@ -102,14 +126,58 @@ class ValueCache:
 
     def _run[**P, T](
         self,
+        breaker: Breaker,
         operation: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Flow[T]:
-        return step(
-            partial(self._database.run, operation, *args, **kwargs),
-            partial(self._database.run_async, operation, *args, **kwargs),
-        )
+        """Run the operation, off the event loop on the async surface."""
+        breaker.check()
+        try:
+            result = yield from step(
+                partial(self._database.run, operation, *args, **kwargs),
+                partial(self._database.run_async, operation, *args, **kwargs),
+            )
+        except CacheError as error:
+            raise self._failed(breaker, error) from error
+        breaker.succeeded()
+        return result
+
+    def _run_here[**P, T](
+        self,
+        breaker: Breaker,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run the operation in this thread."""
+        breaker.check()
+        try:
+            result = self._database.run(operation, *args, **kwargs)
+        except CacheError as error:
+            raise self._failed(breaker, error) from error
+        breaker.succeeded()
+        return result
+
+    def _failed(self, breaker: Breaker, error: CacheError) -> CacheError:
+        """See to it that the fault costs the next reads no time; return what there is to tell."""
+        if isinstance(error, OutOfMemoryError):
+            # The fault of one value.
+            return error
+        if isinstance(error, FileDamagedError):
+            try:
+                aside = self._database.heal(error)
+            except CacheError as failure:
+                error = failure
+            else:
+                begun = "another is begun in its place"
+                where = f"it is now {aside}, and {begun}" if aside else begun
+                return FileDamagedError(f"{error}; {where}")
+        breaker.failed(error)
+        if not isinstance(error, (FileLockedError, FileFullError, FileReadOnlyError)):
+            self._reads.failed(error)
+            self._writes.failed(error)
+        return error
 
     def opened(self) -> Flow[None]:
         """Wait until the file is open: then its clock and its small answers are there at once.
@@ -118,38 +186,107 @@ class ValueCache:
         some times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
         """
         if not self._database.is_open:
-            yield from self._run(index.nothing)
+            yield from self._run(self._reads, index.nothing)
 
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, without its bytes."""
         yield from self.opened()
-        return self._database.run(index.peek, namespace, key)
+        waiting = self._admissions.answer(namespace, key)
+        found = self._run_here(self._reads, index.peek, namespace, key)
+        return found if waiting is None else waiting.instead_of(found)
 
     def look_up(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Flow[Found]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
         yield from self.opened()
-        found = self._database.run(index.look_up_small, namespace, key, request, fresh_after)
+        # Before the file is looked at: what waits no more is in it.
+        waiting = self._admissions.answer(namespace, key)
+        arguments = (namespace, key, request, fresh_after)
+        found = self._run_here(self._reads, index.look_up_small, *arguments)
+        if waiting is not None and found.data is None:
+            found = waiting.instead_of(found, request, fresh_after)
         if found.data is not None or not found.is_large(fresh_after):
             return found
         if found.size <= MOST_ON_LOOP:
-            return self._database.run(index.look_up, namespace, key, request, fresh_after)
-        return (yield from self._run(index.look_up, namespace, key, request, fresh_after))
+            return self._run_here(self._reads, index.look_up, *arguments)
+        return (yield from self._run(self._reads, index.look_up, *arguments))
 
     def look_up_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
     ) -> Flow[list[Found]]:
         """`look_up` for each request."""
-        return self._run(index.look_up_many, namespace, key, requests, fresh_after)
+        waiting = self._admissions.answer(namespace, key)
+        arguments = (namespace, key, requests, fresh_after)
+        found = yield from self._run(self._reads, index.look_up_many, *arguments)
+        if waiting is None:
+            return found
+        return [
+            each if each.data is not None else waiting.instead_of(each, request, fresh_after)
+            for each, request in zip(found, requests, strict=True)
+        ]
 
     def admit(
-        self, namespace: str, key: str, answer: Answer, limits: Limits
-    ) -> Flow[Removed | None]:
-        """Keep an answer, under the limits; None when a write has overtaken it."""
-        mine = Admission(namespace, key, answer, limits)
+        self,
+        namespace: str,
+        key: str,
+        answer: Answer,
+        limits: Limits,
+        told: Callable[[Removed | CacheError | None], None],
+    ) -> Flow[None]:
+        """Keep an answer, under the limits, unless a write has overtaken it.
+
+        It is at hand at once, and in the file soon. Waits only while more waits than
+        `MOST_WAITING_BYTES`.
+
+        Parameters
+        ----------
+        told
+            Called with what became of it: what was removed, None if a write has overtaken it, or
+            why it could not be kept. By whatever thread.
+        """
+        self._writes.check()
+        mine = Admission(namespace, key, answer, limits, told)
         self._admissions.add(mine)
-        return (yield from self._run(self._admissions.admit, mine, self.pending, self._keep))
+        self._writer.wake()
+        if self._admissions.nbytes > MOST_WAITING_BYTES:
+            yield from mine.wait()
+
+    def touch(self, namespace: str, key: str, found: Found, used_at: int) -> None:
+        """Note a use of what was found."""
+        if found.entry is None:
+            self._admissions.touch(namespace, key, used_at)
+        else:
+            self.pending.touch(found.entry, used_at)
+
+    def write_waiting(self) -> None:
+        """Write the answers that wait, and the uses if there are many."""
+        while len(self._admissions):
+            ended: list[Admission] = []
+            failure = None
+            try:
+                self._run_here(
+                    self._writes, self._admissions.admit_some, ended, self.pending, self._keep
+                )
+            except CacheError as error:
+                failure = error
+                if not ended:
+                    ended = self._admissions.take()
+                    self._admissions.taken_away(ended, self.pending)
+            for each in ended:
+                each.end(failure)
+        if len(self.pending) >= MOST_PENDING:
+            self._write_pending_now()
+
+    def flush(self) -> None:
+        """Write the answers that wait; what is being written is in the file as well."""
+        self.write_waiting()
+        self._admissions.settle()
+
+    def write_soon(self) -> None:
+        """Write the uses and counts that wait, in another thread."""
+        if self._writes.is_closed:
+            self._writer.wake()
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
         """Come under the limits."""
@@ -157,15 +294,18 @@ class ValueCache:
 
     def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
         """Remove what is kept of the key, unless it is newer; return the keys removed."""
-        return self._run(admission.forget, namespace, key, revision=revision, stored_at=stored_at)
+        self._admissions.forget(namespace, key)
+        return self._run(
+            self._writes, admission.forget, namespace, key, revision=revision, stored_at=stored_at
+        )
 
     def discard(self, found: Found) -> Flow[list[str]]:
         """Remove a damaged entry; return the keys removed."""
-        return self._run(admission.discard, found)
+        return self._run(self._writes, admission.discard, found)
 
     def begin_write(self, namespace: str, keys: Sequence[str], now_ns: int) -> Flow[int]:
         """Make what is kept of the keys unusable while the source is written to."""
-        return self._run(fence.begin_write, namespace, keys, now_ns)
+        return self._run(self._writes, fence.begin_write, namespace, keys, now_ns)
 
     def end_write(
         self,
@@ -182,30 +322,54 @@ class ValueCache:
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
         """Remove what is kept under a prefix, and refuse what is being fetched."""
         self.ranges.remove(namespace, prefix)
-        return self._run(fence.fence_prefix, namespace, prefix)
+        return self._run(self._writes, fence.fence_prefix, namespace, prefix)
 
     def _with_touches[T](self, operation: Callable[..., T], *args: object) -> Flow[T]:
         """Run an operation that writes the pending uses first: eviction goes by them."""
         touches = self.pending.take_touches()
         try:
-            return (yield from self._run(operation, *args, touches))
+            return (yield from self._run(self._writes, operation, *args, touches))
         except BaseException:
             self.pending.put_back(touches)
             raise
 
     def usage(self, namespace: str) -> Usage:
         """What the namespace and the database hold."""
-        return self._database.run(index.usage, namespace)
+        return self._run_here(self._reads, index.usage, namespace)
+
+    def at_hand(
+        self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
+    ) -> Flow[dict[str, Kept]]:
+        """What is kept and fresh of the keys with this prefix, without its bytes."""
+        # What waits to be written is at hand as well.
+        yield from step(self.flush, partial(asyncio.to_thread, self.flush))
+        arguments = (namespace, prefix, fresh_after, absent_fresh_after)
+        return (yield from self._run(self._reads, listing.at_hand, *arguments))
 
     def write_pending(self) -> Flow[None]:
         """Write the uses and counts that wait."""
         counts = self.pending.take_counts()
-        if counts or len(self.pending):
+        if not counts and not len(self.pending):
+            return
+        try:
             yield from self._with_touches(pending.write, counts)
+        except BaseException:
+            self.pending.put_back_counts(counts)
+            raise
+
+    def _end(self) -> None:
+        """Write what waits, before the file is closed."""
+        self._writer.stop()
+        # Later is too late.
+        self._writes.try_again()
+        self.flush()
+        self._write_pending_now()
 
     def _write_pending_now(self) -> None:
         try:
             run(self.write_pending())
-        except StorageError as error:
-            # What is lost is the order of some uses: no reason for a program not to end.
+        except LeftAloneError:
+            pass  # why has been told
+        except CacheError as error:
+            # What may be lost is the order of some uses: no reason for a program not to end.
             logger.warning("uses and counts could not be written: %s", error)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.admission import Answer
 from zarr_cache.buffers import to_array
-from zarr_cache.errors import StorageError
+from zarr_cache.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def _begin_write(cached: CachedSource, keys: Sequence[str]) -> Flow[int | None]:
             cached.values.ranges.remove_key(cached.namespace, key)
         now_ns = cached.values.clock().stamp_ns()
         return (yield from cached.values.begin_write(cached.namespace, keys, now_ns))
-    except StorageError as error:
+    except CacheError as error:
         cached.values.unrecorded.add(cached.namespace)
         cached.faults.note(error)
         return None
@@ -91,7 +91,7 @@ def _end_write(
             cached.namespace, keys, answers, now_ns, cached.limits()
         )
         cached.count_removed(removed)
-    except StorageError as error:
+    except CacheError as error:
         # What was begun stands: nothing is kept of the keys until the writer is taken for dead.
         cached.faults.note(error)
 
@@ -119,6 +119,6 @@ def remove(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Flow[N
 def _fence_or_note(cached: CachedSource, prefix: str) -> Flow[None]:
     try:
         yield from cached.fence(prefix)
-    except StorageError as error:
+    except CacheError as error:
         cached.values.unrecorded.add(cached.namespace)
         cached.faults.note(error)

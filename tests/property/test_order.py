@@ -23,6 +23,7 @@ from tests.fakes import (
     HeldTime,
     assert_accounts,
     buffer,
+    flush_everything,
     open_file,
     restart,
 )
@@ -372,6 +373,7 @@ class OrderInFile(Order):
 
     def query(self, statement: str, *parameters: str) -> list[tuple[Any, ...]]:
         """Ask the file as another program would."""
+        flush_everything()
         with self.shell:
             return self.shell.execute(statement, parameters).fetchall()
 

@@ -57,6 +57,7 @@ class Shell:
         """Read every key as the source has it; how many requests that took."""
         self.source.reset()
         values = {key: await read(self.store, key) for key in SIZES}
+        self.store.flush()
 
         assert values == {key: key.encode()[:1] * size for key, size in SIZES.items()}
         return self.source.requests.total()

@@ -23,7 +23,7 @@ from zarr_cache import (
     SqliteStore,
     migrate,
 )
-from zarr_cache.connection import APPLICATION_ID
+from zarr_cache.cache_file import APPLICATION_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable

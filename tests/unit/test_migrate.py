@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fakes import open_file
 from zarr_cache import CacheError, MigrationError, SqliteStore, migrate
-from zarr_cache.connection import APPLICATION_ID, connect
+from zarr_cache.cache_file import APPLICATION_ID
+from zarr_cache.connection import Turns, connect
 
 if TYPE_CHECKING:
     import sqlite3
@@ -27,7 +27,7 @@ BROKEN = (3, "CREATE TABLE third (c INTEGER) STRICT; INSERT INTO nowhere VALUES 
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[Connection]:
-    connection = connect(str(tmp_path / "plain.db"), Lock())
+    connection = connect(str(tmp_path / "plain.db"), Turns())
     yield connection
     connection.close()
 

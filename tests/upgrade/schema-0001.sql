@@ -16,7 +16,8 @@ CREATE INDEX entry_by_use ON entry (kind, used_at, id, size)
 -- table counter of counter
 CREATE TABLE counter (
     id       INTEGER PRIMARY KEY CHECK (id = 1),
-    revision INTEGER NOT NULL
+    revision INTEGER NOT NULL,           -- of the last write
+    fence    INTEGER NOT NULL            -- what a new namespace begins with
 ) STRICT
 
 -- table entry of entry
@@ -113,6 +114,8 @@ CREATE TRIGGER namespace_before_delete BEFORE DELETE ON namespace BEGIN
     DELETE FROM entry WHERE namespace = old.id;
     DELETE FROM usage WHERE namespace = old.id;
     DELETE FROM statistics WHERE namespace = old.id;
+    -- What the row knew about writes must outlive it.
+    UPDATE counter SET fence = revision;
 END
 
 -- trigger usage_after_update of usage
@@ -156,7 +159,7 @@ FROM usage
 JOIN namespace ON namespace.id = usage.namespace
 WHERE usage.entries > 0
 
--- row of counter: (1, 0)
+-- row of counter: (1, 1, 1)
 -- row of total: ('absent', 0, 0)
 -- row of total: ('fence', 0, 0)
 -- row of total: ('stored', 0, 0)

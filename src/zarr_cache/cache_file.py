@@ -1,0 +1,314 @@
+"""A cache file as the file system has it: whose it is, where it lies, and setting it aside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache import clock, migrate
+from zarr_cache.errors import (
+    FileDamagedError,
+    ForeignFileError,
+    NetworkFileSystemError,
+    NewerSchemaError,
+    is_code,
+)
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APPLICATION_ID = 0x5A43_4131
+"""``PRAGMA application_id`` of our files: "ZCA1" in ASCII."""
+
+BUSY_TIMEOUT_SECONDS = 5.0
+"""How long a statement waits for another connection's lock."""
+
+# https://www.sqlite.org/fileformat2.html#the_database_header
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+_APPLICATION_ID_AT = slice(68, 72)
+
+# Stands in the first pages of each of our files, whatever becomes of the header.
+_OUR_SCHEMA = (b"CREATE TABLE namespace (", b"CREATE TABLE entry (", b"CREATE TABLE value (")
+_SCHEMA_BYTES = 64 * 1024
+
+# File systems over a network. Those of virtual machines and containers on one host are not here.
+_OVER_A_NETWORK = frozenset(
+    {
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "davfs",
+        "fuse.ceph",
+        "fuse.davfs2",
+        "fuse.gcsfuse",
+        "fuse.glusterfs",
+        "fuse.goofys",
+        "fuse.juicefs",
+        "fuse.mountpoint-s3",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "orangefs",
+        "pvfs2",
+        "smb3",
+        "smbfs",
+    }
+)
+
+MOUNTS = Path("/proc/self/mounts")
+"""Where Linux tells what is mounted where, see proc(5)."""
+
+
+class Place(NamedTuple):
+    """Which file a path names: another after it was deleted or replaced."""
+
+    device: int
+    inode: int
+
+
+def place_of(path: Path) -> Place | None:
+    """Which file the path names now; None when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return Place(found.st_dev, found.st_ino)
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path, *, is_shared: bool) -> Iterator[None]:
+    """Run the block while no process sets a file of this folder aside.
+
+    Parameters
+    ----------
+    path
+        A file in the folder.
+    is_shared
+        Whether others may hold the lock at once who ask for it to be shared.
+    """
+    if sys.platform == "win32":
+        # A file that is open cannot be renamed there at all.
+        yield
+        return
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError:
+        # It may be entered but not be read. Then nobody sets anything aside in it either.
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            # Some file systems have no such locks.
+            fcntl.flock(folder, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
+    """Rename a damaged file of ours, with its log, so that another can be begun in its place.
+
+    Nothing in this process may have it open.
+
+    Parameters
+    ----------
+    place
+        Of the file in which the damage was found.
+
+    Returns
+    -------
+    Path or None
+        Where it is now. None when the path names another file by now: somebody else was first.
+
+    Raises
+    ------
+    ForeignFileError
+        The file is not ours any more, and is left as it is.
+    OSError
+        It cannot be renamed.
+    """
+    with locked_folder(path, is_shared=False):
+        if place is None or place_of(path) != place:
+            return None
+        # It was ours when the damage was found. Something else may have been copied over it.
+        if not (is_ours(path) or _is_cut(path)):
+            raise ForeignFileError(path, found="something that is no cache file any more")
+        now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
+        aside = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")
+        # The log first, and whoever opens the file in between makes another: a log that stays
+        # behind would be taken for that of the new file.
+        for suffix in ("-shm", "-wal", "", "-shm", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        return aside
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the file was one of ours before it was damaged, as far as its first bytes tell.
+
+    Reads it by ``open()``, and closing that drops the locks that SQLite holds on the file in this
+    process ("How To Corrupt An SQLite Database File", 2.2): not for a file that is in use.
+    """
+    start = _start_of(path)
+    return start[_APPLICATION_ID_AT] == APPLICATION_ID.to_bytes(4) or all(
+        table in start for table in _OUR_SCHEMA
+    )
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether so little is left of the file that nothing tells whose it was."""
+    start = _start_of(path)
+    return len(start) < _HEADER_BYTES and _MAGIC.startswith(start[: len(_MAGIC)])
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SCHEMA_BYTES)
+
+
+def refuse_network(path: Path) -> None:
+    """Raise if the file would lie on a network file system, where SQLite's log does not work.
+
+    Raises
+    ------
+    NetworkFileSystemError
+        The message names the file system.
+    """
+    file_system = _file_system_of(path)
+    if file_system in _OVER_A_NETWORK:
+        raise NetworkFileSystemError(path, file_system)
+
+
+def _file_system_of(path: Path) -> str:
+    """The type of the file system that the file is in; "" where nothing tells."""
+    try:
+        mounts = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        # A share of Windows is named by its host.
+        return "cifs" if str(path).startswith("\\\\") else ""
+    found, deepest = "", -1
+    for mount in mounts:
+        _, folder, file_system, *_ = mount.split(" ")
+        # Blanks are written as octal escapes.
+        folder = folder.encode("latin-1", "replace").decode("unicode_escape")
+        if path.is_relative_to(folder) and len(folder) >= deepest:
+            found, deepest = file_system, len(folder)
+    return found
+
+
+# Tells our files from others when the application id is damaged.
+OUR_TABLES = """
+SELECT count(*)
+FROM sqlite_schema
+WHERE type = 'table' AND name IN ('counter', 'entry', 'namespace', 'total', 'usage', 'value')
+"""
+ALL_OUR_TABLES = 6
+
+
+class _Identity(NamedTuple):
+    """The application id, the schema version, how many tables, views... and tables of our names."""
+
+    application_id: int = 0
+    version: int = 0
+    objects: int = 0
+    ours: int = 0
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise unless the file is ours and of a schema that we know, or an empty database.
+
+    Raises
+    ------
+    ForeignFileError, NewerSchemaError
+        The file is left byte for byte as it was.
+    FileDamagedError
+        It is ours, and its header is damaged.
+    """
+    if path.is_dir():
+        raise ForeignFileError(path, found="a folder")
+    # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
+    # ("How To Corrupt An SQLite Database File", 2.2).
+    # First without the log and without locks, which leaves nothing beside somebody else's file.
+    log = path.with_name(f"{path.name}-wal")
+    # The log goes when another process is the last to close the file: then look again.
+    with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError):
+        identity = _identity(path, "immutable=1")
+        _judge(path, identity)
+        if not (log.exists() and log.stat().st_size):
+            return
+        if identity == _Identity():
+            _judge(path, _identity_of_copy(path, log))
+            return
+    # What is ours, or still empty, may be another thing with its log, or be written just now.
+    try:
+        identity = _identity(path, "mode=ro")
+    except sqlite3.DatabaseError as error:
+        if is_code(error, sqlite3.SQLITE_NOTADB):
+            if is_ours(path):
+                raise FileDamagedError(f"{path}: its header is damaged") from error
+            raise ForeignFileError(path, found="not an SQLite database") from error
+        raise
+    _judge(path, identity)
+
+
+def _identity_of_copy(path: Path, log: Path) -> _Identity:
+    """As `_identity`, of a copy of the file with its log: SQLite writes beside what it reads.
+
+    The file itself has nothing in it yet, and nothing in this process has it open.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        shutil.copyfile(path, copy)
+        shutil.copyfile(log, copy.with_name(f"{path.name}-wal"))
+        return _identity(copy, "mode=ro")
+
+
+def _identity(path: Path, how: str) -> _Identity:
+    """What the file says of itself."""
+    connection = sqlite3.connect(  # noqa: TID251 - without our pragmas, which would write
+        f"{path.absolute().as_uri()}?{how}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        autocommit=True,
+    )
+    try:
+        # All of one state of the file: another process may be creating it.
+        connection.execute("BEGIN")
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (ours,) = connection.execute(OUR_TABLES).fetchone()
+    finally:
+        connection.close()
+    return _Identity(application_id, version, count, ours)
+
+
+def _judge(path: Path, identity: _Identity) -> None:
+    if identity == _Identity():
+        return
+    if identity.application_id != APPLICATION_ID:
+        found = f"an SQLite database with application_id {identity.application_id:#x}"
+        if identity.ours == ALL_OUR_TABLES:
+            raise FileDamagedError(f"{path}: {found}, and tables of zarr-cache")
+        raise ForeignFileError(path, found=found)
+    if identity.version > migrate.newest():
+        raise NewerSchemaError(path, found=identity.version, known=migrate.newest())
