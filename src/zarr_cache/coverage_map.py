@@ -1,0 +1,342 @@
+"""A picture of which chunks are at hand: as text for a terminal, as SVG, and as an image."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+from xml.sax.saxutils import escape
+
+import numpy as np
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+SHADES = "·░▒▓█"
+"""A cell none of whose chunks is at hand, three in between, and one with all, without colours."""
+
+COLOURS = ("#71717a", "#31688e", "#21918c", "#35b779", "#fde725")
+"""The same with colours that stand out on light and on dark: grey, and a part of viridis."""
+
+ON_WHITE, ON_DARK = "#e4e4e7", "#3f3f46"
+"""The first of them in pictures."""
+
+NOTHING = -1
+"""The shade of a cell that stands for no chunk."""
+
+MARGIN = 16
+LINE = 18
+WIDTH = 640
+"""Of a picture in pixels, at most: as wide as the grid if that has more cells."""
+
+LARGEST_CELL = 24
+
+
+@dataclass(frozen=True, eq=False)
+class CoverageMap:
+    """A plane of cells, each of which stands for one chunk or for several.
+
+    Attributes
+    ----------
+    shares
+        Of the chunks of each cell, how many are at hand, from 0 to 1; NaN where there is no chunk.
+    title
+        What is shown.
+    caption
+        How many chunks are at hand, and what the two axes are.
+    """
+
+    shares: npt.NDArray[np.float64]
+    title: str
+    caption: tuple[str, ...]
+
+    def shades(self) -> npt.NDArray[np.int8]:
+        """Of each cell a place in `SHADES`: the first for none, the last for all, never else."""
+        found = 1 + np.floor(np.nan_to_num(self.shares) * (len(SHADES) - 2))
+        found[self.shares == 0] = 0
+        found[self.shares == 1] = len(SHADES) - 1
+        found[np.isnan(self.shares)] = NOTHING
+        return found.astype(np.int8)
+
+
+def map_of(
+    covered: npt.NDArray[np.bool_],
+    title: str,
+    names: Sequence[str | None] | None = None,
+    *,
+    slice_of: tuple[int | slice, ...] = (),
+    most: tuple[int, int],
+) -> CoverageMap:
+    """A map of what `coverage` has told.
+
+    The last two dimensions are drawn; each cell is the mean over all others. A single dimension
+    goes on in the next line where a line is full.
+
+    Parameters
+    ----------
+    names
+        Of the dimensions, as far as they have some.
+    slice_of
+        A part of the grid, in places of chunks. A dimension of which one place is chosen is not
+        drawn.
+    most
+        Rows and columns there may be at most; a larger grid has several chunks in a cell.
+
+    Raises
+    ------
+    IndexError
+        `slice_of` is no part of the grid.
+    """
+    names = names or [None] * covered.ndim
+    titles = [
+        _printable(str(place) if name is None else f"{place} ({name})")
+        for place, name in enumerate(names)
+    ]
+    chosen = covered[slice_of]
+    shown = [
+        titles[place]
+        for place in range(covered.ndim)
+        if place >= len(slice_of) or isinstance(slice_of[place], slice)
+    ]
+    at_hand = int(np.count_nonzero(chosen))
+    share = f" ({math.floor(100 * at_hand / chosen.size)} %)" if chosen.size else ""
+    caption = [f"{at_hand} of {_count(chosen.size)} at hand{share}"]
+    if chosen.ndim < 2:  # noqa: PLR2004 - two dimensions make a plane
+        plane, per_cell = _lines(chosen.reshape(-1).astype(float), most)
+    else:
+        along = tuple(range(chosen.ndim - 2))
+        plane = chosen.mean(axis=along) if chosen.size else np.zeros(chosen.shape[-2:])
+        plane, per_cell = _shrunk(plane, most)
+        caption += [
+            f"down: dimension {shown[-2]}, {_count(chosen.shape[-2], per_cell[0])}",
+            f"across: dimension {shown[-1]}, {_count(chosen.shape[-1], per_cell[1])}",
+        ]
+        if along:
+            caption.append(f"mean over dimension {', '.join(shown[:-2])}")
+    if chosen.ndim == 1:
+        caption.append(f"line by line: dimension {shown[0]}, {_count(chosen.size, per_cell[1])}")
+    return CoverageMap(plane, _printable(title), tuple(caption))
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey and XML does not allow."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def _count(chunks: int, per_cell: int = 1) -> str:
+    number = "1 chunk" if chunks == 1 else f"{chunks} chunks"
+    return f"{number}, {per_cell} to a cell" if per_cell > 1 else number
+
+
+def _lines(
+    values: npt.NDArray[np.float64], most: tuple[int, int]
+) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
+    """The values in lines, and the number of values in a cell."""
+    rows, columns = most
+    per_cell = max(1, math.ceil(values.size / (rows * columns)))
+    cells = _means(values[None, :], per_cell, axis=1)[0]
+    width = max(1, min(columns, cells.size))
+    height = math.ceil(cells.size / width)
+    plane = np.full(height * width, np.nan)
+    plane[: cells.size] = cells
+    return plane.reshape(height, width), (1, per_cell)
+
+
+def _shrunk(
+    plane: npt.NDArray[np.float64], most: tuple[int, int]
+) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
+    """The plane with at most so many cells, and how many each is the mean of."""
+    down, across = (
+        max(1, math.ceil(length / limit)) for length, limit in zip(plane.shape, most, strict=True)
+    )
+    return _means(_means(plane, down, axis=0), across, axis=1), (down, across)
+
+
+def _means(plane: npt.NDArray[np.float64], per_cell: int, *, axis: int) -> npt.NDArray[np.float64]:
+    """Means over `per_cell` neighbours along an axis, over fewer at the end."""
+    length = plane.shape[axis]
+    if per_cell == 1 or not length:
+        return plane
+    starts = np.arange(0, length, per_cell)
+    counts = np.diff(np.append(starts, length))
+    sums = np.add.reduceat(plane, starts, axis=axis)
+    return np.asarray(sums / (counts[:, None] if axis == 0 else counts))
+
+
+# Text
+
+
+def as_text(drawn: CoverageMap, *, is_coloured: bool) -> Text:
+    """The map for a terminal: with colours in half blocks, two rows a line; otherwise in shades."""
+    shades = drawn.shades()
+    text = Text(no_wrap=True, overflow="crop")
+    text.append(f"{drawn.title}\n", style="bold")
+    lines = _half_blocks(shades) if is_coloured else _shades(shades)
+    for line in lines:
+        text.append_text(line)
+        text.append("\n")
+    for shade, meaning in _legend():
+        text.append("■" if is_coloured else SHADES[shade], COLOURS[shade] if is_coloured else "")
+        text.append(f" {meaning}   ")
+    text.rstrip()
+    for caption in drawn.caption:
+        text.append(f"\n{caption}")
+    return text
+
+
+def _legend() -> list[tuple[int, str]]:
+    return [(len(SHADES) - 1, "at hand"), (2, "in part"), (0, "not at hand")]
+
+
+def _shades(shades: npt.NDArray[np.int8]) -> Iterator[Text]:
+    for row in shades:
+        yield Text("".join(" " if shade == NOTHING else SHADES[shade] for shade in row))
+
+
+def _half_blocks(shades: npt.NDArray[np.int8]) -> Iterator[Text]:
+    if len(shades) % 2:
+        shades = np.vstack([shades, np.full((1, shades.shape[1]), NOTHING, np.int8)])
+    for upper, lower in zip(shades[::2], shades[1::2], strict=True):
+        drawn = Text()
+        for top, bottom in zip(upper, lower, strict=True):
+            if top == NOTHING:
+                drawn.append(" ")
+            elif bottom == NOTHING:
+                drawn.append("▀", COLOURS[top])
+            else:
+                drawn.append("▀", f"{COLOURS[top]} on {COLOURS[bottom]}")
+        yield drawn
+
+
+# Pictures
+
+
+class Box(NamedTuple):
+    """A rectangle in one shade, in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    shade: int
+
+
+class Label(NamedTuple):
+    """A line of text whose baseline begins there."""
+
+    x: int
+    y: int
+    text: str
+
+
+class Layout(NamedTuple):
+    """What is where in a picture."""
+
+    width: int
+    height: int
+    boxes: list[Box]
+    labels: list[Label]
+
+
+def _layout(drawn: CoverageMap) -> Layout:
+    shades = drawn.shades()
+    rows, columns = shades.shape
+    cell = max(1, min(LARGEST_CELL, WIDTH // max(1, columns)))
+    top = MARGIN + LINE
+    # A line between the cells where there is room for one.
+    gap = 1 if cell > 4 else 0  # noqa: PLR2004 - as it looks well
+    boxes = [
+        Box(MARGIN + start * cell, top + row * cell, count * cell - gap, cell - gap, shade)
+        for row in range(rows)
+        for start, count, shade in _runs(shades[row], is_merged=not gap)
+        if shade != NOTHING
+    ]
+    labels = [Label(MARGIN, MARGIN + LINE // 2, drawn.title)]
+    y = top + rows * cell + LINE
+    x = MARGIN
+    for shade, meaning in _legend():
+        boxes.append(Box(x, y - 9, 10, 10, shade))
+        labels.append(Label(x + 16, y, meaning))
+        x += 32 + 8 * len(meaning)
+    for number, line in enumerate(drawn.caption, 1):
+        labels.append(Label(MARGIN, y + number * LINE, line))
+    longest = max(len(label.text) * 8 for label in labels)
+    width = max(columns * cell, longest, x) + 2 * MARGIN
+    return Layout(width, y + len(drawn.caption) * LINE + MARGIN, boxes, labels)
+
+
+def _runs(shades: npt.NDArray[np.int8], *, is_merged: bool) -> Iterator[tuple[int, int, int]]:
+    """Start, number and shade of neighbours that are alike, or of each cell."""
+    if is_merged:
+        starts = np.flatnonzero(np.diff(shades, prepend=NOTHING - 1))
+    else:
+        starts = np.arange(shades.size)
+    counts = np.diff(np.append(starts, shades.size))
+    yield from zip(starts.tolist(), counts.tolist(), shades[starts].tolist(), strict=True)
+
+
+SVG_HEAD = """\
+<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \
+viewBox="0 0 {width} {height}" role="img">
+<title>{title}</title>
+<style>
+text {{ font: 13px system-ui, sans-serif; fill: #18181b; }}
+{shades}
+@media (prefers-color-scheme: dark) {{
+text {{ fill: #e4e4e7; }}
+.s0 {{ fill: {dark}; }}
+}}
+</style>
+"""
+
+
+def as_svg(drawn: CoverageMap) -> str:
+    """The map as SVG, without a background: for light pages and for dark ones."""
+    layout = _layout(drawn)
+    shades = "\n".join(f".s{place} {{ fill: {each}; }}" for place, each in enumerate(_on_white()))
+    lines = [
+        f'<rect class="s{box.shade}" x="{box.x}" y="{box.y}" '
+        f'width="{box.width}" height="{box.height}"/>'
+        for box in layout.boxes
+    ]
+    lines += [
+        f'<text x="{each.x}" y="{each.y}">{escape(each.text)}</text>' for each in layout.labels
+    ]
+    head = SVG_HEAD.format(
+        width=layout.width,
+        height=layout.height,
+        title=escape(drawn.title),
+        shades=shades,
+        dark=ON_DARK,
+    )
+    return head + "\n".join([*lines, "</svg>", ""])
+
+
+def _on_white() -> tuple[str, ...]:
+    return (ON_WHITE, *COLOURS[1:])
+
+
+def has_pillow() -> bool:
+    """Whether `save_png` can be called: Pillow comes with the extra ``map``."""
+    return importlib.util.find_spec("PIL") is not None
+
+
+def save_png(drawn: CoverageMap, path: Path) -> None:
+    """Write the map as PNG, on white."""
+    from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415 - of the extra "map"
+
+    layout = _layout(drawn)
+    image = Image.new("RGB", (layout.width, layout.height), "white")
+    draw = ImageDraw.Draw(image)
+    for box in layout.boxes:
+        end = (box.x + box.width - 1, box.y + box.height - 1)
+        draw.rectangle([(box.x, box.y), end], fill=_on_white()[box.shade])
+    font = ImageFont.load_default(size=13)
+    for label in layout.labels:
+        draw.text((label.x, label.y), label.text, fill="#18181b", font=font, anchor="ls")
+    image.save(path, format="PNG")
