@@ -14,6 +14,7 @@ from zarr_cache.errors import (
     StorageError,
 )
 from zarr_cache.faults import CacheWarning
+from zarr_cache.namespace import register_namespace
 from zarr_cache.sqlite_store import SqliteStore
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "NewerSchemaError",
     "SqliteStore",
     "StorageError",
+    "register_namespace",
 ]
