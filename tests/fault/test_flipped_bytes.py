@@ -1,0 +1,190 @@
+"""A byte of the file is another: each read is right all the same, or comes from the source.
+
+The file is small, and has pages of 1 KiB, so that bytes of every kind are among those that are
+tried: all that say what is in a page, and every so many of the others. ``ZARR_CACHE_STRESS=n``
+tries n times as many; at 200 it is each byte of the file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import MemoryStore
+
+from tests.fakes import STRESS, CountingStore, buffer, open_file, restart
+from zarr_cache import CacheStore, SqliteStore, connection
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+    from pathlib import Path
+
+PAGE_SIZE = 1024
+
+STRIDE = max(1, 199 // STRESS)
+"""A prime, so that it is not the same column of every row."""
+
+# As much of the beginning of a page, and of the file, says what is in it.
+HEADER, FILE_HEADER = 8, 108
+
+VALUES = {
+    "zarr.json": b'{"zarr_format": 3}',
+    "c/0": bytes(range(256)) * 6,
+    "c/1": bytes(reversed(range(256))) * 2,
+    "empty": b"",
+}
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with all the values, an absence and a fence, as it is when every process has ended."""
+    monkeypatch.setattr(connection, "PAGE_SIZE", PAGE_SIZE)
+    path = tmp_path / "whole.sqlite"
+    source, store = source_and_store(path)
+    for key in VALUES:
+        store.get_sync(key)
+    store.get_sync("absent")
+    source.reset()
+    restart(store)
+    return path
+
+
+def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
+    source = CountingStore(MemoryStore({key: buffer(value) for key, value in VALUES.items()}))
+    store = CacheStore(
+        source,
+        cache_store=SqliteStore(path),
+        namespace="source",
+        max_size=100_000,
+        max_age_absent_seconds=1000,
+    )
+    return source, store
+
+
+def positions(path: Path) -> list[int]:
+    size = path.stat().st_size
+    pages = range(0, size, PAGE_SIZE)
+    headers = {page + place for page in pages for place in range(HEADER)}
+    return sorted({*range(FILE_HEADER), *headers, *range(0, size, STRIDE)})
+
+
+def read_all(store: CacheStore) -> dict[str, bytes | None]:
+    """Every value, the range of one, and a key that the source does not have."""
+    answers = {key: store.get_sync(key) for key in [*VALUES, "absent"]}
+    answers["range"] = store.get_sync("c/0", byte_range=RangeByteRequest(3, 1000))
+    return {key: None if found is None else found.to_bytes() for key, found in answers.items()}
+
+
+RIGHT = {**VALUES, "absent": None, "range": VALUES["c/0"][3:1000]}
+
+
+def clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def read_flipped(whole: Path, folder: Path, position: int, flip: int) -> dict[str, bytes | None]:
+    """What is read of a copy in which one byte is another, in two processes after each other."""
+    clear(folder)
+    path = folder / "flipped.sqlite"
+    data = bytearray(whole.read_bytes())
+    data[position] ^= flip
+    path.write_bytes(data)
+    answers: dict[str, bytes | None] = {}
+    for _ in range(2):
+        _, store = source_and_store(path)
+        answers = read_all(store)
+        if answers != RIGHT:
+            break
+        restart(store)
+    return answers
+
+
+@pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+@pytest.mark.leaves_damage
+def test_no_byte_of_the_file_can_make_a_read_wrong_or_fail(whole: Path, tmp_path: Path) -> None:
+    wrong = {}
+    for number, position in enumerate(positions(whole)):
+        # In turns all bits of the byte, and one of them.
+        flip = 0xFF if number % 2 else 1 << number // 2 % 8
+        try:
+            answers = read_flipped(whole, tmp_path / "copies", position, flip)
+        except Exception as error:  # noqa: BLE001 - all of them are told at the end
+            wrong[position] = repr(error)
+        else:
+            if answers != RIGHT:
+                wrong[position] = str(answers)
+
+    assert wrong == {}
+
+
+SWAP_VALUES = """
+WITH pair (here, there) AS (
+    SELECT a.id, b.id
+    FROM entry AS a
+    JOIN entry AS b ON (a.key, b.key) IN (('c/0', 'c/2'), ('c/2', 'c/0'))
+)
+UPDATE value
+SET data = swapped.data, checksums = swapped.checksums
+FROM pair
+JOIN (SELECT entry, data, checksums FROM value) AS swapped ON swapped.entry = pair.there
+WHERE value.entry = pair.here
+"""
+
+SWAP_KEYS = """
+UPDATE entry
+SET key = CASE key WHEN 'c/0' THEN 'swapped' WHEN 'c/2' THEN 'c/0' ELSE 'c/2' END
+WHERE key = :key
+"""
+
+
+def swap_values(db: sqlite3.Connection) -> None:
+    db.execute(SWAP_VALUES)
+
+
+def swap_keys(db: sqlite3.Connection) -> None:
+    for key in ("c/0", "c/2", "swapped"):
+        db.execute(SWAP_KEYS, {"key": key})
+
+
+def swap_namespaces(db: sqlite3.Connection) -> None:
+    for name in ("swapped", "source", "other"):
+        key = {"swapped": "source", "source": "other", "other": "swapped"}
+        db.execute("UPDATE namespace SET name = ? WHERE name = ?", (name, key[name]))
+
+
+@pytest.mark.parametrize("swap", [swap_values, swap_keys, swap_namespaces])
+def test_what_was_swapped_in_the_shell_is_noticed(
+    path: Path, swap: Callable[[sqlite3.Connection], None]
+) -> None:
+    source = CountingStore(
+        MemoryStore({"c/0": buffer(b"0" * 70_000), "c/2": buffer(b"2" * 70_000)})
+    )
+    other = MemoryStore({"c/0": buffer(b"a" * 70_000), "c/2": buffer(b"b" * 70_000)})
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    beside = CacheStore(other, cache_store=SqliteStore(path), namespace="other")
+    for key in ("c/0", "c/2"):
+        store.get_sync(key)
+        beside.get_sync(key)
+    store.flush()
+    with open_file(path) as db:
+        swap(db)
+        db.commit()
+    source.reset()
+    found = {key: store.get_sync(key) for key in ("c/0", "c/2")}
+    store.flush()
+    requests = source.requests.total()
+    again = {key: store.get_sync(key) for key in ("c/0", "c/2")}
+    for key in ("c/0", "c/2"):
+        beside.get_sync(key)
+
+    for values in (found, again):
+        assert {key: value and bytes(value.to_bytes()[:1]) for key, value in values.items()} == {
+            "c/0": b"0",
+            "c/2": b"2",
+        }
+    assert store.cache_stats()["damaged"] == 2
+    assert (requests, source.requests.total()) == (2, 2)
