@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
     from zarr_cache.index import Data
-
     from zarr_cache.verify import Problem
+
 
 class SqliteStore(Store):
     """A Zarr hierarchy in one SQLite file, or the file in which a `CacheStore` keeps its values.
@@ -135,10 +135,6 @@ class SqliteStore(Store):
             self._is_open = True
         return await self.database.run_async(operation, *args, **kwargs)
 
-    # Reading
-
-    async def get(
-        self,
     def verify(self, *, repair: bool = False) -> Iterator[Problem]:
         """Yield each problem of the file, of every namespace in it: nothing, if all is well.
 
@@ -166,6 +162,10 @@ class SqliteStore(Store):
             self._check_writable()
         return verify.verify(self._run, repair=repair)
 
+    # Reading
+
+    async def get(
+        self,
         key: str,
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
