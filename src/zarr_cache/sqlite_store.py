@@ -13,6 +13,7 @@ from zarr_cache import byte_range as requests
 from zarr_cache import index, stored, verify
 from zarr_cache.buffers import to_array, to_buffer
 from zarr_cache.database import FileDatabase
+from zarr_cache.location import default_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -38,7 +39,8 @@ class SqliteStore(Store):
     ----------
     path
         The file. ``~`` is expanded, missing parent folders are made, a file that does not exist
-        is created with mode 0600.
+        is created with mode 0600. None: the file that ``$ZARR_CACHE_PATH`` names, or else
+        ``zarr-cache/cache.sqlite`` in the user's cache folder.
     read_only
         Whether to refuse writes. The file must exist then.
 
@@ -71,9 +73,11 @@ class SqliteStore(Store):
     supports_deletes: bool = True
     supports_listing: bool = True
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False
+    ) -> None:
         super().__init__(read_only=read_only)
-        self.path = _checked(path)
+        self.path = _checked(default_path() if path is None else path)
         self.database = FileDatabase.of(self.path)
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's

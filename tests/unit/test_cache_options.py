@@ -67,7 +67,7 @@ def test_a_budget_below_zero_is_refused_by_name_and_value(path: Path, max_size: 
         caching(path, max_size=max_size)
 
 
-@pytest.mark.parametrize("max_size", ["1 GB", math.nan, 1.5])
+@pytest.mark.parametrize("max_size", ["1 XB", math.nan, 1.5])
 def test_what_is_no_number_of_bytes_is_refused(path: Path, max_size: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"max_size must be .*, got "):
         caching(path, max_size=max_size)
