@@ -1,0 +1,164 @@
+"""One store in many threads and in many event loops, one after the other and at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zarr
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
+
+from tests.fakes import (
+    AsyncOnlyStore,
+    CountingStore,
+    YieldingStore,
+    buffer,
+    close_everything,
+    read,
+    values,
+)
+from zarr_cache import CacheStore, SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+KEYS = [f"k{number}" for number in range(50)]
+VALUES: list[bytes | None] = [key.encode() * 100 for key in KEYS]
+THREADS = 8
+
+
+def source_of(kind: type[CountingStore]) -> CountingStore:
+    return kind(MemoryStore({key: buffer(key.encode() * 100) for key in KEYS}))
+
+
+@pytest.fixture(params=[CountingStore, AsyncOnlyStore])
+def source(request: pytest.FixtureRequest) -> CountingStore:
+    """A source with a sync surface, and one without."""
+    return source_of(request.param)
+
+
+@pytest.fixture
+def store(source: CountingStore, path: Path) -> CacheStore:
+    return CacheStore(source, cache_store=SqliteStore(path))
+
+
+async def read_all(store: CacheStore) -> list[bytes | None]:
+    return await asyncio.gather(*(read(store, key) for key in KEYS))
+
+
+def by_the_sync_surface(store: CacheStore) -> list[bytes | None]:
+    found = [store.get_sync(key) for key in KEYS]
+    return [None if each is None else each.to_bytes() for each in found]
+
+
+def in_zarr_s_loop(store: CacheStore) -> list[bytes | None]:
+    return sync(read_all(store))
+
+
+def in_a_loop_of_its_own(store: CacheStore) -> list[bytes | None]:
+    return asyncio.run(read_all(store))
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What the calls return, each in a thread, and all begun together."""
+    barrier = threading.Barrier(len(calls))
+
+    def begin(call: Callable[[], Any]) -> Any:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(begin, calls))
+
+
+WAYS = [by_the_sync_surface, in_zarr_s_loop, in_a_loop_of_its_own]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_threads_that_share_a_store_fetch_each_value_once(
+    way: Callable[[CacheStore], list[bytes | None]], store: CacheStore, source: CountingStore
+) -> None:
+    first = at_once(*[lambda: way(store)] * THREADS)
+    fetched = sorted(source.keys)
+    second = at_once(*[lambda: way(store)] * THREADS)
+
+    assert first == second == [VALUES] * THREADS
+    assert fetched == sorted(source.keys) == sorted(KEYS)
+    assert store.cache_stats()["total_requests"] == 2 * THREADS * len(KEYS)
+
+
+def test_threads_and_loops_of_every_kind_share_a_store(
+    store: CacheStore, source: CountingStore
+) -> None:
+    calls = [lambda way=way: way(store) for way in WAYS * 3]
+
+    assert at_once(*calls) == [VALUES] * len(calls)
+    assert sorted(source.keys) == sorted(KEYS)
+
+
+def test_what_one_loop_has_read_another_has_at_hand(
+    store: CacheStore, source: CountingStore
+) -> None:
+    found = [way(store) for way in [*WAYS, in_a_loop_of_its_own, *WAYS]]
+
+    assert found == [VALUES] * 7
+    assert sorted(source.keys) == sorted(KEYS)
+
+
+def test_two_loops_at_once_see_what_the_other_has_written(path: Path) -> None:
+    store = CacheStore(YieldingStore(MemoryStore()), cache_store=SqliteStore(path))
+    # Two of one barrier for each turn: when both have written, and when both have read.
+    barrier = threading.Barrier(2)
+    seen: list[tuple[bytes | None, bytes | None]] = []
+
+    async def write_and_read(own: str, other: str) -> None:
+        for turn in range(20):
+            await store.set(own, buffer(f"{own} {turn}".encode()))
+            await asyncio.to_thread(barrier.wait)
+            seen.append((f"{other} {turn}".encode(), await read(store, other)))
+            await asyncio.to_thread(barrier.wait)
+
+    at_once(
+        lambda: asyncio.run(write_and_read("a", "b")), lambda: asyncio.run(write_and_read("b", "a"))
+    )
+
+    assert len(seen) == 40
+    assert [told for _, told in seen] == [expected for expected, _ in seen]
+
+
+def test_loops_that_have_ended_leave_no_threads(store: CacheStore) -> None:
+    in_a_loop_of_its_own(store)
+    # A large value is read on a thread of its loop.
+    sync(store.set("large", buffer(bytes(2**20))))
+    before = threading.active_count()
+    found = {len(asyncio.run(read(store, "large")) or b"") for _ in range(30)}
+
+    assert found == {2**20}
+    # One for the last loop, which nothing has told that it has ended.
+    assert threading.active_count() <= before + 1
+    close_everything()
+    assert threading.active_count() <= before
+
+
+def test_an_array_is_read_by_threads_and_by_a_loop_at_once(path: Path) -> None:
+    data = np.arange(4096).reshape(64, 64)
+    memory = MemoryStore()
+    zarr.create_array(memory, data=data, chunks=(8, 8))
+    source = AsyncOnlyStore(memory)
+    store = CacheStore(source, cache_store=SqliteStore(path)).with_read_only(read_only=True)
+    array = zarr.open_array(store, mode="r")
+
+    async def read_in_loop() -> Any:
+        opened = await zarr.api.asynchronous.open_array(store=store, mode="r")
+        return np.asarray(await opened.getitem((...,))).tolist()
+
+    found = at_once(*[lambda: values(array)] * 4, *[lambda: asyncio.run(read_in_loop())] * 4)
+
+    assert found == [data.tolist()] * 8
+    assert len([key for key in source.keys if key.startswith("c/")]) == 64
