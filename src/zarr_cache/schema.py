@@ -153,13 +153,12 @@ def _is_harmless(connection: sqlite3.Connection, added: Object) -> bool:
     """
     ours = {each.name.lower() for each in objects_of(migrate.newest())}
     name = added.name.lower()
-    # A table named as one of SQLite's functions for pragmas takes its place.
-    is_reserved = name.startswith(("sqlite_", "pragma_")) and name not in MADE_BY_SQLITE
-    if name in ours or is_reserved:
-        return False
     if added.type == "index":
         return added.table.lower() not in ours or _is_plain(connection, added)
-    return added.type == "view" or added.sql.startswith("CREATE TABLE ")
+    # A table named as one of SQLite's functions for pragmas takes its place.
+    is_reserved = name.startswith(("sqlite_", "pragma_")) and name not in MADE_BY_SQLITE
+    is_kept = added.type == "view" or added.sql.startswith("CREATE TABLE ")
+    return is_kept and not is_reserved and name not in ours
 
 
 def _is_plain(connection: sqlite3.Connection, index: Object) -> bool:

@@ -562,14 +562,15 @@ def _wrong_parts(
     if not has_bytes:
         # Checksums of all the blocks, or nothing at all of what another store already held.
         blocks = -(-entry.size // checksum.BLOCK)
-        allowed = [(0, "blob", 0, "blob", 4 * blocks)] if has_size else []
+        allowed = [(0, "blob", 0, "blob", checksum.LENGTH * blocks)] if has_size else []
         found = rows.fetchmany(2)
         return None if found in ([], allowed) else f"checksums {found}"
     count = -(-entry.size // values.PART)
     seen = 0
     for seen, row in enumerate(rows, 1):
         length = min(values.PART, entry.size - (seen - 1) * values.PART)
-        if row != (seen - 1, "blob", length, "blob", 4 * -(-length // checksum.BLOCK)):
+        blocks = -(-length // checksum.BLOCK)
+        if row != (seen - 1, "blob", length, "blob", checksum.LENGTH * blocks):
             rows.close()
             return f"{row} as part {seen - 1} of {count}"
     return None if seen == count else f"{seen} parts of {count}"
@@ -697,8 +698,8 @@ def _wrong_statistics(connection: Connection) -> Iterator[tuple[int, str | None,
     for row, name, has_namespace, *numbers in connection.execute(STATISTICS).fetchall():
         if not has_namespace:
             yield row, None, "a namespace that has them", numbers
-        elif not all(isinstance(number, int) and number >= 0 for number in numbers):
-            yield row, name, "numbers of 0 or more", numbers
+        elif not all(isinstance(number, int) and 0 <= number < END for number in numbers):
+            yield row, name, f"numbers from 0 to {END - 1}", numbers
 
 
 def _fix_statistics(connection: Connection, problems: list[Problem]) -> None:

@@ -1,0 +1,550 @@
+"""A file that somebody made to do harm: nothing of it runs, no read fails, none is wrong.
+
+What is not promised: that its bytes are what the source holds. Checksums tell damage from what was
+written, not who wrote it. See SECURITY.md.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import tracemalloc
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
+
+import zarr_cache
+from tests.fakes import CountingStore, buffer, open_file, read, restart
+from zarr_cache import CacheStore, FileDamagedError, SqliteStore, checksum, connection, schema
+from zarr_cache.cache_file import APPLICATION_ID
+from zarr_cache.connection import Turns, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [
+    pytest.mark.leaves_damage,
+    pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning"),
+]
+
+VALUES = {
+    "zarr.json": b"{}",
+    "c/0": b"0" * 1000,
+    "c/1": b"1" * 70_000,
+    **{f"c/{number}": f"{number}".encode() * 9 for number in range(2, 20)},
+}
+PAGE_SIZE = 1024
+
+
+def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
+    source = CountingStore(MemoryStore({key: buffer(value) for key, value in VALUES.items()}))
+    return source, CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file with all the values: of so many and so small pages that tables are trees."""
+    path = tmp_path_factory.mktemp("whole") / "whole.sqlite"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(connection, "PAGE_SIZE", PAGE_SIZE)
+        _, store = source_and_store(path)
+        for key in VALUES:
+            store.get_sync(key)
+        restart(store)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path: Path, content: bytes) -> Path:
+    """A copy of that file, which nobody has open."""
+    path = tmp_path / "cache.sqlite"
+    path.write_bytes(content)
+    return path
+
+
+def forge(path: Path, *statements: str) -> None:
+    """Change the file past its own checks and triggers, with checksums of facts that are right."""
+    with open_file(path) as db:
+        db.create_function("facts", 4, lambda *facts: checksum.of_facts("source", *facts))
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'")
+        dropped = triggers.fetchall()
+        for name, _ in dropped:
+            db.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            db.execute(statement)
+        for _, sql in dropped:
+            db.execute(sql)
+        db.commit()
+
+
+def forge_schema(path: Path, *statements: str) -> None:
+    """Change the file, its triggers and its table ``sqlite_schema`` as they are."""
+    with open_file(path) as db:
+        for statement in statements:
+            db.execute(statement)
+        db.commit()
+
+
+def use(path: Path) -> CacheStore:
+    """Read everything twice, write, and end: every answer is the source's, and nothing raises."""
+    for _ in range(2):
+        source, store = source_and_store(path)
+        for key, value in chain(VALUES.items(), VALUES.items()):
+            found = store.get_sync(key)
+            assert found is not None
+            assert found.to_bytes() == value, key
+        store.set_sync("c/0", buffer(b"written"))
+        assert sync(read(source, "c/0")) == b"written"
+        found = store.get_sync("c/0")
+        assert found is not None
+        assert found.to_bytes() == b"written"
+        store.set_sync("c/0", buffer(VALUES["c/0"]))
+        restart(store)
+    return store
+
+
+# As whoever forges a file can.
+CLAIM = "UPDATE entry SET checksum = facts(key, kind, size, stored_at)"
+
+FORGED = {
+    "a size of almost all there is": (
+        "UPDATE entry SET size = (1 << 62)",
+        CLAIM,
+    ),
+    "a size of 8 GiB": ("UPDATE entry SET size = (1 << 33)", CLAIM),
+    "a size below zero": ("UPDATE entry SET size = -1", CLAIM),
+    "sizes that are one too large": (
+        "UPDATE entry SET size = size + 1",
+        CLAIM,
+    ),
+    "a value for what is absent": (
+        "UPDATE entry SET kind = 'absent'",
+        CLAIM,
+    ),
+    "parts of no number": ("UPDATE value SET part = part + 0x7ffffffffffffff0",),
+    "checksums of no length": ("UPDATE value SET checksums = x''",),
+    "checksums of a great length": ("UPDATE value SET checksums = zeroblob(100000)",),
+    "the last of all stamps": ("UPDATE entry SET used_at = 0x7fffffffffffffff",),
+    "the first of all stamps": (
+        "UPDATE entry SET used_at = -9223372036854775808, stored_at = -9223372036854775808",
+        CLAIM,
+    ),
+    "kept in the year 2262": (
+        "UPDATE entry SET stored_at = 0x7fffffffffffffff",
+        CLAIM,
+    ),
+    "the last of all revisions": ("UPDATE counter SET revision = 0x7fffffffffffffff",),
+    "revisions of entries after all": ("UPDATE entry SET revision = 0x7fffffffffffffff",),
+    "a fence after all": ("UPDATE namespace SET fence = 0x7fffffffffffffff",),
+    "more writers than there are": ("UPDATE entry SET writers = 0x7fffffffffffffff",),
+    "no counter": ("DELETE FROM counter",),
+    "no total": ("DELETE FROM total",),
+    "no usage": ("DELETE FROM usage",),
+    "no statistics": ("DELETE FROM statistics",),
+    "no namespace": ("DELETE FROM namespace",),
+    "no entry": ("DELETE FROM entry",),
+    "no value": ("DELETE FROM value",),
+    "values of no entry": ("UPDATE value SET entry = entry + 1000",),
+    "a total of almost all there is": ("UPDATE total SET bytes = 0x7fffffffffffffff",),
+    "a total below zero": ("UPDATE total SET bytes = -9223372036854775808",),
+    "statistics of almost all there is": ("UPDATE statistics SET hits = 0x7fffffffffffffff",),
+    "a row after which there is none": ("UPDATE entry SET id = 0x7fffffffffffffff WHERE id = 1",),
+    "a key that is not UTF-8": ("UPDATE entry SET key = CAST(x'ff63' AS TEXT) WHERE key = 'c/0'",),
+    "a kind that is not UTF-8": ("UPDATE entry SET kind = CAST(x'ff' AS TEXT)",),
+    "a name that is not UTF-8": ("UPDATE namespace SET name = CAST(x'ff' AS TEXT)",),
+    "a key that ends in the middle": (
+        "UPDATE entry SET key = CAST(x'632f3000' AS TEXT) WHERE key = 'c/0'",
+    ),
+}
+
+
+@pytest.mark.parametrize("statements", FORGED.values(), ids=FORGED)
+def test_what_rows_say_makes_no_read_wrong_or_fail(path: Path, statements: tuple[str, ...]) -> None:
+    forge(path, *statements)
+
+    use(path)
+
+
+@pytest.mark.parametrize("statements", FORGED.values(), ids=FORGED)
+def test_verify_tells_problems_of_a_forged_file_and_does_not_fail(
+    path: Path, statements: tuple[str, ...]
+) -> None:
+    forge(path, *statements)
+    store = SqliteStore(path)
+    problems = list(store.verify())
+    list(store.verify(repair=True))
+
+    assert problems or statements == FORGED["no entry"]
+
+
+WRITABLE = "PRAGMA writable_schema = ON"
+EVIL = "CREATE TABLE evil (what)"
+RUN = "INSERT INTO evil VALUES ('was run')"
+
+ENDLESS_TRIGGER = """
+CREATE TRIGGER theirs AFTER INSERT ON entry BEGIN
+    INSERT INTO evil
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i FROM n)
+    SELECT i FROM n;
+END
+"""
+
+VIEW_OF_VALUES = """
+CREATE VIEW value (entry, part, checksums, data) AS
+SELECT entry, part, checksums, x'00'
+FROM theirs
+"""
+
+ENDLESS_VIEW = """
+CREATE VIEW counter (id, revision, fence) AS
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+SELECT i, i, i
+FROM n
+"""
+
+COMPUTED_COLUMN = """
+CREATE TABLE total (
+    kind    TEXT PRIMARY KEY,
+    entries INTEGER,
+    bytes   INTEGER AS (length(hex(zeroblob(400000000))))
+)
+"""
+
+UNKNOWN_COLLATION = """
+UPDATE sqlite_schema
+SET sql = replace(sql, '(key)', '(key COLLATE theirs)')
+WHERE name = 'theirs'
+"""
+
+ROOT_OF_ANOTHER = """
+UPDATE sqlite_schema
+SET rootpage = (SELECT rootpage FROM sqlite_schema WHERE name = 'value')
+WHERE name = 'entry'
+"""
+
+SCHEMAS = {
+    "a trigger on every insert": (
+        EVIL,
+        f"CREATE TRIGGER theirs AFTER INSERT ON entry BEGIN {RUN}; END",
+    ),
+    "a trigger on every touch": (
+        EVIL,
+        f"CREATE TRIGGER theirs BEFORE UPDATE ON entry BEGIN {RUN}; END",
+    ),
+    "a trigger on counts": (
+        EVIL,
+        f"CREATE TRIGGER theirs AFTER UPDATE ON statistics BEGIN {RUN}; END",
+    ),
+    "a trigger of ours that does more": (
+        EVIL,
+        "DROP TRIGGER entry_after_insert",
+        f"CREATE TRIGGER entry_after_insert AFTER INSERT ON entry BEGIN {RUN}; END",
+    ),
+    "a trigger that never ends": (
+        EVIL,
+        ENDLESS_TRIGGER,
+    ),
+    "a view in the place of the values": (
+        "ALTER TABLE value RENAME TO theirs",
+        VIEW_OF_VALUES,
+    ),
+    "a view that never ends": (
+        "DROP TABLE counter",
+        ENDLESS_VIEW,
+    ),
+    "a column that is computed": (
+        "DROP TABLE total",
+        COMPUTED_COLUMN,
+    ),
+    "an index that computes": ("CREATE INDEX theirs ON entry (abs(size))",),
+    "an index that refuses": ("CREATE UNIQUE INDEX theirs ON entry (used_at)",),
+    "an index that looks away": ("CREATE INDEX theirs ON entry (key) WHERE size > 10",),
+    "an index of a collation that nobody has": (
+        "CREATE INDEX theirs ON entry (key)",
+        WRITABLE,
+        UNKNOWN_COLLATION,
+    ),
+    "a table without its checks": (
+        WRITABLE,
+        "UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (size >= 0)', '') WHERE name = 'entry'",
+    ),
+    "a table of another kind": ("CREATE VIRTUAL TABLE theirs USING fts5 (a)",),
+    "a view in the place of SQLite's own": ("CREATE VIEW pragma_table_info AS SELECT 1",),
+    "a table in the place of another": (
+        WRITABLE,
+        ROOT_OF_ANOTHER,
+    ),
+    "SQL that is none": (WRITABLE, "UPDATE sqlite_schema SET sql = 'what' WHERE name = 'usage'"),
+    "SQL that is not UTF-8": (
+        WRITABLE,
+        "UPDATE sqlite_schema SET sql = CAST(x'ff' || sql AS TEXT) WHERE name = 'usage'",
+    ),
+    "no trigger at all": tuple(
+        f"DROP TRIGGER {each.name}" for each in schema.objects_of(1) if each.type == "trigger"
+    ),
+    "no index": ("DROP INDEX entry_by_use",),
+    "no schema": (WRITABLE, "DELETE FROM sqlite_schema"),
+    "a version of before": ("PRAGMA user_version = 0",),
+    "a version below zero": ("PRAGMA user_version = -1",),
+}
+
+
+def was_run(folder: Path) -> list[str]:
+    """What was written by somebody else's SQL, in any file of the folder."""
+    rows: list[str] = []
+    for file in folder.glob("*.sqlite*"):
+        if file.name.endswith(("-wal", "-shm")):
+            continue
+        with open_file(file) as db:
+            names = [name for (name,) in db.execute("SELECT name FROM sqlite_schema")]
+            if "evil" in names:
+                rows += [what for (what,) in db.execute("SELECT what FROM evil")]
+    return rows
+
+
+@pytest.mark.parametrize("statements", SCHEMAS.values(), ids=SCHEMAS)
+def test_a_schema_of_somebody_else_is_set_aside_before_anything_of_it_runs(
+    path: Path, statements: tuple[str, ...]
+) -> None:
+    forge_schema(path, *statements)
+    store = use(path)
+    aside = [file.name for file in path.parent.glob("*.damaged-*[Z]")]
+
+    assert len(aside) == 1
+    assert list(SqliteStore(path).verify()) == []
+    assert store.cache_info()["cached_keys"] == len(VALUES)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [each for each in SCHEMAS.values() if EVIL in each],
+    ids=[name for name, each in SCHEMAS.items() if EVIL in each],
+)
+def test_a_trigger_of_somebody_else_does_not_run(path: Path, statements: tuple[str, ...]) -> None:
+    forge_schema(path, *statements)
+    use(path)
+
+    assert was_run(path.parent) == []
+
+
+@pytest.mark.parametrize("statements", SCHEMAS.values(), ids=SCHEMAS)
+def test_what_somebody_stored_beside_a_schema_of_somebody_else_is_refused_and_stays(
+    path: Path, statements: tuple[str, ...]
+) -> None:
+    SqliteStore(path).set_sync("mine", buffer(b"stored by hand"))
+    SqliteStore(path).close()
+    forge_schema(path, *statements)
+    before = path.read_bytes()
+
+    with pytest.raises(FileDamagedError, match=re.escape(str(path))):
+        SqliteStore(path).get_sync("mine")
+    assert path.read_bytes() == before
+
+
+OWN = {
+    "a view": "CREATE VIEW mine AS SELECT key, size FROM entry ORDER BY size",
+    "a table": "CREATE TABLE notes (key TEXT, note TEXT)",
+    "an index on one's own table": "CREATE TABLE notes (key TEXT UNIQUE)",
+    "a plain index on ours": "CREATE INDEX by_size ON entry (size DESC, key COLLATE NOCASE)",
+    "statistics for the planner": "ANALYZE",
+}
+
+
+@pytest.mark.parametrize("statement", OWN.values(), ids=OWN)
+def test_what_people_add_for_themselves_is_left_to_them(path: Path, statement: str) -> None:
+    forge_schema(path, statement)
+    with open_file(path) as db:
+        before = db.execute("SELECT type, name, sql FROM sqlite_schema").fetchall()
+    use(path)
+    with open_file(path) as db:
+        after = db.execute("SELECT type, name, sql FROM sqlite_schema").fetchall()
+
+    assert after == before
+    assert list(SqliteStore(path).verify()) == []
+
+
+def test_the_mark_alone_makes_a_cache_file_of_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "marked.sqlite"
+    forge_schema(path, f"PRAGMA application_id = {APPLICATION_ID}")
+
+    assert use(path).cache_info()["cached_keys"] == len(VALUES)
+
+
+def test_the_mark_and_the_version_alone_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "marked.sqlite"
+    forge_schema(path, f"PRAGMA application_id = {APPLICATION_ID}", "PRAGMA user_version = 1")
+
+    assert use(path).cache_info()["cached_keys"] == len(VALUES)
+
+
+def pages(path: Path, kind: int) -> Iterator[int]:
+    """Numbers of the pages of a kind in the pointer map: 3 and 4 are those of large values."""
+    data = path.read_bytes()
+    in_a_map = PAGE_SIZE // 5
+    for number in range(3, len(data) // PAGE_SIZE + 1):
+        map_page, place = divmod(number - 2, in_a_map + 1)
+        offset = (map_page * (in_a_map + 1) + 1) * PAGE_SIZE + (place - 1) * 5
+        if place and data[offset] == kind:
+            yield number
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset : offset + len(data)] = data
+    path.write_bytes(content)
+
+
+def let_values_go_round(path: Path) -> None:
+    """The next page of each page of a value is itself."""
+    for kind in (3, 4):
+        for number in pages(path, kind):
+            overwrite(path, (number - 1) * PAGE_SIZE, number.to_bytes(4))
+
+
+def let_trees_go_round(path: Path) -> None:
+    """The last child of each page that has children is itself."""
+    data = path.read_bytes()
+    for number in range(3, len(data) // PAGE_SIZE + 1):
+        start = (number - 1) * PAGE_SIZE
+        if data[start] in {0x02, 0x05}:
+            overwrite(path, start + 8, number.to_bytes(4))
+
+
+def let_free_pages_go_round(path: Path) -> None:
+    """The next page in the list of free pages is itself, and there are as many as can be."""
+    forge(path, "DELETE FROM value WHERE entry % 2", "DELETE FROM entry WHERE id % 2")
+    first = int.from_bytes(path.read_bytes()[32:36])
+    assert first
+    overwrite(path, (first - 1) * PAGE_SIZE, first.to_bytes(4))
+    overwrite(path, 36, (2**31 - 1).to_bytes(4))
+
+
+@pytest.mark.parametrize(
+    "forge_pages", [let_values_go_round, let_trees_go_round, let_free_pages_go_round]
+)
+def test_pages_that_go_round_in_circles_end_somewhere(
+    path: Path, forge_pages: Callable[[Path], None]
+) -> None:
+    before = path.read_bytes()
+    forge_pages(path)
+    forged = path.read_bytes()
+    problems = list(SqliteStore(path).verify())
+    SqliteStore(path).close()
+
+    assert forged != before
+    assert problems
+    use(path)
+
+
+MEMORY = {
+    "a size that is said": (
+        "UPDATE entry SET size = (1 << 33) WHERE key = 'c/0'",
+        CLAIM,
+    ),
+    "a size with its first part": (
+        "UPDATE value SET data = zeroblob(4194304) WHERE length(data) = 70000",
+        "UPDATE entry SET size = (1 << 33) WHERE key = 'c/1'",
+        CLAIM,
+    ),
+    "a value that is not said": ("UPDATE value SET data = zeroblob(30000000) WHERE entry = 2",),
+    "checksums without end": ("UPDATE value SET checksums = zeroblob(30000000) WHERE entry = 2",),
+}
+
+
+@pytest.mark.parametrize("statements", MEMORY.values(), ids=MEMORY)
+def test_no_memory_is_taken_for_a_size_before_it_is_known_to_be_true(
+    path: Path, statements: tuple[str, ...]
+) -> None:
+    forge(path, *statements)
+    _, store = source_and_store(path)
+    tracemalloc.start()
+    try:
+        for key in VALUES:
+            store.get_sync(key)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    restart(store)
+
+    assert peak < 10 * 2**20
+    assert store.cache_stats()["damaged"] == 1
+
+
+def test_a_schema_is_not_trusted(path: Path) -> None:
+    with closing(connect(str(path), Turns())) as db:
+        trusted = db.execute("PRAGMA trusted_schema").fetchone()
+        with pytest.raises(sqlite3.OperationalError, match="not authorized"):
+            db.execute("SELECT load_extension('theirs')")
+
+    assert trusted == (0,)
+
+
+KEYS = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "C:\\Windows\\System32",
+    "file:other.sqlite?mode=rwc",
+    "'; DROP TABLE entry; --",
+    '"; DELETE FROM value; --',
+    "'); ATTACH 'theirs.sqlite' AS theirs; --",
+    ":key",
+    "?1",
+    "$(touch theirs)",
+    "%",
+    "_",
+    "*",
+    "a\0b",
+    "a\nb",
+    "a\r\nb",
+    "\x1b[2J",
+    "{0.__class__}",
+    "%s%n",
+    "\u202e",
+    " ",
+]
+
+
+async def test_keys_are_data_and_neither_paths_nor_sql(path: Path) -> None:
+    values = {key: f"value of {key!r}".encode() for key in KEYS}
+    mine = SqliteStore(path)
+    source = CountingStore(MemoryStore({key: buffer(value) for key, value in values.items()}))
+    cache = CacheStore(source, cache_store=mine, namespace="'; DROP TABLE namespace; --")
+    await mine._set_many([(key, buffer(value)) for key, value in values.items()])
+    found = {}
+    for store in (mine, cache, cache):
+        found = {key: store.get_sync(key) for key in KEYS}
+    listed = [key async for key in mine.list()]
+    for key in KEYS:
+        below = [each async for each in mine.list_prefix(key)]
+        assert key in below
+        await mine.delete(key)
+    left = [key async for key in mine.list()]
+    restart(cache)
+
+    assert {key: value.to_bytes() for key, value in found.items() if value is not None} == values
+    assert source.requests.total() == len(KEYS)
+    assert sorted(listed) == sorted(KEYS)
+    assert left == []
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert list(SqliteStore(path).verify()) == []
+
+
+def test_values_are_kept_as_they_are(path: Path) -> None:
+    with open_file(path) as db:
+        kept = dict(db.execute("SELECT key, data FROM entry JOIN value ON value.entry = entry.id"))
+
+    assert kept == VALUES
+
+
+def test_nothing_in_the_package_makes_objects_of_what_it_reads() -> None:
+    modules = Path(zarr_cache.__file__).parent.rglob("*.py")
+    makers = re.compile(r"\b(pickle|marshal|shelve|dill|cloudpickle)\.loads?\b|\b(eval|exec)\(")
+    using = {module.name for module in modules if makers.search(module.read_text("utf-8"))}
+
+    assert using == set()
