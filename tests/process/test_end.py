@@ -19,6 +19,7 @@ from tests.fakes import (
     buffer,
     cached_bytes,
     cached_keys,
+    close_everything,
     open_file,
     read,
     writers,
@@ -153,6 +154,12 @@ async def main():
     sys.exit(0)
 asyncio.run(main())
 """,
+    "in a thread of a pool": """
+from concurrent.futures import ThreadPoolExecutor
+pool = ThreadPoolExecutor(1)
+for key in "abca":
+    pool.submit(store.get_sync, key).result()
+""",
 }
 
 
@@ -168,12 +175,84 @@ async def test_a_process_that_closes_nothing_ends_and_loses_nothing(
     assert await requests_for(path, "abc") == 0
 
 
-def test_an_error_that_ends_a_process_loses_nothing(path: Path, tmp_path: Path) -> None:
-    out, errors, code = run(path, ENDINGS["after the sync surface"] + "raise SystemExit(3)\n")
+READ_IN_A_LOOP = """
+async def main():
+    for key in "abca":
+        await store.get(key, P)
+    {end}
+asyncio.run(main())
+"""
 
-    assert (out, errors, code) == ("", "", 3)
+READ_ON_THE_SYNC_SURFACE = """
+for key in "abca":
+    store.get_sync(key)
+{end}
+"""
+
+of_each_surface = pytest.mark.parametrize(
+    "script", [READ_IN_A_LOOP, READ_ON_THE_SYNC_SURFACE], ids=["a loop", "the sync surface"]
+)
+
+
+@of_each_surface
+def test_a_process_ends_with_the_exit_code_it_asks_for(
+    path: Path, tmp_path: Path, script: str
+) -> None:
+    ended = run(path, script.format(end="sys.exit(3)"))
+
+    assert ended == ("", "", 3)
     assert files_in(tmp_path) == [path.name]
     assert order(path) == ["b", "c", "a"]
+
+
+def test_an_error_that_ends_a_process_loses_nothing(path: Path, tmp_path: Path) -> None:
+    error = "raise LookupError('of the script')"
+    out, errors, code = run(path, READ_IN_A_LOOP.format(end=error))
+
+    assert (out, code) == ("", 1)
+    assert errors.splitlines()[-1] == "LookupError: of the script"
+    assert files_in(tmp_path) == [path.name]
+    assert order(path) == ["b", "c", "a"]
+
+
+def test_ctrl_c_ends_a_process_and_loses_nothing(path: Path, tmp_path: Path) -> None:
+    interrupt = "os.kill(os.getpid(), __import__('signal').SIGINT); await asyncio.sleep(60)"
+    out, errors, code = run(path, READ_IN_A_LOOP.format(end=interrupt))
+
+    assert (out, code) == ("", -signal.SIGINT)
+    assert errors.splitlines()[-1] == "KeyboardInterrupt"
+    assert files_in(tmp_path) == [path.name]
+    assert order(path) == ["b", "c", "a"]
+
+
+async def test_a_process_that_is_terminated_leaves_what_it_cached(
+    path: Path, tmp_path: Path
+) -> None:
+    # What waits to be written is, before `cache_info` tells of it.
+    terminate = "store.cache_info(); os.kill(os.getpid(), __import__('signal').SIGTERM)"
+    ended = run(path, READ_IN_A_LOOP.format(end=terminate))
+    requests = await requests_for(path, "abc")
+    close_everything()
+
+    assert ended == ("", "", -signal.SIGTERM)
+    assert requests == 0
+    # Its log was taken in by the next.
+    assert files_in(tmp_path) == [path.name]
+
+
+def test_no_thread_is_waited_for_at_the_end(path: Path) -> None:
+    script = """
+import threading
+async def main():
+    for key in "abca":
+        await store.get(key, P)
+asyncio.run(main())
+store.get_sync("b")
+others = set(threading.enumerate()) - {threading.main_thread()}
+print([thread.name for thread in others if not thread.daemon])
+"""
+
+    assert run(path, script) == ("[]\n", "", 0)
 
 
 def test_three_loops_in_a_row_use_the_same_store(path: Path) -> None:
@@ -376,6 +455,53 @@ for thread in threads:
 """
 
     assert run(path, script, options=FORKING) == ("", "", 0)
+
+
+@needs_fork
+async def test_a_fork_that_ends_without_a_word_leaves_what_it_cached(
+    path: Path, tmp_path: Path
+) -> None:
+    script = """
+store.get_sync("a")
+child = os.fork()
+if child == 0:
+    store.get_sync("b")
+    asyncio.run(store.get("c", P))
+    # What waits to be written is, before this tells of it.
+    store.cache_info()
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0
+print([store.get_sync(key).to_bytes()[:1] for key in "abc"], hits())
+"""
+    ended = run(path, script, options=FORKING)
+
+    assert ended == ("[b'a', b'b', b'c'] 3\n", "", 0)
+    assert files_in(tmp_path) == [path.name]
+    assert await requests_for(path, "abc") == 0
+
+
+@needs_fork
+def test_the_last_to_close_leaves_no_log(path: Path, tmp_path: Path) -> None:
+    script = """
+to_child = os.pipe()
+store.get_sync("a")
+child = os.fork()
+if child == 0:
+    os.close(to_child[1])
+    store.get_sync("b")
+    # Until the parent has ended, of which nobody tells: the pipe is closed then.
+    os.read(to_child[0], 1)
+    store.get_sync("c")
+    sys.exit(0)
+store.get_sync("b")
+"""
+    ended = run(path, script, options=FORKING)
+
+    # The child holds our end of the pipe: `run` returns when it has ended, too.
+    assert ended == ("", "", 0)
+    assert files_in(tmp_path) == [path.name]
+    assert order(path) == ["a", "b", "c"]
 
 
 VALUE = """
