@@ -31,7 +31,7 @@ CREATE TABLE entry (
     used_at   INTEGER NOT NULL,          -- last use
     revision  INTEGER NOT NULL,          -- counter.revision of the last write to the key
     writers   INTEGER NOT NULL DEFAULT 0 CHECK (writers >= 0),  -- writes to the source under way
-    checksum  INTEGER NOT NULL,          -- CRC32C of the facts, see checksum.py
+    checksum  INTEGER NOT NULL,          -- XXH3 of the facts, see checksum.py
     UNIQUE (namespace, key)
 ) STRICT
 
@@ -73,7 +73,7 @@ CREATE TABLE usage (
 CREATE TABLE value (
     entry     INTEGER NOT NULL REFERENCES entry (id),
     part      INTEGER NOT NULL CHECK (part >= 0),
-    checksums BLOB    NOT NULL,          -- CRC32C of each block of data, 4 bytes each, little-endian
+    checksums BLOB    NOT NULL,          -- XXH3 of each block of data, 8 bytes each, big-endian
     data      BLOB    NOT NULL,
     PRIMARY KEY (entry, part)
 ) STRICT

@@ -1,55 +1,22 @@
 """The schema of a new file is the one that is kept here, byte for byte.
 
-A released schema never changes: a change is a new script in ``migrations/`` and a new file here.
+A released schema never changes: a change is a new script in ``migrations/`` and new files here,
+which ``python -m tests.upgrade.kept`` makes.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fakes import buffer, open_file
+from tests.upgrade.kept import FOLDER, kept_schema, printed
 from zarr_cache import SqliteStore, migrate
 from zarr_cache.cache_file import APPLICATION_ID
 
 if TYPE_CHECKING:
-    import sqlite3
-
-FOLDER = Path(__file__).parent
-
-SCHEMA = """
-SELECT type, name, tbl_name, sql
-FROM sqlite_schema
-ORDER BY type, name
-"""
-
-# What scripts put into the tables, and what a file says of itself.
-ROWS = {
-    "namespace": "SELECT * FROM namespace",
-    # Both are the time at which the file was made.
-    "counter": "SELECT id, revision > 1.7e18, fence = revision FROM counter",
-    "entry": "SELECT * FROM entry",
-    "value": "SELECT * FROM value",
-    "usage": "SELECT * FROM usage",
-    "total": "SELECT * FROM total",
-    "statistics": "SELECT * FROM statistics",
-}
-PRAGMAS = ["application_id", "user_version", "page_size", "auto_vacuum", "encoding"]
-
-
-def printed(db: sqlite3.Connection) -> str:
-    """The schema as text: of each object a line of its type, name and table, and then its SQL."""
-    lines = []
-    for kind, name, table, sql in db.execute(SCHEMA):
-        lines.append(f"-- {kind} {name} of {table}\n{sql or '-- made by SQLite itself'}\n")
-    for table, rows in ROWS.items():
-        lines += [f"-- row of {table}: {row}" for row in db.execute(rows)]
-    for pragma in PRAGMAS:
-        (value,) = db.execute(f"PRAGMA {pragma}").fetchone()
-        lines.append(f"-- {pragma}: {value}")
-    return "\n".join([*lines, ""])
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -59,7 +26,7 @@ def new_file(path: Path) -> Path:
 
 
 def test_a_new_file_has_the_schema_that_is_kept_here(new_file: Path) -> None:
-    kept = FOLDER / f"schema-{migrate.newest():04d}.sql"
+    kept = kept_schema(migrate.newest())
     with open_file(new_file) as db:
         found = printed(db)
 

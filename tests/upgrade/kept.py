@@ -1,0 +1,121 @@
+"""What is kept of each schema: a file that holds something, and the schema as text.
+
+``python -m tests.upgrade.kept`` writes both for the newest schema, as the code of today makes it.
+Run it when there is a new script; what is kept of a released schema is never written again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zarr.storage import MemoryStore
+
+from tests.fakes import CountingStore, buffer, open_file
+from zarr_cache import CacheStore, SqliteStore, migrate
+
+if TYPE_CHECKING:
+    import sqlite3
+
+FOLDER = Path(__file__).parent
+
+VALUES = {
+    "zarr.json": b'{"zarr_format": 3, "node_type": "group"}',
+    "empty": b"",
+    "c/0/0": b"less than a block",
+    "c/0/1": bytes(range(256)) * 300,  # more than a block of 64 KiB
+    "c/1/0": bytes(range(256)) * 2**14 + b"more than a part of 4 MiB",
+    "with 'quotes', é and 😀": b"a key is any text",
+}
+STORED = {"mine/zarr.json": b"stored by hand", "mine/c/0": b"\0" * 70_000}
+
+
+SCHEMA = """
+SELECT type, name, tbl_name, sql
+FROM sqlite_schema
+ORDER BY type, name
+"""
+
+# What scripts put into the tables, and what a file says of itself.
+ROWS = {
+    "namespace": "SELECT * FROM namespace",
+    # Both are the time at which the file was made.
+    "counter": "SELECT id, revision > 1.7e18, fence = revision FROM counter",
+    "entry": "SELECT * FROM entry",
+    "value": "SELECT * FROM value",
+    "usage": "SELECT * FROM usage",
+    "total": "SELECT * FROM total",
+    "statistics": "SELECT * FROM statistics",
+}
+PRAGMAS = ["application_id", "user_version", "page_size", "auto_vacuum", "encoding"]
+
+
+def printed(db: sqlite3.Connection) -> str:
+    """The schema as text: of each object a line of its type, name and table, and then its SQL."""
+    lines = []
+    for kind, name, table, sql in db.execute(SCHEMA):
+        lines.append(f"-- {kind} {name} of {table}\n{sql or '-- made by SQLite itself'}\n")
+    for table, rows in ROWS.items():
+        lines += [f"-- row of {table}: {row}" for row in db.execute(rows)]
+    for pragma in PRAGMAS:
+        (value,) = db.execute(f"PRAGMA {pragma}").fetchone()
+        lines.append(f"-- {pragma}: {value}")
+    return "\n".join([*lines, ""])
+
+
+def source() -> CountingStore:
+    """What the file is a cache of."""
+    return CountingStore(MemoryStore({key: buffer(value) for key, value in VALUES.items()}))
+
+
+def cache(path: Path, of: CountingStore) -> CacheStore:
+    """A cache of it in the file."""
+    return CacheStore(
+        of,
+        cache_store=SqliteStore(path),
+        namespace="s3://bucket/hierarchy.zarr",
+        max_age_absent_seconds="infinity",
+    )
+
+
+def kept_file(version: int) -> Path:
+    """Where the file of that schema is: packed, since most of it is zeros."""
+    return FOLDER / f"file-{version:04d}.sqlite.gz"
+
+
+def kept_schema(version: int) -> Path:
+    """Where the text of that schema is."""
+    return FOLDER / f"schema-{version:04d}.sql"
+
+
+def unpack(version: int, path: Path) -> None:
+    """Put a copy of the file of that schema there."""
+    path.write_bytes(gzip.decompress(kept_file(version).read_bytes()))
+
+
+def make() -> None:
+    """Write what is to be kept of the newest schema."""
+    with tempfile.TemporaryDirectory() as folder:
+        new = SqliteStore(Path(folder, "new.sqlite"))
+        new.get_sync("opened")
+        new.close()
+        with open_file(new.path) as db:
+            kept_schema(migrate.newest()).write_text(printed(db), encoding="utf-8")
+        path = Path(folder, "cache.sqlite")
+        store = cache(path, source())
+        for key in VALUES:
+            store.get_sync(key)
+        store.get_sync("absent")
+        store.delete_sync("deleted")
+        stored = SqliteStore(path)
+        for key, value in STORED.items():
+            stored.set_sync(key, buffer(value))
+        store.close()
+        # Without the time, the same file packs to the same bytes.
+        kept_file(migrate.newest()).write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+
+
+if __name__ == "__main__":
+    make()

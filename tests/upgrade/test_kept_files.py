@@ -1,0 +1,63 @@
+"""A file of every schema there has been is opened by the code of today, and nothing is lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes import open_file, restart
+from tests.upgrade.kept import FOLDER, STORED, VALUES, cache, kept_file, source, unpack
+from zarr_cache import SqliteStore, migrate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VERSIONS = [version for version, _ in migrate.scripts()]
+
+
+def test_a_file_of_every_schema_is_kept() -> None:
+    assert sorted(FOLDER.glob("file-*")) == [kept_file(version) for version in VERSIONS]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_kept_file_has_the_schema_that_it_is_kept_for(path: Path, version: int) -> None:
+    unpack(version, path)
+    with open_file(path) as db:
+        found = db.execute("PRAGMA user_version").fetchone()
+
+    assert found == (version,)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_a_kept_file_holds_is_at_hand(path: Path, version: int) -> None:
+    unpack(version, path)
+    behind = source()
+    store = cache(path, behind)
+    found = {key: store.get_sync(key) for key in VALUES}
+    absent = store.get_sync("absent")
+    restart(store)
+
+    assert {key: value.to_bytes() for key, value in found.items() if value is not None} == VALUES
+    assert absent is None
+    assert behind.requests.total() == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_somebody_stored_in_a_kept_file_is_there(path: Path, version: int) -> None:
+    unpack(version, path)
+    store = SqliteStore(path)
+    found = {key: store.get_sync(key) for key in STORED}
+
+    assert {key: value.to_bytes() for key, value in found.items() if value is not None} == STORED
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_kept_file_becomes_one_of_today(path: Path, version: int) -> None:
+    unpack(version, path)
+    problems = list(SqliteStore(path).verify())
+    with open_file(path) as db:
+        found = db.execute("PRAGMA user_version").fetchone()
+
+    assert problems == []
+    assert found == (migrate.newest(),)
