@@ -1,109 +1,116 @@
-"""How much longer a cold read takes through a CacheStore than from the source alone.
-
-The source has only async methods and answers each request after a stated latency, as every remote
-store does. Systems are taken in turn inside each round; medians, and the ratio to the source alone
-with the same pipeline, are printed.
-
-    python benchmarks/cold_read.py --rounds 7
-"""
+"""Reads of what is cold, over the source alone, which is async and answers after 5 ms."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import statistics
-import tempfile
+import itertools
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from measuring import Row, expect
+from systems import OURS, PIPELINES, SOURCE, ZARR, RemoteStore, ours
 from zarr.experimental.cache_store import CacheStore as ZarrCacheStore
-from zarr.storage import LocalStore, MemoryStore, WrapperStore
-
-from zarr_cache import CacheStore, SqliteStore
+from zarr.storage import LocalStore, MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from measuring import Bench, Timed
     from zarr.abc.store import Store
 
-PIPELINES = {
-    "default": "zarr.core.codec_pipeline.BatchedCodecPipeline",
-    "fused": "zarr.core.codec_pipeline.FusedCodecPipeline",
+LATENCY = 0.005
+AT_MOST = 1.15
+NUMBER = itertools.count()
+CLOSED = f"{OURS}, and closed"
+"""With what is left to do when the read has returned: answers are kept off its path."""
+
+
+def everything(store: Store, data: Any, *, is_alone: bool) -> float:
+    """Milliseconds to open the array and read it, nothing of which is warm."""
+    _ = is_alone
+    began = time.perf_counter()
+    found = zarr.open_array(store, mode="r")[...]
+    taken = (time.perf_counter() - began) * 1000
+    expect("cold read", np.array_equal(found, data), expected=True)
+    return taken
+
+
+def chunks(store: Store, data: Any, *, is_alone: bool) -> float:
+    """Milliseconds to open the array, whose metadata is warm, and read it; alone: to read it."""
+    array = zarr.open_array(store, mode="r")
+    began = time.perf_counter()
+    if not is_alone:
+        array = zarr.open_array(store, mode="r")
+    found = array[...]
+    taken = (time.perf_counter() - began) * 1000
+    expect("cold read of chunks", np.array_equal(found, data), expected=True)
+    return taken
+
+
+def half(store: Store, data: Any, *, is_alone: bool) -> float:
+    """Milliseconds to read all of it, the upper half warm; alone: to read the lower half."""
+    array = zarr.open_array(store, mode="r")
+    middle = len(data) // 2
+    if not is_alone:
+        array[:middle]
+    first = middle if is_alone else 0
+    began = time.perf_counter()
+    found = array[first:]
+    taken = (time.perf_counter() - began) * 1000
+    expect("cold read of half", np.array_equal(found, data[first:]), expected=True)
+    return taken
+
+
+CASES = {
+    "all of it cold": everything,
+    "metadata warm": chunks,
+    "metadata and half the chunks warm": half,
 }
 
 
-class RemoteStore(WrapperStore[MemoryStore]):
-    """Answers after `latency` seconds, and on the async surface only."""
-
-    latency = 0.005
-    _supports_sync_io = False  # type: ignore[assignment] # a fact of the class
-
-    async def get(self, *args: Any, **kwargs: Any) -> Any:
-        """As the wrapped store, later."""
-        await asyncio.sleep(self.latency)
-        return await super().get(*args, **kwargs)
-
-
-def read(store: Store, pipeline: str) -> float:
-    """Seconds to open the array and read it whole."""
-    with zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline]}):
-        began = time.perf_counter()
-        zarr.open_array(store, mode="r")[...]
-        return time.perf_counter() - began
-
-
-def half(store: Store, pipeline: str) -> float:
-    """Seconds to read it whole when the upper half of the chunks is at hand."""
-    with zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline]}):
-        array = zarr.open_array(store, mode="r")
-        array[: array.shape[0] // 2]
-        began = time.perf_counter()
-        array[...]
-        return time.perf_counter() - began
-
-
-def main() -> None:
-    """Run the comparison and print it as a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chunks", type=int, default=256)
-    parser.add_argument("--latency-ms", type=float, default=5)
-    arguments = parser.parse_args()
-    RemoteStore.latency = arguments.latency_ms / 1000
+def rows(bench: Bench) -> list[Row]:
+    """All of them: each read has a cache of its own."""
+    side = int(bench.scale.chunks**0.5) * 64
+    data = np.arange(side * side, dtype="f4").reshape(side, side)
     memory = MemoryStore()
-    side = int(arguments.chunks**0.5)
     array = zarr.create_array(
-        memory, shape=(side * 64,) * 2, chunks=(64, 64), dtype="f4", compressors=None
+        memory, shape=data.shape, chunks=(64, 64), dtype="f4", compressors=None
     )
-    array[...] = np.arange(array.size, dtype="f4").reshape(array.shape)
-    times: dict[tuple[str, str, str], list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        number = iter(range(10_000))
-        systems: dict[str, Callable[[], Store]] = {
-            "source": lambda: RemoteStore(memory),
-            "zarr_cache": lambda: CacheStore(
-                RemoteStore(memory), cache_store=SqliteStore(Path(folder, f"{next(number)}.sqlite"))
-            ),
-            "zarr CacheStore": lambda: ZarrCacheStore(
-                RemoteStore(memory), cache_store=LocalStore(Path(folder, f"{next(number)}"))
-            ),
-        }
-        for _ in range(arguments.rounds):
-            for pipeline in PIPELINES:
-                for name, make in systems.items():
-                    for kind, timed in (("cold", read), ("half warm", half)):
-                        store = make()
-                        times.setdefault((kind, pipeline, name), []).append(timed(store, pipeline))
-                        store.close()
-    print(f"{'read':10} {'pipeline':9} {'system':16} {'ms':>8} {'to source':>10}")
-    for (kind, pipeline, name), seconds in times.items():
-        ratio = statistics.median(seconds) / statistics.median(times[kind, pipeline, "source"])
-        milliseconds = statistics.median(seconds) * 1000
-        print(f"{kind:10} {pipeline:9} {name:16} {milliseconds:8.1f} {ratio:10.2f}")
+    array[...] = data
 
+    def make_ours(source: Store) -> Store:
+        return ours(bench, source, f"cold-{next(NUMBER)}")
 
-if __name__ == "__main__":
-    main()
+    makers: dict[str, Callable[[Store], Store]] = {
+        OURS: make_ours,
+        CLOSED: make_ours,
+        ZARR: lambda source: ZarrCacheStore(
+            source, cache_store=LocalStore(bench.folder / f"cold-{next(NUMBER)}")
+        ),
+        SOURCE: lambda source: source,
+    }
+
+    def reading(pipeline: str, case: Any, name: str) -> Timed:
+        def timed() -> float:
+            store = makers[name](RemoteStore(memory, LATENCY))
+            with zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline]}):
+                taken: float = case(store, data, is_alone=name == SOURCE)
+            began = time.perf_counter()
+            store.close()
+            return taken + (time.perf_counter() - began) * 1000 * (name == CLOSED)
+
+        return timed
+
+    return [
+        Row(
+            f"cold read of {bench.scale.chunks} chunks, {what}, {pipeline} pipeline",
+            "ms",
+            bench.in_turn({name: reading(pipeline, case, name) for name in makers}),
+            OURS,
+            SOURCE,
+            AT_MOST,
+        )
+        for what, case in CASES.items()
+        for pipeline in PIPELINES
+    ]
