@@ -16,6 +16,7 @@ from zarr_cache.errors import (
 from zarr_cache.faults import CacheWarning
 from zarr_cache.namespace import register_namespace
 from zarr_cache.sqlite_store import SqliteStore
+from zarr_cache.verify import Problem
 
 __all__ = [
     "CacheError",
@@ -27,6 +28,7 @@ __all__ = [
     "ForeignFileError",
     "MigrationError",
     "NewerSchemaError",
+    "Problem",
     "SqliteStore",
     "StorageError",
     "register_namespace",
