@@ -1,4 +1,4 @@
-"""The command ``zarr-cache``."""
+"""``zarr-cache demo``."""
 
 import contextlib
 import logging
@@ -6,26 +6,15 @@ import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from zarr_cache.cli.terminal import fail
 from zarr_cache.demo.run import KEPT_FILE, DemoError, run
 
-app = typer.Typer(
-    no_args_is_help=True,
-    # Its tracebacks print local variables, and a URL among them may carry a token.
-    pretty_exceptions_enable=False,
-)
 
-
-@app.callback()
-def zarr_cache() -> None:
-    """Keep what was read of a Zarr in one SQLite file."""
-
-
-@app.command()
 def demo(
     *,
     url: Annotated[
@@ -47,7 +36,7 @@ def demo(
 ) -> None:
     """Read an array without a cache, cold, warm, and warm from a new process; show what it took."""
     if array and url is None:
-        _fail("--array names an array within --url: give both")
+        fail("--array names an array within --url: give both")
     if keep and cache_file is None:
         cache_file = KEPT_FILE
     try:
@@ -60,7 +49,7 @@ def demo(
                 cache_file=cache_file,
             )
     except DemoError as error:
-        _fail(str(error))
+        fail(str(error))
     except _StoppedError as stopped:
         typer.echo("stopped: the server is down and the temporary folder is gone", err=True)
         # As shells report the end by a signal.
@@ -95,9 +84,3 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _fail(message: str) -> NoReturn:
-    """End with `message` as the only line on stderr."""
-    typer.echo(f"zarr-cache: {message}", err=True)
-    raise typer.Exit(1)

@@ -1,0 +1,113 @@
+"""The cache file of a command: which it is, opened to be read or to be changed."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+
+from zarr_cache import cache_file, migrate, schema
+from zarr_cache.cli.terminal import fail
+from zarr_cache.connection import Turns, connect, reopen_read_only
+from zarr_cache.errors import CacheError, is_code, translated
+from zarr_cache.location import default_path
+from zarr_cache.sqlite_store import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from zarr_cache.connection import Connection
+
+
+def existing(path: Path | None) -> Path:
+    """The file that is named, or else the user's own; no command but those that fill it makes one.
+
+    Ends the command if there is no such file.
+    """
+    path = (default_path() if path is None else path).expanduser().resolve()
+    if not path.exists():
+        fail(f"{path}: no such file")
+    if not path.is_file():
+        fail(f"{path}: not a file")
+    return path
+
+
+@contextlib.contextmanager
+def told_on_one_line(path: Path) -> Iterator[None]:
+    """Run the block, and end the command with one line if the file cannot be worked on."""
+    try:
+        yield
+    except CacheError as error:
+        fail(str(error))
+    except sqlite3.Error as error:
+        fail(str(translated(error, path)))
+    except BrokenPipeError:
+        # Of what is printed meanwhile; typer ends quietly.
+        raise
+    except OSError as error:
+        fail(f"{path}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def opened_to_read(path: Path) -> Iterator[Connection]:
+    """A connection that writes nothing: no file is made, none is migrated, no log is written back.
+
+    Ends the command with one line if that fails, or if the block does.
+    """
+    with told_on_one_line(path):
+        cache_file.refuse_network(path)
+        cache_file.refuse_foreign(path)
+        with contextlib.closing(_connect(path)) as connection:
+            yield connection
+
+
+def _connect(path: Path) -> Connection:
+    try:
+        return _connect_to_read(path)
+    except sqlite3.OperationalError as error:
+        # The folder takes no files: the log's index cannot lie beside the file.
+        if not (is_code(error, sqlite3.SQLITE_CANTOPEN) or is_code(error, sqlite3.SQLITE_READONLY)):
+            raise
+        return reopen_read_only(path, Turns())
+
+
+def _connect_to_read(path: Path) -> Connection:
+    log = path.with_name(f"{path.name}-wal")
+    is_in_use = log.exists()
+    # Not mode=ro: whoever reads so is not allowed to take away the files that a log needs.
+    connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        if is_in_use:
+            # Of a process that has the file open, or that died: it is not for us to write back.
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+        _refuse_older(connection, path)
+        schema.check_file(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_older(connection: Connection, path: Path) -> None:
+    found = migrate.version(connection)
+    if found == 0:
+        raise CacheError(f"{path}: an empty database, in which nothing was ever cached")
+    if found < migrate.newest():
+        raise CacheError(
+            f"{path}: schema {found} is older than {migrate.newest()}; to open it once with "
+            "this release, as `zarr-cache compact` does, brings it up to date"
+        )
+
+
+@contextlib.contextmanager
+def opened_to_write(path: Path) -> Iterator[SqliteStore]:
+    """The file that exists, as other processes have it; closed afterwards.
+
+    Ends the command with one line if it cannot be opened, or if the block fails.
+    """
+    with told_on_one_line(path):
+        store = SqliteStore(path)
+        with contextlib.closing(store):
+            yield store

@@ -1,0 +1,138 @@
+"""``zarr-cache info``."""
+
+from pathlib import Path
+
+from zarr_cache import ages, report
+from zarr_cache.cli.file import existing, opened_to_read
+from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
+from zarr_cache.cli.terminal import (
+    Column,
+    bar,
+    iso_time,
+    local_time,
+    percent,
+    print_json,
+    print_table,
+    say,
+)
+from zarr_cache.report import NamespaceReport
+from zarr_cache.sizes import format_size
+from zarr_cache.space import Space, space
+
+STORED_HERE = "(stored with SqliteStore)"
+"""In place of the empty name of that namespace."""
+
+
+def info(
+    cache_file: CacheFile = None,
+    *,
+    max_size: MaxSize = None,
+    max_age: MaxAge = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the file holds of each source, and how many reads it has answered."""
+    path = existing(cache_file)
+    with opened_to_read(path) as connection:
+        fresh_after = ages.fresh_after(max_age, report.now_ns(connection))
+        namespaces = report.namespaces(connection, None if max_age is None else fresh_after)
+        in_file = space(connection)
+    cached = sum(each.bytes.get("value", 0) for each in namespaces)
+    if as_json:
+        print_json(
+            {
+                "path": str(path),
+                "file_bytes": path.stat().st_size,
+                "log_bytes": _log_bytes(path),
+                "free_bytes": in_file.free_bytes,
+                "cached_bytes": cached,
+                "max_size": max_size,
+                "max_age_seconds": max_age,
+                "namespaces": [_as_json(each) for each in namespaces],
+            }
+        )
+        return
+    _print_file(path, in_file, cached, max_size)
+    known = [each for each in namespaces if any(each.entries.values()) or each.hit_rate is not None]
+    if known:
+        columns, rows = _table(known, max_size or cached, with_stale=max_age is not None)
+        say("")
+        print_table(columns, rows)
+
+
+def _log_bytes(path: Path) -> int:
+    log = path.with_name(f"{path.name}-wal")
+    return log.stat().st_size if log.exists() else 0
+
+
+def _print_file(path: Path, in_file: Space, cached: int, max_size: int | None) -> None:
+    say(f"{path}")
+    say(
+        f"on disk: {format_size(path.stat().st_size)}, its log {format_size(_log_bytes(path))}, "
+        f"free within it {format_size(in_file.free_bytes)}"
+    )
+    if max_size is None:
+        say(f"cached:  {format_size(cached)}")
+    else:
+        share = cached / max_size if max_size else float(cached > 0)
+        say(
+            f"cached:  {format_size(cached)} of {format_size(max_size)} "
+            f"{bar(share)} {percent(share)}"
+        )
+
+
+def _table(
+    namespaces: list[NamespaceReport], whole: int, *, with_stale: bool
+) -> tuple[list[Column], list[list[str]]]:
+    columns = [
+        Column("values", is_number=True),
+        Column("bytes", is_number=True),
+        Column("share"),
+        Column("absent", is_number=True),
+        Column("hits", is_number=True),
+        Column("oldest"),
+        Column("newest"),
+        Column("namespace"),
+    ]
+    rows = [_row(each, whole) for each in namespaces]
+    if with_stale:
+        columns.insert(-1, Column("stale", is_number=True))
+        for row, each in zip(rows, namespaces, strict=True):
+            stale = each.stale
+            row.insert(-1, f"{stale.entries:,} ({format_size(stale.bytes)})" if stale else "-")
+    return columns, rows
+
+
+def _row(each: NamespaceReport, whole: int) -> list[str]:
+    is_stored = each.namespace == ""
+    kind = "stored" if is_stored else "value"
+    size = each.bytes.get(kind, 0)
+    share = None if is_stored or not whole else size / whole
+    return [
+        f"{each.entries.get(kind, 0):,}",
+        format_size(size),
+        "-" if share is None else f"{bar(share, 10)} {percent(share)}",
+        "-" if is_stored else f"{each.entries.get('absent', 0):,}",
+        percent(each.hit_rate),
+        local_time(each.oldest),
+        local_time(each.newest),
+        STORED_HERE if is_stored else each.namespace,
+    ]
+
+
+def _as_json(each: NamespaceReport) -> dict[str, object]:
+    return {
+        "namespace": each.namespace,
+        "entries": each.entries,
+        "bytes": each.bytes,
+        "oldest": iso_time(each.oldest),
+        "newest": iso_time(each.newest),
+        "stale_entries": each.stale.entries if each.stale else None,
+        "stale_bytes": each.stale.bytes if each.stale else None,
+        "hits": each.hits,
+        "misses": each.misses,
+        "hit_rate": each.hit_rate,
+        "bytes_served": each.bytes_served,
+        "bytes_fetched": each.bytes_fetched,
+        "evictions": each.evictions,
+        "expirations": each.expirations,
+    }

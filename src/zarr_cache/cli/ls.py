@@ -1,0 +1,119 @@
+"""``zarr-cache ls``."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from zarr_cache import report
+from zarr_cache.cli.file import existing, opened_to_read
+from zarr_cache.cli.options import CacheFile, Json, Namespace, Prefix
+from zarr_cache.cli.terminal import (
+    Column,
+    count,
+    is_terminal,
+    iso_time,
+    local_time,
+    print_json,
+    print_table,
+)
+from zarr_cache.report import Listed, Selection
+from zarr_cache.sizes import format_size
+
+MOST_IN_TERMINAL = 100
+"""So many entries are listed where somebody looks on, unless more are asked for."""
+
+
+class Kind(StrEnum):
+    """Kinds of entry that can be listed."""
+
+    VALUE = "value"
+    ABSENT = "absent"
+    STORED = "stored"
+    FENCE = "fence"
+
+
+class SortBy(StrEnum):
+    """Orders of a listing."""
+
+    KEY = "key"
+    SIZE = "size"
+    STORED = "stored"
+    USED = "used"
+
+
+def ls(
+    cache_file: CacheFile = None,
+    *,
+    namespace: Namespace = None,
+    prefix: Prefix = "",
+    kind: Annotated[
+        list[Kind] | None,
+        typer.Option(help="Of this kind only; may be given again.  [default: all but fence]"),
+    ] = None,
+    sort: Annotated[
+        SortBy, typer.Option(help="By key, or the largest, latest stored or latest used first.")
+    ] = SortBy.KEY,
+    is_reversed: Annotated[
+        bool, typer.Option("--reverse", "-r", help="The other way round.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"So many at most, 0 for all.  [default: {MOST_IN_TERMINAL} in a terminal]",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the entries of the file."""
+    path = existing(cache_file)
+    kinds = tuple(str(each) for each in kind or (Kind.VALUE, Kind.ABSENT, Kind.STORED))
+    selection = Selection(namespace, prefix, kinds)
+    if limit is None and is_terminal() and not as_json:
+        limit = MOST_IN_TERMINAL
+    most = limit or None
+    with opened_to_read(path) as connection:
+        found = report.entries(
+            connection, selection, sort.value, is_reversed=is_reversed, most=most
+        )
+        is_cut = most is not None and len(found) == most
+        in_all = report.amount(connection, selection).entries if is_cut else len(found)
+    if as_json:
+        print_json([_as_json(each) for each in found])
+        return
+    columns = [
+        Column("size", is_number=True),
+        Column("stored"),
+        Column("used"),
+        Column("kind"),
+        Column("namespace"),
+        Column("key"),
+    ]
+    if found:
+        print_table(columns, map(_row, found))
+    if in_all > len(found):
+        left_out = f"{count(len(found), 'entry', 'entries')} of {in_all:,}; --limit 0 lists all"
+        typer.echo(left_out, err=True)
+
+
+def _row(each: Listed) -> list[str]:
+    return [
+        format_size(each.size),
+        local_time(each.stored_at),
+        local_time(each.used_at),
+        each.kind,
+        each.namespace or "-",
+        each.key,
+    ]
+
+
+def _as_json(each: Listed) -> dict[str, object]:
+    return {
+        "namespace": each.namespace,
+        "key": each.key,
+        "kind": each.kind,
+        "bytes": each.size,
+        "stored_at": iso_time(each.stored_at),
+        "used_at": iso_time(each.used_at),
+    }

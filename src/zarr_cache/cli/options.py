@@ -1,0 +1,76 @@
+"""Options that several commands have, and how what is written there is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zarr_cache.location import VARIABLE
+from zarr_cache.sizes import parse_size
+
+_SECONDS = {"": 1, "s": 1, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
+
+_AGE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.ASCII)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _age(text: str) -> float:
+    """Seconds."""
+    match = _AGE.fullmatch(text)
+    if match is None or match[2] not in _SECONDS:
+        raise typer.BadParameter(
+            f"{text!r} is no age; expected seconds, or such as '90 s', '30 min', '12 h', '7 d'"
+        )
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+CacheFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-file",
+        "-f",
+        envvar=VARIABLE,
+        help="The cache file; without it the one in your cache folder.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Namespace = Annotated[str | None, typer.Option(help="Of this source only, as `info` names it.")]
+Prefix = Annotated[str, typer.Option(help="Keys that begin with this only.")]
+MaxSize = Annotated[
+    int | None,
+    typer.Option(
+        parser=_size,
+        metavar="SIZE",
+        help="The budget to compare with: a CacheStore has it, the file does not.",
+    ),
+]
+MaxAge = Annotated[
+    float | None,
+    typer.Option(parser=_age, metavar="AGE", help="What is older counts as stale, such as '7 d'."),
+]
+ToSize = Annotated[
+    int | None,
+    typer.Option(
+        parser=_size,
+        metavar="SIZE",
+        help="The least recently used, until the values have so many bytes at most.",
+    ),
+]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(parser=_age, metavar="AGE", help="What was asked of its source so long ago."),
+]
+UnusedFor = Annotated[
+    float | None, typer.Option(parser=_age, metavar="AGE", help="What was last used so long ago.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")]

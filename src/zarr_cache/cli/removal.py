@@ -1,0 +1,146 @@
+"""``zarr-cache evict`` and ``zarr-cache clear``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zarr_cache import ages, fence, removal, report
+from zarr_cache.cli.file import existing, opened_to_read, opened_to_write
+from zarr_cache.cli.options import (
+    CacheFile,
+    DryRun,
+    Json,
+    Namespace,
+    OlderThan,
+    Prefix,
+    ToSize,
+    UnusedFor,
+)
+from zarr_cache.cli.terminal import count, print_json, say, shown
+from zarr_cache.connection import Connection
+from zarr_cache.report import Amount, Selection
+from zarr_cache.sizes import format_size
+from zarr_cache.sqlite_store import SqliteStore
+
+NOTHING = Amount(0, 0)
+
+
+def evict(
+    cache_file: CacheFile = None,
+    *,
+    to_size: ToSize = None,
+    older_than: OlderThan = None,
+    unused_for: UnusedFor = None,
+    namespace: Namespace = None,
+    prefix: Prefix = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove cached values: those for which all that is asked for is so.
+
+    What goes is fetched again when it is read. What was stored with SqliteStore stays.
+    """
+    if not prefix and all(each is None for each in (to_size, older_than, unused_for, namespace)):
+        raise typer.BadParameter(
+            "say what should go: --to-size, --older-than, --unused-for, --namespace or --prefix; "
+            "`zarr-cache clear` removes everything"
+        )
+    path = existing(cache_file)
+    with opened_to_read(path) as connection:
+        now = report.now_ns(connection)
+        selection = Selection(
+            namespace,
+            prefix,
+            stored_by=_before(older_than, now),
+            used_by=_before(unused_for, now),
+        )
+        removed = _found(connection, selection, to_size)
+    if not dry_run:
+        with opened_to_write(path) as store:
+            removed = _remove(store, selection, to_size)
+    _tell(path, removed, is_dry_run=dry_run, as_json=as_json)
+
+
+def clear(
+    cache_file: CacheFile = None,
+    *,
+    namespace: Namespace = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Forget all that is kept of sources, or of one; say what goes, and ask first.
+
+    What is being fetched meanwhile is not kept either. What was stored with SqliteStore stays.
+    """
+    path = existing(cache_file)
+    selection = Selection(namespace)
+    with opened_to_read(path) as connection:
+        removed = report.amount(connection, selection)
+        names = [
+            each.namespace
+            for each in report.namespaces(connection, None)
+            if each.namespace and namespace in {None, each.namespace}
+        ]
+    if not dry_run:
+        if not yes and removed.entries:
+            of = "all sources" if namespace is None else namespace
+            typer.confirm(
+                shown(f"Remove {_words(removed)} of {of} from {path}?"), abort=True, err=True
+            )
+        with opened_to_write(path) as store:
+            removed = _remove(store, selection, None)
+            for name in names:
+                store.database.run(fence.fence_prefix, name, "")
+    _tell(path, removed, is_dry_run=dry_run, as_json=as_json)
+
+
+def _before(age: float | None, now: int) -> int:
+    return Selection().used_by if age is None else ages.fresh_after(age, now)
+
+
+def _found(connection: Connection, selection: Selection, to_size: int | None) -> Amount:
+    """How much would go."""
+    if to_size is None:
+        return report.amount(connection, selection)
+    chosen = removal.too_much(connection, selection, to_size)
+    return NOTHING if chosen is None else report.amount(connection, chosen)
+
+
+def _remove(store: SqliteStore, selection: Selection, to_size: int | None) -> Amount:
+    """Remove it in short transactions, and tell how much that was."""
+    chosen: Selection | None = selection
+    if to_size is not None:
+        chosen = store.database.run(removal.too_much, selection, to_size)
+    removed = NOTHING
+    after: int | None = removal.BEFORE_ALL
+    while chosen is not None and after is not None:
+        step = store.database.run(removal.remove, chosen, after)
+        removed += step.amount
+        after = step.after
+    return removed
+
+
+def _words(amount: Amount) -> str:
+    return f"{count(amount.entries, 'entry', 'entries')} ({format_size(amount.bytes)})"
+
+
+def _tell(path: Path, removed: Amount, *, is_dry_run: bool, as_json: bool) -> None:
+    with opened_to_read(path) as connection:
+        kept = report.cached_bytes(connection)
+    if is_dry_run:
+        kept -= removed.bytes
+    if as_json:
+        print_json(
+            {
+                "path": str(path),
+                "is_dry_run": is_dry_run,
+                "removed_entries": removed.entries,
+                "removed_bytes": removed.bytes,
+                "cached_bytes": kept,
+            }
+        )
+        return
+    verb = "would remove" if is_dry_run else "removed"
+    say(f"{verb} {_words(removed)}; {format_size(kept)} of values are left in {path}")

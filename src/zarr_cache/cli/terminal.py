@@ -1,0 +1,133 @@
+"""What the commands print: for people in a terminal, plain where it goes elsewhere, or JSON."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_PARTS = "▏▎▍▌▋▊▉█"
+
+_UNITS = (("days", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+class Column(NamedTuple):
+    """A column of a table: its heading, and whether it holds numbers."""
+
+    name: str
+    is_number: bool = False
+
+
+def shown(text: str) -> str:
+    """`text` on one line and without what a terminal would obey, as escapes of a Python string.
+
+    Keys and names of sources are anybody's: a control character could move the cursor, and a mark
+    of writing direction could disguise one key as another.
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def fail(message: str) -> NoReturn:
+    """End with `message` as the only line on stderr."""
+    typer.echo(f"zarr-cache: {shown(message)}", err=True)
+    raise typer.Exit(1)
+
+
+def say(line: str) -> None:
+    """Print the line, harmless."""
+    typer.echo(shown(line))
+
+
+def print_json(value: object) -> None:
+    """Print the value as one JSON document, in ASCII."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def is_terminal() -> bool:
+    """Whether somebody looks on."""
+    return Console().is_terminal
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print the rows: folded to the width of a terminal, or else each on one line, never cut."""
+    harmless = [[shown(cell) for cell in row] for row in rows]
+    if not is_terminal():
+        _print_plain([[column.name for column in columns], *harmless], columns)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        # The last column is the one that may be of any length.
+        is_short = column is not columns[-1] and column.name != "namespace"
+        table.add_column(
+            Text(column.name),
+            justify="right" if column.is_number else "left",
+            overflow="fold",
+            no_wrap=is_short,
+        )
+    for row in harmless:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def _print_plain(lines: Sequence[Sequence[str]], columns: Sequence[Column]) -> None:
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column.is_number else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A bar that is filled by `share` of its width, in letters that the output can show."""
+    filled = min(max(share, 0.0), 1.0) * width
+    console = Console()
+    if not console.is_terminal or not console.encoding.startswith("utf"):
+        return ("#" * round(filled)).ljust(width, ".")
+    whole, part = divmod(round(filled * len(_PARTS)), len(_PARTS))
+    return (_PARTS[-1] * whole + (_PARTS[part - 1] if part else "")).ljust(width)
+
+
+def percent(share: float | None) -> str:
+    """`share` of one; ``-`` for None."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def count(number: int, of: str, plural: str = "") -> str:
+    """``1 entry``, ``1,234 entries``."""
+    return f"{number:,} {of if number == 1 else plural or f'{of}s'}"
+
+
+def local_time(stamp_ns: int | None) -> str:
+    """A stamp of the file in the time zone of the machine; ``-`` for None."""
+    if stamp_ns is None:
+        return "-"
+    return f"{_time(stamp_ns).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def iso_time(stamp_ns: int | None) -> str | None:
+    """A stamp of the file in UTC, as ISO 8601 writes it."""
+    return None if stamp_ns is None else f"{_time(stamp_ns):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def _time(stamp_ns: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=stamp_ns // 1000)
+
+
+def duration(seconds: float) -> str:
+    """``3.2 days``, ``5.0 min``: in the largest unit of which there is at least one."""
+    unit, length = next((each for each in _UNITS if seconds >= each[1]), _UNITS[-1])
+    return f"{seconds / length:.1f} {unit}"

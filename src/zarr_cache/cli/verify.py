@@ -1,0 +1,78 @@
+"""``zarr-cache verify``."""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Concatenate
+
+import typer
+
+from zarr_cache import verify as verification
+from zarr_cache.cli.file import existing, opened_to_read, opened_to_write
+from zarr_cache.cli.options import CacheFile, Json
+from zarr_cache.cli.terminal import count, print_json, say
+from zarr_cache.connection import Connection
+from zarr_cache.errors import translated
+from zarr_cache.verify import Problem
+
+
+def verify(
+    cache_file: CacheFile = None,
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is wrong of what is kept of sources.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare every stored fact with what it stands for: the whole file is read.
+
+    Ends with 1 if there is a problem that is not repaired.
+    """
+    path = existing(cache_file)
+    problems: list[Problem] = []
+    with _verified(path, repair=repair) as found:
+        for problem in found:
+            problems.append(problem)
+            if not as_json:
+                say(str(problem))
+    left = sum(not problem.is_repaired for problem in problems)
+    if as_json:
+        print_json({"path": str(path), "problems": [_as_json(each) for each in problems]})
+    elif problems:
+        say(f"{path}: {count(len(problems), 'problem')}, {left} not repaired")
+    else:
+        say(f"{path}: no problem found")
+    if left:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _verified(path: Path, *, repair: bool) -> Iterator[Iterator[Problem]]:
+    """The problems as they are found; who does not repair does not write."""
+    if repair:
+        with opened_to_write(path) as store:
+            yield store.verify(repair=True)
+        return
+
+    def run[**P, T](
+        operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        try:
+            return operation(connection, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise translated(error, path) from error
+
+    with opened_to_read(path) as connection:
+        yield verification.verify(run)
+
+
+def _as_json(problem: Problem) -> dict[str, object]:
+    return {
+        "what": problem.what,
+        "namespace": problem.namespace,
+        "key": problem.key,
+        "found": str(problem.found),
+        "expected": str(problem.expected),
+        "is_repaired": problem.is_repaired,
+    }

@@ -1,0 +1,106 @@
+"""Removing what somebody chose, of what is kept of sources: operations, each a short transaction.
+
+What somebody stored with `SqliteStore` is data and is never among it. A row that goes leaves its
+revision to its namespace by a trigger, so that what a write has made invalid stays so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache.report import CACHED, Amount
+
+if TYPE_CHECKING:
+    from zarr_cache.connection import Connection
+    from zarr_cache.report import Selection
+
+MOST_ENTRIES = 256
+"""So many go in one transaction: others may write in between, and the log stays short."""
+
+BEFORE_ALL = -(2**63)
+"""Less than the number of every entry."""
+
+# From the most recently used on: what does not fit any more goes, and all that was used before.
+NEWEST_VICTIM = """
+SELECT used_at, id
+FROM (
+    SELECT
+        entry.used_at,
+        entry.id,
+        sum(entry.size) OVER (ORDER BY entry.used_at DESC, entry.id DESC) AS kept
+    FROM entry
+    JOIN namespace ON namespace.id = entry.namespace
+    WHERE (:namespace IS NULL OR namespace.name = :namespace)
+      AND entry.kind IN (SELECT value FROM json_each(:kinds))
+      AND entry.key >= :prefix
+      AND (:end IS NULL OR entry.key < :end)
+      AND entry.stored_at <= :stored_by
+      AND (entry.used_at, entry.id) <= (:used_by, :last)
+)
+WHERE kept > :max_size
+ORDER BY used_at DESC, id DESC
+LIMIT 1
+"""
+
+REMOVE = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT entry.id
+    FROM entry
+    JOIN namespace ON namespace.id = entry.namespace
+    WHERE entry.id > :after
+      AND (:namespace IS NULL OR namespace.name = :namespace)
+      AND entry.kind IN (SELECT value FROM json_each(:kinds))
+      AND entry.key >= :prefix
+      AND (:end IS NULL OR entry.key < :end)
+      AND entry.stored_at <= :stored_by
+      AND (entry.used_at, entry.id) <= (:used_by, :last)
+    ORDER BY entry.id
+    LIMIT :most
+)
+RETURNING id, size
+"""
+
+
+class Removed(NamedTuple):
+    """What one step of `remove` removed, and where the next begins; None if it was the last."""
+
+    amount: Amount
+    after: int | None
+
+
+def too_much(connection: Connection, selection: Selection, max_size: int) -> Selection | None:
+    """The least recently used of the values, as far as the rest has `max_size` bytes at most.
+
+    Returns
+    -------
+    Selection or None
+        None if all of them fit.
+    """
+    of_values = selection._replace(kinds=("value",))
+    parameters = of_values.parameters() | {"max_size": max_size}
+    row = connection.execute(NEWEST_VICTIM, parameters).fetchone()
+    return None if row is None else of_values.until(*row)
+
+
+def remove(connection: Connection, selection: Selection, after: int = BEFORE_ALL) -> Removed:
+    """Remove the next `MOST_ENTRIES` of them, in the order of their numbers.
+
+    Parameters
+    ----------
+    after
+        As the step before has told.
+
+    Raises
+    ------
+    ValueError
+        There is something else among the kinds than answers of a source.
+    """
+    if not set(selection.kinds) <= set(CACHED):
+        raise ValueError(f"only {CACHED} can be removed, not {selection.kinds}")
+    parameters = selection.parameters() | {"after": after, "most": MOST_ENTRIES}
+    with connection.writing():
+        rows = connection.execute(REMOVE, parameters).fetchall()
+    amount = Amount(len(rows), sum(size for _, size in rows))
+    is_last = len(rows) < MOST_ENTRIES
+    return Removed(amount, None if is_last else max(entry for entry, _ in rows))
