@@ -12,6 +12,7 @@ from zarr.abc.store import Store
 from zarr.experimental.cache_store import CacheStore as ZarrCacheStore
 from zarr.storage import (
     FsspecStore,
+    GpuMemoryStore,
     LocalStore,
     LoggingStore,
     ManagedMemoryStore,
@@ -142,6 +143,13 @@ def test_two_memories_have_two_names_also_when_they_hold_the_same() -> None:
 
     assert sources[0] == sources[1]
     assert name_of(sources[0]) != name_of(sources[1])
+
+
+def test_views_of_one_memory_of_a_gpu_have_one_name() -> None:
+    source = GpuMemoryStore()
+
+    assert name_of(source) == name_of(source.with_read_only(read_only=True))
+    assert name_of(source) != name_of(GpuMemoryStore())
 
 
 def test_a_managed_memory_is_named_by_what_it_holds_and_where_in_it() -> None:

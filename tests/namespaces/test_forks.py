@@ -1,0 +1,80 @@
+"""A fork copies what is in memory: from there on, parent and child are two sources."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import buffer
+from zarr_cache import CacheStore, SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+
+
+def read_sync(store: CacheStore, key: str) -> bytes | None:
+    found = store.get_sync(key)
+    return None if found is None else found.to_bytes()
+
+
+def in_child(action: Callable[[], None]) -> int:
+    """Do something in a child; return its exit code."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_what_a_child_writes_to_its_memory_is_not_the_parents(path: Path) -> None:
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(path))
+    store.set_sync("key", buffer(b"before"))
+
+    def write() -> None:
+        store.set_sync("key", buffer(b"of the child"))
+        assert read_sync(store, "key") == b"of the child"
+        store.flush()
+
+    assert in_child(write) == 0
+    assert read_sync(store, "key") == b"before"
+
+
+def test_what_a_parent_wrote_to_its_memory_since_is_not_the_childs(path: Path) -> None:
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(path))
+    store.set_sync("key", buffer(b"before"))
+    reading, writing = os.pipe()
+
+    def read() -> None:
+        os.read(reading, 1)
+        assert read_sync(store, "key") == b"before"
+
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            read()
+            code = 0
+        finally:
+            os._exit(code)
+    store.set_sync("key", buffer(b"after"))
+    store.flush()
+    os.write(writing, b".")
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    os.close(reading)
+    os.close(writing)
