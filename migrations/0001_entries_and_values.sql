@@ -38,7 +38,7 @@ CREATE TABLE entry (
     used_at   INTEGER NOT NULL,          -- last use
     revision  INTEGER NOT NULL,          -- counter.revision of the last write to the key
     writers   INTEGER NOT NULL DEFAULT 0 CHECK (writers >= 0),  -- writes to the source under way
-    checksum  INTEGER NOT NULL,          -- CRC32C of the facts, see checksum.py
+    checksum  INTEGER NOT NULL,          -- XXH3 of the facts, see checksum.py
     UNIQUE (namespace, key)
 ) STRICT;
 -- Who goes next. Covering, so that eviction reads no row it does not remove.
@@ -51,7 +51,7 @@ CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at);
 CREATE TABLE value (
     entry     INTEGER NOT NULL REFERENCES entry (id),
     part      INTEGER NOT NULL CHECK (part >= 0),
-    checksums BLOB    NOT NULL,          -- CRC32C of each block of data, 4 bytes each, little-endian
+    checksums BLOB    NOT NULL,          -- XXH3 of each block of data, 8 bytes each, big-endian
     data      BLOB    NOT NULL,
     PRIMARY KEY (entry, part)
 ) STRICT;

@@ -31,13 +31,19 @@ class Breaker:
         self._lock = threading.Lock()
         self._error: CacheError | None = None
         self._wait_ns = FIRST_NS
-        self._until_ns = 0
+        self._until_ns = -LONGEST_NS
         self._is_trying = False
 
     @property
     def is_closed(self) -> bool:
         """Whether operations go through."""
         return self._error is None
+
+    def look(self) -> None:
+        """As `check`, for one who will not try: whoever does is not kept from it."""
+        error = self._error
+        if error is not None and clock.monotonic_ns() < self._until_ns:
+            raise LeftAloneError(f"{error} (left alone for a while)")
 
     def check(self) -> None:
         """Return if an operation may be tried.
@@ -47,15 +53,12 @@ class Breaker:
         LeftAloneError
             Not now; the message tells why.
         """
-        error = self._error
-        if error is None:
+        if self._error is None:
             return
         with self._lock:
-            now_ns = clock.monotonic_ns()
-            if self._until_ns and now_ns < self._until_ns:
-                raise LeftAloneError(f"{error} (left alone for a while)")
+            self.look()
             # Who comes meanwhile does not try as well.
-            self._until_ns = now_ns + self._wait_ns
+            self._until_ns = clock.monotonic_ns() + self._wait_ns
             self._is_trying = True
 
     def try_again(self) -> None:
@@ -66,16 +69,19 @@ class Breaker:
     def failed(self, error: CacheError) -> None:
         """Let no operation through for a while."""
         with self._lock:
+            now_ns = clock.monotonic_ns()
             is_new = self._error is None
-            if is_new:
-                self._wait_ns = FIRST_NS
-            elif self._is_trying:
-                self._wait_ns = min(2 * self._wait_ns, LONGEST_NS)
-            else:
+            if not is_new and not self._is_trying:
                 # It had begun before the one that failed first had ended.
                 return
+            if now_ns - self._until_ns < LONGEST_NS:
+                # Also if something that takes less has succeeded in between: on a full disk, what
+                # needs no room does.
+                self._wait_ns = min(2 * self._wait_ns, LONGEST_NS)
+            else:
+                self._wait_ns = FIRST_NS
             self._error, self._is_trying = error, False
-            self._until_ns = clock.monotonic_ns() + self._wait_ns
+            self._until_ns = now_ns + self._wait_ns
         if is_new:
             logger.warning("%s; left alone, and tried again after a while", error)
 

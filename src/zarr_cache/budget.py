@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import pending
+from zarr_cache.errors import FileDamagedError
 from zarr_cache.index import EVER
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def enforce(
 def _evict(connection: Connection, limits: Limits, removed: Removed) -> None:
     """Remove the least recently used, in the file and in memory alike, until the rest fits."""
     while limits.max_size is not None:
-        (cached_bytes,) = connection.execute(CACHED_BYTES).fetchone()
+        cached_bytes = _cached_bytes(connection)
         excess = cached_bytes + limits.ranges.nbytes - limits.max_size
         if excess <= 0:
             return
@@ -159,6 +160,13 @@ def _evict(connection: Connection, limits: Limits, removed: Removed) -> None:
             if not limits.ranges.evict():
                 return
             removed.evicted_ranges += 1
+
+
+def _cached_bytes(connection: Connection) -> int:
+    row = connection.execute(CACHED_BYTES).fetchone()
+    if row is None:
+        raise FileDamagedError("a row of total is missing")
+    return int(row[0])
 
 
 def _expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:

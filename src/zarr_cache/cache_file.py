@@ -85,6 +85,11 @@ class Place(NamedTuple):
     inode: int
 
 
+def log_of(path: Path) -> Path:
+    """Where SQLite keeps the write-ahead log of the file."""
+    return path.with_name(f"{path.name}-wal")
+
+
 def place_of(path: Path) -> Place | None:
     """Which file the path names now; None when there is none."""
     try:
@@ -160,6 +165,23 @@ def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
         return aside
+
+
+def drop_log(path: Path, log: Place | None) -> None:
+    """Remove the log of a file that the path names no more.
+
+    SQLite takes a log for that of whatever file lies beside it, and would write it over that file.
+
+    Parameters
+    ----------
+    log
+        Of the log that is to go. One that another process has begun since stays.
+    """
+    with locked_folder(path, is_shared=False):
+        if log is None or place_of(log_of(path)) != log:
+            return
+        log_of(path).unlink(missing_ok=True)
+        path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
 
 
 def is_ours(path: Path) -> bool:
@@ -248,26 +270,38 @@ def refuse_foreign(path: Path) -> None:
     # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
     # ("How To Corrupt An SQLite Database File", 2.2).
     # First without the log and without locks, which leaves nothing beside somebody else's file.
-    log = path.with_name(f"{path.name}-wal")
+    log = log_of(path)
     # The log goes when another process is the last to close the file: then look again.
-    with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError):
-        identity = _identity(path, "immutable=1")
-        _judge(path, identity)
-        if not (log.exists() and log.stat().st_size):
-            return
-        if identity == _Identity():
-            _judge(path, _identity_of_copy(path, log))
-            return
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            identity = _identity(path, "immutable=1")
+        except sqlite3.DatabaseError as error:
+            # What a log would make of it is not asked: it may be that of a file that was here
+            # before, and SQLite would write it over this one.
+            _refuse_what_is_no_database(path, error)
+        else:
+            _judge(path, identity)
+            if not (log.exists() and log.stat().st_size):
+                return
+            if identity == _Identity():
+                _judge(path, _identity_of_copy(path, log))
+                return
     # What is ours, or still empty, may be another thing with its log, or be written just now.
     try:
         identity = _identity(path, "mode=ro")
     except sqlite3.DatabaseError as error:
-        if is_code(error, sqlite3.SQLITE_NOTADB):
-            if is_ours(path):
-                raise FileDamagedError(f"{path}: its header is damaged") from error
-            raise ForeignFileError(path, found="not an SQLite database") from error
+        _refuse_what_is_no_database(path, error)
         raise
     _judge(path, identity)
+
+
+def _refuse_what_is_no_database(path: Path, error: sqlite3.DatabaseError) -> None:
+    if not is_code(error, sqlite3.SQLITE_NOTADB):
+        return
+    # Nobody can have it open through SQLite.
+    if is_ours(path):
+        raise FileDamagedError(f"{path}: its header is damaged") from error
+    raise ForeignFileError(path, found="not an SQLite database") from error
 
 
 def _identity_of_copy(path: Path, log: Path) -> _Identity:

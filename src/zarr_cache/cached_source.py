@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import ages
+from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
@@ -28,6 +30,18 @@ ABSENT_SECONDS = 60
 """For how long a read-only view believes that a key is absent, unless told otherwise."""
 
 
+_private: weakref.WeakSet[CachedSource] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for cached in _private:
+        cached.follow_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Settings(NamedTuple):
     """The parameters of `CacheStore` of the same names."""
 
@@ -44,7 +58,7 @@ class Seen(NamedTuple):
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class CachedSource:
     """What `reading` and `writing` work on: one for each view of a CacheStore.
 
@@ -67,6 +81,14 @@ class CachedSource:
     statistics: Statistics
     faults: Faults
     forecast: Forecast
+
+    def __post_init__(self) -> None:
+        if private.is_private(self.namespace):
+            _private.add(self)
+
+    def follow_fork(self) -> None:
+        """Take another name in the child of a fork, whose source is a copy of the parent's."""
+        self.namespace = self.statistics.namespace = private.in_this_process(self.namespace)
 
     def limits(self) -> Limits:
         """The limits as of now."""

@@ -15,6 +15,7 @@ from zarr_cache.cache_file import (
     APPLICATION_ID,
     BUSY_TIMEOUT_SECONDS,
     locked_folder,
+    log_of,
     refuse_foreign,
     refuse_network,
 )
@@ -35,6 +36,9 @@ WAL_BYTES = 8 * 2**20
 
 MOST_WAL_BYTES = 12 * 2**20
 """Nothing is kept while the log is longer and cannot be written back: a reader may hold it."""
+
+MOST_ROW_BYTES = 64 * 2**20
+"""Longer than any row: a part of a value, or a key, and some numbers."""
 
 CHECKPOINT_TIMEOUT_MS = 100
 """How long is waited for readers, so that the log can begin anew."""
@@ -90,6 +94,7 @@ class Connection(sqlite3.Connection):
 
     turns: Turns
     is_read_only = False
+    is_immutable = False
     is_closed = False
 
     def close(self) -> None:
@@ -142,6 +147,8 @@ def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:
         factory=Connection,
     )
     connection.turns = turns
+    # No row of ours is longer, and none that says so is read.
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_ROW_BYTES)
     try:
         connection.executescript(_PRAGMAS)
     except BaseException:
@@ -216,26 +223,29 @@ def reopen_read_only(path: Path, turns: Turns) -> Connection:
     sqlite3.OperationalError
         It cannot be read either: it is being written to, or of an older schema.
     """
-    log = path.with_name(f"{path.name}-wal")
-    for how in ("mode=ro", "immutable=1"):
-        connection = connect(f"{path.as_uri()}?{how}", turns, uri=True)
-        connection.is_read_only = True
-        try:
-            if migrate.version(connection) == migrate.newest():
-                schema.check_file(connection, path)
-                return connection
-        except sqlite3.OperationalError as error:
-            connection.close()
-            # Reading along with a log takes a file beside it. Without a log nobody writes, and the
-            # file is read as it is.
-            if not is_code(error, sqlite3.SQLITE_CANTOPEN) or log.exists():
-                raise
-        except BaseException:
-            connection.close()
+    try:
+        return _open_read_only(path, "mode=ro", turns)
+    except sqlite3.OperationalError as error:
+        # Reading along with a log takes a file beside it. Without a log nobody writes, and the file
+        # is read as it is.
+        if not _is_read_only(error) or log_of(path).exists():
             raise
-        else:
-            connection.close()
-            break
+    connection = _open_read_only(path, "immutable=1", turns)
+    connection.is_immutable = True
+    return connection
+
+
+def _open_read_only(path: Path, how: str, turns: Turns) -> Connection:
+    connection = connect(f"{path.as_uri()}?{how}", turns, uri=True)
+    connection.is_read_only = True
+    try:
+        schema.check_file(connection, path)
+        if migrate.version(connection) == migrate.newest():
+            return connection
+    except BaseException:
+        connection.close()
+        raise
+    connection.close()
     older = sqlite3.OperationalError("read-only, and of an older schema")
     older.sqlite_errorcode = sqlite3.SQLITE_READONLY
     raise older

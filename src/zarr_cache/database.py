@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -35,25 +36,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Along the index entry_by_use. No other stamp is newer: what is stored is used at that time.
+# A stamp from which the clock could not count on, far beyond the year 2100, is not one of ours.
 NEWEST_STAMP = """
 SELECT coalesce(max(used_at), 0)
 FROM (
-    SELECT max(used_at) AS used_at FROM entry WHERE kind = 'stored'
+    SELECT max(used_at) AS used_at FROM entry WHERE kind = 'stored' AND used_at < 1 << 62
     UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'value'
+    SELECT max(used_at) FROM entry WHERE kind = 'value' AND used_at < 1 << 62
     UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'absent'
+    SELECT max(used_at) FROM entry WHERE kind = 'absent' AND used_at < 1 << 62
     UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'fence'
+    SELECT max(used_at) FROM entry WHERE kind = 'fence' AND used_at < 1 << 62
 )
 """
 
 
 # Somebody's data, which is not set aside with what is only kept.
 STORED_ENTRIES = """
-SELECT entries
+SELECT 1
 FROM total
+WHERE kind = 'stored' AND entries > 0
+"""
+
+# The same without any index. Walks all entries.
+STORED_ROW = """
+SELECT 1
+FROM entry NOT INDEXED
 WHERE kind = 'stored'
+LIMIT 1
 """
 
 
@@ -146,7 +156,9 @@ class FileDatabase:
         # What was opened: which file, how long it was when last looked at, and how.
         self._place: Place | None = None
         self._size = 0
-        self._is_read_only = False
+        self._log: Place | None = None
+        self._holds_stored = False
+        self._is_read_only = self._is_immutable = False
 
     @classmethod
     def of(cls, path: Path) -> FileDatabase:
@@ -182,7 +194,7 @@ class FileDatabase:
                 self._place = cache_file.place_of(self.path)
                 connection = open_file(self.path, self._turns)
                 self._place = self._place or cache_file.place_of(self.path)
-                (floor_ns,) = connection.execute(NEWEST_STAMP).fetchone()
+                floor_ns = self._read_first(connection)
             except sqlite3.Error as error:
                 raise self._translated(error) from error
             except OSError as error:
@@ -191,6 +203,7 @@ class FileDatabase:
                 error.place = self._place
                 raise
             self._is_read_only = connection.is_read_only
+            self._is_immutable = connection.is_immutable
             self._size = 0
             self._connections.add(connection)
             self._idle.append(connection)
@@ -201,6 +214,17 @@ class FileDatabase:
             how = " for reading only" if self._is_read_only else ""
             logger.info("%s: opened%s", self.path, how)
             return self._clock
+
+    def _read_first(self, connection: Connection) -> int:
+        """The newest stamp in the file; from then on its log is there, too."""
+        try:
+            self._holds_stored = bool(connection.execute(STORED_ENTRIES).fetchone())
+            (floor_ns,) = connection.execute(NEWEST_STAMP).fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        self._log = cache_file.place_of(cache_file.log_of(self.path))
+        return int(floor_ns)
 
     def _remember(self) -> None:
         """See to it that the file is closed at the end of the interpreter."""
@@ -233,23 +257,38 @@ class FileDatabase:
             SQLite refused; what the operation had written is rolled back.
         """
         try:
+            return self._run(operation, *args, **kwargs)
+        except FileReadOnlyError:
+            # It may have been opened at a time when it could not be written to.
+            self._forget_connections()
+            return self._run(operation, *args, **kwargs)
+
+    def _run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        try:
             connection = self._take()
             try:
                 return operation(connection, *args, **kwargs)
             finally:
                 self._put_back(connection)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError, FileDamagedError) as error:
             raise self._translated(error) from error
-        except MemoryError as error:
-            raise OutOfMemoryError(f"{self.path}: no memory for a value") from error
 
-    def _translated(self, error: sqlite3.Error) -> StorageError:
-        own = translated(error, self.path)
+    def _translated(self, error: sqlite3.Error | MemoryError | FileDamagedError) -> StorageError:
+        if isinstance(error, MemoryError):
+            return OutOfMemoryError(f"{self.path}: no memory for a value")
+        if isinstance(error, FileDamagedError):
+            if error.place is not None:
+                return error
+            own: StorageError = FileDamagedError(f"{self.path}: {error}")
+        else:
+            own = translated(error, self.path)
         if isinstance(own, FileDamagedError):
             own.place = self._place
-        if isinstance(own, FileReadOnlyError):
-            # Whether it still is turns out when it is opened again.
-            self._forget_connections()
         return own
 
     def _take(self) -> Connection:
@@ -288,15 +327,32 @@ class FileDatabase:
             raise StorageError(f"{self.path}: {error}") from error
         if self._place != (now.st_dev, now.st_ino):
             self._lose("another file was put in its place while it was open")
-        elif now.st_size < self._size:
+            return
+        if now.st_size == 0 < self._size:
+            self._lose("it was emptied while it was open")
+            return
+        if now.st_size < self._size:
             # What is mapped into memory beyond its end must not be touched. Mostly it has given
             # space back; if somebody has cut it, SQLite will find out.
+            self._forget_connections()
+        elif self._is_immutable and cache_file.log_of(self.path).exists():
+            # Somebody writes, and what was taken to stay as it is does not.
             self._forget_connections()
         self._size = now.st_size
 
     def _lose(self, why: str) -> None:
         logger.warning("%s: %s; it is opened anew", self.path, why)
-        self._forget_connections()
+        self._be_quiet()
+        try:
+            # What is in the log goes into the file that was, wherever that is now.
+            for connection in self._idle:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._close_all()
+            with contextlib.suppress(OSError):
+                cache_file.drop_log(self.path, self._log)
+        finally:
+            self._end_quiet()
         for forget in self.after_loss:
             forget()
 
@@ -308,6 +364,12 @@ class FileDatabase:
             self._idle.clear()
             self._connections.clear()
             self._is_open = False
+
+    def _close_all(self) -> None:
+        """Close every connection, while no operation is under way."""
+        for loop_connection in self._by_loop.values():
+            loop_connection.close_now()
+        self._forget_connections()
 
     def heal(self, error: FileDamagedError) -> Path | None:
         """Set the damaged file aside, so that the next operation begins another.
@@ -326,14 +388,12 @@ class FileDatabase:
         with self._lock:
             self._be_quiet()
             try:
-                if self._holds_stored():
+                if self._may_hold_stored():
                     raise StorageError(
                         f"{error}; it holds values that were stored with SqliteStore and is left "
                         f"where it is: see 'zarr-cache verify {self.path}'"
                     )
-                self._forget_connections()
-                for loop_connection in self._by_loop.values():
-                    loop_connection.close_now()
+                self._close_all()
                 aside = cache_file.set_aside(self.path, error.place)
             except OSError as failure:
                 raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
@@ -345,16 +405,16 @@ class FileDatabase:
                     forget()
             return aside
 
-    def _holds_stored(self) -> bool:
-        """Whether the file is known to hold values that somebody has stored."""
-        for connection in self._idle:
-            try:
-                (entries,) = connection.execute(STORED_ENTRIES).fetchone()
-            except (sqlite3.Error, TypeError):
-                # Too damaged to tell: renamed, it is as readable as before.
-                return False
-            return bool(entries)
-        return False
+    def _may_hold_stored(self) -> bool:
+        """Whether the file holds values that somebody has stored, or did when it was opened."""
+        try:
+            with contextlib.closing(connect(self._name, self._turns)) as connection:
+                for statement in (STORED_ENTRIES, STORED_ROW):
+                    with contextlib.suppress(sqlite3.DatabaseError):
+                        return bool(connection.execute(statement).fetchone())
+        except sqlite3.Error:
+            pass  # too damaged to tell now
+        return self._holds_stored
 
     def _be_quiet(self) -> None:
         """Wait until no operation is under way, and let none begin."""
@@ -378,9 +438,7 @@ class FileDatabase:
             self._write_waiting()
         with self._lock:
             self._be_quiet()
-            for loop_connection in self._by_loop.values():
-                loop_connection.close_now()
-            self._forget_connections()
+            self._close_all()
 
     def after_fork_in_parent(self) -> None:
         """Let operations begin again."""
@@ -430,13 +488,15 @@ class FileDatabase:
             return self.run(operation, *args, **kwargs)
         try:
             return operation(connection, *args, **kwargs)
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
-        except MemoryError as error:
-            raise OutOfMemoryError(f"{self.path}: no memory for a value") from error
+        except (sqlite3.Error, MemoryError, FileDamagedError) as error:
+            own = self._translated(error)
+            if not isinstance(own, FileReadOnlyError):
+                raise own from error
         finally:
             with self._lock:
                 self._end_operation()
+        self._forget_connections()
+        return self.run(operation, *args, **kwargs)
 
     def _end_operation(self) -> None:
         self._under_way -= 1

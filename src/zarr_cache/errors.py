@@ -137,5 +137,9 @@ def is_code(error: sqlite3.Error, code: int) -> bool:
 
 def translated(error: sqlite3.Error, path: Path) -> StorageError:
     """The error of this package that stands for SQLite's, chosen by its result code."""
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None and isinstance(error, sqlite3.OperationalError):
+        # Python's own: text that is not UTF-8.
+        return FileDamagedError(f"{path}: {error}")
+    code = (code or 0) & 0xFF
     return _BY_PRIMARY_CODE.get(code, StorageError)(f"{path}: {error}")

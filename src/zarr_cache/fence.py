@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from zarr_cache import checksum, pending, values
 from zarr_cache.admission import TRIM
 from zarr_cache.budget import under_limits
+from zarr_cache.errors import FileDamagedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
 
 if TYPE_CHECKING:
@@ -157,8 +158,10 @@ def end_write(
 
 def _next_revision(connection: Connection, namespace: str) -> int:
     connection.execute(NEW_NAMESPACE, {"namespace": namespace})
-    ((revision,),) = connection.execute(NEXT_REVISION).fetchall()
-    return int(revision)
+    rows = connection.execute(NEXT_REVISION).fetchall()
+    if not rows:
+        raise FileDamagedError("the row of counter is missing")
+    return int(rows[0][0])
 
 
 def _fence(connection: Connection, statement: str, parameters: Parameters) -> None:

@@ -6,10 +6,12 @@ operation: it runs from beginning to end as one transaction.
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import byte_range, checksum, values
+from zarr_cache.errors import FileDamagedError, is_code
 from zarr_cache.values import DamagedValueError
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 type Data = bytes | ByteArray
 
-EVER = -(2**63)
-"""For `fresh_after`: every age is fresh."""
+EVER, NEVER = -(2**63), 2**63 - 1
+"""For `fresh_after`: every age is fresh, and none is."""
 
 LONGEST_WRITE_NS = 3600 * 1_000_000_000
 """A write that has not ended after this time never will: its process has died."""
@@ -43,10 +45,12 @@ WHERE true
 ON CONFLICT DO NOTHING
 """
 
+# By position: a dict of names costs a fifth of the whole. What comes of the first part is checked
+# for its length before it is read, whatever the file says of itself.
 LOOK_UP = """
 SELECT
     counter.revision,
-    total.bytes,
+    (SELECT bytes FROM total WHERE kind = 'value'),
     max(coalesce(namespace.fence, counter.fence), coalesce(entry.revision, 0)),
     entry.id,
     entry.kind,
@@ -54,14 +58,21 @@ SELECT
     entry.stored_at,
     entry.writers,
     entry.checksum,
-    CASE WHEN entry.size <= :inline AND entry.stored_at > :fresh_after THEN value.checksums END,
-    CASE WHEN entry.size <= :inline AND entry.stored_at > :fresh_after THEN value.data END
+    value.rowid,
+    length(value.data),
+    CASE WHEN length(value.checksums) <= 512 THEN value.checksums END,
+    CASE WHEN entry.size <= ?4 AND length(value.data) = entry.size THEN value.data END
 FROM counter
-JOIN total ON total.kind = 'value'
-LEFT JOIN namespace ON namespace.name = :namespace
-LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = :key
-LEFT JOIN value ON value.entry = entry.id AND value.part = 0
+LEFT JOIN namespace ON namespace.name = ?1
+LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = ?2
+LEFT JOIN value ON value.entry = entry.id AND value.part = 0 AND entry.stored_at > ?3
 WHERE counter.id = 1
+"""
+
+CHECKSUMS = """
+SELECT checksums
+FROM value
+WHERE entry = :entry AND part = 0
 """
 
 
@@ -78,8 +89,9 @@ class Found(NamedTuple):
         Revision of the last write to the key: what was fetched at an earlier one is no answer.
     entry, kind, size, stored_at, writers, checksum
         The row of the key; None when there is none.
-    checksums
-        Of the blocks of the first part.
+    part, part_length, checksums
+        Of the first part of fresh bytes: its row, its length in bytes, and the checksums of its
+        blocks.
     data
         The bytes asked for, verified; None unless the key has bytes that are fresh.
     is_damaged
@@ -95,6 +107,8 @@ class Found(NamedTuple):
     stored_at: int
     writers: int | None
     checksum: int
+    part: int | None = None
+    part_length: int | None = None
     checksums: bytes | None = None
     data: Data | None = None
     is_damaged: bool = False
@@ -120,18 +134,13 @@ def nothing(connection: Connection) -> None:
 
 def peek(connection: Connection, namespace: str, key: str) -> Found:
     """What the file knows of the key, without its bytes."""
-    return _look_up(connection, namespace, key, None, EVER, -1)
+    return _checked(_facts(connection, namespace, key, NEVER, -1), namespace, key)[0]
 
 
-def look_up_small(
-    connection: Connection,
-    namespace: str,
-    key: str,
-    request: ByteRequest | None = None,
-    fresh_after: int = EVER,
-) -> Found:
-    """As `look_up`, but without the bytes of a value of more than `INLINE` bytes."""
-    return _look_up(connection, namespace, key, request, fresh_after, INLINE)
+def checksums(connection: Connection, entry: int) -> bytes | None:
+    """The checksums of a value of which the bytes are kept elsewhere; None if there are none."""
+    row = connection.execute(CHECKSUMS, {"entry": entry}).fetchone()
+    return None if row is None else bytes(row[0])
 
 
 def look_up(
@@ -140,6 +149,7 @@ def look_up(
     key: str,
     request: ByteRequest | None = None,
     fresh_after: int = EVER,
+    most: int | None = None,
 ) -> Found:
     """What the file knows of the key, with the bytes that `request` asks for if they are fresh.
 
@@ -147,80 +157,69 @@ def look_up(
     ----------
     fresh_after
         What was stored at this time or earlier is not read.
+    most
+        Values of more bytes than this are not read.
     """
     while True:
-        found = _look_up(connection, namespace, key, request, fresh_after, INLINE)
-        if found.data is not None or not found.is_large(fresh_after):
+        facts = _facts(connection, namespace, key, fresh_after, INLINE)
+        found, seed = _checked(facts, namespace, key)
+        if found.kind not in {"value", "stored"} or found.stored_at <= fresh_after:
             return found
-        large = _look_up_large(connection, namespace, key, request, found)
-        if large is not None:
-            return large
-
-
-def _look_up(
-    connection: Connection,
-    namespace: str,
-    key: str,
-    request: ByteRequest | None,
-    fresh_after: int,
-    inline: int,
-) -> Found:
-    """What the file knows of the key, with the bytes of a value of up to `inline` bytes."""
-    parameters = {
-        "namespace": namespace,
-        "key": key,
-        "fresh_after": fresh_after,
-        "inline": inline,
-    }
-    *facts, data = connection.execute(LOOK_UP, parameters).fetchone()
-    found = Found(*facts)
-    if found.entry is None or found.kind == "fence":
-        return found
-    seed = _seed(namespace, key, found)
-    if found.checksum != seed:
-        return found._replace(is_damaged=True)
-    if found.kind == "absent" or found.size > inline or found.stored_at <= fresh_after:
-        return found
-    try:
-        return found._replace(data=_verified(found, seed, request, data or b""))
-    except DamagedValueError:
-        return found._replace(is_damaged=True)
-
-
-def _seed(namespace: str, key: str, found: Found) -> int:
-    return checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
-
-
-def _verified(found: Found, seed: int, request: ByteRequest | None, data: bytes) -> bytes:
-    """The bytes asked for, out of those that came with the facts."""
-    if len(data) != found.size:
-        raise DamagedValueError("the value has another length")
-    if data:
-        values.verify(seed, 0, data, found.checksums or b"")
-    start, stop = byte_range.span(request, found.size)
-    return data if (start, stop) == (0, found.size) else data[start:stop]
-
-
-def _look_up_large(
-    connection: Connection,
-    namespace: str,
-    key: str,
-    request: ByteRequest | None,
-    found: Found,
-) -> Found | None:
-    """The bytes asked for, out of their parts; None if another value has taken the place."""
-    start, stop = byte_range.span(request, found.size)
-    with connection.reading():
-        # The facts once more: they and the bytes are to be of one and the same state of the file.
-        again = peek(connection, namespace, key)
-        if (again.entry, again.checksum) != (found.entry, found.checksum):
-            return None
+        if found.is_damaged or (most is not None and found.size > most):
+            return found
         try:
-            seed = _seed(namespace, key, again)
-            data = values.read(connection, again.entry or 0, seed, again.size, start, stop)
+            return found._replace(data=_bytes(connection, found, seed, request))
         except DamagedValueError:
-            return again._replace(is_damaged=True)
-    return again._replace(data=data)
+            # Unless another value has taken its place since.
+            if _facts(connection, namespace, key, NEVER, -1)[3:9] == facts[3:9]:
+                return found._replace(data=None, is_damaged=True)
+
+
+def _facts(
+    connection: Connection, namespace: str, key: str, fresh_after: int, inline: int
+) -> Found:
+    """The row, with the bytes of a fresh value of up to `inline` bytes."""
+    row = connection.execute(LOOK_UP, (namespace, key, fresh_after, inline)).fetchone()
+    if row is None or row[1] is None:
+        raise FileDamagedError("a row of counter or total is missing")
+    return Found(*row)
+
+
+def _checked(found: Found, namespace: str, key: str) -> tuple[Found, int]:
+    """What was found, and the checksum of the facts, which may say that they are damaged."""
+    if found.entry is None or found.kind == "fence":
+        return found, 0
+    seed = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
+    return (found if seed == found.checksum else found._replace(is_damaged=True)), seed
+
+
+def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest | None) -> Data:
+    """The bytes asked for, verified.
+
+    Raises
+    ------
+    DamagedValueError
+        They are not those that were written with the facts, or are there no more.
+    """
+    start, stop = byte_range.span(request, found.size)
+    sums = found.checksums or b""
+    if found.data is not None:
+        values.verify(seed, 0, bytes(found.data), sums)
+        return found.data if (start, stop) == (0, found.size) else found.data[start:stop]
+    if start >= stop:
+        return b""
+    if found.size > values.PART:
+        # All parts of one and the same value.
+        with connection.reading():
+            return values.read(connection, found.entry or 0, seed, found.size, start, stop)
+    if found.part is None or found.part_length != found.size:
+        raise DamagedValueError("the value is missing or has another length")
+    try:
+        return values.read_blob(connection, found.part, seed, 0, found.size, sums, start, stop)
+    except sqlite3.OperationalError as error:
+        if is_code(error, sqlite3.SQLITE_ERROR):
+            raise DamagedValueError("the value is there no more") from error
+        raise
 
 
 def look_up_many(

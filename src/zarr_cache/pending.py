@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from zarr_cache.index import NEW_NAMESPACE
@@ -46,7 +45,7 @@ class Pending:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._touches: dict[int, int] = {}
-        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._counts: dict[str, dict[str, int]] = {}
 
     def __len__(self) -> int:
         """Number of entries whose last use is not in the file yet."""
@@ -58,10 +57,13 @@ class Pending:
             if len(self._touches) < MOST_TOUCHES:
                 self._touches[entry] = used_at
 
-    def count(self, namespace: str, name: str, number: int) -> None:
-        """Add to one of `LASTING`."""
+    def count(self, namespace: str, numbers: Mapping[str, int]) -> None:
+        """Add those of `LASTING`."""
         with self._lock:
-            self._counts[namespace][name] += number
+            counts = self._counts.setdefault(namespace, dict.fromkeys(LASTING, 0))
+            for name, number in numbers.items():
+                if name in counts:
+                    counts[name] += number
 
     def take_touches(self) -> dict[int, int]:
         """The uses noted since the last call."""
@@ -76,18 +78,14 @@ class Pending:
 
     def put_back_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
         """Undo `take_counts`."""
-        with self._lock:
-            for namespace, added in counts.items():
-                self._counts[namespace].update(added)
+        for namespace, added in counts.items():
+            self.count(namespace, added)
 
     def take_counts(self) -> dict[str, dict[str, int]]:
         """What was counted since the last call, by namespace, with each of `LASTING`."""
         with self._lock:
-            counts, self._counts = self._counts, defaultdict(Counter)
-        return {
-            namespace: {name: added[name] for name in LASTING}
-            for namespace, added in counts.items()
-        }
+            counts, self._counts = self._counts, {}
+        return {namespace: added for namespace, added in counts.items() if any(added.values())}
 
 
 def write(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING
-
-from zarr_cache.pending import LASTING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,17 +38,17 @@ class Statistics:
     """
 
     def __init__(self, namespace: str, pending: Callable[[], Pending]) -> None:
-        self._namespace = namespace
+        self.namespace = namespace
         self._pending = pending
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, int] = defaultdict(int)
 
     def add(self, **numbers: int) -> None:
         """Add to the counts of these names."""
+        counts = self._counts
         with _counting:
-            self._counts.update(numbers)
-        for name, number in numbers.items():
-            if name in LASTING and number:
-                self._pending().count(self._namespace, name, number)
+            for name, number in numbers.items():
+                counts[name] += number
+        self._pending().count(self.namespace, numbers)
 
     def __getitem__(self, name: str) -> int:
         return self._counts[name]

@@ -60,9 +60,11 @@ class StoreCache(ValueCache):
         facts = checksum.of_facts(namespace, key, "value", found.size, found.stored_at)
         if data is None or len(data) != found.size:
             return found._replace(is_damaged=True)
+        sums = self._run_here(self._reads, index.checksums, found.entry or 0)
         try:
-            if found.checksums is not None:
-                values.verify(facts, 0, data, found.checksums)
+            # What was there before this CacheStore has none.
+            if sums is not None:
+                values.verify(facts, 0, data, sums)
         except DamagedValueError:
             return found._replace(is_damaged=True)
         start, stop = byte_range.span(request, found.size)

@@ -14,9 +14,6 @@ from zarr_cache.breaker import Breaker
 from zarr_cache.errors import (
     CacheError,
     FileDamagedError,
-    FileFullError,
-    FileLockedError,
-    FileReadOnlyError,
     LeftAloneError,
     OutOfMemoryError,
 )
@@ -174,9 +171,6 @@ class ValueCache:
                 where = f"it is now {aside}, and {begun}" if aside else begun
                 return FileDamagedError(f"{error}; {where}")
         breaker.failed(error)
-        if not isinstance(error, (FileLockedError, FileFullError, FileReadOnlyError)):
-            self._reads.failed(error)
-            self._writes.failed(error)
         return error
 
     def opened(self) -> Flow[None]:
@@ -203,14 +197,12 @@ class ValueCache:
         # Before the file is looked at: what waits no more is in it.
         waiting = self._admissions.answer(namespace, key)
         arguments = (namespace, key, request, fresh_after)
-        found = self._run_here(self._reads, index.look_up_small, *arguments)
+        found = self._run_here(self._reads, index.look_up, *arguments, MOST_ON_LOOP)
         if waiting is not None and found.data is None:
             found = waiting.instead_of(found, request, fresh_after)
-        if found.data is not None or not found.is_large(fresh_after):
-            return found
-        if found.size <= MOST_ON_LOOP:
-            return self._run_here(self._reads, index.look_up, *arguments)
-        return (yield from self._run(self._reads, index.look_up, *arguments))
+        if found.data is None and found.is_large(fresh_after):
+            return (yield from self._run(self._reads, index.look_up, *arguments))
+        return found
 
     def look_up_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
@@ -245,7 +237,8 @@ class ValueCache:
             Called with what became of it: what was removed, None if a write has overtaken it, or
             why it could not be kept. By whatever thread.
         """
-        self._writes.check()
+        if not self._writes.is_closed:
+            self._writes.look()
         mine = Admission(namespace, key, answer, limits, told)
         self._admissions.add(mine)
         self._writer.wake()

@@ -28,10 +28,17 @@ DELETE FROM value
 WHERE entry = :entry
 """
 
+# `length` of a blob does not read it.
 FIND_PART = """
-SELECT rowid, checksums, length(data)
+SELECT rowid, length(data), CASE WHEN length(checksums) <= 512 THEN checksums END
 FROM value
 WHERE entry = :entry AND part = :part
+"""
+
+LENGTH_OF_PARTS = """
+SELECT coalesce(sum(length(data)), 0)
+FROM value
+WHERE entry = :entry AND part BETWEEN :first AND :last
 """
 
 
@@ -64,7 +71,7 @@ def verify(seed: int, first: int, data: bytes, checksums: bytes) -> None:
     DamagedValueError
         A block differs.
     """
-    if checksum.of_blocks(seed, first, np.frombuffer(data, np.uint8)) != checksums:
+    if checksum.of_blocks(seed, first, data) != checksums:
         raise DamagedValueError(f"block {first} or one after it")
 
 
@@ -84,6 +91,11 @@ def read(
     parts = range(start // PART, -(-stop // PART))
     if len(parts) == 1:
         return _read_part(connection, entry, seed, size, parts[0], start, stop)
+    bounds = {"entry": entry, "first": parts[0], "last": parts[-1]}
+    (length,) = connection.execute(LENGTH_OF_PARTS, bounds).fetchone()
+    if length != min(size, parts[-1] * PART + PART) - parts[0] * PART:
+        # Before memory is taken for what somebody says that there is.
+        raise DamagedValueError("parts are missing or have another length")
     whole = np.empty(stop - start, np.uint8)
     for part in parts:
         begin, end = max(start, part * PART), min(stop, (part + 1) * PART)
@@ -103,23 +115,55 @@ def _read_part(
 ) -> bytes:
     """The bytes ``[start, stop)`` of a value of `size` bytes, all of them in one part."""
     origin = part * PART
-    length = min(PART, size - origin)
     row = connection.execute(FIND_PART, {"entry": entry, "part": part}).fetchone()
-    if row is None or row[2] != length:
-        raise DamagedValueError(f"part {part} is missing or has another length")
-    rowid, checksums, _ = row
+    if row is None:
+        raise DamagedValueError(f"part {part} is missing")
+    rowid, length, checksums = row
+    if length != min(PART, size - origin):
+        raise DamagedValueError(f"part {part} has another length")
+    first = origin // checksum.BLOCK
+    return read_blob(
+        connection, rowid, seed, first, length, checksums or b"", start - origin, stop - origin
+    )
+
+
+def read_blob(
+    connection: sqlite3.Connection,
+    rowid: int,
+    seed: int,
+    first: int,
+    length: int,
+    checksums: bytes,
+    start: int,
+    stop: int,
+) -> bytes:
+    """The bytes ``[start, stop)`` of a part, verified.
+
+    Parameters
+    ----------
+    rowid, length, checksums
+        Of the part.
+    seed
+        Checksum of the facts.
+    first
+        Number of the block in the value that the part begins with.
+
+    Raises
+    ------
+    DamagedValueError
+        They differ from those written.
+    """
     # Whole blocks, since a checksum is over a block.
-    first, last = (start - origin) // checksum.BLOCK, -(-(stop - origin) // checksum.BLOCK)
-    begin, end = first * checksum.BLOCK, min(last * checksum.BLOCK, length)
+    one, last = start // checksum.BLOCK, -(-stop // checksum.BLOCK)
+    begin, end = one * checksum.BLOCK, min(last * checksum.BLOCK, length)
     # A blob handle reads from the pages into the bytes that are returned. A SELECT of the same
     # makes a copy in between, and for large values that costs more than the read.
     with connection.blobopen("value", "data", rowid, readonly=True) as blob:
-        blob.seek(begin)
+        if begin:
+            blob.seek(begin)
         data = blob.read(end - begin)
-    verify(seed, origin // checksum.BLOCK + first, data, checksums[4 * first : 4 * last])
-    if (origin + begin, origin + end) == (start, stop):
-        return data
-    return data[start - origin - begin : stop - origin - begin]
+    verify(seed, first + one, data, checksums[checksum.LENGTH * one : checksum.LENGTH * last])
+    return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
 
 
 def write_checksums(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:

@@ -29,7 +29,7 @@ def test_facts_do_not_run_into_each_other() -> None:
 def test_there_is_one_checksum_for_each_block() -> None:
     data = np.zeros(2 * checksum.BLOCK + 1, np.uint8)
 
-    assert len(checksum.of_blocks(0, 0, data)) == 3 * 4
+    assert len(checksum.of_blocks(0, 0, data)) == 3 * checksum.LENGTH
 
 
 def test_an_empty_value_has_no_blocks() -> None:
@@ -40,22 +40,22 @@ def test_a_block_in_another_place_has_another_checksum() -> None:
     data = np.zeros(2 * checksum.BLOCK, np.uint8)
     checksums = checksum.of_blocks(5, 0, data)
 
-    assert checksums[:4] != checksums[4:]
+    assert checksums[: checksum.LENGTH] != checksums[checksum.LENGTH :]
 
 
 def test_the_checksum_of_a_block_does_not_depend_on_where_reading_begins() -> None:
     data = np.arange(3 * checksum.BLOCK, dtype=np.uint32).astype(np.uint8)
     whole = checksum.of_blocks(5, 0, data)
 
-    assert checksum.of_blocks(5, 1, data[checksum.BLOCK :]) == whole[4:]
+    assert checksum.of_blocks(5, 1, data[checksum.BLOCK :]) == whole[checksum.LENGTH :]
 
 
 @pytest.mark.parametrize("flipped", [0, checksum.BLOCK - 1, checksum.BLOCK, checksum.BLOCK + 9])
 def test_one_flipped_bit_changes_the_checksum_of_its_block_alone(flipped: int) -> None:
     data = np.zeros(checksum.BLOCK + 10, np.uint8)
-    before = np.frombuffer(checksum.of_blocks(5, 0, data), "<u4")
+    before = np.frombuffer(checksum.of_blocks(5, 0, data), ">u8")
     data[flipped] ^= 1
-    after = np.frombuffer(checksum.of_blocks(5, 0, data), "<u4")
+    after = np.frombuffer(checksum.of_blocks(5, 0, data), ">u8")
 
     assert (before != after).nonzero()[0].tolist() == [flipped // checksum.BLOCK]
 
@@ -63,4 +63,4 @@ def test_one_flipped_bit_changes_the_checksum_of_its_block_alone(flipped: int) -
 def test_the_seed_may_be_the_largest_there_is() -> None:
     data = np.zeros(2 * checksum.BLOCK, np.uint8)
 
-    assert len(checksum.of_blocks(2**32 - 1, 0, data)) == 8
+    assert len(checksum.of_blocks(2**63 - 1, 0, data)) == 2 * checksum.LENGTH
