@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 WORKERS = 8
 HANG_SECONDS = 60 * STRESS
 
+# In a short run the children of one process that has imported everything; in a long one, each
+# imports for itself.
+METHOD = "forkserver" if STRESS == 1 and hasattr(os, "fork") else "spawn"
+if METHOD == "forkserver":
+    multiprocessing.set_forkserver_preload([worker.__name__])
+
 # One statement, so that both are of one state of the file.
 LOOK = """
 SELECT
@@ -32,7 +39,7 @@ def plan(tmp_path: Path, path: Path) -> Plan:
     source = tmp_path / "source"
     source.mkdir()
     (source / worker.FIRST).write_text(worker.FIRST)
-    return Plan(WORKERS, operations=40 * STRESS, max_size=1_000_000, cache=path, source=source)
+    return Plan(WORKERS, operations=25 * STRESS, max_size=1_000_000, cache=path, source=source)
 
 
 def while_running(processes: list[Any]) -> Iterator[None]:
@@ -44,7 +51,7 @@ def while_running(processes: list[Any]) -> Iterator[None]:
 
 
 def test_processes_that_open_read_write_and_evict_together(plan: Plan) -> None:
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(METHOD)
     ledger = Ledger(context, plan)
     # The test waits with them until the file is there.
     opening = context.Barrier(plan.workers + 1, timeout=HANG_SECONDS)
@@ -67,4 +74,4 @@ def test_processes_that_open_read_write_and_evict_together(plan: Plan) -> None:
         assert_accounts(cache)
     # Otherwise nothing was tried.
     assert len(set(looks)) > 20
-    assert min(statistics) > 100
+    assert min(statistics) > 20
