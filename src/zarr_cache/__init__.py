@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zarr_cache.cache_store import CacheStore
+from zarr_cache.chunk_coverage import coverage
 from zarr_cache.errors import (
     CacheError,
     FileDamagedError,
@@ -17,6 +18,8 @@ from zarr_cache.faults import CacheWarning
 from zarr_cache.namespace import register_namespace
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.verify import Problem
+from zarr_cache.warm_report import WarmPlan, WarmReport
+from zarr_cache.warming import warm, warm_async
 
 __all__ = [
     "CacheError",
@@ -31,5 +34,10 @@ __all__ = [
     "Problem",
     "SqliteStore",
     "StorageError",
+    "WarmPlan",
+    "WarmReport",
+    "coverage",
     "register_namespace",
+    "warm",
+    "warm_async",
 ]

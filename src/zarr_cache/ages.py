@@ -36,7 +36,7 @@ def checked(name: str, age: object) -> Age:
 
 def fresh_after(age: Age, now_ns: int) -> int:
     """The time in nanoseconds after which an answer must have been given to be fresh now."""
-    if age is None or age == "infinity" or math.isinf(age):
+    if age is None or isinstance(age, str) or math.isinf(age):
         return EVER
     return max(EVER, now_ns - int(age) * 1_000_000_000 - int(age % 1 * 1_000_000_000))
 

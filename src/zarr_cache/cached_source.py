@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import ages, private
@@ -82,7 +82,14 @@ class CachedSource:
     faults: Faults
     forecast: Forecast
 
+    # For how long an absence is believed by any view.
+    absent_age: Age = field(init=False)
+
     def __post_init__(self) -> None:
+        given = self.settings.max_age_absent_seconds
+        self.absent_age = ages.least(
+            ABSENT_SECONDS if given is None else given, self.settings.max_age_seconds
+        )
         if private.is_private(self.namespace):
             _private.add(self)
 
@@ -92,18 +99,13 @@ class CachedSource:
 
     def limits(self) -> Limits:
         """The limits as of now."""
-        now_ns = self.values.clock().now_ns()
+        settings, now_ns = self.settings, self.values.clock().now_ns()
         return Limits(
-            max_size=self.settings.max_size,
-            ranges=self.values.ranges,
-            fresh_after=ages.fresh_after(self.settings.max_age_seconds, now_ns),
-            absent_fresh_after=ages.fresh_after(self.absent_age(), now_ns),
+            settings.max_size,
+            self.values.ranges,
+            ages.fresh_after(settings.max_age_seconds, now_ns),
+            ages.fresh_after(self.absent_age, now_ns),
         )
-
-    def absent_age(self) -> Age:
-        """For how long an absence is believed by any view."""
-        given = self.settings.max_age_absent_seconds
-        return ages.least(ABSENT_SECONDS if given is None else given, self.settings.max_age_seconds)
 
     def believes_absent(self) -> bool:
         """Whether this view believes that a key is absent."""
@@ -113,18 +115,19 @@ class CachedSource:
         self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
     ) -> Flow[Seen | None]:
         """What is kept of the key; None when the cache is faulty and the source is to be asked."""
-        self.faults.tell()
+        if self.faults.are_untold:
+            self.faults.tell()
+        values = self.values
         try:
-            yield from self.values.opened()
-            if self.namespace in self.values.unrecorded:
+            yield from values.opened()
+            if values.unrecorded and self.namespace in values.unrecorded:
                 yield from self.fence("")
             limits = self.limits()
             if with_data:
-                found = yield from self.values.look_up(
-                    self.namespace, key, request, limits.fresh_after
-                )
+                arguments = (self.namespace, key, request, limits.fresh_after)
+                found = values.glance(*arguments) or (yield from values.look_up(*arguments))
             else:
-                found = yield from self.values.peek(self.namespace, key)
+                found = yield from values.peek(self.namespace, key)
             if found.is_damaged:
                 self.statistics.add(damaged=1)
                 yield from self.values.discard(found)
@@ -164,7 +167,7 @@ class CachedSource:
     def is_kept(self, data: Data | None) -> bool:
         """Whether such an answer is kept at all: one that is stale at once or too large is not."""
         if data is None:
-            return self.believes_absent() and self.absent_age() != 0
+            return self.believes_absent() and self.absent_age != 0
         return self.settings.max_age_seconds != 0 and (
             self.settings.max_size is None or len(data) <= self.settings.max_size
         )

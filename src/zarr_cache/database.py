@@ -257,26 +257,21 @@ class FileDatabase:
             SQLite refused; what the operation had written is rolled back.
         """
         try:
-            return self._run(operation, *args, **kwargs)
-        except FileReadOnlyError:
-            # It may have been opened at a time when it could not be written to.
-            self._forget_connections()
-            return self._run(operation, *args, **kwargs)
-
-    def _run[**P, T](
-        self,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        try:
             connection = self._take()
             try:
                 return operation(connection, *args, **kwargs)
             finally:
                 self._put_back(connection)
         except (sqlite3.Error, MemoryError, FileDamagedError) as error:
-            raise self._translated(error) from error
+            own = self._translated(error)
+            if not (isinstance(own, FileReadOnlyError) and self._is_read_only):
+                raise own from error
+        # Opened at a time when it could not be written to. Whether it can be now is seen at once.
+        self._forget_connections()
+        self._open()
+        if self._is_read_only:
+            raise FileReadOnlyError(f"{self.path}: the file or its folder cannot be written to")
+        return self.run(operation, *args, **kwargs)
 
     def _translated(self, error: sqlite3.Error | MemoryError | FileDamagedError) -> StorageError:
         if isinstance(error, MemoryError):
@@ -490,12 +485,11 @@ class FileDatabase:
             return operation(connection, *args, **kwargs)
         except (sqlite3.Error, MemoryError, FileDamagedError) as error:
             own = self._translated(error)
-            if not isinstance(own, FileReadOnlyError):
+            if not (isinstance(own, FileReadOnlyError) and self._is_read_only):
                 raise own from error
         finally:
             with self._lock:
                 self._end_operation()
-        self._forget_connections()
         return self.run(operation, *args, **kwargs)
 
     def _end_operation(self) -> None:

@@ -35,6 +35,11 @@ class Faults:
         self._statistics.add(faults=1)
         self._untold.append(error)
 
+    @property
+    def are_untold(self) -> bool:
+        """Whether there is something to `tell`."""
+        return bool(self._untold)
+
     def tell(self) -> None:
         """Warn of what has been noted for later."""
         while self._untold:

@@ -48,6 +48,16 @@ class StoreCache(ValueCache):
         self._store = store
         self._is_filled = not store.supports_listing
 
+    def glance(
+        self,
+        namespace: str,  # noqa: ARG002 - whatever it is, the other store is asked
+        key: str,  # noqa: ARG002 - the same
+        request: ByteRequest | None,  # noqa: ARG002 - the same
+        fresh_after: int,  # noqa: ARG002 - the same
+    ) -> Found | None:
+        """None: the other store must be waited for."""
+        return None
+
     def look_up(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Flow[Found]:

@@ -47,7 +47,7 @@ MOST_PENDING = 1024
 MOST_WAITING_BYTES = 32 * 2**20
 """While answers of so many bytes wait to be kept, who brings another waits with it."""
 
-MOST_ON_LOOP = 512 * 1024
+MOST_ON_LOOP = 2 * 2**20
 """Values of up to this many bytes are read on the event loop. See docs/decisions/0005."""
 
 
@@ -148,12 +148,14 @@ class ValueCache:
         **kwargs: P.kwargs,
     ) -> T:
         """Run the operation in this thread."""
-        breaker.check()
+        if not breaker.is_closed:
+            breaker.check()
         try:
             result = self._database.run(operation, *args, **kwargs)
         except CacheError as error:
             raise self._failed(breaker, error) from error
-        breaker.succeeded()
+        if not breaker.is_closed:
+            breaker.succeeded()
         return result
 
     def _failed(self, breaker: Breaker, error: CacheError) -> CacheError:
@@ -174,11 +176,7 @@ class ValueCache:
         return error
 
     def opened(self) -> Flow[None]:
-        """Wait until the file is open: then its clock and its small answers are there at once.
-
-        What is small is then read on the event loop itself: a step to another thread and back costs
-        some times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
-        """
+        """Wait until the file is open: then its clock and its small answers are there at once."""
         if not self._database.is_open:
             yield from self._run(self._reads, index.nothing)
 
@@ -189,19 +187,38 @@ class ValueCache:
         found = self._run_here(self._reads, index.peek, namespace, key)
         return found if waiting is None else waiting.instead_of(found)
 
+    def glance(
+        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+    ) -> Found | None:
+        """As `look_up`, at once; None where something must be waited for.
+
+        What is small is read on the event loop itself: a step to another thread and back costs some
+        times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
+        """
+        if not self._database.is_open:
+            return None
+        # Before the file is looked at: what waits no more is in it.
+        waiting = self._admissions.answer(namespace, key)
+        found = self._run_here(
+            self._reads, index.look_up, namespace, key, request, fresh_after, MOST_ON_LOOP
+        )
+        if found.data is not None:
+            return found
+        if waiting is not None:
+            found = waiting.instead_of(found, request, fresh_after)
+        return None if found.data is None and found.is_large(fresh_after) else found
+
     def look_up(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Flow[Found]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
         yield from self.opened()
-        # Before the file is looked at: what waits no more is in it.
         waiting = self._admissions.answer(namespace, key)
-        arguments = (namespace, key, request, fresh_after)
-        found = self._run_here(self._reads, index.look_up, *arguments, MOST_ON_LOOP)
-        if waiting is not None and found.data is None:
-            found = waiting.instead_of(found, request, fresh_after)
-        if found.data is None and found.is_large(fresh_after):
-            return (yield from self._run(self._reads, index.look_up, *arguments))
+        found = yield from self._run(
+            self._reads, index.look_up, namespace, key, request, fresh_after
+        )
+        if found.data is None and waiting is not None:
+            return waiting.instead_of(found, request, fresh_after)
         return found
 
     def look_up_many(
