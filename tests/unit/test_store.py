@@ -322,6 +322,7 @@ def change(path: Path, statement: str) -> None:
         db.execute(statement)
 
 
+@pytest.mark.leaves_damage
 async def test_a_flipped_byte_is_not_served(damaged: SqliteStore) -> None:
     with pytest.raises(FileDamagedError, match="'k'"):
         await read(damaged, "k")
@@ -333,6 +334,7 @@ async def test_a_flipped_byte_is_not_served(damaged: SqliteStore) -> None:
         damaged.get_ranges_sync("k", [None], prototype=PROTOTYPE)
 
 
+@pytest.mark.leaves_damage
 async def test_a_flipped_byte_fails_every_range_of_its_block(damaged: SqliteStore) -> None:
     size = await damaged.getsize("k")
 
@@ -340,6 +342,7 @@ async def test_a_flipped_byte_fails_every_range_of_its_block(damaged: SqliteStor
         await read(damaged, "k", RangeByteRequest(size - 5, size - 4))
 
 
+@pytest.mark.leaves_damage
 async def test_a_block_without_the_flipped_byte_is_served(path: Path) -> None:
     store = SqliteStore(path)
     await store.set("k", buffer(bytes(MIB)))
@@ -381,6 +384,7 @@ async def test_what_does_not_go_together_is_not_served(
         await read(store, "k")
 
 
+@pytest.mark.leaves_damage
 async def test_a_value_under_another_key_is_not_served(path: Path) -> None:
     store = SqliteStore(path)
     await store.set("k", buffer(b"value"))
@@ -390,6 +394,7 @@ async def test_a_value_under_another_key_is_not_served(path: Path) -> None:
         await read(store, "other")
 
 
+@pytest.mark.leaves_damage
 async def test_bytes_of_another_entry_are_not_served(path: Path) -> None:
     store = SqliteStore(path)
     await store.set("a", buffer(b"AAAA"))
