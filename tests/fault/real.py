@@ -88,6 +88,23 @@ def filled(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def read_only_disk(folder: Path) -> Iterator[None]:
+    """Mount the folder for reading: for who opens a file from now on."""
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or umount is None or not is_root():
+        pytest.skip("only root can mount a disk for reading")
+    command = [mount, "--bind", str(folder), str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a folder cannot be mounted here: {done.stderr.strip()}")
+    try:
+        subprocess.run([mount, "-o", "remount,bind,ro", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run([umount, "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
 def immutable(*paths: Path) -> Iterator[None]:
     """Let nobody write to the files, not even who has them open already."""
     chattr = shutil.which("chattr")

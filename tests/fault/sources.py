@@ -74,5 +74,5 @@ async def read_until_kept(surface: Read, store: CacheStore) -> list[dict[str, An
 
 def told(warned: Iterable[warnings.WarningMessage]) -> list[str]:
     """What the cache has warned of. No other warning is expected."""
-    assert {each.category for each in warned} <= {CacheWarning}
+    assert {each.category for each in warned} <= {CacheWarning}, list(map(str, warned))
     return [str(each.message) for each in warned]

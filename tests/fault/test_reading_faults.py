@@ -147,7 +147,8 @@ async def kept(path: Path, fault: Fault, statements: Statements) -> list[str]:
     if not fault.needs_file:
         return []
     store = new_cache(new_source(), path)
-    await read_all(SURFACES["async"], store, KEPT)
+    # Threads that an event loop has started already could read as root.
+    await read_all(SURFACES["sync"], store, KEPT)
     restart(store)
     statements.texts.clear()
     return KEPT

@@ -1,0 +1,277 @@
+"""A damaged file of ours is set aside under a name that says so, and another is begun."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes import buffer, is_cache_file, open_file, restart
+from tests.fault.children import run_child
+from tests.fault.sources import (
+    KEYS,
+    LONGEST_SECONDS,
+    SURFACES,
+    VALUES,
+    new_cache,
+    new_source,
+    read_all,
+    settle,
+    told,
+)
+from zarr_cache import SqliteStore
+from zarr_cache.errors import FileDamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from warnings import WarningMessage
+
+    from tests.fakes import HeldTime
+    from tests.fault.sources import Read
+
+PAGE = 16384
+
+
+def overwrite(path: Path, start: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(data)
+
+
+def noise_after_the_header(path: Path) -> None:
+    overwrite(path, 100, os.urandom(path.stat().st_size - 100))
+
+
+def noise_after_the_schema(path: Path) -> None:
+    overwrite(path, PAGE, os.urandom(path.stat().st_size - PAGE))
+
+
+def zeros_after_the_schema(path: Path) -> None:
+    overwrite(path, PAGE, bytes(path.stat().st_size - PAGE))
+
+
+def noise_in_the_magic(path: Path) -> None:
+    overwrite(path, 0, b"no SQLite at all")
+
+
+def no_application_id(path: Path) -> None:
+    overwrite(path, 68, bytes(4))
+
+
+def cut_in_the_header(path: Path) -> None:
+    os.truncate(path, 60)
+
+
+def cut_in_the_schema(path: Path) -> None:
+    os.truncate(path, PAGE // 2)
+
+
+def cut_after_the_schema(path: Path) -> None:
+    os.truncate(path, PAGE)
+
+
+def cut_in_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def every_index_page_of_another_kind(path: Path) -> None:
+    # The first byte of a page says what it is: 0x0a, a leaf of an index, becomes one of a table.
+    for start in range(PAGE, path.stat().st_size, PAGE):
+        with path.open("rb") as file:
+            file.seek(start)
+            kind = file.read(1)
+        if kind == b"\x0a":
+            overwrite(path, start, b"\x0d")
+
+
+DAMAGES = [
+    noise_after_the_header,
+    noise_after_the_schema,
+    zeros_after_the_schema,
+    noise_in_the_magic,
+    no_application_id,
+    cut_in_the_header,
+    cut_in_the_schema,
+    cut_after_the_schema,
+    cut_in_half,
+    every_index_page_of_another_kind,
+]
+
+each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+each_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+
+
+async def kept_file(path: Path) -> None:
+    """Make a file that holds all values, and that nobody has open."""
+    store = new_cache(new_source(), path)
+    await read_all(SURFACES["async"], store)
+    restart(store)
+
+
+def others_in(folder: Path) -> list[str]:
+    """Names of the files beside the cache file, without the logs of any."""
+    names = {file.name for file in folder.iterdir() if not file.name.endswith(("-wal", "-shm"))}
+    return sorted(names - {"cache.sqlite"})
+
+
+@each_surface
+@each_damage
+async def test_reads_go_on_and_another_file_is_begun(
+    path: Path,
+    tmp_path: Path,
+    surface: Read,
+    damage: Callable[[Path], None],
+    warned: list[WarningMessage],
+) -> None:
+    await kept_file(path)
+    damage(path)
+    source = new_source()
+    store = new_cache(source, path)
+    found = []
+    for _ in range(2):
+        found.append(await read_all(surface, store))
+        settle(store)
+    source.reset()
+    found.append(await read_all(surface, store))
+    aside = others_in(tmp_path)
+
+    assert found == [VALUES] * 3
+    assert source.requests.total() == 0
+    assert is_cache_file(path)
+    assert [re.fullmatch(r"cache\.sqlite\.damaged-[0-9T.]+Z", name) for name in aside] != [None]
+    assert len(aside) == 1
+    assert len(warned) == 1, told(warned)
+    assert str(path) in told(warned)[0]
+    assert aside[0] in told(warned)[0]
+
+
+@each_damage
+async def test_what_is_set_aside_is_as_it_was_found(
+    path: Path, tmp_path: Path, damage: Callable[[Path], None], warned: list[WarningMessage]
+) -> None:
+    await kept_file(path)
+    damage(path)
+    before = bytes_of(path)
+    store = new_cache(new_source(), path)
+    await read_all(SURFACES["async"], store)
+    store.close()
+    (aside,) = others_in(tmp_path)
+
+    assert bytes_of(tmp_path / aside) == before
+    assert len(told(warned)) == 1
+
+
+def bytes_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@each_damage
+async def test_a_write_reaches_the_source_and_is_never_followed_by_what_was_before(
+    path: Path, damage: Callable[[Path], None], warned: list[WarningMessage]
+) -> None:
+    await kept_file(path)
+    damage(path)
+    source = new_source()
+    store = new_cache(source, path)
+    await store.set(KEYS[0], buffer(b"written"))
+    store.set_sync(KEYS[1], buffer(b"written"))
+    await store.delete(KEYS[2])
+    found = [await read_all(surface, store) for surface in SURFACES.values()]
+    in_source = await read_all(SURFACES["async"], source)
+
+    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
+    assert in_source == expected
+    assert found == [expected] * 2
+    assert len(told(warned)) <= 1, told(warned)
+
+
+@each_surface
+async def test_a_file_in_which_somebody_stored_values_stays_where_it_is(
+    path: Path,
+    tmp_path: Path,
+    surface: Read,
+    short_waits: HeldTime,
+    warned: list[WarningMessage],
+) -> None:
+    stored = SqliteStore(path)
+    stored.set_sync("theirs", buffer(b"not to be lost"))
+    await kept_file(path)
+    every_index_page_of_another_kind(path)
+    before = bytes_of(path)
+    store = new_cache(new_source(), path)
+    found = []
+    for _ in range(3):
+        found.append(await read_all(surface, store))
+        short_waits.step(LONGEST_SECONDS)
+    restart(store)
+
+    assert found == [VALUES] * 3
+    assert others_in(tmp_path) == []
+    assert bytes_of(path) == before
+    assert len(told(warned)) == 1
+
+
+def test_sqlite_store_itself_says_that_its_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    store = SqliteStore(path)
+    store.set_sync("k", buffer(b"value"))
+    restart(store)
+    noise_after_the_schema(path)
+
+    with pytest.raises(FileDamagedError, match=str(path)):
+        SqliteStore(path).get_sync("k")
+    assert others_in(tmp_path) == [path.name]
+
+
+async def test_one_damaged_value_goes_and_the_file_stays(
+    path: Path, tmp_path: Path, warned: list[WarningMessage]
+) -> None:
+    await kept_file(path)
+    with open_file(path) as db:
+        db.execute("UPDATE value SET data = zeroblob(length(data)) WHERE rowid = 3")
+        db.commit()
+    source = new_source()
+    store = new_cache(source, path)
+    found = await read_all(SURFACES["async"], store)
+
+    assert found == VALUES
+    assert source.requests.total() == 1
+    assert store.cache_stats()["damaged"] == 1
+    assert store.cache_stats()["faults"] == 0
+    assert others_in(tmp_path) == []
+    assert told(warned) == []
+
+
+CUT_WHILE_OPEN = """
+async def main():
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(read, store)
+    # Out of the log and into the file, from where it is read through memory mapping.
+    store.close()
+    at_first = await read_all(read, store) | await read_all(read_sync, store)
+    # By another process: this one would drop its own locks when it closes the file.
+    subprocess.run(["truncate", "-s", arguments[0], path], check=True)
+    found = []
+    for surface in (read, read_sync, read, read_sync):
+        found.append(await read_all(surface, store))
+        settle(store)
+    source.reset()
+    found.append(await read_all(read, store))
+    tell(right=[each == VALUES for each in (at_first, *found)], asked=source.requests.total())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file as long as it is")
+@pytest.mark.parametrize("nbytes", ["0", "60", "16384", "<100000", "-20000"])
+def test_a_file_that_is_cut_while_it_is_open_ends_no_process(path: Path, nbytes: str) -> None:
+    ended = run_child(path, CUT_WHILE_OPEN, nbytes)
+
+    assert ended.code == 0, ended.errors
+    assert ended.facts["right"] == [True] * 6
+    assert ended.facts["asked"] == 0
+    assert len(ended.facts["warned"]) <= 1

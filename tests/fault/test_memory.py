@@ -1,0 +1,76 @@
+"""A value for which there is no memory costs a warning and a request, and nobody else anything."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fault.children import run_child
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READ_ON = """
+import resource
+
+HUGE = bytes(64 * 2**20)
+surface = SURFACES[arguments[0]]
+
+def limit_memory(more):
+    # As much as is taken already, and so many bytes.
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    nbytes = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (nbytes, resource.RLIM_INFINITY))
+
+async def main():
+    source = CountingStore(MemoryStore({key: buffer(HUGE) for key in ("kept", "new")}))
+    await source._store.set("small", buffer(b"small"))
+    store = new_cache(source, path)
+    await surface(store, "kept")
+    settle(store)
+    source.reset()
+    limit_memory(24 * 2**20)
+    found = [await ask(store, key) for key in ("kept", "new", "small", "kept", "new", "small")]
+    asked = source.keys.copy()
+    settle(store)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    again = [await ask(store, key) for key in ("kept", "new", "small")]
+    settle(store)
+    source.reset()
+    again += [await ask(store, key) for key in ("kept", "new", "small")]
+    tell(
+        right=found == [len(HUGE), len(HUGE), 5] * 2,
+        asked=asked,
+        right_again=again == [len(HUGE), len(HUGE), 5] * 2,
+        asked_again=source.keys,
+        faults=store.cache_stats()["faults"],
+    )
+    store.close()
+
+async def ask(store, key):
+    # A copy of the value would take memory that there is not.
+    found = await store.get(key, PROTOTYPE) if arguments[0] == "async" else store.get_sync(key)
+    return len(found)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and limits all memory")
+@pytest.mark.parametrize("surface", ["async", "sync"])
+def test_a_value_that_is_too_large_for_the_memory_comes_from_the_source(
+    path: Path, surface: str
+) -> None:
+    ended = run_child(path, READ_ON, surface)
+
+    assert ended.code == 0, ended.errors
+    assert ended.facts["right"]
+    assert ended.facts["right_again"]
+    assert ended.facts["asked_again"] == []
+    assert ended.facts["asked"].count("small") == 1
+    assert "kept" in ended.facts["asked"]
+    assert len(ended.facts["warned"]) == 1
+    assert f"{path}: no memory" in ended.facts["warned"][0]
+    assert ended.facts["faults"] >= 1

@@ -1,0 +1,150 @@
+"""Where nothing can be written, what is in the file is served and nothing is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.fakes import buffer, leave_process, restart
+from tests.fault.real import mode, read_only_disk
+from tests.fault.sources import (
+    KEYS,
+    LONGEST_SECONDS,
+    SURFACES,
+    VALUES,
+    new_cache,
+    new_source,
+    read_all,
+    read_until_kept,
+    settle,
+    told,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+    from warnings import WarningMessage
+
+    from tests.fakes import HeldTime, Statements
+    from tests.fault.sources import Read
+
+KEPT, OTHERS = KEYS[:4], KEYS[4:]
+
+
+class Fault(NamedTuple):
+    """What cannot be written, and whether there is a log beside the file."""
+
+    begin: Callable[[Path], AbstractContextManager[None]]
+    has_log: bool
+
+
+def log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+FAULTS = {
+    "the file": Fault(lambda path: mode(path, 0o400), has_log=False),
+    "the file, with a log": Fault(lambda path: mode(path, 0o400), has_log=True),
+    "the log": Fault(lambda path: mode(log_of(path), 0o400), has_log=True),
+    "the folder": Fault(lambda path: mode(path.parent, 0o500), has_log=False),
+    "the disk": Fault(lambda path: read_only_disk(path.parent), has_log=False),
+    "the disk, with a log": Fault(lambda path: read_only_disk(path.parent), has_log=True),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder / "cache.sqlite"
+
+
+@pytest.fixture(params=FAULTS.values(), ids=list(FAULTS))
+async def fault(request: pytest.FixtureRequest, path: Path) -> Fault:
+    """A file with some values, and what is to become of it."""
+    found: Fault = request.param
+    store = new_cache(new_source(), path)
+    # Threads that an event loop has started already could write as root.
+    await read_all(SURFACES["sync"], store, KEPT)
+    settle(store)
+    if found.has_log:
+        # As a process leaves it that was killed, but for the locks: SQLite asks for none to read.
+        leave_process(store)
+    else:
+        restart(store)
+    return found
+
+
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@pytest.mark.usefixtures("short_waits")
+async def test_what_is_there_is_served_nothing_is_kept_and_it_is_told_once(
+    path: Path,
+    fault: Fault,
+    surface: Read,
+    statements: Statements,
+    warned: list[WarningMessage],
+) -> None:
+    source = new_source()
+    with fault.begin(path):
+        store = new_cache(source, path)
+        found = await read_until_kept(surface, store)
+        tried = statements.number("connect") + statements.number("BEGIN IMMEDIATE")
+        found += [await read_all(surface, store) for _ in range(20)]
+        settle(store)
+        tried_again = statements.number("connect") + statements.number("BEGIN IMMEDIATE")
+        restart(store)
+
+    assert found == [VALUES] * 22
+    assert set(source.keys) == set(OTHERS)
+    assert tried_again == tried
+    assert len(warned) == 1, told(warned)
+    assert str(path) in told(warned)[0]
+    assert "read-only" in told(warned)[0] or "readonly" in told(warned)[0]
+
+
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+async def test_values_are_kept_again_when_the_file_can_be_written(
+    path: Path,
+    fault: Fault,
+    surface: Read,
+    short_waits: HeldTime,
+    warned: list[WarningMessage],
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    with fault.begin(path):
+        await read_all(surface, store)
+        settle(store)
+    short_waits.step(LONGEST_SECONDS)
+    found = await read_until_kept(surface, store)
+    source.reset()
+    found.append(await read_all(surface, store))
+
+    assert found == [VALUES] * 3
+    assert source.requests.total() == 0
+    assert len(told(warned)) == 1
+
+
+async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_what_was_before(
+    path: Path,
+    fault: Fault,
+    short_waits: HeldTime,
+    warned: list[WarningMessage],
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    with fault.begin(path):
+        await store.set(KEYS[0], buffer(b"written"))
+        store.set_sync(KEYS[1], buffer(b"written"))
+        await store.delete(KEYS[2])
+        during = [await read_all(surface, store) for surface in SURFACES.values()]
+        settle(store)
+    short_waits.step(LONGEST_SECONDS)
+    after = await read_until_kept(SURFACES["async"], store)
+
+    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
+    assert during == [expected] * 2
+    assert after == [expected] * 2
+    assert len(told(warned)) == 1

@@ -1,0 +1,258 @@
+"""A process that is killed at any moment leaves a file that opens, adds up and tells no lies."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import STRESS, assert_accounts, buffer, cached_bytes, cached_keys, open_file, read
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.cache_file import APPLICATION_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+
+HANG_SECONDS = 60
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL"), reason="the system kills in other ways"
+)
+
+TIMES = 2 if STRESS == 1 else 25 * STRESS
+"""How many processes are killed at each kind of work."""
+
+SEED = int(os.environ.get("ZARR_CACHE_SEED") or random.SystemRandom().randrange(2**32))
+"""Told when a test fails; ``ZARR_CACHE_SEED`` chooses the same moments again."""
+
+MAX_SIZE = 3_000_000
+
+BEGIN = """
+import asyncio, os, random, sys
+from tests.fakes import *
+from tests.stress.test_kill import *
+
+path, turn = Path(sys.argv[1]), int(sys.argv[2])
+source = new_source()
+store = new_cache(source, path)
+
+def at_work():
+    # From here on it may be killed.
+    print("at work", flush=True)
+"""
+
+# Each goes on until it is killed.
+WORK = {
+    "reads": """
+for key in KEYS[:20]:
+    store.get_sync(key)
+at_work()
+while True:
+    store.get_sync(KEYS[turn % 20])
+    turn += 1
+""",
+    "admits and evicts": """
+async def main():
+    global turn
+    at_work()
+    while True:
+        keys = [KEYS[(turn + n) % len(KEYS)] for n in range(8)]
+        await asyncio.gather(*(store.get(key, PROTOTYPE) for key in keys))
+        turn += 5
+asyncio.run(main())
+""",
+    "writes": """
+at_work()
+while True:
+    key = KEYS[turn % len(KEYS)]
+    store.set_sync(key, buffer(value(key)))
+    store.get_sync(KEYS[turn * 7 % len(KEYS)])
+    turn += 1
+""",
+    "closes": """
+at_work()
+while True:
+    for n in range(5):
+        store.get_sync(KEYS[(turn + n) % len(KEYS)])
+    store.close()
+    turn += 3
+""",
+    "lowers the budget": """
+at_work()
+while True:
+    small = new_cache(source, path, max_size=MAX_SIZE // 10)
+    for n in range(20):
+        store.get_sync(KEYS[(turn + n) % len(KEYS)])
+    small.get_sync(KEYS[turn % len(KEYS)])
+    turn += 20
+""",
+}
+
+KEYS = [str(number) for number in range(60)]
+
+
+def value(key: str) -> bytes:
+    """Of 1 byte to some pages and, of one in seven, more than can be read in one statement."""
+    return (key.encode() + b"/") * (1 + int(key) * 97 if int(key) % 7 else 150_000)
+
+
+def new_source() -> MemoryStore:
+    return MemoryStore({key: buffer(value(key)) for key in KEYS})
+
+
+def new_cache(source: MemoryStore, path: Path, max_size: int = MAX_SIZE) -> CacheStore:
+    return CacheStore(source, cache_store=SqliteStore(path), namespace="source", max_size=max_size)
+
+
+def start(script: str, path: Path, turn: int) -> subprocess.Popen[str]:
+    """A process that runs the script, as soon as it is at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + script, str(path), str(turn)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line == "at work\n", process.communicate()
+    return process
+
+
+def kill(process: subprocess.Popen[str], after_seconds: float) -> None:
+    """Kill the process at a moment that nothing in it has chosen."""
+    time.sleep(after_seconds)
+    process.kill()
+    _, errors = process.communicate(timeout=HANG_SECONDS)
+
+    assert errors == ""
+    assert process.returncode in {-signal.SIGKILL, 0}
+
+
+def moments(times: int) -> Iterator[float]:
+    """Seconds after which to kill, shorter ones more often."""
+    chance = random.Random(SEED)  # noqa: S311 - the seed is printed when a test fails
+    for _ in range(times):
+        yield chance.random() ** 2 * 0.3
+
+
+@pytest.mark.parametrize("script", WORK.values(), ids=WORK)
+async def test_a_process_that_is_killed_while_it(path: Path, script: str) -> None:
+    for turn, after_seconds in enumerate(moments(TIMES)):
+        kill(start(script, path, turn * 11), after_seconds)
+
+        # Nothing has opened it since: what is asserted is what the process has left.
+        assert cached_bytes(path) <= MAX_SIZE, (SEED, turn)
+        assert_accounts(path)
+        keys = cached_keys(path)
+        store = new_cache(MemoryStore(), path)
+        found = {key: await read(store, key) for key in keys}
+        stats = store.cache_stats()
+        store.close()
+
+        assert found == {key: value(key) for key in keys}, (SEED, turn)
+        assert (stats["damaged"], stats["faults"], stats["misses"]) == (0, 0, 0), (SEED, turn)
+
+
+# A second migration that takes some time, since it rewrites what is there.
+SLOW = (
+    2,
+    """
+ALTER TABLE entry ADD COLUMN note TEXT;
+CREATE TABLE many (a INTEGER PRIMARY KEY, b BLOB NOT NULL) STRICT;
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+INSERT INTO many SELECT i, randomblob(1000) FROM n;
+CREATE INDEX many_by_b ON many (b);
+UPDATE entry SET note = key;
+""",
+)
+
+MIGRATE = """
+from zarr_cache import migrate
+both = (*migrate.scripts(), SLOW)
+migrate.scripts = lambda: both
+migrate.newest = lambda: 2
+at_work()
+SqliteStore(path).get_sync("k")
+os._exit(0)
+"""
+
+CREATE = """
+at_work()
+SqliteStore(path).get_sync("k")
+os._exit(0)
+"""
+
+
+def schema_of(path: Path) -> tuple[int, int, bool, bool]:
+    """Application id, version, and whether the table and the column of the migration are there."""
+    with open_file(path) as db:
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+        columns = {row[1] for row in db.execute("PRAGMA table_info(entry)")}
+    return application_id, version, "many" in tables, "note" in columns
+
+
+def integrity(path: Path) -> str:
+    with open_file(path) as db:
+        (found,) = db.execute("PRAGMA integrity_check").fetchone()
+    return str(found)
+
+
+async def test_a_migration_that_is_killed_leaves_the_old_schema_or_the_new_one(
+    tmp_path: Path,
+) -> None:
+    # The code of today refuses what comes of it.
+    path = tmp_path / "newer.db"
+    store = new_cache(new_source(), path)
+    found = [await read(store, key) for key in KEYS[:20]]
+    store.close()
+    before = schema_of(path)
+    seen = []
+    for after_seconds in moments(TIMES):
+        process = start(MIGRATE, path, 0)
+        kill(process, after_seconds)
+        seen.append(schema_of(path))
+        assert integrity(path) == "ok"
+        assert cached_keys(path) == set(KEYS[:20])
+        if seen[-1] != before:
+            break
+    process = start(MIGRATE, path, 0)
+    _, errors = process.communicate(timeout=HANG_SECONDS)
+
+    assert found == [value(key) for key in KEYS[:20]]
+    assert before == (APPLICATION_ID, 1, False, False)
+    assert set(seen) <= {before, (APPLICATION_ID, 2, True, True)}, SEED
+    assert (process.returncode, errors) == (0, "")
+    assert schema_of(path) == (APPLICATION_ID, 2, True, True)
+
+
+async def test_a_process_that_is_killed_while_it_makes_the_file_leaves_none_or_one_that_is_used(
+    path: Path,
+) -> None:
+    for turn, after_seconds in enumerate(moments(TIMES)):
+        file = path.with_name(f"{turn}.sqlite")
+        process = start(CREATE, file, 0)
+        # It is made within some milliseconds.
+        kill(process, after_seconds / 10)
+        store = new_cache(new_source(), file)
+        found = [await read(store, key) for key in KEYS[:3]]
+        stats = store.cache_stats()
+        store.close()
+
+        assert found == [value(key) for key in KEYS[:3]]
+        assert stats["faults"] == 0, SEED
+        assert cached_keys(file) == set(KEYS[:3])
+        assert_accounts(file)
