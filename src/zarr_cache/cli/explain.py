@@ -55,7 +55,9 @@ class _Told:
 
 
 def explain(
-    key: Annotated[str, typer.Argument(help="The key, such as 'temperature/c/0/0'.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="The key, such as 'temperature/c/0/0'.")
+    ],
     cache_file: CacheFile = None,
     *,
     namespace: Namespace = None,
@@ -108,7 +110,7 @@ def _print(key: str, told: list[_Told], below: int) -> None:
         for line in _lines(each):
             say(f"    {line}")
     if below:
-        say(f"  {count(below, 'key')} below it: zarr-cache ls --prefix")
+        say(f"  {count(below, 'key')} below it: zarr-cache ls --prefix {key.rstrip('/')}/")
 
 
 def _lines(told: _Told) -> list[str]:

@@ -17,7 +17,7 @@ from zarr_cache.cli.options import (
     ToSize,
     UnusedFor,
 )
-from zarr_cache.cli.terminal import count, print_json, say, shown
+from zarr_cache.cli.terminal import ask, count, print_json, say
 from zarr_cache.connection import Connection
 from zarr_cache.report import Amount, Selection
 from zarr_cache.sizes import format_size
@@ -86,9 +86,7 @@ def clear(
     if not dry_run:
         if not yes and removed.entries:
             of = "all sources" if namespace is None else namespace
-            typer.confirm(
-                shown(f"Remove {_words(removed)} of {of} from {path}?"), abort=True, err=True
-            )
+            ask(f"Remove {_words(removed)} of {of} from {path}?")
         with opened_to_write(path) as store:
             removed = _remove(store, selection, None)
             for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -48,6 +49,14 @@ def fail(message: str) -> NoReturn:
 def say(line: str) -> None:
     """Print the line, harmless."""
     typer.echo(shown(line))
+
+
+def ask(question: str) -> None:
+    """Go on if the answer is yes, or else end the command. Nothing of it is on stdout."""
+    typer.echo(f"{shown(question)} [y/N]: ", err=True, nl=False)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        typer.echo("nothing is removed", err=True)
+        raise typer.Exit(1)
 
 
 def print_json(value: object) -> None:
@@ -129,5 +138,5 @@ def _time(stamp_ns: int) -> datetime:
 
 def duration(seconds: float) -> str:
     """``3.2 days``, ``5.0 min``: in the largest unit of which there is at least one."""
-    unit, length = next((each for each in _UNITS if seconds >= each[1]), _UNITS[-1])
+    unit, length = next((each for each in _UNITS if round(seconds, 1) >= each[1]), _UNITS[-1])
     return f"{seconds / length:.1f} {unit}"

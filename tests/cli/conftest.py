@@ -1,0 +1,101 @@
+"""A cache file with something of everything, at times that are known."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+from zarr.storage import MemoryStore
+
+from tests.fakes import buffer, restart
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.cli import app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from typer.testing import Result
+
+    from tests.fakes import HeldTime
+
+SIZES = {
+    "era5": {"t/c/0": 1000, "t/c/1": 2000, "zarr.json": 100},
+    "sst": {"t/c/0": 4096},
+}
+
+
+class Command:
+    """``zarr-cache`` in this process, on the file that the environment names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._runner = CliRunner()
+
+    def __call__(self, *arguments: str, typed: str | None = None, **variables: str) -> Result:
+        """Run it, with what is typed into it and with more variables of the environment."""
+        environment: dict[str, str | None] = {"ZARR_CACHE_PATH": str(self.path), **variables}
+        return self._runner.invoke(app, arguments, input=typed, env=environment)
+
+    def json(self, *arguments: str) -> Any:
+        """What it prints with ``--json``; it must have ended well."""
+        result = self(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    def lines(self, *arguments: str) -> list[str]:
+        """Lines that it prints; it must have ended well and quietly."""
+        result = self(*arguments)
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+        return result.stdout.splitlines()
+
+
+@pytest.fixture
+def command(path: Path) -> Command:
+    return Command(path)
+
+
+@pytest.fixture
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local times are those of UTC."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def caching(path: Path, namespace: str, **options: Any) -> CacheStore:
+    """A CacheStore on the file, over a source that has the keys of `SIZES`."""
+    source = MemoryStore(
+        {key: buffer(bytes(size)) for key, size in SIZES.get(namespace, {}).items()}
+    )
+    return CacheStore(source, cache_store=SqliteStore(path), namespace=namespace, **options)
+
+
+@pytest.fixture
+def filled(path: Path, held_time: HeldTime, _utc: None) -> Path:
+    """A file of two sources, read a minute apart from 2023-11-14 22:13:20 UTC on.
+
+    era5: t/c/0, t/c/1, zarr.json, t/c/9 absent; then t/c/0 once more. sst: t/c/0. A fence, and a
+    key that somebody stored.
+    """
+    era5 = caching(path, "era5", read_only=True)
+    for key in ("t/c/0", "t/c/1", "zarr.json", "t/c/9"):
+        era5.get_sync(key)
+        era5.flush()
+        held_time.step(60)
+    sst = caching(path, "sst", cache_set_data=False)
+    sst.get_sync("t/c/0")
+    sst.flush()
+    held_time.step(60)
+    era5.get_sync("t/c/0")
+    held_time.step(60)
+    sst.set_sync("written", buffer(b"x"))
+    held_time.step(60)
+    SqliteStore(path).set_sync("mine", buffer(b"somebody's"))
+    restart(era5, sst)
+    return path

@@ -1,0 +1,108 @@
+"""``zarr-cache compact``: the file gets smaller, and what it holds stays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import buffer, open_file, restart
+from zarr_cache import CacheStore, SqliteStore, space
+from zarr_cache.sizes import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Command
+
+VALUES = {f"{name}/{number}": bytes([number]) * 2**18 for name in "ab" for number in range(16)}
+
+
+@pytest.fixture
+def store(path: Path) -> CacheStore:
+    """32 values of 256 KiB, kept."""
+    source = MemoryStore({key: buffer(value) for key, value in VALUES.items()})
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    for key in VALUES:
+        store.get_sync(key)
+    store.flush()
+    return store
+
+
+def test_what_was_evicted_is_given_back_to_the_disk(
+    command: Command, path: Path, store: CacheStore
+) -> None:
+    restart(store)
+    before = path.stat().st_size
+    command("evict", "--prefix", "a/")
+    free = command.json("info")["free_bytes"]
+    told = command.json("compact")
+
+    assert free > 2**22
+    assert told == {
+        "path": str(path),
+        "before_bytes": before,
+        "after_bytes": path.stat().st_size,
+        "can_shrink": True,
+        "is_log_written_back": True,
+    }
+    assert before - path.stat().st_size > 2**22
+    assert command.json("info")["free_bytes"] == 0
+
+
+def test_it_is_told_on_one_line(command: Command, path: Path, store: CacheStore) -> None:
+    restart(store)
+    size = format_size(path.stat().st_size)
+    lines = command.lines("compact")
+
+    assert lines == [f"{path}: {size} before, {size} now"]
+
+
+def test_steps_are_short_and_a_store_goes_on_between_them(
+    command: Command, path: Path, store: CacheStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "STEP_BYTES", 2**20)
+    command("evict", "--prefix", "a/")
+    given_back = []
+    with open_file(path) as other:
+        while freed := store._cache.database.run(space.give_back):  # type: ignore[attr-defined]
+            given_back.append(freed)
+            other.execute("CREATE TABLE IF NOT EXISTS mine (x)")
+            other.execute("INSERT INTO mine VALUES (1)")
+            other.commit()
+        other.execute("DROP TABLE mine")
+    restart(store)
+
+    assert len(given_back) >= 4
+    assert max(given_back) <= 2**20
+    assert {key for key in VALUES if store.get_sync(key) is not None} == set(VALUES)
+
+
+def test_a_reader_keeps_the_log_from_being_written_back_and_that_is_said(
+    command: Command, path: Path, store: CacheStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zarr_cache.connection.BUSY_TIMEOUT_SECONDS", 0.05)
+    restart(store)
+    with open_file(path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entry").fetchone()
+        command("evict", "--prefix", "a/")
+        lines = command.lines("compact")
+
+    assert lines[1].startswith("another process uses it")
+
+
+def test_a_file_without_auto_vacuum_is_told_to_be_unable_to_shrink(
+    command: Command, path: Path, store: CacheStore
+) -> None:
+    restart(store)
+    with open_file(path) as db:
+        db.execute("PRAGMA journal_mode = DELETE").fetchone()
+        db.execute("PRAGMA auto_vacuum = NONE")
+        db.execute("VACUUM")
+    lines = command.lines("compact")
+
+    assert (
+        lines[1] == "it was made without incremental auto-vacuum and cannot shrink: begin another"
+    )

@@ -1,0 +1,144 @@
+"""``zarr-cache explain``: what is known of a key."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes import open_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Command
+
+pytestmark = pytest.mark.usefixtures("filled")
+
+DAMAGE = """
+UPDATE value
+SET data = CAST('x' || substr(data, 2) AS BLOB)
+WHERE entry IN (SELECT id FROM entry WHERE kind = 'value')
+"""
+
+ERA5 = ["--namespace", "era5"]
+
+
+def test_a_value_is_told_with_its_times_and_what_goes_before_it(command: Command) -> None:
+    lines = command.lines("explain", "t/c/0", *ERA5, "--max-age", "1h", "--max-size", "10 kB")
+
+    assert lines == [
+        "t/c/0",
+        "  in era5",
+        "    cached whole, 1000 B",
+        "    since 2023-11-14 22:13:20, 7.0 min ago",
+        "    last used 2023-11-14 22:18:20, 2.0 min ago",
+        "    fresh until 2023-11-14 23:13:20, for 53.0 min",
+        "    evicted after 3 other values, 6.1 KiB",
+        "    stays until 8.8 KiB more are kept of others",
+    ]
+
+
+def test_a_key_of_several_sources_is_told_for_each(command: Command) -> None:
+    told = command.json("explain", "t/c/0")
+
+    assert [each["namespace"] for each in told["entries"]] == ["era5", "sst"]
+
+
+def test_an_absent_key_is_told_as_such(command: Command) -> None:
+    lines = command.lines("explain", "t/c/9")
+
+    assert lines[2] == "    cached as absent: the source had no such key"
+
+
+def test_what_somebody_stored_is_told_as_such(command: Command) -> None:
+    lines = command.lines("explain", "mine", "--max-age", "1s")
+
+    assert lines[1:3] == [
+        "  in what was stored with SqliteStore",
+        "    stored here, 10 B: nothing evicts it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "is not cached: the next read asks the source"),
+        (["written"], "was written to at 2023-11-14 22:19:20, 1.0 min ago: the next read asks"),
+        (["t/c/1", "--max-age", "5 min"], "stale since 2023-11-14 22:19:20: the next read asks"),
+        (["t/c/1", "--namespace", "sst"], "is not cached"),
+    ],
+)
+def test_a_key_that_no_read_is_answered_from_ends_with_1(
+    command: Command, arguments: list[str], told: str
+) -> None:
+    result = command("explain", *arguments)
+
+    assert result.exit_code == 1
+    assert told in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_damaged_value_is_told_and_left_as_it_is(command: Command, filled: Path) -> None:
+    with open_file(filled) as db, db:
+        db.execute(DAMAGE)
+    result = command("explain", "t/c/1")
+    again = command("explain", "t/c/1")
+
+    assert result.exit_code == 1
+    assert "damaged: the next read asks the source" in result.stdout
+    assert again.stdout == result.stdout
+    assert command("verify", "--repair").exit_code == 0
+
+
+def test_a_folder_of_keys_is_told_with_how_many_there_are(command: Command) -> None:
+    result = command("explain", "t/c")
+
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == "  4 keys below it: zarr-cache ls --prefix t/c/"
+
+
+def test_what_goes_before_a_value_is_what_eviction_takes_first(command: Command) -> None:
+    told = command.json("explain", "zarr.json")["entries"][0]
+    before = told["bytes_before"]
+    in_all = command.json("info")["cached_bytes"]
+    command("evict", "--to-size", str(in_all - before))
+    left = command.json("explain", "zarr.json")["entries"][0]
+    command("evict", "--to-size", str(in_all - before - 1))
+    result = command("explain", "zarr.json")
+
+    assert (told["entries_before"], before) == (1, 2000)
+    assert (left["entries_before"], left["bytes_before"]) == (0, 0)
+    assert result.exit_code == 1
+
+
+def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
+    told = command.json("explain", "t/c/1", "--max-age", "1h", "--max-size", "10 kB")
+
+    assert told == {
+        "key": "t/c/1",
+        "path": str(command.path),
+        "entries": [
+            {
+                "namespace": "era5",
+                "kind": "value",
+                "bytes": 2000,
+                "stored_at": "2023-11-14T22:14:20.000000Z",
+                "used_at": "2023-11-14T22:14:20.000000Z",
+                "fresh_until": "2023-11-14T23:14:20.000000Z",
+                "is_damaged": False,
+                "is_answer": True,
+                "entries_before": 0,
+                "bytes_before": 0,
+                "evicted_after_bytes": 2804,
+            }
+        ],
+    }
+
+
+def test_json_of_a_key_that_is_not_cached_has_no_entries(command: Command) -> None:
+    result = command("explain", "nothing", "--json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["entries"] == []

@@ -1,0 +1,92 @@
+"""``zarr-cache info``: what the file holds of each source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Command
+
+pytestmark = pytest.mark.usefixtures("filled")
+
+
+def test_each_namespace_has_a_line_with_its_values_bytes_share_and_times(command: Command) -> None:
+    lines = command.lines("info")
+
+    assert lines[0] == str(command.path)
+    assert lines[2] == "cached:  7.0 KiB"
+    assert [" ".join(line.split()) for line in lines[-3:]] == [
+        "1 10 B - - - - - (stored with SqliteStore)",
+        "3 3.0 KiB ####...... 43.1 % 1 20.0 % 2023-11-14 22:13:20 2023-11-14 22:15:20 era5",
+        "1 4.0 KiB ######.... 56.9 % 0 0.0 % 2023-11-14 22:17:20 2023-11-14 22:17:20 sst",
+    ]
+
+
+def test_with_a_budget_shares_are_of_the_budget(command: Command) -> None:
+    lines = command.lines("info", "--max-size", "28 KiB")
+
+    assert lines[2] == "cached:  7.0 KiB of 28.0 KiB #####............... 25.1 %"
+    assert "14.3 %" in lines[-1]
+
+
+def test_what_is_older_than_the_age_is_counted_as_stale(command: Command) -> None:
+    lines = command.lines("info", "--max-age", "6min")
+
+    assert "2 (2.9 KiB)" in lines[-2]
+    assert "0 (0 B)" in lines[-1]
+
+
+def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
+    told = command.json("info", "--max-size", "1 MiB", "--max-age", "1 h")
+
+    assert set(told) == {
+        "path",
+        "file_bytes",
+        "log_bytes",
+        "free_bytes",
+        "cached_bytes",
+        "max_size",
+        "max_age_seconds",
+        "namespaces",
+    }
+    assert told["path"] == str(command.path)
+    assert (told["cached_bytes"], told["max_size"], told["max_age_seconds"]) == (7196, 2**20, 3600)
+    assert told["file_bytes"] == command.path.stat().st_size
+    assert told["namespaces"][1] == {
+        "namespace": "era5",
+        "entries": {"absent": 1, "fence": 0, "stored": 0, "value": 3},
+        "bytes": {"absent": 0, "fence": 0, "stored": 0, "value": 3100},
+        "oldest": "2023-11-14T22:13:20.000000Z",
+        "newest": "2023-11-14T22:15:20.000000Z",
+        "stale_entries": 0,
+        "stale_bytes": 0,
+        "hits": 1,
+        "misses": 4,
+        "hit_rate": 0.2,
+        "bytes_served": 1000,
+        "bytes_fetched": 3100,
+        "evictions": 0,
+        "expirations": 0,
+    }
+
+
+def test_in_a_terminal_the_bar_is_drawn_and_wide_columns_are_folded(command: Command) -> None:
+    result = command("info", FORCE_COLOR="1", COLUMNS="100", PYTHONIOENCODING="utf-8")
+
+    assert result.exit_code == 0
+    assert "####" not in result.stdout
+    assert "█████▊" in result.stdout
+
+
+def test_a_file_in_which_nothing_is_cached_is_told_in_three_lines(
+    command: Command, filled: Path
+) -> None:
+    command("clear", "--yes")
+    lines = command.lines("info")
+
+    assert lines[0] == str(filled)
+    assert lines[2] == "cached:  0 B"

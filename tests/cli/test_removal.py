@@ -1,0 +1,213 @@
+"""``zarr-cache evict`` and ``zarr-cache clear``: what goes, what stays, and what is said of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.conftest import SIZES, caching
+from tests.fakes import CountingStore, HeldStore, buffer, open_file, read, restart
+from zarr_cache import CacheStore, SqliteStore, removal
+from zarr_cache.report import Selection
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Command
+
+ALL = {("", "mine"), ("era5", "t/c/0"), ("era5", "t/c/1"), ("era5", "t/c/9")} | {
+    ("era5", "zarr.json"),
+    ("sst", "t/c/0"),
+}
+
+
+def left(path: Path) -> set[tuple[str, str]]:
+    """What the file holds, but for fences."""
+    with open_file(path) as db:
+        return set(db.execute("SELECT namespace, key FROM cache_entries WHERE kind <> 'fence'"))
+
+
+@pytest.mark.parametrize(
+    ("options", "gone"),
+    [
+        (["--to-size", "7196"], set()),
+        (["--to-size", "7195"], {("era5", "t/c/1")}),
+        (["--to-size", "5100"], {("era5", "t/c/1"), ("era5", "zarr.json")}),
+        (
+            ["--to-size", "0"],
+            {("era5", "t/c/0"), ("era5", "t/c/1"), ("era5", "zarr.json"), ("sst", "t/c/0")},
+        ),
+        (
+            ["--to-size", "1.05 kB", "--namespace", "era5"],
+            {("era5", "t/c/1"), ("era5", "zarr.json")},
+        ),
+        (["--older-than", "5.9 min"], {("era5", "t/c/0"), ("era5", "t/c/1")}),
+        (["--unused-for", "5.9 min"], {("era5", "t/c/1")}),
+        (["--prefix", "t/c/0"], {("era5", "t/c/0"), ("sst", "t/c/0")}),
+        (["--prefix", "t/c/0", "--namespace", "sst"], {("sst", "t/c/0")}),
+        (["--namespace", "era5"], {each for each in ALL if each[0] == "era5"}),
+        (["--namespace", "nobody"], set()),
+        (["--namespace", ""], set()),
+    ],
+)
+def test_what_was_asked_for_goes_and_the_rest_stays(
+    command: Command, filled: Path, options: list[str], gone: set[tuple[str, str]]
+) -> None:
+    would = command.json("evict", *options, "--dry-run")
+    before = left(filled)
+    told = command.json("evict", *options)
+
+    assert before == ALL
+    assert left(filled) == ALL - gone
+    assert told == would | {"is_dry_run": False}
+    assert told["removed_entries"] == len(gone)
+    assert told["removed_bytes"] == sum(SIZES[name].get(key, 0) for name, key in gone)
+    assert told["cached_bytes"] == 7196 - told["removed_bytes"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_what_went_is_told_on_one_line(command: Command) -> None:
+    would = command.lines("evict", "--prefix", "t/", "--dry-run")
+    told = command.lines("evict", "--prefix", "t/")
+
+    assert would == [
+        f"would remove 4 entries (6.9 KiB); 100 B of values are left in {command.path}"
+    ]
+    assert told == [f"removed 4 entries (6.9 KiB); 100 B of values are left in {command.path}"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_evict_without_a_choice_is_a_question_of_usage(command: Command) -> None:
+    result = command("evict")
+
+    assert result.exit_code == 2
+    assert "zarr-cache clear" in result.stderr
+
+
+def test_more_than_a_step_goes_in_several_transactions(
+    command: Command, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "MOST_ENTRIES", 3)
+    store = caching(path, "era5", read_only=True)
+    for number in range(10):
+        store.get_sync(f"absent/{number}")
+    restart(store)
+    told = command.json("evict", "--prefix", "absent/")
+
+    assert told["removed_entries"] == 10
+    assert left(path) == set()
+
+
+def test_what_was_read_while_others_went_stays(path: Path, filled: Path) -> None:
+    database = SqliteStore(path).database
+    chosen = database.run(removal.too_much, Selection(), 5100)
+    assert chosen is not None
+    with open_file(filled) as db, db:
+        db.execute("UPDATE entry SET used_at = used_at + 1e12 WHERE key = 'zarr.json'")
+    database.run(removal.remove, chosen)
+
+    assert left(filled) == ALL - {("era5", "t/c/1")}
+
+
+@pytest.mark.parametrize("kind", ["stored", "fence"])
+def test_nothing_but_answers_of_a_source_can_be_removed(path: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match=kind):
+        SqliteStore(path).database.run(removal.remove, Selection(kinds=(kind,)))
+
+
+def test_clear_asks_and_says_what_goes(command: Command, filled: Path) -> None:
+    result = command("clear", typed="y\n")
+
+    assert result.exit_code == 0
+    assert result.stderr == f"Remove 5 entries (7.0 KiB) of all sources from {filled}? [y/N]: "
+    assert result.stdout == f"removed 5 entries (7.0 KiB); 0 B of values are left in {filled}\n"
+    assert left(filled) == {("", "mine")}
+
+
+@pytest.mark.parametrize("typed", ["n\n", "\n", ""])
+def test_clear_leaves_everything_unless_it_is_told_to_go_on(
+    command: Command, filled: Path, typed: str
+) -> None:
+    result = command("clear", typed=typed)
+
+    assert result.exit_code == 1
+    assert result.stderr.endswith("[y/N]: nothing is removed\n")
+    assert left(filled) == ALL
+
+
+def test_clear_of_one_namespace_leaves_the_others(command: Command, filled: Path) -> None:
+    told = command.json("clear", "--yes", "--namespace", "sst")
+
+    assert told["removed_entries"] == 1
+    assert left(filled) == {each for each in ALL if each[0] != "sst"}
+
+
+def test_clear_in_a_dry_run_asks_nothing_and_removes_nothing(
+    command: Command, filled: Path
+) -> None:
+    told = command.json("clear", "--dry-run")
+
+    assert (told["removed_entries"], told["cached_bytes"]) == (5, 0)
+    assert left(filled) == ALL
+
+
+def test_json_of_clear_is_alone_on_stdout(command: Command, filled: Path) -> None:
+    result = command("clear", "--json", typed="y\n")
+
+    assert json.loads(result.stdout)["path"] == str(filled)
+
+
+async def test_what_was_being_fetched_when_it_was_cleared_is_not_kept(
+    command: Command, path: Path
+) -> None:
+    era5 = caching(path, "era5")
+    source = HeldStore(era5._store)
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="era5")
+    await read(store, "zarr.json")
+    store.flush()
+    gate = source.hold_after("get")
+    reading = asyncio.create_task(read(store, "t/c/0"))
+    await gate.reached()
+    result = await asyncio.to_thread(command, "clear", "--yes")
+    gate.open()
+    await reading
+    store.flush()
+
+    assert result.exit_code == 0
+    assert left(path) == set()
+
+
+async def test_what_was_evicted_is_fetched_again_and_what_stayed_is_not(
+    command: Command, path: Path
+) -> None:
+    source = CountingStore(caching(path, "era5")._store)
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="era5")
+    for key in SIZES["era5"]:
+        await read(store, key)
+    store.flush()
+    command("evict", "--prefix", "t/")
+    source.reset()
+    found = {key: await read(store, key) for key in SIZES["era5"]}
+
+    assert found == {key: bytes(size) for key, size in SIZES["era5"].items()}
+    assert sorted(source.keys) == ["t/c/0", "t/c/1"]
+
+
+async def test_what_a_write_has_made_invalid_stays_so_after_an_eviction(
+    command: Command, path: Path
+) -> None:
+    source = HeldStore(caching(path, "era5")._store)
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="era5")
+    gate = source.hold_after("get")
+    reading = asyncio.create_task(read(store, "t/c/0"))
+    await gate.reached()
+    await store.set("t/c/0", buffer(b"new"))
+    store.flush()
+    await asyncio.to_thread(command, "evict", "--namespace", "era5")
+    gate.open()
+    await reading
+
+    assert await read(store, "t/c/0") == b"new"
