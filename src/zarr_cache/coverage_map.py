@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SHADES = "·░▒▓█"
 """A cell none of whose chunks is at hand, three in between, and one with all, without colours."""
 
+ASCII_SHADES = ".-+*#"
+"""The same for a terminal that has no others."""
+
 COLOURS = ("#71717a", "#31688e", "#21918c", "#35b779", "#fde725")
 """The same with colours that stand out on light and on dark: grey, and a part of viridis."""
 
@@ -171,17 +174,23 @@ def _means(plane: npt.NDArray[np.float64], per_cell: int, *, axis: int) -> npt.N
 # Text
 
 
-def as_text(drawn: CoverageMap, *, is_coloured: bool) -> Text:
-    """The map for a terminal: with colours in half blocks, two rows a line; otherwise in shades."""
+def as_text(drawn: CoverageMap, *, is_coloured: bool, letters: str = SHADES) -> Text:
+    """The map for a terminal: with colours in half blocks, two rows a line; otherwise in shades.
+
+    Parameters
+    ----------
+    letters
+        The shades, without colours.
+    """
     shades = drawn.shades()
     text = Text(no_wrap=True, overflow="crop")
     text.append(f"{drawn.title}\n", style="bold")
-    lines = _half_blocks(shades) if is_coloured else _shades(shades)
+    lines = _half_blocks(shades) if is_coloured else _shades(shades, letters)
     for line in lines:
         text.append_text(line)
         text.append("\n")
     for shade, meaning in _legend():
-        text.append("■" if is_coloured else SHADES[shade], COLOURS[shade] if is_coloured else "")
+        text.append("■" if is_coloured else letters[shade], COLOURS[shade] if is_coloured else "")
         text.append(f" {meaning}   ")
     text.rstrip()
     for caption in drawn.caption:
@@ -193,9 +202,9 @@ def _legend() -> list[tuple[int, str]]:
     return [(len(SHADES) - 1, "at hand"), (2, "in part"), (0, "not at hand")]
 
 
-def _shades(shades: npt.NDArray[np.int8]) -> Iterator[Text]:
+def _shades(shades: npt.NDArray[np.int8], letters: str) -> Iterator[Text]:
     for row in shades:
-        yield Text("".join(" " if shade == NOTHING else SHADES[shade] for shade in row))
+        yield Text("".join(" " if shade == NOTHING else letters[shade] for shade in row))
 
 
 def _half_blocks(shades: npt.NDArray[np.int8]) -> Iterator[Text]:

@@ -11,8 +11,10 @@ from zarr_cache.cli.demo import demo
 from zarr_cache.cli.explain import explain
 from zarr_cache.cli.info import info
 from zarr_cache.cli.ls import ls
+from zarr_cache.cli.map import map_
 from zarr_cache.cli.removal import clear, evict
 from zarr_cache.cli.verify import verify
+from zarr_cache.cli.warm import warm
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,4 +36,6 @@ app.command()(evict)
 app.command()(clear)
 app.command()(compact)
 app.command()(verify)
+app.command()(warm)
+app.command("map")(map_)
 app.command()(demo)

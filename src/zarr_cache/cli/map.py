@@ -1,0 +1,100 @@
+"""``zarr-cache map``."""
+
+from pathlib import Path
+from types import EllipsisType
+from typing import Annotated
+
+import typer
+import zarr
+from rich.console import Console
+
+from zarr_cache import coverage_map
+from zarr_cache.chunk_coverage import coverage
+from zarr_cache.cli import source
+from zarr_cache.cli.file import existing
+from zarr_cache.cli.options import CacheFile
+from zarr_cache.cli.terminal import fail, say
+from zarr_cache.coverage_map import CoverageMap
+
+MOST_CELLS = {".png": (640, 640), ".svg": (160, 160)}
+"""Rows and columns of a picture, by the end of its name."""
+
+MOST_LINES = 40
+"""Of a map that goes into a file or a pipe."""
+
+
+def map_(
+    url: Annotated[str, typer.Argument(help="A Zarr: a URL that fsspec reads, or a folder.")],
+    *,
+    array: Annotated[
+        str, typer.Option(help="Path of an array in it; empty if it is at the root.")
+    ] = "",
+    slice_: Annotated[
+        str,
+        typer.Option(
+            "--slice",
+            help="What of the grid to draw, in places of chunks: '0,:,:'. Without it, the last two "
+            "dimensions, and in each cell the mean over the others.",
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="Draw into this file, .png or .svg, not in the terminal.")
+    ] = None,
+    cache_file: CacheFile = None,
+) -> None:
+    """Draw which chunks of an array are in the file and fresh.
+
+    Asks the source for the metadata of the array, if that is not in the file, and for nothing else.
+    """
+    selected = source.selection(slice_)
+    ending = "" if output is None else output.suffix.lower()
+    if output is not None and ending not in MOST_CELLS:
+        fail(f"{output}: a map is drawn as .png or .svg")
+    if ending == ".png" and not coverage_map.has_pillow():
+        fail("Pillow not installed: pip install 'zarr-cache[map]', or draw an .svg")
+    path = existing(cache_file)
+    console = Console()
+    is_coloured = console.color_system is not None and not console.no_color
+    lines = max(console.height - 6, 4) if console.is_terminal else MOST_LINES
+    most = MOST_CELLS.get(ending, (2 * lines if is_coloured else lines, console.width))
+
+    async def draw() -> CoverageMap:
+        async with source.opened(url, array, path) as node:
+            if not isinstance(node, zarr.AsyncArray):
+                fail(f"{url}: {array!r} is a group; name an array of it with --array")
+            covered = coverage(node)
+            names = getattr(node.metadata, "dimension_names", None)
+            try:
+                chosen = _without_ellipsis(selected, covered.ndim)
+                return coverage_map.map_of(
+                    covered, node.path or url, names, slice_of=chosen, most=most
+                )
+            except IndexError as error:
+                fail(f"--slice {slice_!r}: {error}; the grid has the shape {covered.shape}")
+
+    drawn = source.run(url, array, draw())
+    if output is None:
+        is_wide = console.encoding.startswith("utf")
+        letters = coverage_map.SHADES if is_wide else coverage_map.ASCII_SHADES
+        text = coverage_map.as_text(drawn, is_coloured=is_coloured and is_wide, letters=letters)
+        console.print(text)
+        return
+    try:
+        if ending == ".svg":
+            output.write_text(coverage_map.as_svg(drawn), encoding="utf-8")
+        else:
+            coverage_map.save_png(drawn, output)
+    except OSError as error:
+        fail(f"{output}: {error.strerror or error}")
+    say(f"{output}: {drawn.caption[0]}")
+
+
+def _without_ellipsis(
+    selected: tuple[int | slice | EllipsisType, ...], ndim: int
+) -> tuple[int | slice, ...]:
+    """As many indices and slices as there are dimensions."""
+    named = [each for each in selected if each is not ...]
+    if len(named) > ndim or len(selected) - len(named) > 1:
+        raise IndexError("too many indices")
+    at = selected.index(...) if ... in selected else len(named)
+    return (*named[:at], *[slice(None)] * (ndim - len(named)), *named[at:])

@@ -1,0 +1,90 @@
+"""``zarr-cache warm``."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+import zarr
+
+from zarr_cache.cli import source
+from zarr_cache.cli.options import CacheFile, Json
+from zarr_cache.cli.terminal import fail, print_json, say
+from zarr_cache.location import default_path
+from zarr_cache.sizes import parse_size
+from zarr_cache.warm_report import WarmPlan, WarmReport
+from zarr_cache.warming import warm_async
+
+
+def _budget(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def warm(
+    url: Annotated[str, typer.Argument(help="A Zarr: a URL that fsspec reads, or a folder.")],
+    *,
+    array: Annotated[
+        str, typer.Option(help="Path of an array or group in it; empty for the root.")
+    ] = "",
+    select: Annotated[
+        str,
+        typer.Option(
+            help="What of the array, in elements: '0:100,:,3'. Without it, all of it.",
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fetch nothing, and tell what would be.")
+    ] = False,
+    cache_file: CacheFile = None,
+    max_size: Annotated[
+        int | None,
+        typer.Option(
+            parser=_budget,
+            metavar="SIZE",
+            help="Bytes that the file may have, such as '20 GiB'. Stops before it would evict "
+            "what it has fetched.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests that are under way at once.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fetch the chunks that a selection touches, so that a read of it makes no request.
+
+    What is in the file already is not fetched again. Ends with 1 if some of it is left.
+    """
+    selected = source.selection(select)
+    path = cache_file or default_path()
+
+    async def run() -> WarmPlan | WarmReport:
+        async with source.opened(url, array, path, max_size) as node:
+            try:
+                result = await warm_async(
+                    node,
+                    selected if isinstance(node, zarr.AsyncArray) or select else ...,
+                    max_concurrency=concurrency,
+                    dry_run=dry_run,
+                )
+            except (IndexError, ValueError) as error:
+                fail(f"--select {select!r}: {error}" if select else str(error))
+            if isinstance(node, zarr.AsyncArray) and select and not result.chunks:
+                fail(f"--select {select!r} selects nothing of an array of shape {node.shape}")
+            return result
+
+    result = source.run(url, array, run())
+    if json:
+        print_json(_as_json(result))
+    else:
+        say(str(result))
+    if isinstance(result, WarmReport) and not result.is_complete:
+        raise typer.Exit(1)
+
+
+def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
+    told = dataclasses.asdict(result)
+    if isinstance(result, WarmReport):
+        return {**told, "is_complete": result.is_complete}
+    return {**told, "fits": result.fits}

@@ -1,0 +1,36 @@
+"""The examples of the guide run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zarr
+
+if TYPE_CHECKING:
+    import pytest
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "warm.md"
+REMOTE = 'FsspecStore.from_url("https://example.org/era5.zarr", read_only=True)'
+
+
+def test_the_examples_of_the_guide_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = zarr.create_group("era5.zarr")
+    root.create_array("temperature", shape=(200, 80), chunks=(10, 10), dtype="i2")[:] = 7
+    examples = re.findall(
+        r"^```python\n(.*?)^```$", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    program = "\n".join(examples)
+    assert REMOTE in program
+
+    local = program.replace(REMOTE, 'zarr.storage.LocalStore("era5.zarr", read_only=True)')
+    exec(compile(local, GUIDE, "exec"), {})  # noqa: S102 - our own page
+
+    plan, report, share = capsys.readouterr().out.splitlines()
+    assert plan.startswith("20 chunks: 0 at hand, 0 known to be absent; 21 requests for ")
+    assert report.startswith("20 chunks: 0 were at hand, 20 fetched (")
+    assert share == "12% of the chunks are local"
