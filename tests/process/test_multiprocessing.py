@@ -240,6 +240,20 @@ def test_a_pickle_over_http_is_small_and_names_the_same_source(path: Path) -> No
     assert pickle.loads(pickled).namespace == store.namespace  # noqa: S301 - our own
 
 
+def test_a_link_is_followed_where_a_pickle_is_loaded(tmp_path: Path) -> None:
+    here, there, scratch = (tmp_path / name for name in ("here", "there", "scratch"))
+    here.mkdir()
+    there.mkdir()
+    scratch.symlink_to(here)
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(scratch / "cache.sqlite"))
+    pickled = pickle.dumps(store)
+    scratch.unlink()
+    scratch.symlink_to(there)
+    pickle.loads(pickled).cache_info()  # noqa: S301 - our own
+
+    assert [(folder / "cache.sqlite").exists() for folder in (here, there)] == [False, True]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_child_has_its_own_copy_of_a_source_in_memory(method: str, path: Path) -> None:
     store = CacheStore(MemoryStore({"a": buffer(b"old")}), cache_store=SqliteStore(path))
