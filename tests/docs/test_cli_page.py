@@ -1,0 +1,97 @@
+"""The page of the command line: every command and option of the app, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer
+
+from tests.cli.conftest import Command, _utc, command, filled
+from zarr_cache.cli import app
+
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["_utc", "command", "filled"]
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## ([a-z]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+EXAMPLES = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def commands() -> dict[str, click.Command]:
+    """The commands of the app."""
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
+
+
+def options(of: click.Command) -> set[str]:
+    """What may be written after the command, but for its arguments and ``--help``."""
+    return {
+        name
+        for parameter in of.params
+        if parameter.param_type_name == "option"
+        for name in parameter.opts
+    } - {"--help"}
+
+
+def keys(value: Any) -> set[str]:
+    """The keys of a JSON document, of whatever is in it too."""
+    if isinstance(value, list):
+        return set().union(*map(keys, value))
+    if isinstance(value, dict):
+        return set(value).union(*map(keys, value.values()))
+    return set()
+
+
+def test_every_command_has_a_section_and_a_line_of_the_table() -> None:
+    assert list(SECTIONS) == re.findall(r"^\| \[`([a-z]+)`\]\(#\1\)", PAGE, re.MULTILINE)
+    assert SECTIONS.keys() == commands().keys()
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_option_is_in_the_table_of_its_command_and_no_other(name: str) -> None:
+    rows = re.findall(r"^\| (`-.*?) \|", SECTIONS[name], re.MULTILINE)
+
+    assert {option for row in rows for option in re.findall(r"`(-[^`]*)`", row)} == options(
+        commands()[name]
+    )
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info"],
+        ["ls"],
+        ["explain", "t/c/0"],
+        ["evict", "--to-size", "0"],
+        ["clear", "--yes"],
+        ["compact"],
+    ],
+    ids=" ".join,
+)
+def test_every_key_of_json_is_named(command: Command, arguments: list[str]) -> None:
+    kinds = {"value", "absent", "stored", "fence"}
+    told = keys(command.json(*arguments)) - kinds
+
+    assert told <= set(re.findall(r"`([a-z_]+)`", SECTIONS[arguments[0]]))
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_is_understood(command: Command, example: str) -> None:
+    program, *arguments = shlex.split(example)
+    result = command(*arguments)
+
+    assert program == "zarr-cache"
+    assert result.exit_code in {0, 1}, result.output
+    assert result.stderr == ""
