@@ -26,8 +26,8 @@ LONGEST_SECONDS = 61
 
 
 def value(key: str) -> bytes:
-    """What the source holds: of some kB to some pages, and of bytes that no other key has."""
-    return f"{key}/".encode() * (1000 + 5000 * (KEYS.index(key) % 3))
+    """What the source holds: of two to some pages, and of bytes that no other key has."""
+    return f"{key}/".encode() * (4000 + 4000 * (KEYS.index(key) % 3))
 
 
 VALUES = {key: value(key) for key in KEYS}

@@ -1,0 +1,188 @@
+"""What the disk holds stays near ``max_size``: the file, its log and the memory they share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import STRESS, CountingStore, buffer, cached_bytes, cached_keys, read
+from tests.fault.children import BEGIN, ROOT
+from tests.fault.real import HANG_SECONDS, held
+from tests.fault.sources import new_cache, read_sync, settle, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from warnings import WarningMessage
+
+MIB = 2**20
+
+MAX_SIZE = 16 * MIB * STRESS
+
+SIZES = [100, 5_000, 50_000, 300_000, 1_000_000]
+"""Of the values, in turn."""
+
+READ_THROUGH = """
+from tests.fault.test_bounds import MAX_SIZE, of_sizes
+
+first, nbytes = int(arguments[0]), int(arguments[1])
+
+async def main():
+    source, keys = of_sizes(first, nbytes)
+    store = new_cache(source, path, max_size=MAX_SIZE)
+    for start in range(0, len(keys), 8):
+        await asyncio.gather(*(store.get(key, PROTOTYPE) for key in keys[start : start + 8]))
+    tell(faults=store.cache_stats()["faults"])
+    store.close()
+
+asyncio.run(main())
+"""
+
+
+def of_sizes(first: int, nbytes: int) -> tuple[MemoryStore, list[str]]:
+    """A source of so many bytes in values of all sizes, and its keys, numbered from `first`."""
+    values = [buffer(bytes(size)) for size in SIZES]
+    number = nbytes * len(SIZES) // sum(SIZES)
+    source = MemoryStore({f"{first + n}": values[n % len(SIZES)] for n in range(number)})
+    return source, list(source._store_dict)
+
+
+def on_disk(path: Path) -> int:
+    """Bytes of the file, its log and the memory they share, as ``du`` counts them."""
+    nbytes = 0
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            nbytes += 512 * os.stat(f"{path}{suffix}").st_blocks  # noqa: PTH116 - often and quick
+        except FileNotFoundError:
+            continue
+    return nbytes
+
+
+def most(max_size: int) -> int:
+    """Bytes that may be on the disk for values of `max_size` bytes."""
+    return max_size * 11 // 10 + 16 * MIB
+
+
+def watched(path: Path, is_over: Callable[[], bool]) -> int:
+    """The most bytes that were on the disk until it was over."""
+    worst = 0
+    while not is_over():
+        worst = max(worst, on_disk(path))
+        # Looked at some hundred times a second; nothing waits for this.
+        time.sleep(0.003)
+    return max(worst, on_disk(path))
+
+
+def tell_worst(of: str, worst: int) -> None:
+    """Print what docs/operations.md says; ``pytest -rP`` shows it."""
+    over = (worst - MAX_SIZE) / MIB
+    print(f"{of}: {worst / MIB:.1f} MiB on disk, {over:+.1f} MiB of {MAX_SIZE // MIB}")  # noqa: T201
+
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows does not tell blocks")
+
+
+def test_the_disk_holds_little_more_than_the_budget_while_four_processes_read(path: Path) -> None:
+    share = 10 * MAX_SIZE // 4
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BEGIN + READ_THROUGH, str(path), str(n * 10**6), str(share)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for n in range(4)
+    ]
+    worst = watched(path, lambda: all(process.poll() is not None for process in processes))
+    answers = [process.communicate(timeout=HANG_SECONDS) for process in processes]
+    tell_worst("four processes", worst)
+
+    assert [process.returncode for process in processes] == [0] * 4, answers
+    assert [out for out, _ in answers] == ['{"faults": 0, "warned": []}\n'] * 4
+    assert MAX_SIZE // 2 <= cached_bytes(path) <= MAX_SIZE
+    assert worst <= most(MAX_SIZE)
+
+
+async def test_the_log_stays_short_under_a_reader_that_does_not_end(
+    path: Path, warned: list[WarningMessage]
+) -> None:
+    source, keys = of_sizes(0, 4 * MAX_SIZE)
+    counting = CountingStore(source)
+    store = new_cache(counting, path, max_size=MAX_SIZE)
+    await read_sync(store, keys[0])
+    settle(store)
+    worst = 0
+    with held(path, "BEGIN", "SELECT count(*) FROM entry"):
+        for key in keys:
+            found = await read(store, key)
+            worst = max(worst, on_disk(path))
+            assert found == bytes(SIZES[int(key) % len(SIZES)])
+        settle(store)
+        worst = max(worst, on_disk(path))
+    tell_worst("a long reader", worst)
+    for _ in range(3):
+        for key in keys[:20]:
+            await read(store, key)
+        settle(store)
+    counting.reset()
+    again = [await read(store, key) for key in keys[:20]]
+    length = on_disk(path)
+
+    assert worst <= most(MAX_SIZE)
+    assert length <= most(MAX_SIZE)
+    assert again == [bytes(SIZES[int(key) % len(SIZES)]) for key in keys[:20]]
+    assert counting.requests.total() == 0
+    assert len(warned) <= 1, told(warned)
+
+
+async def test_space_comes_back_when_the_budget_is_lowered(path: Path) -> None:
+    source, keys = of_sizes(0, 4 * MAX_SIZE)
+    store = new_cache(source, path, max_size=4 * MAX_SIZE)
+    for key in keys:
+        await read(store, key)
+    settle(store)
+    before = on_disk(path)
+    small = new_cache(source, path, max_size=MAX_SIZE // 4)
+    for key in keys[-40:]:
+        await read(small, key)
+    settle(small)
+    kept = cached_bytes(path)
+    small.close()
+
+    assert before >= 3 * MAX_SIZE
+    assert kept <= MAX_SIZE // 4
+    assert on_disk(path) <= most(MAX_SIZE // 4)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["asked for before", "new"])
+async def test_an_answer_larger_than_the_budget_passes_through_and_evicts_nothing(
+    path: Path, is_known: bool
+) -> None:
+    values = {key: buffer(key.encode() * 1000) for key in "abcdef"}
+    source = CountingStore(MemoryStore(values | {"large": buffer(bytes(10_001))}))
+    store = new_cache(source, path, max_size=10_000)
+    for key in values:
+        await read(store, key)
+    if is_known:
+        await read(store, "large")
+    settle(store)
+    before = cached_keys(path)
+    source.reset()
+    found = [await read(store, "large"), await read_sync(store, "large")]
+    settle(store)
+    asked = source.keys.copy()
+    for key in values:
+        await read(store, key)
+
+    assert found == [bytes(10_001)] * 2
+    assert before == cached_keys(path) == set(values)
+    assert asked == source.keys == ["large", "large"]
+    assert store.cache_stats()["evictions"] == 0
