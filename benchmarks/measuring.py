@@ -118,13 +118,16 @@ class Row:
 
     @property
     def is_reached(self) -> bool:
-        """Whether it is."""
+        """Whether `value` is as it should be."""
+        return self._is_enough(self.value)
+
+    def _is_enough(self, value: float) -> bool:
         if self.or_within is not None and self.peer is not None:
             medians = self.medians
             if medians[self.ours] - medians[self.peer] <= self.or_within:
                 return True
-        return (self.at_most is None or self.value <= self.at_most) and (
-            self.at_least is None or self.value >= self.at_least
+        return (self.at_most is None or value <= self.at_most) and (
+            self.at_least is None or value >= self.at_least
         )
 
     @property
@@ -143,6 +146,7 @@ class Row:
             "quietest": self.quietest,
             "reach": self.reach,
             "is_reached": self.is_reached,
+            "is_reached_in_best_rounds": self._is_enough(self.quietest),
         }
 
 
@@ -237,6 +241,7 @@ def print_rows(group: str, rows: list[Row]) -> None:
     for row in rows:
         mark = "yes" if row.is_reached else "NO"
         unit = f" {row.unit}" if row.peer is None else ""
-        print(f"  {row.what:58} {text(row.value) + unit:>10}  reach {row.reach:50} {mark}")
+        figures = f"{text(row.value)} (best rounds {text(row.quietest)}){unit}"
+        print(f"  {mark:3} {row.what}: {figures}, to reach {row.reach}")
         each = [f"{name} {text(figure)}" for name, figure in row.medians.items()]
         print(f"      {row.unit}: {', '.join(each)}")

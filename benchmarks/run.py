@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import sqlite3
-import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +39,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _chosen(arguments: argparse.Namespace) -> list[str]:
+    """The options that change what is measured."""
+    chosen = [f"--{name}" for name in ("quick", "smallest") if getattr(arguments, name)]
+    return chosen if arguments.only == list(GROUPS) else [*chosen, "--only", *arguments.only]
+
+
 def main() -> None:
     """Measure the groups one after the other, each in a folder of its own."""
     parser = argparse.ArgumentParser(
@@ -55,7 +60,7 @@ def main() -> None:
     scale = "smallest" if arguments.smallest else "quick" if arguments.quick else "full"
     results: dict[str, Any] = {
         "machine": machine(),
-        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/run.py", *_chosen(arguments)]),
         "scale": scale,
         "load": [os.getloadavg()[0]],
         "nice": os.nice(0),
