@@ -11,7 +11,7 @@ from zarr.abc.store import Store, _store_supports_sync_io
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache import ages, reading, writing
+from zarr_cache import ages, private, reading, writing
 from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
@@ -58,7 +58,7 @@ class CacheStore(WrapperStore[Store]):
         The source. What it holds is the truth.
     cache_store
         Where full values are kept: a `SqliteStore`, or any store that supports deletes, which the
-        cache then takes for its own.
+        cache then takes for its own. None: ``SqliteStore()``, one file for each user.
     max_age_seconds
         For how many seconds an answer is fresh; ``"infinity"`` or None for ever. Means the same
         within a process and across restarts.
@@ -95,7 +95,7 @@ class CacheStore(WrapperStore[Store]):
         self,
         store: Store,
         *,
-        cache_store: Store,
+        cache_store: Store | None = None,
         max_age_seconds: Age = "infinity",
         max_size: int | str | None = None,
         cache_set_data: bool = True,
@@ -103,16 +103,15 @@ class CacheStore(WrapperStore[Store]):
         namespace: str | None = None,
         read_only: bool | None = None,
     ) -> None:
+        if cache_store is None:
+            cache_store = SqliteStore()
         if not cache_store.supports_deletes:
             msg = (
                 f"The provided cache store {cache_store} does not support deletes. "
                 "The cache_store must support deletes for CacheStore to function properly."
             )
             raise ValueError(msg)
-        if namespace == "":
-            raise ValueError(
-                "namespace must not be empty: the empty one holds what SqliteStore itself stores"
-            )
+        name = _checked_namespace(namespace) or name_of(store)
         if read_only is not None and store.read_only != read_only:
             store = store.with_read_only(read_only)
         super().__init__(store)
@@ -127,7 +126,6 @@ class CacheStore(WrapperStore[Store]):
             if isinstance(cache_store, SqliteStore)
             else StoreCache(cache_store)
         )
-        name = name_of(store) if namespace is None else namespace
         statistics = Statistics(name, lambda: values.pending)
         self._cache = cache_store
         self._given_namespace = namespace
@@ -249,14 +247,18 @@ class CacheStore(WrapperStore[Store]):
         self.__init__(store, **state)  # type: ignore[misc]
 
     def __str__(self) -> str:
-        return f"cached-{self._store}"
+        # Not the source's own, which may be a URL with a token.
+        return f"cached-{self.namespace}"
 
     # Telling what there is
 
     def __repr__(self) -> str:
+        # What the source and its URL say of themselves may have a token in it; the name has not.
+        kept = repr(self._cache) if isinstance(self._cache, SqliteStore) else _named(self._cache)
         return (
-            f"{type(self).__name__}(store={self._store!r}, cache_store={self._cache!r}, "
-            f"max_age_seconds={self.max_age_seconds!r}, max_size={self.max_size!r})"
+            f"{type(self).__name__}(store={_named(self._store)}, namespace={self.namespace!r}, "
+            f"cache_store={kept}, max_age_seconds={self.max_age_seconds!r}, "
+            f"max_size={self.max_size!r})"
         )
 
     def cache_info(self) -> dict[str, Any]:
@@ -545,6 +547,30 @@ class CacheStore(WrapperStore[Store]):
         self._check_writable()
         clear = call_async(self._store, lambda source: source.clear())
         await run_async(writing.remove(self._cached, "", clear))
+
+
+def _named(store: Store) -> str:
+    return f"<{type(store).__name__}>"
+
+
+def _checked_namespace(namespace: str | None) -> str | None:
+    """`namespace`, if it may be given.
+
+    Raises
+    ------
+    ValueError
+        It would be that of something else.
+    """
+    if namespace == "":
+        raise ValueError(
+            "namespace must not be empty: the empty one holds what SqliteStore itself stores"
+        )
+    if namespace is not None and private.is_private(namespace):
+        raise ValueError(
+            f"namespace must not begin with {private.PREFIX!r}, as the names do that go with the "
+            f"process, got {namespace!r}"
+        )
+    return namespace
 
 
 def _checked_size(max_size: object) -> int | None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import stat
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -192,6 +193,13 @@ def _make(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    mode = stat.S_IMODE(path.stat().st_mode)
+    for beside in (log_of(path), path.with_name(f"{path.name}-shm")):
+        # SQLite gives them the mode that the file has when they are made. If nothing could be
+        # written then, nothing could be now.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if stat.S_IMODE(beside.stat().st_mode) != mode:
+                beside.chmod(mode)
 
 
 def _open_newest(path: Path, turns: Turns) -> Connection:

@@ -23,6 +23,7 @@ from zarr_cache.connection import Connection, Turns, connect, open_file, reopen_
 from zarr_cache.errors import (
     FileDamagedError,
     FileReadOnlyError,
+    MigrationError,
     OutOfMemoryError,
     StorageError,
     translated,
@@ -67,6 +68,11 @@ LIMIT 1
 """
 
 
+FAILURES = (sqlite3.Error, MemoryError, UnicodeDecodeError, FileDamagedError)
+"""What an operation raises when the file fails it. Python decodes SQLite's messages, and some tell
+bytes of a damaged schema that are no text."""
+
+
 class Database(Protocol):
     """Runs operations: functions whose first parameter is a connection.
 
@@ -74,6 +80,8 @@ class Database(Protocol):
     ----------
     before_close
         Called by `close` while operations still run, to write what waits.
+    before_end
+        Called at the end of the interpreter, before that.
     after_fork
         Called in the child of a fork, after the database has forgotten its connections.
     after_loss
@@ -82,6 +90,7 @@ class Database(Protocol):
     """
 
     before_close: list[Callable[[], None]]
+    before_end: list[Callable[[], None]]
     after_fork: list[Callable[[], None]]
     after_loss: list[Callable[[], None]]
 
@@ -134,6 +143,7 @@ class FileDatabase:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.before_close: list[Callable[[], None]] = []
+        self.before_end: list[Callable[[], None]] = []
         self.after_fork: list[Callable[[], None]] = []
         self.after_loss: list[Callable[[], None]] = []
         self._name = str(path)
@@ -195,10 +205,12 @@ class FileDatabase:
                 connection = open_file(self.path, self._turns)
                 self._place = self._place or cache_file.place_of(self.path)
                 floor_ns = self._read_first(connection)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise self._translated(error) from error
             except OSError as error:
                 raise StorageError(f"{self.path}: {error}") from error
+            except MigrationError as error:
+                raise MigrationError(f"{self.path}: {error}") from error
             except FileDamagedError as error:
                 error.place = self._place
                 raise
@@ -262,26 +274,41 @@ class FileDatabase:
                 return operation(connection, *args, **kwargs)
             finally:
                 self._put_back(connection)
-        except (sqlite3.Error, MemoryError, FileDamagedError) as error:
+        except FAILURES as error:
             own = self._translated(error)
-            if not (isinstance(own, FileReadOnlyError) and self._is_read_only):
+            if not isinstance(own, FileReadOnlyError):
                 raise own from error
-        # Opened at a time when it could not be written to. Whether it can be now is seen at once.
-        self._forget_connections()
-        self._open()
-        if self._is_read_only:
-            raise FileReadOnlyError(f"{self.path}: the file or its folder cannot be written to")
-        return self.run(operation, *args, **kwargs)
+        return self._run_reopened(operation, *args, **kwargs)
 
-    def _translated(self, error: sqlite3.Error | MemoryError | FileDamagedError) -> StorageError:
+    def _run_reopened[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As `run`, after what could not be written to: it may have been opened at a bad time."""
+        self._forget_connections()
+        try:
+            connection = self._take()
+            try:
+                return operation(connection, *args, **kwargs)
+            finally:
+                self._put_back(connection)
+        except FAILURES as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> StorageError:
+        """What one of `FAILURES` comes to."""
         if isinstance(error, MemoryError):
             return OutOfMemoryError(f"{self.path}: no memory for a value")
         if isinstance(error, FileDamagedError):
             if error.place is not None:
                 return error
             own: StorageError = FileDamagedError(f"{self.path}: {error}")
-        else:
+        elif isinstance(error, sqlite3.Error):
             own = translated(error, self.path)
+        else:
+            own = FileDamagedError(f"{self.path}: {error}")
         if isinstance(own, FileDamagedError):
             own.place = self._place
         return own
@@ -405,9 +432,9 @@ class FileDatabase:
         try:
             with contextlib.closing(connect(self._name, self._turns)) as connection:
                 for statement in (STORED_ENTRIES, STORED_ROW):
-                    with contextlib.suppress(sqlite3.DatabaseError):
+                    with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
                         return bool(connection.execute(statement).fetchone())
-        except sqlite3.Error:
+        except FAILURES:
             pass  # too damaged to tell now
         return self._holds_stored
 
@@ -461,7 +488,7 @@ class FileDatabase:
                 return await mine.run(guarded, *args, **kwargs)
             try:
                 await self._start(loop)
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 raise self._translated(error) from error
 
     def _guarded[**P, T](
@@ -483,14 +510,14 @@ class FileDatabase:
             return self.run(operation, *args, **kwargs)
         try:
             return operation(connection, *args, **kwargs)
-        except (sqlite3.Error, MemoryError, FileDamagedError) as error:
+        except FAILURES as error:
             own = self._translated(error)
-            if not (isinstance(own, FileReadOnlyError) and self._is_read_only):
+            if not isinstance(own, FileReadOnlyError):
                 raise own from error
         finally:
             with self._lock:
                 self._end_operation()
-        return self.run(operation, *args, **kwargs)
+        return self._run_reopened(operation, *args, **kwargs)
 
     def _end_operation(self) -> None:
         self._under_way -= 1
@@ -569,6 +596,7 @@ class MemoryDatabase:
 
     def __init__(self) -> None:
         self.before_close: list[Callable[[], None]] = []
+        self.before_end: list[Callable[[], None]] = []
         self.after_fork: list[Callable[[], None]] = []
         self.after_loss: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -611,6 +639,8 @@ _left_to_the_parent: list[object] = []
 
 def _close_databases() -> None:
     for database in list(FileDatabase._opened):  # noqa: SLF001 - of this module
+        for end in database.before_end:
+            end()
         database.close()
 
 

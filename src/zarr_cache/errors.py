@@ -123,6 +123,8 @@ _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_READONLY: FileReadOnlyError,
     sqlite3.SQLITE_CORRUPT: FileDamagedError,
     sqlite3.SQLITE_NOTADB: FileDamagedError,
+    # What we write is as our schema wants it, so something else stands in its place.
+    sqlite3.SQLITE_CONSTRAINT: FileDamagedError,
 }
 
 

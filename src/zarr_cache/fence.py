@@ -11,7 +11,7 @@ from zarr_cache.errors import FileDamagedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from zarr_cache.admission import Answer
     from zarr_cache.budget import Limits, Removed
@@ -22,6 +22,9 @@ type Parameters = dict[str, str | int]
 
 MOST_FENCES = 10_000
 """So many fences are kept in a file. A fence that goes leaves its revision to its namespace."""
+
+MOST_REMOVED = 1000
+"""So many entries are removed in a transaction."""
 
 NEXT_REVISION = """
 UPDATE counter
@@ -97,6 +100,58 @@ UPDATE namespace
 SET fence = :revision
 WHERE name = :namespace
 """
+
+
+PRIVATE_NAMESPACES = """
+SELECT id, name
+FROM namespace
+WHERE name >= :first AND name < :end
+"""
+
+REMOVE_SOME = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE namespace = :namespace AND kind <> 'stored'
+    LIMIT :most
+)
+RETURNING id
+"""
+
+REMOVE_NAMESPACE = """
+DELETE FROM namespace
+WHERE id = :namespace
+"""
+
+
+def drop_some(
+    connection: Connection, first: str, end: str, is_of_no_use: Callable[[str], bool]
+) -> bool:
+    """Remove namespaces that are of no use any more, or some of what is in them.
+
+    Parameters
+    ----------
+    first, end
+        Half-open interval of their names.
+    is_of_no_use
+        Which of these.
+
+    Returns
+    -------
+    bool
+        Whether something is left to be removed.
+    """
+    bounds = {"first": first, "end": end}
+    rows = connection.execute(PRIVATE_NAMESPACES, bounds).fetchall()
+    for namespace in [namespace for namespace, name in rows if is_of_no_use(name)]:
+        with connection.writing():
+            parameters = {"namespace": namespace, "most": MOST_REMOVED}
+            removed = connection.execute(REMOVE_SOME, parameters).fetchall()
+            if len(removed) == MOST_REMOVED:
+                return True
+            connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
+    return False
 
 
 def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now_ns: int) -> int:

@@ -61,11 +61,11 @@ SELECT
     value.rowid,
     length(value.data),
     CASE WHEN length(value.checksums) <= 512 THEN value.checksums END,
-    CASE WHEN entry.size <= ?4 AND length(value.data) = entry.size THEN value.data END
+    CASE WHEN entry.size <= ? AND length(value.data) = entry.size THEN value.data END
 FROM counter
-LEFT JOIN namespace ON namespace.name = ?1
-LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = ?2
-LEFT JOIN value ON value.entry = entry.id AND value.part = 0 AND entry.stored_at > ?3
+LEFT JOIN namespace ON namespace.name = ?
+LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = ?
+LEFT JOIN value ON value.entry = entry.id AND value.part = 0 AND entry.stored_at > ?
 WHERE counter.id = 1
 """
 
@@ -179,7 +179,7 @@ def _facts(
     connection: Connection, namespace: str, key: str, fresh_after: int, inline: int
 ) -> Found:
     """The row, with the bytes of a fresh value of up to `inline` bytes."""
-    row = connection.execute(LOOK_UP, (namespace, key, fresh_after, inline)).fetchone()
+    row = connection.execute(LOOK_UP, (inline, namespace, key, fresh_after)).fetchone()
     if row is None or row[1] is None:
         raise FileDamagedError("a row of counter or total is missing")
     return Found(*row)
@@ -190,7 +190,8 @@ def _checked(found: Found, namespace: str, key: str) -> tuple[Found, int]:
     if found.entry is None or found.kind == "fence":
         return found, 0
     seed = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
-    return (found if seed == found.checksum else found._replace(is_damaged=True)), seed
+    is_damaged = seed != found.checksum or found.size < 0
+    return (found._replace(is_damaged=True) if is_damaged else found), seed
 
 
 def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest | None) -> Data:

@@ -77,12 +77,13 @@ class SqliteStore(Store):
         self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False
     ) -> None:
         super().__init__(read_only=read_only)
-        self.path = _checked(default_path() if path is None else path)
+        self._named = _checked(default_path() if path is None else path)
+        self.path = self._named.resolve()
         self.database = FileDatabase.of(self.path)
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's
         """A store on the same file that refuses writes, or one that takes them."""
-        return type(self)(self.path, read_only=read_only)
+        return type(self)(self._named, read_only=read_only)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, type(self)) and self.path == other.path
@@ -96,7 +97,8 @@ class SqliteStore(Store):
         return f"sqlite://{self.path.as_posix()}"
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": str(self.path), "read_only": self.read_only}
+        # As it was named: where a link leads is for the machine to say on which it is opened.
+        return {"path": str(self._named), "read_only": self.read_only}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -332,7 +334,7 @@ class SqliteStore(Store):
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
-    """The path of a file, absolute.
+    """The path of a file, absolute, by the name that was given.
 
     Raises
     ------
@@ -348,12 +350,12 @@ def _checked(path: str | os.PathLike[str]) -> Path:
             "use zarr.storage.MemoryStore for values in memory, or name a file"
         )
         raise ValueError(msg)
-    resolved = Path(name).expanduser().resolve()
-    if resolved.is_dir():
+    named = Path(name).expanduser().absolute()
+    if named.is_dir():
         raise ValueError(
-            f"path is the folder {resolved}; name a file in it, such as {resolved}/cache.sqlite"
+            f"path is the folder {named}; name a file in it, such as {named}/cache.sqlite"
         )
-    return resolved
+    return named
 
 
 def _folder(prefix: str) -> str:

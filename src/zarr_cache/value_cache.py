@@ -8,7 +8,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
-from zarr_cache import admission, budget, fence, index, listing, pending, values
+from zarr_cache import admission, budget, fence, index, listing, pending, private, values
 from zarr_cache.admission import Admission, Admissions
 from zarr_cache.breaker import Breaker
 from zarr_cache.errors import (
@@ -81,6 +81,7 @@ class ValueCache:
         # These keep this object as long as the database: what waits to be written is not lost with
         # the last CacheStore.
         database.before_close.append(self._end)
+        database.before_end.append(self._drop_private)
         database.after_fork.append(self._begin)
         database.after_loss.append(self._forget_file)
 
@@ -91,6 +92,8 @@ class ValueCache:
         self.pending = Pending()
         self.unrecorded: set[str] = set()
         self._admissions = Admissions()
+        # Whether it is still to be seen what processes that have ended have left.
+        self._is_unswept = True
         self._writer = Writer(self.write_waiting)
         # Of reading the file, and of writing to it: while it is locked or full, hits go on.
         self._reads = Breaker()
@@ -287,6 +290,9 @@ class ValueCache:
                 each.end(failure)
         if len(self.pending) >= MOST_PENDING:
             self._write_pending_now()
+        if self._is_unswept:
+            self._is_unswept = False
+            self._drop(private.PREFIX, private.PREFIX_END, private.has_ended)
 
     def flush(self) -> None:
         """Write the answers that wait; what is being written is in the file as well."""
@@ -374,6 +380,19 @@ class ValueCache:
         self._writes.try_again()
         self.flush()
         self._write_pending_now()
+
+    def _drop_private(self) -> None:
+        """Remove what is of no use when this process has ended."""
+        own = private.own_prefix()
+        self._drop(own, f"{own[:-1]};", lambda _: True)
+
+    def _drop(self, first: str, end: str, is_of_no_use: Callable[[str], bool]) -> None:
+        try:
+            while self._run_here(self._writes, fence.drop_some, first, end, is_of_no_use):
+                pass
+        except CacheError as error:
+            # Then it goes as the least recently used.
+            logger.info("what is of no use any more could not be removed: %s", error)
 
     def _write_pending_now(self) -> None:
         try:

@@ -206,7 +206,7 @@ async def test_an_absence_is_not_believed_for_longer_than_a_value(
 def test_the_options_are_in_the_repr(path: Path) -> None:
     store = caching(path, max_age_seconds=5.5, max_size=7)
 
-    assert repr(store).startswith("CacheStore(store=MemoryStore(")
+    assert repr(store).startswith("CacheStore(store=<MemoryStore>, namespace=")
     assert repr(store).endswith(
         f"cache_store=SqliteStore({str(path)!r}), max_age_seconds=5.5, max_size=7)"
     )
