@@ -62,7 +62,6 @@ class CoverageMap:
         """Of each cell a place in `SHADES`: the first for none, the last for all, never else."""
         found = 1 + np.floor(np.nan_to_num(self.shares) * (len(SHADES) - 2))
         found[self.shares == 0] = 0
-        found[self.shares == 1] = len(SHADES) - 1
         found[np.isnan(self.shares)] = NOTHING
         return found.astype(np.int8)
 
