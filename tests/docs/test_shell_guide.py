@@ -20,7 +20,7 @@ __all__ = ["_utc", "filled"]
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "shell.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([A-Z].*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 QUERY = re.compile(r"^(.*?)\n\n```sql\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ASKED = [
+ASKED: list[tuple[str, str]] = [
     (text.strip().splitlines()[-1], query) for text, query in QUERY.findall(SECTIONS["Questions"])
 ]
 DELETIONS = [query for _, query in QUERY.findall(SECTIONS["Removing"])]
