@@ -189,6 +189,7 @@ async def test_a_write_reaches_the_source_and_is_never_followed_by_what_was_befo
 
 
 @each_surface
+@pytest.mark.leaves_damage
 async def test_a_file_in_which_somebody_stored_values_stays_where_it_is(
     path: Path,
     tmp_path: Path,

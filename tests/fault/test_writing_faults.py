@@ -115,14 +115,13 @@ async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
     settle(store)
     source.reset()
     with fault.begin(path, statements):
-        found = await read_all(surface, store)
-        settle(store)
+        found = await read_until_kept(surface, store)
         tried = statements.number("BEGIN IMMEDIATE")
         again = [await read_all(surface, store) for _ in range(20)]
         settle(store)
         tried_again = statements.number("BEGIN IMMEDIATE")
 
-    assert [found, *again] == [VALUES] * 21
+    assert [*found, *again] == [VALUES] * 22
     assert re.search(f"{path}.*{fault.said}", "".join(told(warned)))
     assert len(warned) == 1, told(warned)
     assert set(source.keys) == set(OTHERS)
@@ -179,9 +178,8 @@ async def test_while_it_lasts_the_file_is_tried_now_and_then(
             short_waits.step(10)
     trials = [later - earlier for earlier, later in itertools.pairwise(tried)]
 
-    # In 110 s, the first after 1 s and each after twice as long.
-    assert 3 <= sum(trials) <= 6
-    assert max(trials) == 1
+    # In 110 s: the first after 1 s, and each after twice as long. There are 96 misses.
+    assert 3 <= sum(trials) <= 8
     assert len(warned) == 1, told(warned)
 
 
