@@ -68,6 +68,24 @@ def test_a_folder_is_no_cache_file(command: Command, path: Path, arguments: list
 
 
 @every_command
+def test_a_folder_that_may_not_be_entered_is_told(
+    command: Command, filled: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    assert filled.exists()
+
+    with mode(tmp_path, 0o000):
+        assert_refused(command, arguments, "Permission denied")
+
+
+def test_the_home_folder_of_nobody_is_told(command: Command) -> None:
+    result = command("info", "--cache-file", "~nobody-of-this-name/cache.sqlite")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("zarr-cache: ~nobody-of-this-name/cache.sqlite: ")
+    assert result.stderr.count("\n") == 1
+
+
+@every_command
 def test_text_is_refused_and_left_as_it_is(
     command: Command, path: Path, tmp_path: Path, arguments: list[str]
 ) -> None:

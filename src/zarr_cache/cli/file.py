@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import stat
 from typing import TYPE_CHECKING
 
 from zarr_cache import cache_file, migrate, schema
@@ -25,10 +26,15 @@ def existing(path: Path | None) -> Path:
 
     Ends the command if there is no such file.
     """
-    path = (default_path() if path is None else path).expanduser().resolve()
-    if not path.exists():
-        fail(f"{path}: no such file")
-    if not path.is_file():
+    named = default_path() if path is None else path
+    try:
+        path = named.expanduser().resolve()
+    except RuntimeError as error:
+        fail(f"{named}: {error}")
+    with told_on_one_line(path):
+        # Neither exists() nor is_file(): they tell nothing of a folder that may not be entered.
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    if not is_file:
         fail(f"{path}: not a file")
     return path
 
@@ -45,6 +51,8 @@ def told_on_one_line(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         # Of what is printed meanwhile; typer ends quietly.
         raise
+    except FileNotFoundError:
+        fail(f"{path}: no such file")
     except OSError as error:
         fail(f"{path}: {error.strerror or error}")
 
