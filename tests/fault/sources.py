@@ -44,7 +44,8 @@ def new_cache(source: Store, path: Path, **settings: Any) -> CacheStore:
 
 
 def settle(store: CacheStore) -> None:
-    """Wait until what waits to be kept is, or cannot be."""
+    """Wait until what waits to be kept is, or cannot be, and nothing is being written."""
+    store._cached.values._writer.stop()
     store._cached.values.flush()
 
 
