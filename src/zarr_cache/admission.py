@@ -291,8 +291,11 @@ class Admissions:
         """
         with self._turn:
             ended += self.take()
+            if not ended:
+                return
             touches = pending.take_touches()
             try:
+                connection.keep_log_short()
                 with connection.writing():
                     write_touches(connection, touches)
                     for admission in ended:

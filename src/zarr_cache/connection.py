@@ -20,7 +20,7 @@ from zarr_cache.cache_file import (
     refuse_foreign,
     refuse_network,
 )
-from zarr_cache.errors import is_code
+from zarr_cache.errors import FileLockedError, is_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,21 +32,23 @@ PAGE_SIZE = 16 * 1024
 MMAP_BYTES = 2**33
 """How much of the file is read through memory mapping. SQLite caps it at its own limit."""
 
-WAL_BYTES = 8 * 2**20
+WAL_BYTES = 4 * 2**20
 """The log is written back into the file when it has grown to this length, and cut to it."""
 
+LONG_WAL_BYTES = 8 * 2**20
+"""From this length on, what would be kept waits until the log can be begun anew,"""
+
 MOST_WAL_BYTES = 12 * 2**20
-"""Nothing is kept while the log is longer and cannot be written back: a reader may hold it."""
+"""and if that cannot be while it is longer than this, nothing is kept: a reader may hold it."""
 
 MOST_ROW_BYTES = 64 * 2**20
 """Longer than any row: a part of a value, or a key, and some numbers."""
 
-CHECKPOINT_TIMEOUT_MS = 100
-"""How long is waited for readers, so that the log can begin anew."""
+CHECKPOINT_TIMEOUT_MS = 500
+"""How long is waited for readers, so that the log can be begun anew."""
 
 _PRAGMAS = f"""
 PRAGMA trusted_schema = OFF;
-PRAGMA cell_size_check = ON;
 PRAGMA synchronous = NORMAL;
 PRAGMA secure_delete = OFF;
 PRAGMA temp_store = MEMORY;
@@ -94,6 +96,7 @@ class Connection(sqlite3.Connection):
     """A connection whose transactions are blocks of code."""
 
     turns: Turns
+    log: Path | None = None
     is_read_only = False
     is_immutable = False
     is_closed = False
@@ -116,6 +119,28 @@ class Connection(sqlite3.Connection):
                 if self.in_transaction:
                     self.execute("ROLLBACK")
                 raise
+
+    def keep_log_short(self) -> None:
+        """Write the log back and begin it anew, if it has become too long.
+
+        Raises
+        ------
+        FileLockedError
+            It cannot be begun anew, since somebody has been reading for long.
+        """
+        if self.log is None or self.log.stat().st_size <= LONG_WAL_BYTES:
+            return
+        with self.turns.turn():
+            self.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_MS}")
+            try:
+                (is_busy, *_) = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}")
+        if is_busy and self.log.stat().st_size > MOST_WAL_BYTES:
+            raise FileLockedError(
+                f"{self.log}: longer than {MOST_WAL_BYTES} bytes, and somebody who reads keeps it "
+                "from being written back; nothing is kept meanwhile"
+            )
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -158,6 +183,13 @@ def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:
     return connection
 
 
+def connect_to(path: Path, turns: Turns) -> Connection:
+    """Another connection to a file that has been opened."""
+    connection = connect(str(path), turns)
+    connection.log = log_of(path)
+    return connection
+
+
 def open_file(path: Path, turns: Turns) -> Connection:
     """A connection to a cache file of the newest schema, which is made if there is none.
 
@@ -193,17 +225,18 @@ def _make(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    mode = stat.S_IMODE(path.stat().st_mode)
-    for beside in (log_of(path), path.with_name(f"{path.name}-shm")):
-        # SQLite gives them the mode that the file has when they are made. If nothing could be
-        # written then, nothing could be now.
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            if stat.S_IMODE(beside.stat().st_mode) != mode:
-                beside.chmod(mode)
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        # SQLite gives what it makes beside the file the mode that the file has then. What was made
+        # while nothing could be written would keep everything from being written now.
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if log_of(path).stat().st_size == 0:
+            for beside in (log_of(path), path.with_name(f"{path.name}-shm")):
+                if stat.S_IMODE(beside.stat().st_mode) != mode:
+                    beside.chmod(mode)
 
 
 def _open_newest(path: Path, turns: Turns) -> Connection:
-    connection = connect(str(path), turns)
+    connection = connect_to(path, turns)
     try:
         schema.check_file(connection, path)
         if migrate.version(connection) < migrate.newest():

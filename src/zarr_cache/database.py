@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, ClassVar, Concatenate, Protocol
 from zarr_cache import cache_file, migrate
 from zarr_cache.cache_file import APPLICATION_ID, Place
 from zarr_cache.clock import PersistentClock
-from zarr_cache.connection import Connection, Turns, connect, open_file, reopen_read_only
+from zarr_cache.connection import (
+    Connection,
+    Turns,
+    connect,
+    connect_to,
+    open_file,
+    reopen_read_only,
+)
 from zarr_cache.errors import (
     FileDamagedError,
     FileReadOnlyError,
@@ -251,7 +258,7 @@ class FileDatabase:
         if self._is_read_only:
             connection = reopen_read_only(self.path, self._turns)
         else:
-            connection = connect(self._name, self._turns)
+            connection = connect_to(self.path, self._turns)
         self._connections.add(connection)
         return connection
 
@@ -287,7 +294,14 @@ class FileDatabase:
         **kwargs: P.kwargs,
     ) -> T:
         """As `run`, after what could not be written to: it may have been opened at a bad time."""
-        self._forget_connections()
+        with self._lock:
+            # What one connection found that it may not write, all others believe as well.
+            self._be_quiet()
+            try:
+                self._close_all()
+                self._open()
+            finally:
+                self._end_quiet()
         try:
             connection = self._take()
             try:

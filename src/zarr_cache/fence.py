@@ -11,7 +11,7 @@ from zarr_cache.errors import FileDamagedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from zarr_cache.admission import Answer
     from zarr_cache.budget import Limits, Removed
@@ -86,11 +86,12 @@ WHERE kind <> 'stored'
 RETURNING id
 """
 
+# A blob comes after every text. With an OR in its place, SQLite walks to the end of the namespace.
 REMOVE_PREFIX = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key >= :prefix
-  AND (:end IS NULL OR key < :end)
+  AND key < coalesce(:end, x'')
   AND kind <> 'stored'
 RETURNING key
 """
@@ -102,8 +103,8 @@ WHERE name = :namespace
 """
 
 
-PRIVATE_NAMESPACES = """
-SELECT id, name
+NAMESPACES = """
+SELECT name
 FROM namespace
 WHERE name >= :first AND name < :end
 """
@@ -113,7 +114,7 @@ DELETE FROM entry
 WHERE id IN (
     SELECT id
     FROM entry
-    WHERE namespace = :namespace AND kind <> 'stored'
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND kind <> 'stored'
     LIMIT :most
 )
 RETURNING id
@@ -121,37 +122,30 @@ RETURNING id
 
 REMOVE_NAMESPACE = """
 DELETE FROM namespace
-WHERE id = :namespace
+WHERE name = :namespace
 """
 
 
-def drop_some(
-    connection: Connection, first: str, end: str, is_of_no_use: Callable[[str], bool]
-) -> bool:
-    """Remove namespaces that are of no use any more, or some of what is in them.
+def namespaces(connection: Connection, first: str, end: str) -> list[str]:
+    """The namespaces whose names are in the half-open interval."""
+    rows = connection.execute(NAMESPACES, {"first": first, "end": end})
+    return [name for (name,) in rows.fetchall()]
 
-    Parameters
-    ----------
-    first, end
-        Half-open interval of their names.
-    is_of_no_use
-        Which of these.
+
+def drop_some(connection: Connection, namespace: str) -> bool:
+    """Remove a namespace that is of no use any more, or some of what is in it.
 
     Returns
     -------
     bool
         Whether something is left to be removed.
     """
-    bounds = {"first": first, "end": end}
-    rows = connection.execute(PRIVATE_NAMESPACES, bounds).fetchall()
-    for namespace in [namespace for namespace, name in rows if is_of_no_use(name)]:
-        with connection.writing():
-            parameters = {"namespace": namespace, "most": MOST_REMOVED}
-            removed = connection.execute(REMOVE_SOME, parameters).fetchall()
-            if len(removed) == MOST_REMOVED:
-                return True
+    with connection.writing():
+        parameters = {"namespace": namespace, "most": MOST_REMOVED}
+        removed = connection.execute(REMOVE_SOME, parameters).fetchall()
+        if len(removed) < MOST_REMOVED:
             connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
-    return False
+    return len(removed) == MOST_REMOVED
 
 
 def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now_ns: int) -> int:

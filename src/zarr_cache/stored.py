@@ -50,7 +50,7 @@ DELETE_PREFIX = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key >= :prefix
-  AND (:end IS NULL OR key < :end)
+  AND key < coalesce(:end, x'')
 """
 
 SIZE = """
@@ -65,7 +65,7 @@ SELECT coalesce(sum(size), 0)
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key >= :prefix
-  AND (:end IS NULL OR key < :end)
+  AND key < coalesce(:end, x'')
 """
 
 KEYS = """
@@ -73,7 +73,7 @@ SELECT key
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key >= :first
-  AND (:end IS NULL OR key < :end)
+  AND key < coalesce(:end, x'')
 ORDER BY key
 LIMIT :most
 """

@@ -94,7 +94,7 @@ class ValueCache:
         self._admissions = Admissions()
         # Whether it is still to be seen what processes that have ended have left.
         self._is_unswept = True
-        self._writer = Writer(self.write_waiting)
+        self._writer = Writer(self._work)
         # Of reading the file, and of writing to it: while it is locked or full, hits go on.
         self._reads = Breaker()
         self._writes = Breaker()
@@ -294,6 +294,16 @@ class ValueCache:
             self._is_unswept = False
             self._drop(private.PREFIX, private.PREFIX_END, private.has_ended)
 
+    def _work(self) -> None:
+        """What is done while readers go on."""
+        self.write_waiting()
+        try:
+            while self._run_here(self._reads, budget.has_much_free):
+                self._run_here(self._writes, budget.give_back)
+                self.write_waiting()
+        except CacheError as error:
+            logger.info("free pages stay in the file: %s", error)
+
     def flush(self) -> None:
         """Write the answers that wait; what is being written is in the file as well."""
         self.write_waiting()
@@ -388,8 +398,10 @@ class ValueCache:
 
     def _drop(self, first: str, end: str, is_of_no_use: Callable[[str], bool]) -> None:
         try:
-            while self._run_here(self._writes, fence.drop_some, first, end, is_of_no_use):
-                pass
+            useless = self._run_here(self._reads, fence.namespaces, first, end)
+            for name in filter(is_of_no_use, useless):
+                while self._run_here(self._writes, fence.drop_some, name):
+                    pass
         except CacheError as error:
             # Then it goes as the least recently used.
             logger.info("what is of no use any more could not be removed: %s", error)
