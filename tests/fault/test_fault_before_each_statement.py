@@ -131,7 +131,7 @@ async def run_with_fault(
 
 
 # Each statement fails in one way, and the more in others the more time there is.
-WAYS = {"once": (1, 1), "a few times": (4, 5), "to the end": (10_000, 7)}
+WAYS = {"once": (1, 1), "a few times": (4, 9), "to the end": (10_000, 17)}
 
 
 @pytest.mark.parametrize(("times", "step"), WAYS.values(), ids=WAYS)
