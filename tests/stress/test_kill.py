@@ -51,6 +51,11 @@ def at_work():
     print("at work", flush=True)
 """
 
+MAKE = """
+# The file is there, whatever happens.
+store.get_sync(KEYS[0])
+"""
+
 # Each goes on until it is killed.
 WORK = {
     "reads": """
@@ -150,7 +155,7 @@ def moments(times: int) -> Iterator[float]:
 @pytest.mark.parametrize("script", WORK.values(), ids=WORK)
 async def test_a_process_that_is_killed_while_it(path: Path, script: str) -> None:
     for turn, after_seconds in enumerate(moments(TIMES)):
-        kill(start(script, path, turn * 11), after_seconds)
+        kill(start(MAKE + script, path, turn * 11), after_seconds)
 
         # Nothing has opened it since: what is asserted is what the process has left.
         assert cached_bytes(path) <= MAX_SIZE, (SEED, turn)
