@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import byte_range, checksum, values
-from zarr_cache.budget import under_limits
+from zarr_cache.budget import make_room, under_limits
 from zarr_cache.flow import step
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
 from zarr_cache.pending import write_touches
@@ -68,6 +68,13 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND writers = 0
   AND stored_at <= :stored_at
 RETURNING key
+"""
+
+# What comes may be the least recently used itself.
+IS_THERE = """
+SELECT 1
+FROM entry
+WHERE id = :entry
 """
 
 DISCARD = """
@@ -295,8 +302,7 @@ class Admissions:
                 return
             touches = pending.take_touches()
             try:
-                connection.keep_log_short()
-                with connection.writing():
+                with connection.writing_much():
                     write_touches(connection, touches)
                     for admission in ended:
                         if not admission.is_needless:
@@ -330,10 +336,31 @@ def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
         rows = connection.execute(ADMIT, parameters).fetchall()
         for (entry,) in rows:
             admission.entry = entry
-            values.replace(connection, entry, facts, answer.data, keep)
+            keep_bytes(connection, entry, facts, answer.data, keep, admission.limits, removed)
         if answer.data is None:
             connection.execute(TRIM, {"kind": "absent", "most": MOST_ABSENT})
     admission.removed = removed if rows else None
+
+
+def keep_bytes(
+    connection: Connection,
+    entry: int,
+    facts: int,
+    data: ByteArray | None,
+    keep: Keep,
+    limits: Limits,
+    removed: Removed,
+) -> None:
+    """Keep the bytes of an entry whose row says already how many there are.
+
+    Makes room first: what goes leaves its pages to what comes, and the file does not grow.
+    """
+    values.delete(connection, entry)
+    if data is None:
+        return
+    make_room(connection, limits, removed)
+    if not removed.evicted or connection.execute(IS_THERE, {"entry": entry}).fetchone():
+        keep(connection, entry, facts, data)
 
 
 def forget(

@@ -132,7 +132,7 @@ def under_limits(connection: Connection, namespace: str, limits: Limits) -> Iter
     removed = Removed()
     _expire(connection, namespace, limits, removed)
     yield removed
-    _evict(connection, limits, removed)
+    make_room(connection, limits, removed)
 
 
 def enforce(
@@ -168,7 +168,7 @@ def give_back(connection: Connection) -> None:
         connection.execute(f"PRAGMA incremental_vacuum({PAGES_AT_A_TIME})").fetchall()
 
 
-def _evict(connection: Connection, limits: Limits, removed: Removed) -> None:
+def make_room(connection: Connection, limits: Limits, removed: Removed) -> None:
     """Remove the least recently used, in the file and in memory alike, until the rest fits."""
     while limits.max_size is not None:
         cached_bytes = _cached_bytes(connection)

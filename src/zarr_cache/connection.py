@@ -44,7 +44,7 @@ MOST_WAL_BYTES = 12 * 2**20
 MOST_ROW_BYTES = 64 * 2**20
 """Longer than any row: a part of a value, or a key, and some numbers."""
 
-CHECKPOINT_TIMEOUT_MS = 500
+CHECKPOINT_SECONDS = 2.0
 """How long is waited for readers, so that the log can be begun anew."""
 
 _PRAGMAS = f"""
@@ -62,11 +62,17 @@ class Turns:
     """Where the writers of a process to one database take turns.
 
     SQLite's busy handler polls, at up to 100 ms a turn; this does not.
+
+    Attributes
+    ----------
+    not_before
+        Time of ``time.monotonic`` before which nobody tries again to begin a long log anew.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._locked_out = 0
+        self.not_before = 0.0
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -120,27 +126,59 @@ class Connection(sqlite3.Connection):
                     self.execute("ROLLBACK")
                 raise
 
-    def keep_log_short(self) -> None:
-        """Write the log back and begin it anew, if it has become too long.
+    @contextlib.contextmanager
+    def writing_much(self) -> Iterator[None]:
+        """As `writing`, with a log that is not long when the transaction begins.
 
         Raises
         ------
         FileLockedError
-            It cannot be begun anew, since somebody has been reading for long.
+            As `keep_log_short`.
         """
-        if self.log is None or self.log.stat().st_size <= LONG_WAL_BYTES:
-            return
-        with self.turns.turn():
-            self.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_MS}")
-            try:
+        while True:
+            is_short = self.keep_log_short()
+            with self.writing():
+                # Others may have written since.
+                if self._log_bytes() <= LONG_WAL_BYTES or not is_short:
+                    yield
+                    return
+
+    def _log_bytes(self) -> int:
+        return 0 if self.log is None else self.log.stat().st_size
+
+    def keep_log_short(self) -> bool:
+        """Write the log back and begin it anew, if it has become long.
+
+        Returns
+        -------
+        bool
+            Whether it is short. It is not while somebody has been reading for long.
+
+        Raises
+        ------
+        FileLockedError
+            For that reason it has become too long.
+        """
+        deadline = time.monotonic() + CHECKPOINT_SECONDS
+        while (length := self._log_bytes()) > LONG_WAL_BYTES:
+            now = time.monotonic()
+            if now > deadline:
+                # Nor does everybody else wait for it in turn.
+                self.turns.not_before = now + CHECKPOINT_SECONDS
+            if now < self.turns.not_before:
+                if length > MOST_WAL_BYTES:
+                    raise FileLockedError(
+                        f"{self.log}: longer than {MOST_WAL_BYTES} bytes, and somebody who reads "
+                        "keeps it from being written back; nothing is kept meanwhile"
+                    )
+                return False
+            with self.turns.turn():
                 (is_busy, *_) = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            finally:
-                self.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}")
-        if is_busy and self.log.stat().st_size > MOST_WAL_BYTES:
-            raise FileLockedError(
-                f"{self.log}: longer than {MOST_WAL_BYTES} bytes, and somebody who reads keeps it "
-                "from being written back; nothing is kept meanwhile"
-            )
+            if not is_busy:
+                return True
+            # Somebody else is at it, and SQLite answers BUSY without asking the busy handler.
+            time.sleep(0.002)
+        return True
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

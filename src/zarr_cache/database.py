@@ -212,7 +212,7 @@ class FileDatabase:
                 connection = open_file(self.path, self._turns)
                 self._place = self._place or cache_file.place_of(self.path)
                 floor_ns = self._read_first(connection)
-            except (sqlite3.Error, UnicodeDecodeError) as error:
+            except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
                 raise self._translated(error) from error
             except OSError as error:
                 raise StorageError(f"{self.path}: {error}") from error
@@ -427,7 +427,7 @@ class FileDatabase:
                 if self._may_hold_stored():
                     raise StorageError(
                         f"{error}; it holds values that were stored with SqliteStore and is left "
-                        f"where it is: see 'zarr-cache verify {self.path}'"
+                        f"where it is: see 'zarr-cache verify -f {self.path}'"
                     )
                 self._close_all()
                 aside = cache_file.set_aside(self.path, error.place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zarr_cache import checksum, pending, values
-from zarr_cache.admission import TRIM
+from zarr_cache.admission import TRIM, keep_bytes
 from zarr_cache.budget import under_limits
 from zarr_cache.errors import FileDamagedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
@@ -196,9 +196,11 @@ def end_write(
         parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
         for key in keys:
             answer = answers.get(key)
-            if answer is None or not _end_with_value(
-                connection, namespace, key, answer, revision, keep
-            ):
+            entry = answer and _end_with_value(connection, namespace, key, answer, revision)
+            if answer is not None and entry is not None:
+                facts = _facts_of(namespace, key, answer)
+                keep_bytes(connection, entry, facts, answer.data, keep, limits, removed)
+            else:
                 _fence(connection, END_WRITE, {"key": key, **parameters})
                 removed.fenced.append(key)
         connection.execute(TRIM, {"kind": "fence", "most": MOST_FENCES})
@@ -218,10 +220,14 @@ def _fence(connection: Connection, statement: str, parameters: Parameters) -> No
         connection.execute(values.DELETE_PARTS, {"entry": entry})
 
 
+def _facts_of(namespace: str, key: str, answer: Answer) -> int:
+    return checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
+
+
 def _end_with_value(
-    connection: Connection, namespace: str, key: str, answer: Answer, revision: int, keep: Keep
-) -> bool:
-    facts = checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
+    connection: Connection, namespace: str, key: str, answer: Answer, revision: int
+) -> int | None:
+    """The entry that has taken the place of the fence; None if it must not."""
     rows = connection.execute(
         END_WRITE_WITH_VALUE,
         {
@@ -232,12 +238,10 @@ def _end_with_value(
             "used_at": answer.used_at,
             "begun": answer.revision,
             "revision": revision,
-            "checksum": facts,
+            "checksum": _facts_of(namespace, key, answer),
         },
     ).fetchall()
-    for (entry,) in rows:
-        values.replace(connection, entry, facts, answer.data, keep)
-    return bool(rows)
+    return int(rows[0][0]) if rows else None
 
 
 def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:

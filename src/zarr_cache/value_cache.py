@@ -316,7 +316,11 @@ class ValueCache:
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
         """Come under the limits."""
-        return self._with_touches(budget.enforce, namespace, limits)
+        removed = yield from self._with_touches(budget.enforce, namespace, limits)
+        if removed.evicted:
+            # The pages that are free now may be many.
+            self._writer.wake()
+        return removed
 
     def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
         """Remove what is kept of the key, unless it is newer; return the keys removed."""

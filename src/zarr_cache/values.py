@@ -177,10 +177,6 @@ def write_checksums(connection: sqlite3.Connection, entry: int, seed: int, data:
     connection.execute(INSERT_PART, parameters)
 
 
-def replace(
-    connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray | None, keep: Keep
-) -> None:
-    """Remove the bytes of the entry and keep others, if there are any."""
+def delete(connection: sqlite3.Connection, entry: int) -> None:
+    """Remove the bytes of the entry."""
     connection.execute(DELETE_PARTS, {"entry": entry})
-    if data is not None:
-        keep(connection, entry, seed, data)
