@@ -25,12 +25,6 @@ LATEST = 2**63 - 1
 MOST_EXPIRED = 256
 """So many stale entries are removed at a time; what is left goes the next time."""
 
-MOST_FREE_PAGES = 256
-"""So many pages that hold nothing may stay in the file, for what comes next: 4 MiB."""
-
-PAGES_AT_A_TIME = 64
-"""So many are given back in one transaction."""
-
 CACHED_BYTES = """
 SELECT bytes
 FROM total
@@ -149,23 +143,6 @@ def enforce(
         pending.write_touches(connection, touches)
         with under_limits(connection, namespace, limits) as removed:
             return removed
-
-
-def has_much_free(connection: Connection) -> bool:
-    """Whether many pages of the file hold nothing."""
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    return bool(free > MOST_FREE_PAGES)
-
-
-def give_back(connection: Connection) -> None:
-    """Give some of the file's free pages back to the file system.
-
-    Pages from the end of the file take the place of free ones, some at a time: nobody waits long
-    for the lock. (``VACUUM`` would write the whole file anew, and block everybody meanwhile.)
-    """
-    connection.keep_log_short()
-    with connection.turns.turn():
-        connection.execute(f"PRAGMA incremental_vacuum({PAGES_AT_A_TIME})").fetchall()
 
 
 def make_room(connection: Connection, limits: Limits, removed: Removed) -> None:

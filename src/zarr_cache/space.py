@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from zarr_cache.connection import Connection
 
-STEP_BYTES = 16 * 2**20
+STEP_BYTES = 2**20
 """So much is given back in one transaction: others may write in between."""
+
+MOST_FREE_BYTES = 4 * 2**20
+"""So much may stay free in a file that is in use, for what comes next."""
 
 INCREMENTAL = 2
 """What ``PRAGMA auto_vacuum`` tells of a file that can give pages back."""
@@ -32,14 +35,21 @@ def space(connection: Connection) -> Space:
     return Space(pages * page_size, free * page_size, auto_vacuum == INCREMENTAL)
 
 
+def has_much_free(connection: Connection) -> bool:
+    """Whether more is free than `MOST_FREE_BYTES`, and can be given back."""
+    found = space(connection)
+    return found.can_shrink and found.free_bytes > MOST_FREE_BYTES
+
+
 def give_back(connection: Connection) -> int:
     """Give back free pages, `STEP_BYTES` at most, and tell how many bytes that was.
 
-    Moves pages from the end of the file into those that are free and cuts the end off; the file
-    itself is cut when the log is written back.
+    Not by ``VACUUM``, which would write the whole file anew and block everybody meanwhile. Moves
+    pages from the end of the file into those that are free and cuts the end off; the file itself is
+    cut when the log is written back.
     """
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-    with connection.writing():
+    with connection.writing_much():
         (before,) = connection.execute("PRAGMA freelist_count").fetchone()
         # All rows are to be read: each is a page.
         connection.execute(f"PRAGMA incremental_vacuum({STEP_BYTES // page_size})").fetchall()

@@ -8,7 +8,17 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
-from zarr_cache import admission, budget, fence, index, listing, pending, private, values
+from zarr_cache import (
+    admission,
+    budget,
+    fence,
+    index,
+    listing,
+    pending,
+    private,
+    space,
+    values,
+)
 from zarr_cache.admission import Admission, Admissions
 from zarr_cache.breaker import Breaker
 from zarr_cache.errors import (
@@ -298,8 +308,8 @@ class ValueCache:
         """What is done while readers go on."""
         self.write_waiting()
         try:
-            while self._run_here(self._reads, budget.has_much_free):
-                self._run_here(self._writes, budget.give_back)
+            while self._run_here(self._reads, space.has_much_free):
+                self._run_here(self._writes, space.give_back)
                 self.write_waiting()
         except CacheError as error:
             logger.info("free pages stay in the file: %s", error)
