@@ -482,9 +482,9 @@ class CacheStore(WrapperStore[Store]):
 
         A sync miss of a source that has only async methods holds up one of the few threads that
         the pipeline has, while its async path waits for all misses at once. So such a source is
-        read through the event loop until what is asked for is at hand. See docs/decisions/0004.
+        read through the event loop where misses are to be expected. See docs/decisions/0004.
         """
-        return _store_supports_sync_io(self._store) or self._cached.forecast.is_hit
+        return _store_supports_sync_io(self._store) or self._cached.expects_hits()
 
     # Writing
 

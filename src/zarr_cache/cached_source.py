@@ -7,10 +7,13 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from zarr.abc.store import _store_supports_sync_io
+
 from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
+from zarr_cache.index import EVER
 from zarr_cache.value_cache import MOST_PENDING
 
 if TYPE_CHECKING:
@@ -163,6 +166,29 @@ class CachedSource:
         self.forecast.miss()
         nbytes = len(buffer) if is_fetched and buffer is not None else 0
         self.statistics.add(misses=1, bytes_fetched=nbytes)
+
+    def learn(self, key: str, document: Data) -> None:
+        """Note what a document of zarr tells of how much there is to be read."""
+        if not _store_supports_sync_io(self.source):
+            self.forecast.learn(key, document)
+
+    def expects_hits(self) -> bool:
+        """Whether what is read next is likely to be at hand.
+
+        It is if the last reads were hits, and if as many values are kept as the arrays have chunks
+        whose metadata has been read.
+        """
+        if self.forecast.is_hit:
+            return True
+        entries = self.forecast.entries
+        is_stale_some_day = ages.fresh_after(self.settings.max_age_seconds, 0) != EVER
+        if entries is None or is_stale_some_day or not self.values.is_open:
+            return False
+        try:
+            return self.values.count(self.namespace) >= entries
+        except CacheError as error:
+            self.faults.note(error)
+            return False
 
     def is_kept(self, data: Data | None) -> bool:
         """Whether such an answer is kept at all: one that is stale at once or too large is not."""

@@ -60,7 +60,9 @@ class Pending:
     def count(self, namespace: str, numbers: Mapping[str, int]) -> None:
         """Add those of `LASTING`."""
         with self._lock:
-            counts = self._counts.setdefault(namespace, dict.fromkeys(LASTING, 0))
+            counts = self._counts.get(namespace)
+            if counts is None:
+                counts = self._counts[namespace] = dict.fromkeys(LASTING, 0)
             for name, number in numbers.items():
                 if name in counts:
                     counts[name] += number

@@ -12,6 +12,7 @@ from zarr_cache.buffers import to_buffer, to_lasting_array
 from zarr_cache.cached_source import Seen
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
+from zarr_cache.forecast import METADATA
 from zarr_cache.range_cache import RangeEntry
 
 if TYPE_CHECKING:
@@ -41,11 +42,16 @@ def get(
     data = _fresh_data(cached, seen, key, request)
     if data is not None:
         cached.hit(data)
+        if key.endswith(METADATA):
+            cached.learn(key, data)
         return to_buffer(prototype, data)
     if _is_absent(cached, seen, key):
         cached.hit(None)
         return None
-    return as_type(prototype, (yield from _fetch(cached, key, request, seen.found.revision, ended)))
+    buffer = yield from _fetch(cached, key, request, seen.found.revision, ended)
+    if buffer is not None and key.endswith(METADATA):
+        cached.learn(key, buffer.to_bytes())
+    return as_type(prototype, buffer)
 
 
 def _fresh_data(

@@ -373,6 +373,16 @@ class ValueCache:
             self.pending.put_back(touches)
             raise
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is open."""
+        return self._database.is_open
+
+    def count(self, namespace: str) -> int:
+        """How many values are at hand, in the file or waiting."""
+        entries = self.usage(namespace).entries.get("value", 0)
+        return entries + len(self._admissions)
+
     def usage(self, namespace: str) -> Usage:
         """What the namespace and the database hold."""
         return self._run_here(self._reads, index.usage, namespace)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zarr
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
-from tests.arrays.hierarchies import plain, sharded, sparse
-from tests.fakes import AsyncOnlyStore, CountingStore, values
+from tests.arrays.hierarchies import format_2, plain, sharded, sparse
+from tests.fakes import AsyncOnlyStore, CountingStore, restart, values
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -56,3 +56,40 @@ def test_a_warm_read_makes_no_trip_through_an_event_loop(
     again = values(array, where)
 
     assert [again] * 10 == expected
+
+
+@pytest.mark.parametrize("write", [plain, sharded, format_2], ids=["plain", "sharded", "format 2"])
+def test_an_array_that_is_kept_whole_makes_none_from_the_second_read_on(
+    write: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = MemoryStore()
+    write(source)
+    store = CacheStore(AsyncOnlyStore(source), cache_store=SqliteStore(path))
+    array = opened(store)
+    expected = values(array, np.s_[:])
+    monkeypatch.setattr(CacheStore, "get", no_event_loop)
+
+    assert values(array, np.s_[:]) == expected
+
+
+@pytest.mark.parametrize("write", [plain, sharded, format_2], ids=["plain", "sharded", "format 2"])
+def test_an_array_that_is_kept_whole_makes_none_in_another_process(
+    write: Writer, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(LocalStore(tmp_path / "source"))
+    settings: dict[str, Any] = {"namespace": "source"}
+    source = AsyncOnlyStore(LocalStore(tmp_path / "source"))
+    store = CacheStore(source, cache_store=SqliteStore(path), **settings)
+    expected = values(opened(store), np.s_[:])
+    restart(store)
+    store = CacheStore(source, cache_store=SqliteStore(path), **settings)
+    array = opened(store)
+    monkeypatch.setattr(CacheStore, "get", no_event_loop)
+
+    assert values(array, np.s_[:]) == expected
+
+
+def opened(store: CacheStore) -> zarr.Array[Any]:
+    """The only array of the store, at its root or in the group there."""
+    node = zarr.open(store, mode="r")
+    return node if isinstance(node, zarr.Array) else next(iter(dict(node.arrays()).values()))
