@@ -212,6 +212,13 @@ class Admissions:
     reader's to wait for. What waits is at hand all the same: `answer` tells.
 
     Any thread may call.
+
+    Attributes
+    ----------
+    nbytes
+        Bytes of all that have not ended.
+    being_kept
+        Bytes of those that are being written just now.
     """
 
     def __init__(self) -> None:
@@ -220,6 +227,7 @@ class Admissions:
         self._waiting: deque[Admission] = deque()
         self._by_key: dict[tuple[str, str], Admission] = {}
         self.nbytes = 0
+        self.being_kept = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -262,6 +270,7 @@ class Admissions:
                 admission = self._waiting.popleft()
                 nbytes += admission.answer.size
                 taken.append(admission)
+            self.being_kept += nbytes
         return taken
 
     def taken_away(self, taken: Iterable[Admission], pending: Pending) -> None:
@@ -273,6 +282,7 @@ class Admissions:
                     # While it was written.
                     pending.touch(admission.entry, admission.used_at)
                 self.nbytes -= admission.answer.size
+                self.being_kept -= admission.answer.size
                 place = (admission.namespace, admission.key)
                 if self._by_key.get(place) is admission:
                     del self._by_key[place]

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 PAGE_SIZE = 16 * 1024
 """Bytes of a page of a new file. See docs/decisions/0002."""
 
-MMAP_BYTES = 2**33
-"""How much of the file is read through memory mapping. SQLite caps it at its own limit."""
+MMAP_BYTES = int(os.environ.get("ZARR_CACHE_MMAP_BYTES", str(2**33)))
+"""How much of the file is read through memory mapping. SQLite caps it at its own limit.
+
+With 0 a disk that fails to read is an error code, and not a signal that ends the process.
+"""
 
 WAL_BYTES = 4 * 2**20
 """The log is written back into the file when it has grown to this length, and cut to it."""

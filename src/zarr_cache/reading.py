@@ -203,6 +203,10 @@ def _keep_parts(
             stamp = cached.values.clock().stamp_ns()
             entry = RangeEntry(cached.namespace, key, request, data, asked_at, revision, stamp)
             limits.ranges.add(entry, fence=found.fence)
+    # What is being written now may have been weighed before these were here.
+    being_kept = cached.values.being_kept
+    found = yield from cached.values.peek(cached.namespace, key)
+    found = found._replace(cached_bytes=found.cached_bytes + being_kept)
     yield from cached.come_under_budget(found, limits)
 
 

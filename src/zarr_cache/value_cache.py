@@ -185,8 +185,10 @@ class ValueCache:
                 begun = "another is begun in its place"
                 where = f"it is now {aside}, and {begun}" if aside else begun
                 return FileDamagedError(f"{error}; {where}")
+        is_known = not breaker.is_closed
         breaker.failed(error)
-        return error
+        # A trial that fails, maybe in another way, is no news.
+        return LeftAloneError(str(error)) if is_known else error
 
     def opened(self) -> Flow[None]:
         """Wait until the file is open: then its clock and its small answers are there at once."""
@@ -377,6 +379,11 @@ class ValueCache:
     def is_open(self) -> bool:
         """Whether the file is open."""
         return self._database.is_open
+
+    @property
+    def being_kept(self) -> int:
+        """Bytes of the answers that are being written into the file just now."""
+        return self._admissions.being_kept
 
     def count(self, namespace: str) -> int:
         """How many values are at hand, in the file or waiting."""

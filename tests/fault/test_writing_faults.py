@@ -178,8 +178,9 @@ async def test_while_it_lasts_the_file_is_tried_now_and_then(
             short_waits.step(10)
     trials = [later - earlier for earlier, later in itertools.pairwise(tried)]
 
-    # In 110 s: the first after 1 s, and each after twice as long. There are 96 misses.
-    assert 3 <= sum(trials) <= 8
+    # In 110 s: the first after 1 s, and each after twice as long; what turns out to be read-only is
+    # opened anew and tried once more. There are 96 misses.
+    assert 3 <= sum(trials) <= 16
     assert len(warned) == 1, told(warned)
 
 

@@ -541,8 +541,9 @@ class Truth(ZarrStoreStateMachine):
             self.assert_within_budget(store)
 
     def assert_within_budget(self, store: CacheStore) -> None:
-        in_memory = store._cached.values.ranges.nbytes
+        # In this order: what waits is written first, and may take the place of what is in memory.
         in_file = cached_bytes(self.path)
+        in_memory = store._cached.values.ranges.nbytes
 
         assert in_file + in_memory <= self.max_size
 
