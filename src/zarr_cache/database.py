@@ -16,8 +16,8 @@ from functools import partial
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, ClassVar, Concatenate, Protocol
 
-from zarr_cache import cache_file, migrate
-from zarr_cache.cache_file import APPLICATION_ID, Place
+from zarr_cache import cache_file
+from zarr_cache.cache_file import Place
 from zarr_cache.clock import PersistentClock
 from zarr_cache.connection import (
     Connection,
@@ -603,49 +603,6 @@ class FileDatabase:
     def _write_waiting(self) -> None:
         for write in self.before_close:
             write()
-
-
-class MemoryDatabase:
-    """A database in memory, of this process alone."""
-
-    def __init__(self) -> None:
-        self.before_close: list[Callable[[], None]] = []
-        self.before_end: list[Callable[[], None]] = []
-        self.after_fork: list[Callable[[], None]] = []
-        self.after_loss: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
-        self._connection = connect(":memory:", Turns())
-        migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
-        self._clock = PersistentClock(floor_ns=0)
-        self.is_open = True
-        weakref.finalize(self, self._connection.close)
-
-    def clock(self) -> PersistentClock:
-        """The clock that stamps what is kept here."""
-        return self._clock
-
-    def run[**P, T](
-        self,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run ``operation(connection, *args, **kwargs)`` in this thread."""
-        with self._lock:
-            return operation(self._connection, *args, **kwargs)
-
-    async def run_async[**P, T](
-        self,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run the operation in this thread: nothing here waits for a disk."""
-        return self.run(operation, *args, **kwargs)
-
-    def heal(self, error: FileDamagedError) -> Path | None:
-        """Nothing is set aside: there is no file."""
-        raise error
 
 
 _left_to_the_parent: list[object] = []

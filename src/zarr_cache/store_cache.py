@@ -9,8 +9,8 @@ from zarr.core.buffer import cpu
 from zarr_cache import admission, byte_range, checksum, index, values
 from zarr_cache.admission import Admission
 from zarr_cache.calls import call, call_async
-from zarr_cache.database import MemoryDatabase
 from zarr_cache.errors import StorageError
+from zarr_cache.memory_database import MemoryDatabase
 from zarr_cache.value_cache import ValueCache
 from zarr_cache.values import DamagedValueError
 
