@@ -17,7 +17,6 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, ClassVar, Concatenate, Protocol
 
 from zarr_cache import cache_file
-from zarr_cache.cache_file import Place
 from zarr_cache.clock import PersistentClock
 from zarr_cache.connection import (
     Connection,
@@ -40,6 +39,8 @@ from zarr_cache.loop_connection import LoopConnection
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from zarr_cache.cache_file import Place
 
 logger = logging.getLogger(__name__)
 
