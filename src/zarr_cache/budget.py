@@ -94,6 +94,10 @@ class Limits(NamedTuple):
     fresh_after: int
     absent_fresh_after: int
 
+    def are_exceeded(self, cached_bytes: int) -> bool:
+        """Whether there is too much, with so many bytes of value entries in the file."""
+        return self.max_size is not None and cached_bytes + self.ranges.nbytes > self.max_size
+
 
 @dataclass(slots=True)
 class Removed:

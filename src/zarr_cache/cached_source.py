@@ -122,7 +122,8 @@ class CachedSource:
             self.faults.tell()
         values = self.values
         try:
-            yield from values.opened()
+            if not values.is_open:
+                yield from values.opened()
             if values.unrecorded and self.namespace in values.unrecorded:
                 yield from self.fence("")
             limits = self.limits()
@@ -135,19 +136,15 @@ class CachedSource:
                 self.statistics.add(damaged=1)
                 yield from self.values.discard(found)
                 found = found._replace(entry=None, kind=None, data=None)
-            yield from self.come_under_budget(found, limits)
+            if limits.are_exceeded(found.cached_bytes):
+                yield from self.enforce_now(limits)
         except CacheError as error:
             self.faults.note(error)
             return None
         return Seen(found, limits)
 
-    def come_under_budget(self, found: Found, limits: Limits) -> Flow[None]:
-        """Make room if there is too much: left by another process, or by a larger `max_size`."""
-        if (
-            self.settings.max_size is None
-            or found.cached_bytes + limits.ranges.nbytes <= self.settings.max_size
-        ):
-            return
+    def enforce_now(self, limits: Limits) -> Flow[None]:
+        """Make room: too much was left by another process, or by a larger `max_size`."""
         removed = yield from self.values.enforce(self.namespace, limits)
         self.count_removed(removed)
 

@@ -168,11 +168,13 @@ def look_up(
         if found.is_damaged or (most is not None and found.size > most):
             return found
         try:
-            return found._replace(data=_bytes(connection, found, seed, request))
+            data = _bytes(connection, found, seed, request)
         except DamagedValueError:
             # Unless another value has taken its place since.
             if _facts(connection, namespace, key, NEVER, -1)[3:9] == facts[3:9]:
                 return found._replace(data=None, is_damaged=True)
+        else:
+            return found if data is found.data else found._replace(data=data)
 
 
 def _facts(

@@ -206,8 +206,8 @@ def _keep_parts(
     # What is being written now may have been weighed before these were here.
     being_kept = cached.values.being_kept
     found = yield from cached.values.peek(cached.namespace, key)
-    found = found._replace(cached_bytes=found.cached_bytes + being_kept)
-    yield from cached.come_under_budget(found, limits)
+    if limits.are_exceeded(found.cached_bytes + being_kept):
+        yield from cached.enforce_now(limits)
 
 
 def get_ranges(
