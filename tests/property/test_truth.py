@@ -519,6 +519,9 @@ class Truth(ZarrStoreStateMachine):
 
     @invariant()
     def a_budget_holds(self) -> None:
+        # What waits in the other process is written now, and not between two looks.
+        for store in (self.second, self.writable):
+            store.flush()
         for store in (self.second, self.writable):
             if self.is_other_process:
                 # The first look-up after another process has written makes room.
@@ -538,6 +541,7 @@ class Truth(ZarrStoreStateMachine):
             (self.writable, ask_parts_sync),
         ):
             assert {key: outcome(ask, store, key, EVERY_RANGE) for key in keys} == truth
+            store.flush()
             self.assert_within_budget(store)
 
     def assert_within_budget(self, store: CacheStore) -> None:
