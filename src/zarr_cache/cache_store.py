@@ -11,7 +11,7 @@ from zarr.abc.store import Store, _store_supports_sync_io
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache import ages, private, reading, writing
+from zarr_cache import ages, html, index, private, reading, writing
 from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
@@ -19,7 +19,7 @@ from zarr_cache.faults import Faults
 from zarr_cache.flow import run, run_async
 from zarr_cache.forecast import Forecast
 from zarr_cache.namespace import name_of
-from zarr_cache.sizes import parse_size
+from zarr_cache.sizes import format_size, parse_size
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.statistics import Statistics
 from zarr_cache.store_cache import StoreCache
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.ages import Age
     from zarr_cache.flow import Flow
+    from zarr_cache.index import Usage
     from zarr_cache.verify import Problem
 
 
@@ -260,6 +261,49 @@ class CacheStore(WrapperStore[Store]):
             f"cache_store={kept}, max_age_seconds={self.max_age_seconds!r}, "
             f"max_size={self.max_size!r})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how full the budget is, and how many reads were hits.
+
+        Makes no file, removes nothing, and says so where the file cannot be read.
+        """
+        usage = self._usage()
+        parts = [html.notice(usage)] if isinstance(usage, str) else self._html_of(usage)
+        counts = self._cached.statistics
+        reads = counts["hits"] + counts["misses"]
+        rate = html.hits(counts["hits"] / reads if reads else None)
+        told = f"{rate} ({html.count(reads, 'read')})" if reads else rate
+        kept = str(self._cache) if isinstance(self._cache, SqliteStore) else _named(self._cache)
+        named = [
+            ("namespace", self.namespace),
+            ("kept in", kept),
+            ("this process", told),
+        ]
+        if faults := counts["faults"]:
+            named.append(("faults", f"the source was asked instead {html.count(faults, 'time')}"))
+        return html.card(type(self).__name__, [*parts, html.facts(named)])
+
+    def _usage(self) -> Usage | str:
+        """What is kept, or why that cannot be told."""
+        if isinstance(self._cache, SqliteStore):
+            return self._cache._peek(index.usage, self.namespace)  # noqa: SLF001 - of this package
+        try:
+            return self._cached.values.usage(self.namespace)
+        except CacheError as error:
+            return str(error)
+
+    def _html_of(self, usage: Usage) -> list[str]:
+        ranges = self._cached.values.ranges
+        own = html.count(usage.entries.get("value", 0), "value")
+        own_bytes = usage.bytes.get("value", 0) + ranges.nbytes_of(self.namespace)
+        used = usage.total_bytes["value"] + ranges.nbytes
+        limit = ", no limit" if self.max_size is None else f" of {format_size(self.max_size)}"
+        named = [
+            ("of this source", f"{own}, {format_size(own_bytes)}"),
+            ("in all", f"{format_size(used)}{limit}"),
+        ]
+        filled = [] if self.max_size is None else [html.bar(used, self.max_size)]
+        return [*filled, html.facts(named)]
 
     def cache_info(self) -> dict[str, Any]:
         """What is kept, and under which settings.

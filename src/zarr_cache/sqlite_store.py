@@ -10,10 +10,12 @@ from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 
 from zarr_cache import byte_range as requests
-from zarr_cache import index, stored, verify
+from zarr_cache import html, index, report, stored, verify
 from zarr_cache.buffers import to_array, to_buffer
 from zarr_cache.database import FileDatabase
+from zarr_cache.errors import CacheError
 from zarr_cache.location import default_path
+from zarr_cache.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -95,6 +97,51 @@ class SqliteStore(Store):
 
     def __str__(self) -> str:
         return f"sqlite://{self.path.as_posix()}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what is in the file, and of whom. Makes no file."""
+        found = self._peek(report.namespaces, None)
+        if isinstance(found, str):
+            return html.card(str(self), [html.notice(found)])
+        stored_here = [each for each in found if each.entries.get("stored")]
+        named = [
+            ("stored here", html.count(each.entries["stored"], "value"), each.bytes["stored"])
+            for each in stored_here
+        ]
+        cached = [
+            html.Share(
+                each.namespace,
+                each.entries.get("value", 0),
+                each.bytes.get("value", 0),
+                each.hit_rate,
+            )
+            for each in found
+            if each.entries.get("value") or each.hit_rate is not None
+        ]
+        named.append(
+            (
+                "cached",
+                html.count(sum(each.values for each in cached), "value"),
+                sum(each.nbytes for each in cached),
+            )
+        )
+        lines = [(name, f"{number}, {format_size(nbytes)}") for name, number, nbytes in named]
+        return html.card(str(self), [html.facts(lines), html.shares(cached)])
+
+    def _peek[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T | str:
+        """What an operation tells of the file, or why it cannot. Makes no file, sets none aside."""
+        try:
+            self.path.stat()
+            return self.database.run(operation, *args, **kwargs)
+        except FileNotFoundError:
+            return "There is no file yet: the first read or write makes it."
+        except (CacheError, OSError) as error:
+            return f"The file cannot be read. {error}"
 
     def __getstate__(self) -> dict[str, object]:
         # As it was named: where a link leads is for the machine to say on which it is opened.
