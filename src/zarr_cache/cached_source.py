@@ -207,6 +207,8 @@ class CachedSource:
         if removed is not None:
             evictions = len(removed.evicted) + removed.evicted_ranges
             self.statistics.add(evictions=evictions, expirations=len(removed.expired))
+            if evictions:
+                self.values.tell_of_eviction(self.settings.max_size)
 
     def fence(self, prefix: str) -> Flow[None]:
         """Remove what is kept of the keys with this prefix; refuse what is being fetched."""

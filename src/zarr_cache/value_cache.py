@@ -21,6 +21,7 @@ from zarr_cache import (
 )
 from zarr_cache.admission import Admission, Admissions
 from zarr_cache.breaker import Breaker
+from zarr_cache.database import FileDatabase
 from zarr_cache.errors import (
     CacheError,
     FileDamagedError,
@@ -31,6 +32,7 @@ from zarr_cache.flight import Flights
 from zarr_cache.flow import run, step
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
+from zarr_cache.sizes import format_size
 from zarr_cache.writer import Writer
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class ValueCache:
         self._admissions = Admissions()
         # Whether it is still to be seen what processes that have ended have left.
         self._is_unswept = True
+        self._has_evicted = False
         self._writer = Writer(self._work)
         # Of reading the file, and of writing to it: while it is locked or full, hits go on.
         self._reads = Breaker()
@@ -333,6 +336,15 @@ class ValueCache:
             # The pages that are free now may be many.
             self._writer.wake()
         return removed
+
+    def tell_of_eviction(self, max_size: int | None) -> None:
+        """Say once for each file and process that the budget is used up."""
+        if self._has_evicted or max_size is None:
+            return
+        self._has_evicted = True
+        where = self._database.path if isinstance(self._database, FileDatabase) else "in memory"
+        size = format_size(max_size)
+        logger.info("%s: max_size of %s is used up; the least recently used goes", where, size)
 
     def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
         """Remove what is kept of the key, unless it is newer; return the keys removed."""

@@ -1,0 +1,155 @@
+"""What an operator is told: one line for each thing that happens to a file, and none for a read."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import CountingStore, HeldTime, buffer, restart
+from zarr_cache import CacheStore, SqliteStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zarr.abc.store import Store
+
+KEYS = ["a", "b", "c", "d", "e"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log from INFO on."""
+    caplog.set_level(logging.INFO, "zarr_cache")
+    return caplog
+
+
+def lines(log: pytest.LogCaptureFixture) -> list[str]:
+    """What was said so far. Forgets it."""
+    found = [
+        f"{record.levelname} {record.getMessage()}"
+        for record in log.records
+        if record.name.split(".")[0] == "zarr_cache"
+    ]
+    log.clear()
+    return found
+
+
+def source() -> CountingStore:
+    store = CountingStore(MemoryStore())
+    for key in KEYS:
+        store.set_sync(key, buffer(bytes(1000)))
+    return store
+
+
+def cached(path: Path, *, max_size: int | None = None) -> CacheStore:
+    return CacheStore(source(), cache_store=SqliteStore(path), max_size=max_size)
+
+
+def read_all(store: CacheStore) -> None:
+    for key in KEYS:
+        assert store.get_sync(key) is not None
+    store.flush()
+
+
+def test_opening_a_file_is_said_once(path: Path, log: pytest.LogCaptureFixture) -> None:
+    store = cached(path)
+    read_all(store)
+    read_all(store)
+
+    assert lines(log) == [f"INFO {path}: opened"]
+
+
+def test_the_first_eviction_of_a_file_is_said_and_no_other(
+    path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    store = cached(path, max_size=2048)
+    other = cached(path, max_size=2048)
+    read_all(store)
+    read_all(other)
+    read_all(store)
+
+    assert store.cache_stats()["evictions"] > 1
+    assert lines(log) == [
+        f"INFO {path}: opened",
+        f"INFO {path}: max_size of 2.0 KiB is used up; the least recently used goes",
+    ]
+
+
+def test_the_first_eviction_of_a_cache_in_another_store_is_said(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    kept: Store = MemoryStore()
+    read_all(CacheStore(source(), cache_store=kept, max_size=2048))
+
+    assert lines(log) == [
+        "INFO in memory: max_size of 2.0 KiB is used up; the least recently used goes"
+    ]
+
+
+@pytest.mark.leaves_damage
+def test_a_damaged_file_that_is_set_aside_is_said_with_both_names(
+    path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    store = cached(path)
+    read_all(store)
+    restart(store)
+    lines(log)
+    path.write_bytes(path.read_bytes()[:3000])
+    read_all(store)
+
+    (aside,) = path.parent.glob("*.damaged-*[0-9Z]")
+    told = lines(log)
+    assert [line for line in told if line.startswith("WARNING")] == [told[0]]
+    assert told[0].startswith(f"WARNING {path}: ")
+    assert told[0].endswith(f"; it is now {aside}, and another is begun")
+    assert told[1:] == [f"INFO {path}: opened"]
+
+
+def test_a_fault_is_said_once_and_so_is_its_end(
+    path: Path, held_time: HeldTime, log: pytest.LogCaptureFixture
+) -> None:
+    path.write_text("a shopping list")
+    store = cached(path)
+    for key in KEYS * 3:
+        assert store.get_sync(key) is not None
+    begun = lines(log)
+    path.unlink()
+    held_time.step(60)
+    read_all(store)
+    ended = lines(log)
+
+    assert len(begun) == 1
+    assert begun[0].startswith(f"WARNING {path}: ")
+    assert begun[0].endswith("; left alone, and tried again after a while")
+    why = (
+        begun[0]
+        .removeprefix("WARNING ")
+        .removesuffix("; left alone, and tried again after a while")
+    )
+    assert ended == [f"INFO {path}: opened", f"WARNING works again after: {why}"]
+
+
+def test_a_file_that_was_deleted_is_said(path: Path, log: pytest.LogCaptureFixture) -> None:
+    store = cached(path)
+    read_all(store)
+    lines(log)
+    path.unlink()
+    read_all(store)
+
+    assert lines(log) == [
+        f"WARNING {path}: it was deleted while it was open; it is opened anew",
+        f"INFO {path}: opened",
+    ]
+
+
+def test_a_run_without_faults_gives_no_warning(path: Path, log: pytest.LogCaptureFixture) -> None:
+    store = cached(path, max_size=2048)
+    read_all(store)
+    store.close()
+
+    assert [line for line in lines(log) if not line.startswith("INFO")] == []
