@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 MOST_PENDING = 1024
 """So many uses are gathered before they are written: a crash may lose as many."""
 
+MANY_WAITING_BYTES = 8 * 2**20
+"""Answers of so many bytes are written at once."""
+
 MOST_WAITING_BYTES = 32 * 2**20
 """While answers of so many bytes wait to be kept, who brings another waits with it."""
 
@@ -276,8 +279,9 @@ class ValueCache:
             self._writes.look()
         mine = Admission(namespace, key, answer, limits, told)
         self._admissions.add(mine)
-        self._writer.wake()
-        if self._admissions.nbytes > MOST_WAITING_BYTES:
+        nbytes = self._admissions.nbytes
+        self._writer.wake(is_urgent=nbytes > MANY_WAITING_BYTES)
+        if nbytes > MOST_WAITING_BYTES:
             yield from mine.wait()
 
     def touch(self, namespace: str, key: str, found: Found, used_at: int) -> None:
