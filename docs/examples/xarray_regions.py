@@ -1,8 +1,8 @@
 """Climate-like data with xarray: the mean of some regions, asked for twice.
 
 A field over latitude and longitude lies on a server, in chunks. The first round fetches the chunks
-that the regions touch. The second, in a store opened anew, asks the server nothing, and neither does
-a region inside those.
+that the regions touch. The second, in a store opened anew, asks the server nothing, and neither
+does a region inside those.
 
 The data are heights and depths around Vancouver Island, which matplotlib brings along.
 """
