@@ -215,8 +215,10 @@ class Admissions:
 
     Attributes
     ----------
+    unended
+        How many wait or are being written.
     nbytes
-        Bytes of all that have not ended.
+        Bytes of these.
     being_kept
         Bytes of those that are being written just now.
     """
@@ -226,6 +228,7 @@ class Admissions:
         self._turn = threading.Lock()
         self._waiting: deque[Admission] = deque()
         self._by_key: dict[tuple[str, str], Admission] = {}
+        self.unended = 0
         self.nbytes = 0
         self.being_kept = 0
 
@@ -238,6 +241,7 @@ class Admissions:
             self._waiting.append(admission)
             self._by_key[admission.namespace, admission.key] = admission
             self.nbytes += admission.answer.size
+            self.unended += 1
 
     def answer(self, namespace: str, key: str) -> Answer | None:
         """The last answer for the key that waits, or is being kept just now."""
@@ -281,6 +285,7 @@ class Admissions:
                 if admission.entry is not None and is_used:
                     # While it was written.
                     pending.touch(admission.entry, admission.used_at)
+                self.unended -= 1
                 self.nbytes -= admission.answer.size
                 self.being_kept -= admission.answer.size
                 place = (admission.namespace, admission.key)

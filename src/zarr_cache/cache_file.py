@@ -291,12 +291,15 @@ def refuse_foreign(path: Path) -> None:
         identity = _identity(path, "mode=ro")
     except sqlite3.DatabaseError as error:
         _refuse_what_is_no_database(path, error)
+        if is_code(error, sqlite3.SQLITE_NOTADB):
+            raise ForeignFileError(path, found="not an SQLite database") from error
         raise
     _judge(path, identity)
 
 
 def _refuse_what_is_no_database(path: Path, error: sqlite3.DatabaseError) -> None:
-    if not is_code(error, sqlite3.SQLITE_NOTADB):
+    if not is_code(error, sqlite3.SQLITE_NOTADB) or not any(_start_of(path)[:_HEADER_BYTES]):
+        # A page of zeros is one that another process is making.
         return
     # Nobody can have it open through SQLite.
     if is_ours(path):

@@ -403,8 +403,9 @@ class ValueCache:
 
     def count(self, namespace: str) -> int:
         """How many values are at hand, in the file or waiting."""
-        entries = self.usage(namespace).entries.get("value", 0)
-        return entries + len(self._admissions)
+        # In this order: what is written in between counts twice, and not not at all.
+        unended = self._admissions.unended
+        return unended + self.usage(namespace).entries.get("value", 0)
 
     def usage(self, namespace: str) -> Usage:
         """What the namespace and the database hold."""

@@ -43,7 +43,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
             n_workers=WORKERS,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            # Any free port: another run of these tests may have the usual one.
+            dashboard_address=":0",
             local_directory=str(tmp_path_factory.mktemp("scratch")),
         ) as cluster,
         Client(cluster) as client,  # type: ignore[no-untyped-call] # the same
