@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from zarr.storage import MemoryStore, WrapperStore
 
-from tests.fakes import CountingStore, buffer, read
+from tests.fakes import CountingStore, buffer, cached_keys, read
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -210,3 +210,18 @@ def test_the_options_are_in_the_repr(path: Path) -> None:
     assert repr(store).endswith(
         f"cache_store=SqliteStore({str(path)!r}), max_age_seconds=5.5, max_size=7)"
     )
+
+
+async def test_without_a_cache_store_values_are_kept_in_the_users_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZARR_CACHE_PATH", str(path))
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = CacheStore(source, namespace="source")
+
+    found = [await read(store, "k"), await read(CacheStore(source, namespace="source"), "k")]
+
+    assert found == [b"value"] * 2
+    assert source.requests.total() == 1
+    assert store.cache_info()["cache_store_type"] == "SqliteStore"
+    assert cached_keys(path) == {"k"}
