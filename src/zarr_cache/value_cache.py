@@ -441,6 +441,8 @@ class ValueCache:
 
     def _drop_private(self) -> None:
         """Remove what is of no use when this process has ended."""
+        # First what waits is written: it would come after this.
+        self._end()
         own = private.own_prefix()
         self._drop(own, f"{own[:-1]};", lambda _: True)
 
