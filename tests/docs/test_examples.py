@@ -11,9 +11,14 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -71,17 +76,54 @@ BLOCKS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def amazon() -> Iterator[dict[str, str]]:
+    """The environment of a machine on which ``s3://bucket/era5.zarr`` is a group."""
+    with subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "namespaces" / "s3_server.py"],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        endpoint = server.stdout.readline().strip()
+        group = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
+        for path, data in (("bucket", b""), ("bucket/era5.zarr/zarr.json", group)):
+            url = f"{endpoint}/{path}"
+            # moto takes a body of no type for a form.
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(url, data, headers, method="PUT")  # noqa: S310 - our own server
+            with urllib.request.urlopen(request):  # noqa: S310 - the same
+                pass
+        yield {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        server.stdin.close()
+
+
 @pytest.mark.parametrize(("name", "text"), PROGRAMS.items(), ids=list(PROGRAMS))
-def test_the_examples_of_a_page_run_in_order(name: str, text: str, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run_in_order(
+    name: str, text: str, tmp_path: Path, amazon: dict[str, str]
+) -> None:
     script = tmp_path / "page.py"
     # One line, so that the numbers of all others stay: the first line of a page is its heading.
     assert not text.splitlines()[0]
     script.write_text(f"import shlex; from zarr_cache.cli import app{text}", encoding="utf-8")
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "src"),
-        "XDG_CACHE_HOME": str(tmp_path / "home"),
-        "ZARR_CACHE_PATH": str(tmp_path / "default.sqlite"),
-    }
+    environment = (
+        os.environ
+        | amazon
+        | {
+            "PYTHONPATH": str(ROOT / "src"),
+            "XDG_CACHE_HOME": str(tmp_path / "home"),
+            "ZARR_CACHE_PATH": str(tmp_path / "default.sqlite"),
+        }
+    )
 
     ended = subprocess.run(
         [sys.executable, script],
