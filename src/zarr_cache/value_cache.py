@@ -403,7 +403,7 @@ class ValueCache:
 
     def count(self, namespace: str) -> int:
         """How many values are at hand, in the file or waiting."""
-        # In this order: what is written in between counts twice, and not not at all.
+        # In this order: what is written in between counts twice rather than not at all.
         unended = self._admissions.unended
         return unended + self.usage(namespace).entries.get("value", 0)
 
