@@ -127,7 +127,7 @@ class CacheStore(WrapperStore[Store]):
             if isinstance(cache_store, SqliteStore)
             else StoreCache(cache_store)
         )
-        statistics = Statistics(name, lambda: values.pending)
+        statistics = Statistics(name, lambda: values.pending.counted)
         self._cache = cache_store
         self._given_namespace = namespace
         self._is_open = False

@@ -14,7 +14,6 @@ from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
 from zarr_cache.index import EVER
-from zarr_cache.value_cache import MOST_PENDING
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -55,10 +54,19 @@ class Settings(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a look-up found, and the limits that it is judged by."""
+    """What a look-up found.
+
+    Attributes
+    ----------
+    at
+        Stamp of the look-up.
+    fresh_after
+        A value stored at this time or earlier was stale then.
+    """
 
     found: Found
-    limits: Limits
+    at: int
+    fresh_after: int
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -107,8 +115,12 @@ class CachedSource:
             settings.max_size,
             self.values.ranges,
             ages.fresh_after(settings.max_age_seconds, now_ns),
-            ages.fresh_after(self.absent_age, now_ns),
+            self.absent_fresh_after(now_ns),
         )
+
+    def absent_fresh_after(self, now_ns: int) -> int:
+        """An absence stored at this time or earlier is stale now."""
+        return ages.fresh_after(self.absent_age, now_ns)
 
     def believes_absent(self) -> bool:
         """Whether this view believes that a key is absent."""
@@ -126,22 +138,25 @@ class CachedSource:
                 yield from values.opened()
             if values.unrecorded and self.namespace in values.unrecorded:
                 yield from self.fence("")
-            limits = self.limits()
+            at = values.clock().stamp_ns()
+            fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
             if with_data:
-                arguments = (self.namespace, key, request, limits.fresh_after)
-                found = values.glance(*arguments) or (yield from values.look_up(*arguments))
+                found = values.glance(self.namespace, key, request, fresh_after)
+                if found is None:
+                    found = yield from values.look_up(self.namespace, key, request, fresh_after)
             else:
                 found = yield from values.peek(self.namespace, key)
             if found.is_damaged:
                 self.statistics.add(damaged=1)
-                yield from self.values.discard(found)
+                yield from values.discard(found)
                 found = found._replace(entry=None, kind=None, data=None)
-            if limits.are_exceeded(found.cached_bytes):
-                yield from self.enforce_now(limits)
+            max_size = self.settings.max_size
+            if max_size is not None and found.cached_bytes + values.ranges.nbytes > max_size:
+                yield from self.enforce_now(self.limits())
         except CacheError as error:
             self.faults.note(error)
             return None
-        return Seen(found, limits)
+        return Seen(found, at, fresh_after)
 
     def enforce_now(self, limits: Limits) -> Flow[None]:
         """Make room: too much was left by another process, or by a larger `max_size`."""
@@ -149,14 +164,12 @@ class CachedSource:
         self.count_removed(removed)
 
     def hit(self, data: Data | None) -> None:
-        """Count a hit, with its bytes or for an absent key; let what has gathered be written."""
+        """Count a hit, with its bytes or for an absent key."""
         self.forecast.hit()
         if data is None:
             self.statistics.add(hits=1, absent_hits=1)
         else:
-            self.statistics.add(hits=1, bytes_served=len(data))
-        if len(self.values.pending) >= MOST_PENDING:
-            self.values.write_soon()
+            self.statistics.hit(len(data))
 
     def miss(self, buffer: Buffer | None, *, is_fetched: bool) -> None:
         """Count a miss, with the bytes of `buffer` if the source was asked for it."""

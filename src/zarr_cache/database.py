@@ -95,16 +95,15 @@ class Database(Protocol):
     after_loss
         Called when another file, or none, is found in the place of the one that was open: nothing
         that is known of the old one holds for the new one.
+    is_open
+        Whether operations can begin at once.
     """
 
     before_close: list[Callable[[], None]]
     before_end: list[Callable[[], None]]
     after_fork: list[Callable[[], None]]
     after_loss: list[Callable[[], None]]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether operations can begin at once."""
+    is_open: bool
 
     def run[**P, T](
         self,
@@ -139,6 +138,8 @@ class FileDatabase:
     ----------
     path
         The file, absolute and with symbolic links followed.
+    is_open
+        Whether the file is open.
     """
 
     _by_path: ClassVar[weakref.WeakValueDictionary[Path, FileDatabase]] = (
@@ -170,7 +171,7 @@ class FileDatabase:
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnection] = {}
         self._starting: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self._clock: PersistentClock | None = None
-        self._is_open = False
+        self.is_open = False
         # What was opened: which file, how long it was when last looked at, and how.
         self._place: Place | None = None
         self._size = 0
@@ -188,11 +189,6 @@ class FileDatabase:
                 database = cls._by_path[path] = cls(path)
             return database
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the file is open."""
-        return self._is_open
-
     def clock(self) -> PersistentClock:
         """The clock of the file, which begins at opening.
 
@@ -205,7 +201,7 @@ class FileDatabase:
 
     def _open(self) -> PersistentClock:
         with self._lock:
-            if self._clock is not None and self._is_open:
+            if self._clock is not None and self.is_open:
                 return self._clock
             try:
                 # Before it is opened: if it is another by then, the next operation finds out.
@@ -229,7 +225,7 @@ class FileDatabase:
             self._idle.append(connection)
             if self._clock is None:
                 self._clock = PersistentClock(floor_ns=floor_ns)
-            self._is_open = True
+            self.is_open = True
             self._remember()
             how = " for reading only" if self._is_read_only else ""
             logger.info("%s: opened%s", self.path, how)
@@ -335,8 +331,9 @@ class FileDatabase:
             # set aside.
             while self._is_quiet:
                 self._changed.wait()
-            self._look_at_file()
-            if not self._is_open:
+            if self.is_open:
+                self._look_at_file()
+            if not self.is_open:
                 self._open()
             connection = self._idle.pop() if self._idle else self._connect()
             self._under_way += 1
@@ -353,8 +350,6 @@ class FileDatabase:
 
     def _look_at_file(self) -> None:
         """Forget the connections if the path names another file by now, or none."""
-        if not self._is_open:
-            return
         try:
             now = os.stat(self._name)  # noqa: PTH116 - at every operation: a Path costs as much again
         except FileNotFoundError:
@@ -365,17 +360,18 @@ class FileDatabase:
         if self._place != (now.st_dev, now.st_ino):
             self._lose("another file was put in its place while it was open")
             return
-        if now.st_size == 0 < self._size:
+        size = now.st_size
+        if size == 0 < self._size:
             self._lose("it was emptied while it was open")
             return
-        if now.st_size < self._size:
+        if size < self._size:
             # What is mapped into memory beyond its end must not be touched. Mostly it has given
             # space back; if somebody has cut it, SQLite will find out.
             self._forget_connections()
         elif self._is_immutable and cache_file.log_of(self.path).exists():
             # Somebody writes, and what was taken to stay as it is does not.
             self._forget_connections()
-        self._size = now.st_size
+        self._size = size
 
     def _lose(self, why: str) -> None:
         logger.warning("%s: %s; it is opened anew", self.path, why)
@@ -400,7 +396,7 @@ class FileDatabase:
                 connection.close()
             self._idle.clear()
             self._connections.clear()
-            self._is_open = False
+            self.is_open = False
 
     def _close_all(self) -> None:
         """Close every connection, while no operation is under way."""
@@ -471,7 +467,7 @@ class FileDatabase:
         SQLite remembers which files a process has open and locked. A child inherits the memory and
         not the locks, and would write without any ("How To Corrupt An SQLite Database File", 2.6).
         """
-        if self._is_open:
+        if self.is_open:
             self._write_waiting()
         with self._lock:
             self._be_quiet()
@@ -516,7 +512,8 @@ class FileDatabase:
         with self._lock:
             while self._is_quiet:
                 self._changed.wait()
-            self._look_at_file()
+            if self.is_open:
+                self._look_at_file()
             is_usable = connection in self._connections
             if is_usable:
                 self._under_way += 1
@@ -577,7 +574,7 @@ class FileDatabase:
 
         The last process to close leaves no ``-wal`` and ``-shm`` behind.
         """
-        if not self._is_open:
+        if not self.is_open:
             return
         self._write_waiting()
         with self._lock:
@@ -586,7 +583,7 @@ class FileDatabase:
             self._by_loop.clear()
             self._idle.clear()
             self._connections.clear()
-            self._is_open = False
+            self.is_open = False
         for loop_connection in loop_connections:
             loop_connection.end()
         for connection in idle:

@@ -30,6 +30,9 @@ EVER, NEVER = -(2**63), 2**63 - 1
 LONGEST_WRITE_NS = 3600 * 1_000_000_000
 """A write that has not ended after this time never will: its process has died."""
 
+HAVE_BYTES = frozenset({"value", "stored"})
+"""The kinds of entries that have bytes."""
+
 # Code points that UTF-8 does not encode.
 FIRST_SURROGATE, AFTER_SURROGATES = 0xD800, 0xE000
 
@@ -121,7 +124,7 @@ class Found(NamedTuple):
     def is_large(self, fresh_after: int) -> bool:
         """Whether there are fresh bytes that do not come with the facts."""
         return (
-            self.kind in {"value", "stored"}
+            self.kind in HAVE_BYTES
             and self.size > INLINE
             and self.stored_at > fresh_after
             and not self.is_damaged
@@ -134,7 +137,7 @@ def nothing(connection: Connection) -> None:
 
 def peek(connection: Connection, namespace: str, key: str) -> Found:
     """What the file knows of the key, without its bytes."""
-    return _checked(_facts(connection, namespace, key, NEVER, -1), namespace, key)[0]
+    return _facts(connection, namespace, key, NEVER, -1)[0]
 
 
 def checksums(connection: Connection, entry: int) -> bytes | None:
@@ -161,17 +164,16 @@ def look_up(
         Values of more bytes than this are not read.
     """
     while True:
-        facts = _facts(connection, namespace, key, fresh_after, INLINE)
-        found, seed = _checked(facts, namespace, key)
-        if found.kind not in {"value", "stored"} or found.stored_at <= fresh_after:
+        found, seed = _facts(connection, namespace, key, fresh_after, INLINE)
+        if found.is_damaged or found.kind not in HAVE_BYTES or found.stored_at <= fresh_after:
             return found
-        if found.is_damaged or (most is not None and found.size > most):
+        if most is not None and found.size > most:
             return found
         try:
             data = _bytes(connection, found, seed, request)
         except DamagedValueError:
             # Unless another value has taken its place since.
-            if _facts(connection, namespace, key, NEVER, -1)[3:9] == facts[3:9]:
+            if _facts(connection, namespace, key, NEVER, -1)[0][3:9] == found[3:9]:
                 return found._replace(data=None, is_damaged=True)
         else:
             return found if data is found.data else found._replace(data=data)
@@ -179,21 +181,18 @@ def look_up(
 
 def _facts(
     connection: Connection, namespace: str, key: str, fresh_after: int, inline: int
-) -> Found:
-    """The row, with the bytes of a fresh value of up to `inline` bytes."""
+) -> tuple[Found, int]:
+    """The row, with the bytes of a fresh value of up to `inline` bytes, and the row's checksum."""
     row = connection.execute(LOOK_UP, (inline, namespace, key, fresh_after)).fetchone()
     if row is None or row[1] is None:
         raise FileDamagedError("a row of counter or total is missing")
-    return Found(*row)
-
-
-def _checked(found: Found, namespace: str, key: str) -> tuple[Found, int]:
-    """What was found, and the checksum of the facts, which may say that they are damaged."""
+    found = Found(*row)
     if found.entry is None or found.kind == "fence":
         return found, 0
     seed = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
-    is_damaged = seed != found.checksum or found.size < 0
-    return (found._replace(is_damaged=True) if is_damaged else found), seed
+    if seed != found.checksum or found.size < 0:
+        found = found._replace(is_damaged=True)
+    return found, seed
 
 
 def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest | None) -> Data:
@@ -204,11 +203,16 @@ def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest
     DamagedValueError
         They are not those that were written with the facts, or are there no more.
     """
-    start, stop = byte_range.span(request, found.size)
     sums = found.checksums or b""
     if found.data is not None:
-        values.verify(seed, 0, bytes(found.data), sums)
-        return found.data if (start, stop) == (0, found.size) else found.data[start:stop]
+        if not isinstance(found.data, bytes):
+            raise DamagedValueError("the value is no blob")
+        values.verify(seed, 0, found.data, sums)
+        if request is None:
+            return found.data
+    start, stop = byte_range.span(request, found.size)
+    if found.data is not None:
+        return found.data[start:stop]
     if start >= stop:
         return b""
     if found.size > values.PART:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from zarr_cache.index import NEW_NAMESPACE
@@ -11,9 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from zarr_cache.connection import Connection
-
-LASTING = ("hits", "misses", "bytes_served", "bytes_fetched", "evictions", "expirations")
-"""What is added up in the file: the columns of the table ``statistics``."""
+    from zarr_cache.statistics import Statistics
 
 MOST_TOUCHES = 100_000
 """While the file cannot be written to, so many uses are remembered."""
@@ -40,32 +39,29 @@ class Pending:
     """Uses and counts that wait to be written into the file, so that a hit writes nothing.
 
     Any thread may call.
+
+    Attributes
+    ----------
+    counted
+        Those who have counted something since `take_counts`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._touches: dict[int, int] = {}
-        self._counts: dict[str, dict[str, int]] = {}
+        self._counts: dict[str, Counter[str]] = {}
+        self.counted: set[Statistics] = set()
 
     def __len__(self) -> int:
         """Number of entries whose last use is not in the file yet."""
         return len(self._touches)
 
-    def touch(self, entry: int, used_at: int) -> None:
-        """Note a use of the entry."""
+    def touch(self, entry: int, used_at: int) -> int:
+        """Note a use of the entry; return of how many entries there are some now."""
         with self._lock:
             if len(self._touches) < MOST_TOUCHES:
                 self._touches[entry] = used_at
-
-    def count(self, namespace: str, numbers: Mapping[str, int]) -> None:
-        """Add those of `LASTING`."""
-        with self._lock:
-            counts = self._counts.get(namespace)
-            if counts is None:
-                counts = self._counts[namespace] = dict.fromkeys(LASTING, 0)
-            for name, number in numbers.items():
-                if name in counts:
-                    counts[name] += number
+            return len(self._touches)
 
     def take_touches(self) -> dict[int, int]:
         """The uses noted since the last call."""
@@ -78,16 +74,23 @@ class Pending:
         with self._lock:
             self._touches = {**touches, **self._touches}
 
-    def put_back_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Undo `take_counts`."""
-        for namespace, added in counts.items():
-            self.count(namespace, added)
-
     def take_counts(self) -> dict[str, dict[str, int]]:
         """What was counted since the last call, by namespace, with each of `LASTING`."""
         with self._lock:
             counts, self._counts = self._counts, {}
-        return {namespace: added for namespace, added in counts.items() if any(added.values())}
+            # Before they are asked: who counts from now on is in the next one.
+            counted, self.counted = self.counted, set()
+        for statistics in counted:
+            counts.setdefault(statistics.namespace, Counter()).update(statistics.take())
+        return {
+            namespace: dict(added) for namespace, added in counts.items() if any(added.values())
+        }
+
+    def put_back_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Undo `take_counts`."""
+        with self._lock:
+            for namespace, added in counts.items():
+                self._counts.setdefault(namespace, Counter()).update(added)
 
 
 def write(

@@ -120,6 +120,11 @@ class RangeCache:
     """Range entries of every namespace of a file, least recently used first.
 
     Any thread may call. Nothing here knows the budget: `evict` removes the oldest when asked to.
+
+    Attributes
+    ----------
+    nbytes
+        Bytes of all entries.
     """
 
     def __init__(self) -> None:
@@ -127,12 +132,7 @@ class RangeCache:
         self._values: dict[tuple[str, str], _Value] = {}
         self._by_use: OrderedDict[RangeEntry, None] = OrderedDict()
         self._by_age: dict[str, dict[RangeEntry, None]] = {}
-        self._nbytes = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all entries."""
-        return self._nbytes
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._by_use)
@@ -218,7 +218,7 @@ class RangeCache:
                 value.spans[entry.start] = entry
             self._by_use[entry] = None
             self._by_age.setdefault(entry.namespace, {})[entry] = None
-            self._nbytes += len(entry.data)
+            self.nbytes += len(entry.data)
 
     @staticmethod
     def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
@@ -279,7 +279,7 @@ class RangeCache:
             self._values.clear()
             self._by_use.clear()
             self._by_age.clear()
-            self._nbytes = 0
+            self.nbytes = 0
 
     def remove_key(self, namespace: str, key: str) -> None:
         """Remove the entries of one key."""
@@ -301,7 +301,7 @@ class RangeCache:
     def _remove(self, entry: RangeEntry) -> None:
         del self._by_use[entry]
         del self._by_age[entry.namespace][entry]
-        self._nbytes -= len(entry.data)
+        self.nbytes -= len(entry.data)
         value = self._values[entry.namespace, entry.key]
         if entry is value.tail:
             value.tail = None

@@ -34,7 +34,8 @@ def get(
     cached: CachedSource, key: str, prototype: BufferPrototype, request: ByteRequest | None
 ) -> Flow[Buffer | None]:
     """The bytes asked for; None if there is no such key."""
-    requests.check(request)
+    if request is not None:
+        requests.check(request)
     ended = cached.values.flights.ended
     seen = yield from cached.look_up(key, request)
     if seen is None:
@@ -58,33 +59,27 @@ def _fresh_data(
     cached: CachedSource, seen: Seen, key: str, request: ByteRequest | None
 ) -> Data | None:
     """The bytes asked for, out of the value in the file or of a part in memory."""
-    found, limits = seen
-    used_at = cached.values.clock().stamp_ns()
-    if found.kind == "value" and found.data is not None:
-        cached.values.touch(cached.namespace, key, found, used_at)
+    found, at, fresh_after = seen
+    if found.data is not None and found.kind == "value":
+        cached.values.touch(cached.namespace, key, found, at)
         return found.data
     if request is None:
         return None
-    return limits.ranges.get(
-        cached.namespace,
-        key,
-        request,
-        fence=found.fence,
-        fresh_after=limits.fresh_after,
-        used_at=used_at,
+    return cached.values.ranges.get(
+        cached.namespace, key, request, fence=found.fence, fresh_after=fresh_after, used_at=at
     )
 
 
 def _is_absent(cached: CachedSource, seen: Seen, key: str) -> bool:
     """Whether the key is believed to be absent."""
-    found, limits = seen
+    found, at, _ = seen
     is_absent = (
-        cached.believes_absent()
-        and found.kind == "absent"
-        and found.stored_at > limits.absent_fresh_after
+        found.kind == "absent"
+        and cached.believes_absent()
+        and found.stored_at > cached.absent_fresh_after(at)
     )
     if is_absent:
-        cached.values.touch(cached.namespace, key, found, cached.values.clock().stamp_ns())
+        cached.values.touch(cached.namespace, key, found, at)
     return is_absent
 
 
@@ -253,18 +248,18 @@ def _ranges_at_hand(
     cached: CachedSource, seen: Seen, key: str, byte_ranges: Sequence[ByteRequest | None]
 ) -> Flow[dict[int, Data]]:
     """The bytes that are here, by the place of their request."""
-    found, limits = seen
+    found, at, fresh_after = seen
     each: list[Found] = [found] * len(byte_ranges)
-    if found.kind == "value" and found.stored_at > limits.fresh_after:
+    if found.kind == "value" and found.stored_at > fresh_after:
         try:
             each = yield from cached.values.look_up_many(
-                cached.namespace, key, byte_ranges, limits.fresh_after
+                cached.namespace, key, byte_ranges, fresh_after
             )
         except CacheError as error:
             cached.faults.note(error)
     at_hand = {}
     for place, request in enumerate(byte_ranges):
-        data = _fresh_data(cached, Seen(each[place], limits), key, request)
+        data = _fresh_data(cached, Seen(each[place], at, fresh_after), key, request)
         if data is not None:
             at_hand[place] = data
             cached.hit(data)
@@ -420,18 +415,18 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
 
 
 def _size_at_hand(cached: CachedSource, seen: Seen, key: str) -> int | None:
-    found, limits = seen
-    if found.kind == "value" and found.stored_at > limits.fresh_after:
+    found, _, fresh_after = seen
+    if found.kind == "value" and found.stored_at > fresh_after:
         return found.size
-    return limits.ranges.size(
-        cached.namespace, key, fence=found.fence, fresh_after=limits.fresh_after
+    return cached.values.ranges.size(
+        cached.namespace, key, fence=found.fence, fresh_after=fresh_after
     )
 
 
 def _has_range(cached: CachedSource, seen: Seen, key: str) -> bool:
-    found, limits = seen
-    return limits.ranges.has(
-        cached.namespace, key, fence=found.fence, fresh_after=limits.fresh_after
+    found, _, fresh_after = seen
+    return cached.values.ranges.has(
+        cached.namespace, key, fence=found.fence, fresh_after=fresh_after
     )
 
 

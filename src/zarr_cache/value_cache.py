@@ -211,13 +211,11 @@ class ValueCache:
     def glance(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Found | None:
-        """As `look_up`, at once; None where something must be waited for.
+        """As `look_up`, of a file that is open, at once; None where something must be waited for.
 
         What is small is read on the event loop itself: a step to another thread and back costs some
         times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
         """
-        if not self._database.is_open:
-            return None
         # Before the file is looked at: what waits no more is in it.
         waiting = self._admissions.answer(namespace, key)
         found = self._run_here(
@@ -285,11 +283,11 @@ class ValueCache:
             yield from mine.wait()
 
     def touch(self, namespace: str, key: str, found: Found, used_at: int) -> None:
-        """Note a use of what was found."""
+        """Note a use of what was found; let what has gathered be written."""
         if found.entry is None:
             self._admissions.touch(namespace, key, used_at)
-        else:
-            self.pending.touch(found.entry, used_at)
+        elif self.pending.touch(found.entry, used_at) >= MOST_PENDING:
+            self.write_soon()
 
     def write_waiting(self) -> None:
         """Write the answers that wait, and the uses if there are many."""

@@ -194,3 +194,18 @@ def test_what_was_swapped_in_the_shell_is_noticed(
         }
     assert store.cache_stats()["damaged"] == 2
     assert (requests, source.requests.total()) == (2, 2)
+
+
+@pytest.mark.leaves_damage
+def test_a_value_that_says_it_is_text_comes_from_the_source(whole: Path, tmp_path: Path) -> None:
+    # Before the bytes is the row's header, where their type is a number: odd for text, even for a
+    # blob (https://www.sqlite.org/fileformat2.html#record_format).
+    value = VALUES["zarr.json"]
+    data = whole.read_bytes()
+    header = data[: data.index(value)]
+    position = header.rindex(2 * len(value) + 12)
+
+    answers = read_flipped(whole, tmp_path / "copies", position, 1)
+
+    assert data.count(value) == 1
+    assert answers == RIGHT
