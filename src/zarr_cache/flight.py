@@ -5,51 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from zarr_cache.flow import step
+from zarr_cache.outcome import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from zarr_cache.flow import Flow
 
-
-class Flight[T]:
-    """A fetch under way, and where those who follow it wait."""
-
-    def __init__(self) -> None:
-        self._landed: Future[tuple[bool, T | None]] = Future()
-
-    @property
-    def has_landed(self) -> bool:
-        """Whether there is an answer, or there will be none."""
-        return self._landed.done()
+class Flight[T](Outcome[tuple[bool, T | None]]):
+    """A fetch under way: whether it has brought an answer, and the answer."""
 
     def land(self, answer: T) -> None:
         """Give the answer to all who follow."""
-        self._landed.set_result((True, answer))
+        self.set((True, answer))
 
     def fail(self) -> None:
         """Tell all who follow to ask for themselves, unless they have their answer."""
-        if not self._landed.done():
-            self._landed.set_result((False, None))
+        self.set((False, None))
 
-    def wait(self) -> Flow[tuple[bool, T | None]]:
-        """Whether there is an answer, and the answer."""
-        return step(self._block, self._await)
-
-    def _block(self) -> tuple[bool, T | None]:
+    def block(self) -> tuple[bool, T | None]:
+        """Wait in this thread, unless who leads may need its event loop."""
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
-            # Who leads may need this very loop.
-            return self._landed.result() if self._landed.done() else (False, None)
-        return self._landed.result()
-
-    async def _await(self) -> tuple[bool, T | None]:
-        # Shielded: a follower that is cancelled must not cancel what others wait for.
-        return await asyncio.shield(asyncio.wrap_future(self._landed))
+            if not self.is_set:
+                return False, None
+        return super().block()
 
 
 class Flights[K: Hashable, T]:

@@ -287,7 +287,7 @@ def _fetch_ranges(
             if is_here:
                 flight.land(buffer)
                 batches.append([(place, buffer)])
-        still = {place: flight for place, flight in led.items() if not flight.has_landed}
+        still = {place: flight for place, flight in led.items() if not flight.is_set}
         batches += yield from _lead_ranges(cached, key, byte_ranges, still, revision, settings)
     finally:
         for place, flight in led.items():
