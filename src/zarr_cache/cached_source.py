@@ -13,7 +13,6 @@ from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
-from zarr_cache.index import EVER
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -186,16 +185,18 @@ class CachedSource:
         """Whether what is read next is likely to be at hand.
 
         It is if the last reads were hits, and if as many values are kept as the arrays have chunks
-        whose metadata has been read.
+        whose metadata has been read, none of them stale.
         """
         if self.forecast.is_hit:
             return True
         entries = self.forecast.entries
-        is_stale_some_day = ages.fresh_after(self.settings.max_age_seconds, 0) != EVER
-        if entries is None or is_stale_some_day or not self.values.is_open:
+        if entries is None or not self.values.is_open:
             return False
         try:
-            return self.values.count(self.namespace) >= entries
+            fresh_after = ages.fresh_after(
+                self.settings.max_age_seconds, self.values.clock().now_ns()
+            )
+            return self.values.count(self.namespace, fresh_after) >= entries
         except CacheError as error:
             self.faults.note(error)
             return False

@@ -399,11 +399,11 @@ class ValueCache:
         """Bytes of the answers that are being written into the file just now."""
         return self._admissions.being_kept
 
-    def count(self, namespace: str) -> int:
-        """How many values are at hand, in the file or waiting."""
+    def count(self, namespace: str, fresh_after: int) -> int:
+        """How many values are at hand, in the file or waiting; if one is stale, those that wait."""
         # In this order: what is written in between counts twice rather than not at all.
         unended = self._admissions.unended
-        return unended + self.usage(namespace).entries.get("value", 0)
+        return unended + self._run_here(self._reads, index.fresh_values, namespace, fresh_after)
 
     def usage(self, namespace: str) -> Usage:
         """What the namespace and the database hold."""

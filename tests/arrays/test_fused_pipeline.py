@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.arrays.hierarchies import Writer
+    from tests.fakes import HeldTime
 
 pytestmark = pytest.mark.usefixtures("held_time")
 
@@ -58,18 +59,35 @@ def test_a_warm_read_makes_no_trip_through_an_event_loop(
     assert [again] * 10 == expected
 
 
+@pytest.mark.parametrize("age", ["infinity", 60])
 @pytest.mark.parametrize("write", [plain, sharded, format_2], ids=["plain", "sharded", "format 2"])
 def test_an_array_that_is_kept_whole_makes_none_from_the_second_read_on(
-    write: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Writer, age: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = MemoryStore()
     write(source)
-    store = CacheStore(AsyncOnlyStore(source), cache_store=SqliteStore(path))
+    store = CacheStore(AsyncOnlyStore(source), cache_store=SqliteStore(path), max_age_seconds=age)
     array = opened(store)
     expected = values(array, np.s_[:])
     monkeypatch.setattr(CacheStore, "get", no_event_loop)
 
     assert values(array, np.s_[:]) == expected
+
+
+def test_an_array_of_which_a_part_is_stale_is_asked_for_on_the_event_loop(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = MemoryStore()
+    plain(source)
+    store = CacheStore(AsyncOnlyStore(source), cache_store=SqliteStore(path), max_age_seconds=60)
+    array = opened(store)
+    values(array, np.s_[:])
+    store.flush()
+    assert store._supports_sync_io
+
+    held_time.step(61)
+
+    assert not store._supports_sync_io
 
 
 @pytest.mark.parametrize("write", [plain, sharded, format_2], ids=["plain", "sharded", "format 2"])
