@@ -555,19 +555,21 @@ class FileDatabase:
         await asyncio.to_thread(self._open)
         connection = self._take()
         loop_connection = LoopConnection(loop, connection)
+        with self._lock:
+            # From here on it is the loop's, and whoever closes every connection finds it there. It
+            # is not in use: this loop's own thread may wait until none is.
+            self._by_loop[loop] = loop_connection
+            self._end_operation()
         try:
             await loop_connection.start()
         except BaseException:
-            self._put_back(connection)
+            with self._lock:
+                self._connections.discard(connection)
+            connection.close()
             raise
-        with self._lock:
-            self._end_operation()
-            if connection in self._connections:
-                # From here on it is the loop's, and `close` finds it there.
-                self._by_loop[loop] = loop_connection
-                return
-        # Closed in between: the caller starts another.
-        await loop_connection.close()
+        if connection not in self._connections:
+            # Closed in between: the caller starts another.
+            await loop_connection.close()
 
     def close(self) -> None:
         """Write what waits and close every connection; the next operation opens the file again.

@@ -46,7 +46,8 @@ class LoopConnection(aiosqlite.Connection):
     @property
     def is_running(self) -> bool:
         """Whether operations can be given to it."""
-        return self._running and self._thread.is_alive() and not self._is_ending
+        is_started = self._running and self._connection is not None
+        return is_started and self._thread.is_alive() and not self._is_ending
 
     async def start(self) -> None:
         """Start the thread; a cancellation leaves nothing behind."""
@@ -91,8 +92,11 @@ class LoopConnection(aiosqlite.Connection):
         return await self._execute(function, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
-        """Close the connection and end its thread, from whatever thread this is called."""
-        if not self._thread.is_alive():
+        """Close the connection and end its thread, from whatever thread this is called.
+
+        One that is being started is closed by who starts it.
+        """
+        if not self._thread.is_alive() or self._connection is None:
             return
         if _running_loop() is self._loop:
             self.stop()

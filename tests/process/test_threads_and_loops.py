@@ -23,6 +23,8 @@ from tests.fakes import (
     values,
 )
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.index import EVER
+from zarr_cache.loop_connection import LoopConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,3 +164,32 @@ def test_an_array_is_read_by_threads_and_by_a_loop_at_once(path: Path) -> None:
 
     assert found == [data.tolist()] * 8
     assert len([key for key in source.keys if key.startswith("c/")]) == 64
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+async def test_a_loop_does_not_wait_for_its_own_connection_that_is_being_started(
+    source: CountingStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+    start = LoopConnection.start
+
+    async def held(self: LoopConnection) -> None:
+        begun.set()
+        await may_go_on.wait()
+        await start(self)
+
+    monkeypatch.setattr(LoopConnection, "start", held)
+    store = CacheStore(source, cache_store=SqliteStore(path))
+    writing = asyncio.create_task(store.set("k0", buffer(b"written")))
+    await begun.wait()
+    delete(path)
+
+    # On this thread, which finds that the file is gone, and closes every connection.
+    assert store._cached.values.glance(store.namespace, "k1", None, EVER) is not None
+
+    may_go_on.set()
+    await writing
+    assert await read(store, "k0") == b"written"
