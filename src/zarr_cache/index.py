@@ -184,10 +184,15 @@ def _facts(
 ) -> tuple[Found, int]:
     """The row, with the bytes of a fresh value of up to `inline` bytes, and the row's checksum."""
     row = connection.execute(LOOK_UP, (inline, namespace, key, fresh_after)).fetchone()
-    if row is None or row[1] is None:
-        raise FileDamagedError("a row of counter or total is missing")
+    # On a page that is damaged, a column has another type than its table allows.
+    if row is None or not type(row[0]) is type(row[1]) is type(row[2]) is int:
+        raise FileDamagedError("a revision or a total is missing, or is no integer")
     found = Found(*row)
-    if found.entry is None or found.kind == "fence":
+    if found.entry is None:
+        return found, 0
+    if not type(found.size) is type(found.stored_at) is int:
+        return found._replace(size=0, stored_at=0, is_damaged=True), 0
+    if found.kind == "fence":
         return found, 0
     seed = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
     if seed != found.checksum or found.size < 0:
@@ -203,7 +208,9 @@ def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest
     DamagedValueError
         They are not those that were written with the facts, or are there no more.
     """
-    sums = found.checksums or b""
+    sums = b"" if found.checksums is None else found.checksums
+    if not isinstance(sums, bytes):
+        raise DamagedValueError("the checksums are no blob")
     if found.data is not None:
         if not isinstance(found.data, bytes):
             raise DamagedValueError("the value is no blob")
