@@ -211,14 +211,11 @@ def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest
     sums = b"" if found.checksums is None else found.checksums
     if not isinstance(sums, bytes):
         raise DamagedValueError("the checksums are no blob")
+    start, stop = byte_range.span(request, found.size)
     if found.data is not None:
         if not isinstance(found.data, bytes):
             raise DamagedValueError("the value is no blob")
         values.verify(seed, 0, found.data, sums)
-        if request is None:
-            return found.data
-    start, stop = byte_range.span(request, found.size)
-    if found.data is not None:
         return found.data[start:stop]
     if start >= stop:
         return b""
