@@ -30,6 +30,10 @@ STRIDE = max(1, 199 // STRESS)
 # As much of the beginning of a page, and of the file, says what is in it.
 HEADER, FILE_HEADER = 8, 108
 
+# Of a version that it does not know, SQLite serves a file and does not write to it. That is a file
+# which is read-only: other processes answer from what is there, as docs/operations.md says.
+WRITE_VERSION_AT = 18
+
 QUARTERS = 4
 """Of the test, so that none takes so long that it is taken for a hang."""
 
@@ -194,6 +198,32 @@ def test_what_was_swapped_in_the_shell_is_noticed(
         }
     assert store.cache_stats()["damaged"] == 2
     assert (requests, source.requests.total()) == (2, 2)
+
+
+@pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+@pytest.mark.leaves_damage
+def test_no_byte_of_the_header_lets_a_write_be_followed_by_what_was_before(
+    whole: Path, tmp_path: Path
+) -> None:
+    wrong = []
+    for position in {*range(FILE_HEADER)} - {WRITE_VERSION_AT}:
+        folder = tmp_path / "copies"
+        clear(folder)
+        path = folder / "flipped.sqlite"
+        data = bytearray(whole.read_bytes())
+        data[position] ^= 0xFF
+        path.write_bytes(data)
+        source, store = source_and_store(path)
+        store.set_sync("c/0", buffer(b"written"))
+        restart(store)
+        # Another process, which knows what the file says.
+        store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+        found = store.get_sync("c/0")
+        restart(store)
+        if found is None or found.to_bytes() != b"written":
+            wrong.append(position)
+
+    assert wrong == []
 
 
 @pytest.mark.leaves_damage
