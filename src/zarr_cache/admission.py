@@ -8,11 +8,12 @@ from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import byte_range, checksum, values
+from zarr_cache import byte_range, checksum, index, staging, values
 from zarr_cache.budget import make_room, under_limits
 from zarr_cache.flow import step
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
 from zarr_cache.pending import write_touches
+from zarr_cache.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found
     from zarr_cache.pending import Pending
+    from zarr_cache.staging import Staged
     from zarr_cache.values import Keep
 
 MOST_TOGETHER = 64
-"""So many answers are kept in one transaction,"""
-
-MOST_BYTES_TOGETHER = 4 * 2**20
-"""and no more once they have so many bytes."""
+"""So many answers are kept in one transaction, if they have no more than `staging.MOST_AT_ONCE`
+bytes."""
 
 MOST_ABSENT = 100_000
 """So many absent entries are kept in a file."""
@@ -59,6 +59,14 @@ WHERE revision <= :revision
 RETURNING id
 """
 
+# It keeps its revision: what was asked for before a write is refused as before.
+MAKE_WAY = """
+UPDATE entry
+SET kind = 'fence',
+    size = 0
+WHERE id = :entry AND kind = 'value'
+"""
+
 FORGET = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
@@ -79,7 +87,7 @@ WHERE id = :entry
 
 DISCARD = """
 DELETE FROM entry
-WHERE id = :entry AND checksum = :checksum AND kind <> 'stored'
+WHERE id = :entry AND checksum IS :checksum AND kind IS NOT 'stored'
 RETURNING key
 """
 
@@ -188,13 +196,19 @@ class Admission:
         self.used_at = self.used_at_in_file = answer.used_at
         self.entry: int | None = None
         self.removed: Removed | None = None
+        # While it was staged, which stays so whatever becomes of it.
+        self.removed_before: Removed | None = None
         self.is_needless = False
         self._told = told
         self._ended: Future[None] = Future()
 
     def end(self, error: CacheError | None) -> None:
         """Tell what became of it."""
-        self._told(error or self.removed)
+        if error is not None:
+            self._told(error)
+        if error is None or self.removed is not None:
+            # Some may have gone to make room for what could not be kept in the end.
+            self._told(self.removed)
         self._ended.set_result(None)
 
     def wait(self) -> Flow[None]:
@@ -227,6 +241,7 @@ class Admissions:
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._waiting: deque[Admission] = deque()
+        self._taken: list[Admission] = []
         self._by_key: dict[tuple[str, str], Admission] = {}
         self.unended = 0
         self.nbytes = 0
@@ -258,7 +273,8 @@ class Admissions:
     def forget(self, namespace: str, key: str) -> None:
         """Do not keep what waits for the key."""
         with self._lock:
-            for admission in self._waiting:
+            # What is being staged as well: nothing of it is in the file yet that could be removed.
+            for admission in (*self._waiting, *self._taken):
                 if (admission.namespace, admission.key) == (namespace, key):
                     admission.is_needless = True
 
@@ -270,17 +286,22 @@ class Admissions:
         taken: list[Admission] = []
         nbytes = 0
         with self._lock:
-            while self._waiting and len(taken) < MOST_TOGETHER and nbytes < MOST_BYTES_TOGETHER:
-                admission = self._waiting.popleft()
-                nbytes += admission.answer.size
-                taken.append(admission)
-            self.being_kept += nbytes
+            while self._waiting and len(taken) < MOST_TOGETHER:
+                nbytes += self._waiting[0].answer.size
+                if taken and nbytes > staging.MOST_AT_ONCE:
+                    break  # a large one is alone
+                taken.append(self._waiting.popleft())
+            self._taken += taken
+            self.being_kept += sum(admission.answer.size for admission in taken)
         return taken
 
     def taken_away(self, taken: Iterable[Admission], pending: Pending) -> None:
         """They are in the file, or never will be."""
         with self._lock:
             for admission in taken:
+                if admission not in self._taken:
+                    continue
+                self._taken.remove(admission)
                 is_used = admission.used_at > admission.used_at_in_file
                 if admission.entry is not None and is_used:
                     # While it was written.
@@ -300,7 +321,7 @@ class Admissions:
     def admit_some(
         self, connection: Connection, ended: list[Admission], pending: Pending, keep: Keep
     ) -> None:
-        """Keep some of those that wait, in one transaction.
+        """Keep some of those that wait, in one transaction, or a large one in several.
 
         Parameters
         ----------
@@ -312,29 +333,63 @@ class Admissions:
             Where the bytes go.
         """
         with self._turn:
-            ended += self.take()
+            # When the file was opened anew, the same ones are tried once more.
+            if not ended:
+                ended += self.take()
             if not ended:
                 return
             touches = pending.take_touches()
             try:
-                with connection.writing_much():
-                    write_touches(connection, touches)
-                    for admission in ended:
-                        if not admission.is_needless:
-                            _admit(connection, admission, keep)
+                first = ended[0]
+                with Staging(connection, first.namespace, first.limits, touches) as stage:
+                    large = _stage(connection, first, stage)
+                    with connection.writing_much():
+                        write_touches(connection, touches)
+                        for admission in ended:
+                            if not admission.is_needless:
+                                _admit(connection, admission, keep, large)
+                        stage.clear()
             except BaseException:
                 pending.put_back(touches)
                 for admission in ended:
                     admission.entry = None
+                    admission.removed = admission.removed_before
                 raise
             finally:
                 self.taken_away(ended, pending)
 
 
-def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
+def facts_of(namespace: str, key: str, answer: Answer) -> int:
+    """The checksum of the facts of the entry that the answer becomes."""
+    return checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
+
+
+def _stage(connection: Connection, admission: Admission, stage: Staging) -> Staged | None:
+    """Write the bytes of a large answer before it is kept; None if it is small."""
+    namespace, answer, limits = admission.namespace, admission.answer, admission.limits
+    if answer.data is None or not staging.is_large(connection, answer.size):
+        return None
+    admission.removed_before = stage.removed
+
+    def is_wanted() -> bool:
+        found = index.peek(connection, namespace, admission.key)
+        if admission.is_needless or answer.instead_of(found) is found:
+            return False
+        nbytes = found.cached_bytes + limits.ranges.nbytes + answer.size
+        if found.entry is not None and limits.max_size is not None and nbytes > limits.max_size:
+            # There is no room for what it takes the place of as well: better that than another.
+            connection.execute(MAKE_WAY, {"entry": found.entry})
+            values.delete(connection, found.entry)
+        return True
+
+    facts = facts_of(namespace, admission.key, answer)
+    return stage.write(facts, answer.data, answer.stored_at, admission.used_at, is_wanted)
+
+
+def _admit(connection: Connection, admission: Admission, keep: Keep, large: Staged | None) -> None:
     namespace, answer = admission.namespace, admission.answer
     used_at = admission.used_at_in_file = admission.used_at
-    facts = checksum.of_facts(namespace, admission.key, answer.kind, answer.size, answer.stored_at)
+    facts = facts_of(namespace, admission.key, answer)
     parameters = {
         "namespace": namespace,
         "key": admission.key,
@@ -346,15 +401,19 @@ def _admit(connection: Connection, admission: Admission, keep: Keep) -> None:
         "dead_before": answer.stored_at - LONGEST_WRITE_NS,
         "checksum": facts,
     }
-    with under_limits(connection, namespace, admission.limits) as removed:
+    before = admission.removed_before
+    with under_limits(connection, namespace, admission.limits, before) as removed:
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
-        rows = connection.execute(ADMIT, parameters).fetchall()
+        # What was staged is there no more if a write has overtaken it, or all else was used later.
+        is_there = large is None or large.shrink(connection)
+        rows = connection.execute(ADMIT, parameters).fetchall() if is_there else []
         for (entry,) in rows:
-            admission.entry = entry
-            keep_bytes(connection, entry, facts, answer.data, keep, admission.limits, removed)
+            admission.entry = entry if large is None else large.entry
+            how = keep if large is None else large.keep
+            keep_bytes(connection, entry, facts, answer.data, how, admission.limits, removed)
         if answer.data is None:
             connection.execute(TRIM, {"kind": "absent", "most": MOST_ABSENT})
-    admission.removed = removed if rows else None
+    admission.removed = removed if rows else before
 
 
 def keep_bytes(

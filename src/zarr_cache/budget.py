@@ -122,13 +122,20 @@ class Removed:
 
 
 @contextlib.contextmanager
-def under_limits(connection: Connection, namespace: str, limits: Limits) -> Iterator[Removed]:
+def under_limits(
+    connection: Connection, namespace: str, limits: Limits, removed: Removed | None = None
+) -> Iterator[Removed]:
     """Run the block, inside a write transaction, so that the limits hold at its end.
 
     What is stale goes before the block, and the least recently used after it.
+
+    Parameters
+    ----------
+    removed
+        What went before, to which this is added.
     """
-    removed = Removed()
-    _expire(connection, namespace, limits, removed)
+    removed = Removed() if removed is None else removed
+    expire(connection, namespace, limits, removed)
     yield removed
     make_room(connection, limits, removed)
 
@@ -173,7 +180,7 @@ def _cached_bytes(connection: Connection) -> int:
     return int(row[0])
 
 
-def _expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:
+def expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:
     """Remove what is stale."""
     for kind, fresh_after in (
         ("value", limits.fresh_after),

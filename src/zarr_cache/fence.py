@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zarr_cache import checksum, pending, values
-from zarr_cache.admission import TRIM, keep_bytes
+from zarr_cache import index, pending, staging, values
+from zarr_cache.admission import TRIM, facts_of, keep_bytes
 from zarr_cache.budget import under_limits
-from zarr_cache.errors import FileDamagedError
+from zarr_cache.errors import FileDamagedError, FileLockedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
+from zarr_cache.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from zarr_cache.admission import Answer
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.connection import Connection
+    from zarr_cache.staging import Staged
     from zarr_cache.values import Keep
 
 type Parameters = dict[str, str | int]
@@ -33,6 +35,7 @@ RETURNING revision
 """
 
 # Nothing that is asked of the source from here on is kept until the write has ended.
+# Not `<>`: a kind that is NULL, on a page that is damaged, would keep its row.
 BEGIN_WRITE = """
 INSERT INTO entry (
     namespace, key, kind, size, stored_at, used_at, revision, writers, checksum
@@ -47,7 +50,7 @@ SET kind = 'fence',
     used_at = excluded.used_at,
     revision = excluded.revision,
     writers = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writers + 1 END
-WHERE kind <> 'stored'
+WHERE kind IS NOT 'stored'
 RETURNING id
 """
 
@@ -82,7 +85,7 @@ SET kind = 'fence',
     used_at = excluded.used_at,
     revision = excluded.revision,
     writers = max(0, writers - 1)
-WHERE kind <> 'stored'
+WHERE kind IS NOT 'stored'
 RETURNING id
 """
 
@@ -190,21 +193,71 @@ def end_write(
         not in it is asked for again at the next read. So is one that another writer wrote to
         meanwhile: nobody knows who came last.
     """
-    with connection.writing(), under_limits(connection, namespace, limits) as removed:
-        pending.write_touches(connection, touches)
-        revision = _next_revision(connection, namespace)
-        parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
-        for key in keys:
-            answer = answers.get(key)
-            entry = answer and _end_with_value(connection, namespace, key, answer, revision)
-            if answer is not None and entry is not None:
-                facts = _facts_of(namespace, key, answer)
-                keep_bytes(connection, entry, facts, answer.data, keep, limits, removed)
-            else:
-                _fence(connection, END_WRITE, {"key": key, **parameters})
-                removed.fenced.append(key)
-        connection.execute(TRIM, {"kind": "fence", "most": MOST_FENCES})
+    arguments = (connection, namespace, keys, now_ns, limits, touches, keep)
+    try:
+        return _end_write(*arguments, answers)
+    except FileLockedError:
+        if not answers:
+            raise
+        # The log is too long for bytes. That the write has ended is a few rows.
+        return _end_write(*arguments, {})
+
+
+def _end_write(
+    connection: Connection,
+    namespace: str,
+    keys: Sequence[str],
+    now_ns: int,
+    limits: Limits,
+    touches: Mapping[int, int],
+    keep: Keep,
+    answers: Mapping[str, Answer],
+) -> Removed:
+    with Staging(connection, namespace, limits, touches) as stage:
+        large = _stage(connection, namespace, answers, stage)
+        with (
+            connection.writing_much() if answers else connection.writing(),
+            under_limits(connection, namespace, limits, stage.removed) as removed,
+        ):
+            pending.write_touches(connection, touches)
+            revision = _next_revision(connection, namespace)
+            parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+            for key in keys:
+                answer = answers.get(key)
+                staged = large.get(key)
+                entry = None
+                if answer is not None and (staged is None or staged.shrink(connection)):
+                    entry = _end_with_value(connection, namespace, key, answer, revision)
+                if answer is not None and entry is not None:
+                    facts = facts_of(namespace, key, answer)
+                    how = keep if staged is None else staged.keep
+                    keep_bytes(connection, entry, facts, answer.data, how, limits, removed)
+                else:
+                    _fence(connection, END_WRITE, {"key": key, **parameters})
+                    removed.fenced.append(key)
+            connection.execute(TRIM, {"kind": "fence", "most": MOST_FENCES})
+            stage.clear()
     return removed
+
+
+def _stage(
+    connection: Connection, namespace: str, answers: Mapping[str, Answer], stage: Staging
+) -> dict[str, Staged]:
+    """Write beforehand the bytes that are too many for one transaction, by key."""
+    large = {}
+    nbytes = 0
+    for key, answer in answers.items():
+        if answer.data is None or not staging.is_large(connection, nbytes + answer.size):
+            nbytes += answer.size
+            continue
+
+        def is_wanted(key: str = key) -> bool:
+            found = index.peek(connection, namespace, key)
+            return found.kind == "fence" and found.writers == 1
+
+        facts = facts_of(namespace, key, answer)
+        large[key] = stage.write(facts, answer.data, answer.stored_at, answer.used_at, is_wanted)
+    return large
 
 
 def _next_revision(connection: Connection, namespace: str) -> int:
@@ -216,12 +269,12 @@ def _next_revision(connection: Connection, namespace: str) -> int:
 
 
 def _fence(connection: Connection, statement: str, parameters: Parameters) -> None:
-    for (entry,) in connection.execute(statement, parameters).fetchall():
+    rows = connection.execute(statement, parameters).fetchall()
+    if not rows:
+        # Nothing is stored in the namespace of a source: its row is there and cannot be found.
+        raise FileDamagedError(f"no fence could be put at {parameters['key']!r}")
+    for (entry,) in rows:
         connection.execute(values.DELETE_PARTS, {"entry": entry})
-
-
-def _facts_of(namespace: str, key: str, answer: Answer) -> int:
-    return checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
 
 
 def _end_with_value(
@@ -238,7 +291,7 @@ def _end_with_value(
             "used_at": answer.used_at,
             "begun": answer.revision,
             "revision": revision,
-            "checksum": _facts_of(namespace, key, answer),
+            "checksum": facts_of(namespace, key, answer),
         },
     ).fetchall()
     return int(rows[0][0]) if rows else None

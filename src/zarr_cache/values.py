@@ -10,7 +10,7 @@ from zarr_cache import checksum
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from zarr_cache.checksum import ByteArray
 
@@ -43,7 +43,7 @@ WHERE entry = :entry AND part BETWEEN :first AND :last
 
 
 type Keep = Callable[[sqlite3.Connection, int, int, ByteArray], None]
-"""Keeps bytes for an entry that has none: `write`, or `write_checksums`."""
+"""Keeps bytes for an entry that has none: `write`, `write_checksums`, or `Staged.keep`."""
 
 
 class DamagedValueError(Exception):
@@ -52,15 +52,27 @@ class DamagedValueError(Exception):
 
 def write(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:
     """Keep `data` as the bytes of the entry, which has none so far."""
+    for part, piece in parts(data):
+        write_part(connection, entry, seed, part, piece)
+
+
+def parts(data: ByteArray) -> Iterator[tuple[int, ByteArray]]:
+    """The parts that a value is written in, with their numbers."""
     for part, start in enumerate(range(0, data.size, PART)):
-        piece = data[start : start + PART]
-        parameters = {
-            "entry": entry,
-            "part": part,
-            "checksums": checksum.of_blocks(seed, start // checksum.BLOCK, piece),
-            "data": piece.data,
-        }
-        connection.execute(INSERT_PART, parameters)
+        yield part, data[start : start + PART]
+
+
+def write_part(
+    connection: sqlite3.Connection, entry: int, seed: int, part: int, piece: ByteArray
+) -> None:
+    """Keep one of the `parts` of a value, which the entry does not have so far."""
+    parameters = {
+        "entry": entry,
+        "part": part,
+        "checksums": checksum.of_blocks(seed, part * PART // checksum.BLOCK, piece),
+        "data": piece.data,
+    }
+    connection.execute(INSERT_PART, parameters)
 
 
 def verify(seed: int, first: int, data: bytes, checksums: bytes) -> None:
@@ -119,11 +131,14 @@ def _read_part(
     if row is None:
         raise DamagedValueError(f"part {part} is missing")
     rowid, length, checksums = row
+    # On a page that is damaged, a column has another type than its table allows.
+    if not isinstance(checksums, bytes):
+        raise DamagedValueError(f"the checksums of part {part} are no blob")
     if length != min(PART, size - origin):
         raise DamagedValueError(f"part {part} has another length")
     first = origin // checksum.BLOCK
     return read_blob(
-        connection, rowid, seed, first, length, checksums or b"", start - origin, stop - origin
+        connection, rowid, seed, first, length, checksums, start - origin, stop - origin
     )
 
 
