@@ -1,0 +1,322 @@
+"""A large value is written part by part, and nobody sees less than all of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+from zarr.storage import MemoryStore
+
+from tests.fakes import (
+    CountingStore,
+    HeldTime,
+    Statements,
+    assert_accounts,
+    buffer,
+    cached_bytes,
+    cached_keys,
+    close_everything,
+    leave_process,
+    open_file,
+    read,
+)
+from zarr_cache import (
+    CacheStore,
+    CacheWarning,
+    SqliteStore,
+    checksum,
+    fence,
+    private,
+    staging,
+    values,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PART = checksum.BLOCK
+SIZE = 3 * PART + 1000
+MAX_SIZE = SIZE + PART
+LARGE = b"0123456789" * (SIZE // 10)
+SMALL = b"small" * 2000
+
+
+class Between(Statements):
+    """Lets something happen once, between the first part of a value and the next transaction."""
+
+    happens: Callable[[], object] | None = None
+
+    def run(self, text: str, connection: sqlite3.Connection | None) -> None:
+        super().run(text, connection)
+        happens = self.happens
+        if happens and text == "BEGIN IMMEDIATE" and self.number("INSERT INTO value") > 0:
+            self.happens = None
+            happens()
+
+
+@pytest.fixture(autouse=True)
+def _short_parts(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
+    """Let a value of some hundred kB be a large one, also while the file is verified in the end."""
+    monkeypatch.setattr(values, "PART", PART)
+    monkeypatch.setattr(staging, "MOST_AT_ONCE", PART)
+    yield
+    close_everything()
+    if path.exists():
+        assert_accounts(path)
+        close_everything()
+        path.unlink()
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Between:
+    statements = Between()
+    statements.install(monkeypatch)
+    return statements
+
+
+def new_source() -> CountingStore:
+    kept = {"large": LARGE, "a": SMALL, "b": SMALL}
+    return CountingStore(MemoryStore({key: buffer(data) for key, data in kept.items()}))
+
+
+def new_cache(source: CountingStore, path: Path, max_size: int | None = MAX_SIZE) -> CacheStore:
+    return CacheStore(source, cache_store=SqliteStore(path), namespace="source", max_size=max_size)
+
+
+def other_cache(store: CacheStore, path: Path, max_size: int | None = MAX_SIZE) -> CacheStore:
+    """Another one on the same file, as if it were in another process."""
+    leave_process(store)
+    return new_cache(store._store, path, max_size)  # type: ignore[arg-type] # it is a CountingStore
+
+
+async def read_and_keep(store: CacheStore, key: str = "large") -> bytes | None:
+    found = await read(store, key)
+    store._cached.values.flush()
+    return found
+
+
+def staged(path: Path) -> int:
+    """Entries of values that are being written, or were given up."""
+    with open_file(path) as db:
+        rows = db.execute("SELECT name FROM entry JOIN namespace ON namespace = namespace.id")
+        return sum(staging.is_staged(name) for (name,) in rows)
+
+
+async def test_it_is_kept_whole_and_each_part_in_a_transaction_of_its_own(
+    path: Path, between: Between
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_and_keep(store, "a")
+    between.texts.clear()
+
+    await read_and_keep(store)
+
+    inserted = [text for text in between.texts if text.startswith(("INSERT INTO value", "COMMIT"))]
+    part = values.INSERT_PART.strip()
+    assert inserted == ["COMMIT", *[part, "COMMIT"] * 4, "COMMIT"]
+    assert cached_bytes(path) == len(LARGE) + len(SMALL)
+    assert staged(path) == 0
+
+
+async def test_it_is_read_whole_and_in_ranges_as_any_other(path: Path) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_and_keep(store)
+    source.reset()
+
+    requests = [None, RangeByteRequest(PART - 5, 2 * PART + 5), SuffixByteRequest(7)]
+    found = [await read(store, "large", request) for request in requests]
+
+    assert found == [LARGE, LARGE[PART - 5 : 2 * PART + 5], LARGE[-7:]]
+    assert source.requests.total() == 0
+
+
+async def test_what_is_written_through_the_cache_is_kept_in_the_same_way(
+    path: Path, between: Between
+) -> None:
+    source = new_source()
+    store = new_cache(source, path, max_size=4 * SIZE)
+    await store._set_many([(key, buffer(LARGE)) for key in ["x", "y"]] + [("z", buffer(SMALL))])
+    source.reset()
+    found = [await read(store, key) for key in "xyz"]
+
+    assert found == [LARGE, LARGE, SMALL]
+    assert source.requests.total() == 0
+    assert between.number("INSERT INTO value") == 9
+    assert staged(path) == 0
+
+
+async def test_another_process_reads_the_source_while_it_is_being_written(
+    path: Path, between: Between
+) -> None:
+    store = new_cache(new_source(), path)
+    other = other_cache(store, path)
+    seen = []
+
+    def look() -> None:
+        part = other.get_sync("large", byte_range=RangeByteRequest(0, 10))
+        seen.append(part and part.to_bytes())
+        with sqlite3.connect(path) as db:  # noqa: TID251 - the file as another process has it
+            seen.append(db.execute("SELECT bytes FROM total WHERE kind = 'value'").fetchone())
+        db.close()
+
+    between.happens = look
+    found = await read_and_keep(store)
+
+    part, total = seen
+    assert found == LARGE
+    assert part == LARGE[:10]
+    assert total == (PART,)
+    assert cached_keys(path) == {"large"}
+
+
+@pytest.mark.parametrize("size", [len(LARGE), 5], ids=["large", "small"])
+async def test_a_write_in_between_refuses_it(path: Path, between: Between, size: int) -> None:
+    store = new_cache(new_source(), path)
+    other = other_cache(store, path)
+    between.happens = lambda: other.set_sync("large", buffer(bytes(size)))
+
+    found = await read_and_keep(store)
+
+    assert found == LARGE
+    assert await read(store, "large") == await read(other, "large") == bytes(size)
+    assert cached_bytes(path) == size
+    assert staged(path) == 0
+
+
+async def test_to_clear_the_cache_in_between_refuses_it(path: Path, between: Between) -> None:
+    store = new_cache(new_source(), path)
+    other = other_cache(store, path)
+    await read_and_keep(store, "a")
+    between.texts.clear()
+    database = other._cached.values._database
+    between.happens = lambda: database.run(fence.fence_prefix, "source", "")
+
+    await read_and_keep(store)
+
+    assert cached_keys(path) == set()
+
+
+async def test_what_is_forgotten_in_between_is_not_kept(path: Path, between: Between) -> None:
+    store = new_cache(new_source(), path)
+    await read_and_keep(store, "a")
+    between.texts.clear()
+    admissions = store._cached.values._admissions
+    between.happens = lambda: admissions.forget("source", "large")
+
+    await read_and_keep(store)
+
+    assert cached_keys(path) == {"a"}
+
+
+async def test_what_makes_room_in_between_may_take_it_away(path: Path, between: Between) -> None:
+    store = new_cache(new_source(), path)
+    other = other_cache(store, path, max_size=len(SMALL))
+    between.happens = lambda: (other.get_sync("a"), other.flush())
+
+    found = await read_and_keep(store)
+
+    assert found == LARGE
+    assert cached_keys(path) == {"a"}
+    assert cached_bytes(path) == len(SMALL)
+
+
+@pytest.mark.parametrize("max_size", [None, SIZE + PART], ids=["room for both", "for one"])
+async def test_of_two_processes_that_write_the_same_one_keeps_it(
+    path: Path, between: Between, max_size: int | None
+) -> None:
+    source = new_source()
+    store = new_cache(source, path, max_size)
+    other = other_cache(store, path, max_size)
+    between.happens = lambda: (other.get_sync("large"), other.flush())
+
+    await read_and_keep(store)
+
+    source.reset()
+    assert await read(store, "large") == await read(other, "large") == LARGE
+    assert source.requests.total() == 0
+    assert cached_bytes(path) == len(LARGE)
+    assert staged(path) == 0
+
+
+async def test_one_larger_than_the_budget_evicts_nothing(path: Path, between: Between) -> None:
+    store = new_cache(new_source(), path, max_size=2 * PART)
+    await read_and_keep(store, "a")
+    await read_and_keep(store, "b")
+
+    await read_and_keep(store)
+
+    assert cached_keys(path) == {"a", "b"}
+    assert between.number("INSERT INTO value") == 2
+
+
+async def test_when_the_disk_is_full_in_between_what_is_written_of_it_goes(
+    path: Path, between: Between
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_and_keep(store, "a")
+    between.texts.clear()
+    between.happens = lambda: between.fail(sqlite3.SQLITE_FULL, at=1)
+
+    found = await read_and_keep(store)
+
+    with pytest.warns(CacheWarning, match="as the test asked"):
+        again = await read(store, "a")
+    assert found == LARGE
+    assert again == SMALL
+    assert cached_keys(path) == {"a"}
+    assert store.cache_stats()["evictions"] == 0
+
+
+async def test_what_could_not_be_removed_then_is_with_the_next_one(
+    path: Path, between: Between, held_time: HeldTime
+) -> None:
+    store = new_cache(new_source(), path, max_size=None)
+    await read_and_keep(store, "a")
+    between.texts.clear()
+    between.happens = lambda: between.fail(sqlite3.SQLITE_FULL, at=1, times=1000)
+    await read_and_keep(store)
+    between.fail(sqlite3.SQLITE_FULL, at=1, times=0)
+    left = staged(path)
+    held_time.step(61)
+    with pytest.warns(CacheWarning, match="as the test asked"):
+        await read_and_keep(store)
+
+    assert left == 1
+    assert cached_keys(path) == {"a", "large"}
+    assert staged(path) == 0
+
+
+async def test_verify_reads_what_is_written_so_far(path: Path, between: Between) -> None:
+    store = new_cache(new_source(), path)
+    other = other_cache(store, path)
+    problems = []
+
+    def damage_and_verify() -> None:
+        problems.append(list(other._cache.verify()))  # type: ignore[attr-defined]
+        with sqlite3.connect(path) as db:  # noqa: TID251 - a page that has changed
+            db.execute("UPDATE value SET data = zeroblob(length(data))")
+        db.close()
+        problems.append(list(other._cache.verify()))  # type: ignore[attr-defined]
+
+    between.happens = damage_and_verify
+    await read_and_keep(store)
+    clean, damaged = problems
+    again = await read(store, "large")
+
+    assert clean == []
+    assert [problem.what for problem in damaged] == ["bytes"]
+    assert again == LARGE
+    assert store.cache_stats()["damaged"] == 1
+
+
+def test_a_name_tells_whether_it_is_one_of_values_that_are_being_written() -> None:
+    own = private.own_prefix()
+
+    assert staging.is_staged(f"{own}{staging.NAME}")
+    assert not staging.is_staged(f"{own}1")
+    assert not staging.is_staged("source:staged")
