@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+from zarr_cache.flow import is_on_loop
 from zarr_cache.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -26,10 +25,8 @@ class Flight[T](Outcome[tuple[bool, T | None]]):
 
     def block(self) -> tuple[bool, T | None]:
         """Wait in this thread, unless who leads may need its event loop."""
-        with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop()
-            if not self.is_set:
-                return False, None
+        if is_on_loop() and not self.is_set:
+            return False, None
         return super().block()
 
 

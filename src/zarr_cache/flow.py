@@ -7,6 +7,7 @@ exceptions, is said once. See docs/decisions/0003.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,15 @@ def step[T](blocking: Callable[[], T], awaitable: Callable[[], Awaitable[T]]) ->
     """Yield one step and return its result: ``result = yield from step(...)``."""
     result: T = yield Step(blocking, awaitable)
     return result
+
+
+def is_on_loop() -> bool:
+    """Whether this thread runs an event loop just now, which nothing must hold up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def run[T](flow: Flow[T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Concatenate
@@ -19,19 +20,26 @@ if TYPE_CHECKING:
 
 
 class MemoryDatabase:
-    """A database in memory, of this process alone."""
+    """A database in memory, of this process alone.
+
+    Attributes
+    ----------
+    lock
+        Held by the operation that runs.
+    """
 
     def __init__(self) -> None:
         self.before_close: list[Callable[[], None]] = []
         self.before_end: list[Callable[[], None]] = []
         self.after_fork: list[Callable[[], None]] = []
         self.after_loss: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._connection = connect(":memory:", Turns())
         migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
         self._clock = PersistentClock(floor_ns=0)
         self.is_open = True
         weakref.finalize(self, self._connection.close)
+        _all.add(self)
 
     def clock(self) -> PersistentClock:
         """The clock that stamps what is kept here."""
@@ -44,7 +52,7 @@ class MemoryDatabase:
         **kwargs: P.kwargs,
     ) -> T:
         """Run ``operation(connection, *args, **kwargs)`` in this thread."""
-        with self._lock:
+        with self.lock:
             return operation(self._connection, *args, **kwargs)
 
     async def run_async[**P, T](
@@ -59,3 +67,33 @@ class MemoryDatabase:
     def heal(self, error: FileDamagedError) -> Path | None:
         """Nothing is set aside: there is no file."""
         raise error
+
+
+_all: weakref.WeakSet[MemoryDatabase] = weakref.WeakSet()
+# Those whose locks the thread that forks holds.
+_held: list[MemoryDatabase] = []
+
+
+def _before_fork() -> None:
+    for database in _all:
+        database.lock.acquire()
+        _held.append(database)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    forked = list(_held)
+    _after_fork()
+    for database in forked:
+        for begin in database.after_fork:
+            begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
     from zarr_cache.errors import CacheError
+    from zarr_cache.flight import Flight
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found
     from zarr_cache.listing import Kept
@@ -110,18 +111,24 @@ class StoreCache(ValueCache):
         told: Callable[[Removed | CacheError | None], None],
     ) -> Flow[None]:
         """Keep an answer, under the limits, unless a write has overtaken it."""
-        if answer.data is not None:
-            yield from self._set(key, answer.data)
         mine = Admission(namespace, key, answer, limits, told)
-        self._admissions.add(mine)
-        # Nothing in memory is worth another thread.
-        self.write_waiting()
-        if mine.removed is None:
-            # The write's own value, if it has one, does not go with these bytes: read as a miss.
+        turn = yield from self._turn(key)
+        try:
             found = yield from self.peek(namespace, key)
-            if found.kind != "value":
+            if found.is_overtaken(answer.revision, answer.stored_at):
+                mine.end(None)
+                return
+            if answer.data is not None:
+                yield from self._set(key, answer.data)
+            self._admissions.add(mine)
+            # Nothing in memory is worth another thread.
+            self.write_waiting()
+            if mine.removed is None:
+                # Overtaken since. Who did that has its turn before it returns.
                 yield from self._delete([key])
-            return
+                return
+        finally:
+            self.flights.end((key,), turn)
         # What was stale under this very key has already been replaced.
         gone = {*mine.removed.evicted, *mine.removed.expired} - {key}
         yield from self._delete(sorted(gone))
@@ -158,11 +165,19 @@ class StoreCache(ValueCache):
         limits: Limits,
     ) -> Flow[Removed]:
         """Let the keys be asked for again, and keep what the source is known to hold."""
-        for key, answer in answers.items():
-            if answer.data is not None:
-                yield from self._set(key, answer.data)
-        removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
-        yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
+        turns: dict[str, Flight[Buffer | None]] = {}
+        try:
+            # In one order, so that no two wait for each other.
+            for key in sorted(set(keys)):
+                turns[key] = yield from self._turn(key)
+            for key, answer in answers.items():
+                if answer.data is not None:
+                    yield from self._set(key, answer.data)
+            removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
+            yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
+        finally:
+            for key, turn in turns.items():
+                self.flights.end((key,), turn)
         return removed
 
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
@@ -174,18 +189,35 @@ class StoreCache(ValueCache):
 
     def _fill(self, namespace: str) -> Flow[None]:
         """Take what the store lists into the index, once; who comes meanwhile waits."""
-        while not self._is_filled:
-            flight, leads = self.flights.join(("fill",))
-            if not leads:
-                yield from flight.wait()
-                continue
-            try:
-                if not self._is_filled:
-                    sizes = yield from self._checked(call_async(self._store, _sizes))
-                    self._run_here(self._writes, admission.adopt, namespace, sizes)
-                    self._is_filled = True
-            finally:
-                self.flights.end(("fill",), flight)
+        if self._is_filled:
+            return
+        turn = yield from self._turn()
+        try:
+            if not self._is_filled:
+                sizes = yield from self._checked(call_async(self._store, _sizes))
+                self._run_here(self._writes, admission.adopt, namespace, sizes)
+                self._is_filled = True
+        finally:
+            self.flights.end((), turn)
+
+    def _turn(self, *place: str) -> Flow[Flight[Buffer | None]]:
+        """Wait until nobody else of this process is at `place`, and hold it until it is ended.
+
+        Raises
+        ------
+        StorageError
+            A task is that needs the event loop of this very thread.
+        """
+        while True:
+            flight, leads = self.flights.join(place)
+            if leads:
+                return flight
+            yield from flight.wait()
+            if not flight.is_set:
+                raise StorageError(
+                    f"{self._store}: a task of this event loop is at work on it, which a call "
+                    "that is not awaited cannot wait for"
+                )
 
     def _get(self, key: str) -> Flow[Buffer | None]:
         prototype = cpu.buffer_prototype

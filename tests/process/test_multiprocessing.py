@@ -14,7 +14,7 @@ import pytest
 import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
-from tests.fakes import buffer, open_file, values
+from tests.fakes import HeldStore, buffer, open_file, values
 from tests.process import children
 from tests.process.children import KEYS, Told, read_all
 from zarr_cache import CacheStore, SqliteStore
@@ -274,3 +274,22 @@ def test_a_copy_of_a_source_in_memory_has_a_namespace_of_its_own(path: Path) -> 
 
     assert copies[0].namespace != store.namespace
     assert copies[1].namespace == "era5"
+
+
+@needs_fork
+def test_a_forked_child_does_not_wait_for_what_a_thread_of_its_parent_was_asking_for(
+    source: Path,
+) -> None:
+    held = HeldStore(LocalStore(source))
+    store = CacheStore(held, cache_store=MemoryStore())
+    asked = held.hold_before("get_sync")
+    reading = threading.Thread(target=store.get_sync, args=(KEYS[0],))
+    reading.start()
+    asked.wait_until_reached()
+
+    told = in_child("fork", store)
+    asked.open()
+    reading.join()
+
+    assert told == Told(2 * VALUES, hits=4, misses=4)
+    assert read_all(store) == Told(2 * VALUES, hits=5, misses=3)
