@@ -151,11 +151,18 @@ class CachedSource:
                 found = found._replace(entry=None, kind=None, data=None)
             max_size = self.settings.max_size
             if max_size is not None and found.cached_bytes + values.ranges.nbytes > max_size:
-                yield from self.enforce_now(self.limits())
+                yield from self._try_to_make_room()
         except CacheError as error:
             self.faults.note(error)
             return None
         return Seen(found, at, fresh_after)
+
+    def _try_to_make_room(self) -> Flow[None]:
+        """Come under the limits; where the file cannot be written to, what is in it is read."""
+        try:
+            yield from self.enforce_now(self.limits())
+        except CacheError as error:
+            self.faults.note(error)
 
     def enforce_now(self, limits: Limits) -> Flow[None]:
         """Make room: too much was left by another process, or by a larger `max_size`."""
@@ -228,7 +235,7 @@ class CachedSource:
         """Remove what is kept of the keys with this prefix; refuse what is being fetched."""
         yield from self.values.fence_prefix(self.namespace, prefix)
         if not prefix:
-            self.values.unrecorded.discard(self.namespace)
+            self.values.trust(self.namespace)
 
     def enforce(self) -> Flow[None]:
         """Come under the limits."""

@@ -191,12 +191,13 @@ def _facts(
     if found.entry is None:
         return found, 0
     if not type(found.size) is type(found.stored_at) is int:
-        return found._replace(size=0, stored_at=0, is_damaged=True), 0
+        return found._replace(size=0, stored_at=0, data=None, is_damaged=True), 0
     if found.kind == "fence":
         return found, 0
     seed = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
     if seed != found.checksum or found.size < 0:
-        found = found._replace(is_damaged=True)
+        # What came with the facts has been neither verified nor cut to the request.
+        found = found._replace(data=None, is_damaged=True)
     return found, seed
 
 

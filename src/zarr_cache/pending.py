@@ -43,7 +43,7 @@ class Pending:
     Attributes
     ----------
     counted
-        Those who have counted something since `take_counts`.
+        Those who have counted something since `gather`.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,20 @@ class Pending:
         with self._lock:
             self._touches = {**touches, **self._touches}
 
+    def gather(self) -> None:
+        """Take over what was counted, so that nobody is kept here only because it has counted."""
+        with self._lock:
+            for _ in range(len(self.counted)):
+                # Before it is asked: if it counts meanwhile, it is here again.
+                statistics = self.counted.pop()
+                counts = self._counts.setdefault(statistics.namespace, Counter())
+                counts.update(statistics.take())
+
     def take_counts(self) -> dict[str, dict[str, int]]:
         """What was counted since the last call, by namespace, with each of `LASTING`."""
+        self.gather()
         with self._lock:
             counts, self._counts = self._counts, {}
-            # Before they are asked: who counts from now on is in the next one.
-            counted, self.counted = self.counted, set()
-        for statistics in counted:
-            counts.setdefault(statistics.namespace, Counter()).update(statistics.take())
         return {
             namespace: dict(added) for namespace, added in counts.items() if any(added.values())
         }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate
@@ -66,6 +68,18 @@ MOST_ON_LOOP = 2 * 2**20
 """Values of up to this many bytes are read on the event loop. See docs/decisions/0005."""
 
 
+_making = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _making  # noqa: PLW0603 - the child of a fork may have inherited it held
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class ValueCache:
     """What this process keeps over one database, shared by every CacheStore over it.
 
@@ -81,17 +95,22 @@ class ValueCache:
         Uses and counts that wait to be written.
     unrecorded
         Namespaces in which a write to the source could not be recorded: nothing kept of them is
-        believed until it has been removed.
+        believed until it has been removed. See `distrust`.
     """
 
     _by_database: ClassVar[weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]]] = (
         weakref.WeakKeyDictionary()
     )
 
+    # Those with something in `unrecorded`, which must not be forgotten with the last CacheStore.
+    _distrusting: ClassVar[set[ValueCache]] = set()
+
     _keep: Keep = staticmethod(values.write)
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # A child of a fork does not believe it either.
+        self.unrecorded: set[str] = set()
         self._begin()
         # These keep this object as long as the database: what waits to be written is not lost with
         # the last CacheStore.
@@ -105,7 +124,6 @@ class ValueCache:
         self.ranges = RangeCache()
         self.flights: Flights[tuple[object, ...], Buffer | None] = Flights()
         self.pending = Pending()
-        self.unrecorded: set[str] = set()
         self._admissions = Admissions()
         # Whether it is still to be seen what processes that have ended have left.
         self._is_unswept = True
@@ -123,12 +141,24 @@ class ValueCache:
     @classmethod
     def of(cls, database: Database) -> ValueCache:
         """The one of this process for the database."""
-        reference = cls._by_database.get(database)
-        cache = reference() if reference else None
-        if cache is None:
-            cache = cls(database)
-            cls._by_database[database] = weakref.ref(cache)
-        return cache
+        with _making:
+            reference = cls._by_database.get(database)
+            cache = reference() if reference else None
+            if cache is None:
+                cache = cls(database)
+                cls._by_database[database] = weakref.ref(cache)
+            return cache
+
+    def distrust(self, namespace: str) -> None:
+        """Believe nothing that is kept of the namespace, until it has been removed."""
+        self.unrecorded.add(namespace)
+        self._distrusting.add(self)
+
+    def trust(self, namespace: str) -> None:
+        """Believe what is kept of the namespace: what could be wrong has been removed."""
+        self.unrecorded.discard(namespace)
+        if not self.unrecorded:
+            self._distrusting.discard(self)
 
     def clock(self) -> PersistentClock:
         """The clock that stamps what is kept.
@@ -333,6 +363,9 @@ class ValueCache:
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
         """Come under the limits."""
+        if not self._writes.is_closed:
+            # Before the uses are gathered for nothing, at each hit.
+            self._writes.look()
         removed = yield from self._with_touches(budget.enforce, namespace, limits)
         if removed.evicted:
             # The pages that are free now may be many.

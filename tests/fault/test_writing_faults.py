@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.fakes import HeldTime, Statements, assert_accounts, buffer, close_everything
+from tests.fakes import (
+    HeldTime,
+    Statements,
+    assert_accounts,
+    buffer,
+    close_everything,
+    restart,
+)
 from tests.fault.real import filled, held, immutable, longest_file, mounted
 from tests.fault.sources import (
     KEYS,
@@ -216,3 +224,45 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     assert set(source.keys) <= {KEYS[2]}
     # A full file has room for a fence where there was a value.
     assert len(told(warned)) <= 1
+
+
+LOCKED = "BEGIN IMMEDIATE"
+
+
+@pytest.mark.usefixtures("short_waits", "warned")
+async def test_a_write_that_could_not_be_recorded_is_not_forgotten_with_its_cache_store(
+    path: Path,
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(SURFACES["async"], store)
+    settle(store)
+    with held(path, LOCKED):
+        await store.set(KEYS[0], buffer(b"written"))
+        store.close()
+        del store
+        gc.collect()
+        during = await read_all(SURFACES["async"], new_cache(source, path))
+    after = await read_all(SURFACES["async"], new_cache(source, path))
+
+    assert during == after == VALUES | {KEYS[0]: b"written"}
+
+
+@each_surface
+@pytest.mark.usefixtures("short_waits")
+async def test_hits_go_on_while_more_is_kept_than_may_be(
+    path: Path, surface: Read, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store, KEPT)
+    restart(store)
+    source.reset()
+    with held(path, LOCKED):
+        smaller = new_cache(source, path, max_size=len(VALUES[KEPT[0]]))
+        during = [await read_all(surface, smaller, KEPT) for _ in range(3)]
+        requests = source.requests.total()
+
+    assert during == [{key: VALUES[key] for key in KEPT}] * 3
+    assert requests == 0
+    assert len(warned) == 1, told(warned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import RangeByteRequest
@@ -10,10 +11,13 @@ from zarr.experimental.cache_store import CacheStore as ZarrsCacheStore
 from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file, read, restart
-from zarr_cache import CacheStore, SqliteStore
+from zarr_cache import CacheStore, SqliteStore, value_cache
+from zarr_cache.value_cache import ValueCache
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tests.fakes import HeldTime
 
@@ -227,3 +231,56 @@ async def test_counting_does_not_ask_the_source(path: Path) -> None:
     store.cache_stats()
 
     assert source.requests.total() == 0
+
+
+async def test_who_has_counted_is_not_kept_for_it(path: Path) -> None:
+    for _ in range(20):
+        store = caching(path)
+        await read(store, "a")
+        del store
+    kept = caching(path)
+    counted = kept._cached.values.pending.counted
+
+    assert len(counted) <= 1
+    kept.close()
+    assert lasting(path)["hits"] == 19
+    assert lasting(path)["misses"] == 1
+
+
+class Contended:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self, waits: threading.Event) -> None:
+        self._lock = threading.Lock()
+        self._waits = waits
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._waits.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_those_who_make_a_cache_at_once_share_what_is_known(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_is_in, second_is_here, may_go_on = (threading.Event() for _ in range(3))
+    begin = ValueCache._begin
+
+    def held(self: ValueCache) -> None:
+        (second_is_here if first_is_in.is_set() else first_is_in).set()
+        may_go_on.wait()
+        begin(self)
+
+    monkeypatch.setattr(ValueCache, "_begin", held)
+    monkeypatch.setattr(value_cache, "_making", Contended(second_is_here))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(caching, path)
+        first_is_in.wait()
+        second = threads.submit(caching, path)
+        second_is_here.wait()
+        may_go_on.set()
+
+    assert first.result()._cached.values is second.result()._cached.values
