@@ -16,7 +16,7 @@ from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
 from zarr_cache.faults import Faults
-from zarr_cache.flow import run, run_async
+from zarr_cache.flow import is_on_loop, run, run_async
 from zarr_cache.forecast import Forecast
 from zarr_cache.namespace import name_of
 from zarr_cache.sizes import format_size, parse_size
@@ -127,6 +127,7 @@ class CacheStore(WrapperStore[Store]):
             if isinstance(cache_store, SqliteStore)
             else StoreCache(cache_store)
         )
+        values.pending.gather()
         statistics = Statistics(name, lambda: values.pending.counted)
         self._cache = cache_store
         self._given_namespace = namespace
@@ -527,8 +528,13 @@ class CacheStore(WrapperStore[Store]):
         A sync miss of a source that has only async methods holds up one of the few threads that
         the pipeline has, while its async path waits for all misses at once. So such a source is
         read through the event loop where misses are to be expected. See docs/decisions/0004.
+
+        Who asks outside of an event loop has chosen the sync methods already: the sharding codec
+        asks whether all parts of a shard can be had in one call.
         """
-        return _store_supports_sync_io(self._store) or self._cached.expects_hits()
+        if _store_supports_sync_io(self._store) or not is_on_loop():
+            return True
+        return self._cached.expects_hits()
 
     # Writing
 

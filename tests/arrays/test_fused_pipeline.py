@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zarr
+from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from tests.arrays.hierarchies import format_2, plain, sharded, sparse
@@ -83,11 +84,37 @@ def test_an_array_of_which_a_part_is_stale_is_asked_for_on_the_event_loop(
     array = opened(store)
     values(array, np.s_[:])
     store.flush()
-    assert store._supports_sync_io
-
+    before = sync(asked_on_a_loop(store))
     held_time.step(61)
 
-    assert not store._supports_sync_io
+    assert (before, sync(asked_on_a_loop(store))) == (True, False)
+
+
+async def asked_on_a_loop(store: CacheStore) -> bool:
+    return store._supports_sync_io
+
+
+def test_a_shard_is_asked_for_at_once_also_when_hits_were_expected(path: Path) -> None:
+    source = MemoryStore()
+    for name in ("read", "cold"):
+        array = zarr.create_array(
+            source, name=name, shape=(64, 64), shards=(64, 64), chunks=(8, 8), dtype="i8"
+        )
+        array[:] = np.arange(64 * 64).reshape(64, 64)
+    counted = AsyncOnlyStore(source)
+    store = CacheStore(counted, cache_store=SqliteStore(path))
+    group = zarr.open_group(store, mode="r")
+    arrays = {name: group[name] for name in ("read", "cold")}
+    for _ in range(10):
+        values(arrays["read"], np.s_[:, :32])
+    assert sync(asked_on_a_loop(store))
+    counted.reset()
+
+    values(arrays["cold"], np.s_[:, :32])
+
+    # The index of the shard, and all parts of it together, which zarr merges or not.
+    assert counted.requests["get"] + counted.requests["get_sync"] == 1
+    assert set(counted.keys) == {"cold/c/0/0"}
 
 
 @pytest.mark.parametrize("write", [plain, sharded, format_2], ids=["plain", "sharded", "format 2"])
