@@ -596,6 +596,32 @@ def _written_down(
     return WrittenDown
 
 
+class BetweenParts(Statements):
+    """Lets something happen once, when so many parts of a value have been written.
+
+    It happens in the thread that writes, before it begins the next transaction.
+
+    Attributes
+    ----------
+    happens
+        What is to happen.
+    """
+
+    def __init__(self, parts: int = 1) -> None:
+        super().__init__()
+        self.happens: Callable[[], object] | None = None
+        self._parts = parts
+
+    def run(self, text: str, connection: sqlite3.Connection | None) -> None:
+        super().run(text, connection)
+        happens = self.happens
+        if happens and text == "BEGIN IMMEDIATE":
+            if self.number("INSERT INTO value") < self._parts:
+                return
+            self.happens = None
+            happens()
+
+
 def restart(*stores: Store) -> None:
     """End this process and begin another, as far as a cache file can tell.
 

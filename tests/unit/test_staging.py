@@ -10,9 +10,9 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import (
+    BetweenParts,
     CountingStore,
     HeldTime,
-    Statements,
     assert_accounts,
     buffer,
     cached_bytes,
@@ -34,7 +34,7 @@ from zarr_cache import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 PART = checksum.BLOCK
@@ -42,19 +42,6 @@ SIZE = 3 * PART + 1000
 MAX_SIZE = SIZE + PART
 LARGE = b"0123456789" * (SIZE // 10)
 SMALL = b"small" * 2000
-
-
-class Between(Statements):
-    """Lets something happen once, between the first part of a value and the next transaction."""
-
-    happens: Callable[[], object] | None = None
-
-    def run(self, text: str, connection: sqlite3.Connection | None) -> None:
-        super().run(text, connection)
-        happens = self.happens
-        if happens and text == "BEGIN IMMEDIATE" and self.number("INSERT INTO value") > 0:
-            self.happens = None
-            happens()
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +58,8 @@ def _short_parts(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def between(monkeypatch: pytest.MonkeyPatch) -> Between:
-    statements = Between()
+def between(monkeypatch: pytest.MonkeyPatch) -> BetweenParts:
+    statements = BetweenParts()
     statements.install(monkeypatch)
     return statements
 
@@ -98,6 +85,11 @@ async def read_and_keep(store: CacheStore, key: str = "large") -> bytes | None:
     return found
 
 
+def read_sync(store: CacheStore, key: str) -> None:
+    store.get_sync(key)
+    store.flush()
+
+
 def staged(path: Path) -> int:
     """Entries of values that are being written, or were given up."""
     with open_file(path) as db:
@@ -106,7 +98,7 @@ def staged(path: Path) -> int:
 
 
 async def test_it_is_kept_whole_and_each_part_in_a_transaction_of_its_own(
-    path: Path, between: Between
+    path: Path, between: BetweenParts
 ) -> None:
     source = new_source()
     store = new_cache(source, path)
@@ -136,7 +128,7 @@ async def test_it_is_read_whole_and_in_ranges_as_any_other(path: Path) -> None:
 
 
 async def test_what_is_written_through_the_cache_is_kept_in_the_same_way(
-    path: Path, between: Between
+    path: Path, between: BetweenParts
 ) -> None:
     source = new_source()
     store = new_cache(source, path, max_size=4 * SIZE)
@@ -151,7 +143,7 @@ async def test_what_is_written_through_the_cache_is_kept_in_the_same_way(
 
 
 async def test_another_process_reads_the_source_while_it_is_being_written(
-    path: Path, between: Between
+    path: Path, between: BetweenParts
 ) -> None:
     store = new_cache(new_source(), path)
     other = other_cache(store, path)
@@ -175,7 +167,7 @@ async def test_another_process_reads_the_source_while_it_is_being_written(
 
 
 @pytest.mark.parametrize("size", [len(LARGE), 5], ids=["large", "small"])
-async def test_a_write_in_between_refuses_it(path: Path, between: Between, size: int) -> None:
+async def test_a_write_in_between_refuses_it(path: Path, between: BetweenParts, size: int) -> None:
     store = new_cache(new_source(), path)
     other = other_cache(store, path)
     between.happens = lambda: other.set_sync("large", buffer(bytes(size)))
@@ -188,7 +180,7 @@ async def test_a_write_in_between_refuses_it(path: Path, between: Between, size:
     assert staged(path) == 0
 
 
-async def test_to_clear_the_cache_in_between_refuses_it(path: Path, between: Between) -> None:
+async def test_to_clear_the_cache_in_between_refuses_it(path: Path, between: BetweenParts) -> None:
     store = new_cache(new_source(), path)
     other = other_cache(store, path)
     await read_and_keep(store, "a")
@@ -201,7 +193,7 @@ async def test_to_clear_the_cache_in_between_refuses_it(path: Path, between: Bet
     assert cached_keys(path) == set()
 
 
-async def test_what_is_forgotten_in_between_is_not_kept(path: Path, between: Between) -> None:
+async def test_what_is_forgotten_in_between_is_not_kept(path: Path, between: BetweenParts) -> None:
     store = new_cache(new_source(), path)
     await read_and_keep(store, "a")
     between.texts.clear()
@@ -213,10 +205,12 @@ async def test_what_is_forgotten_in_between_is_not_kept(path: Path, between: Bet
     assert cached_keys(path) == {"a"}
 
 
-async def test_what_makes_room_in_between_may_take_it_away(path: Path, between: Between) -> None:
+async def test_what_makes_room_in_between_may_take_it_away(
+    path: Path, between: BetweenParts
+) -> None:
     store = new_cache(new_source(), path)
     other = other_cache(store, path, max_size=len(SMALL))
-    between.happens = lambda: (other.get_sync("a"), other.flush())
+    between.happens = lambda: read_sync(other, "a")
 
     found = await read_and_keep(store)
 
@@ -227,12 +221,12 @@ async def test_what_makes_room_in_between_may_take_it_away(path: Path, between: 
 
 @pytest.mark.parametrize("max_size", [None, SIZE + PART], ids=["room for both", "for one"])
 async def test_of_two_processes_that_write_the_same_one_keeps_it(
-    path: Path, between: Between, max_size: int | None
+    path: Path, between: BetweenParts, max_size: int | None
 ) -> None:
     source = new_source()
     store = new_cache(source, path, max_size)
     other = other_cache(store, path, max_size)
-    between.happens = lambda: (other.get_sync("large"), other.flush())
+    between.happens = lambda: read_sync(other, "large")
 
     await read_and_keep(store)
 
@@ -243,7 +237,7 @@ async def test_of_two_processes_that_write_the_same_one_keeps_it(
     assert staged(path) == 0
 
 
-async def test_one_larger_than_the_budget_evicts_nothing(path: Path, between: Between) -> None:
+async def test_one_larger_than_the_budget_evicts_nothing(path: Path, between: BetweenParts) -> None:
     store = new_cache(new_source(), path, max_size=2 * PART)
     await read_and_keep(store, "a")
     await read_and_keep(store, "b")
@@ -255,7 +249,7 @@ async def test_one_larger_than_the_budget_evicts_nothing(path: Path, between: Be
 
 
 async def test_when_the_disk_is_full_in_between_what_is_written_of_it_goes(
-    path: Path, between: Between
+    path: Path, between: BetweenParts
 ) -> None:
     store = new_cache(new_source(), path)
     await read_and_keep(store, "a")
@@ -273,7 +267,7 @@ async def test_when_the_disk_is_full_in_between_what_is_written_of_it_goes(
 
 
 async def test_what_could_not_be_removed_then_is_with_the_next_one(
-    path: Path, between: Between, held_time: HeldTime
+    path: Path, between: BetweenParts, held_time: HeldTime
 ) -> None:
     store = new_cache(new_source(), path, max_size=None)
     await read_and_keep(store, "a")
@@ -291,7 +285,7 @@ async def test_what_could_not_be_removed_then_is_with_the_next_one(
     assert staged(path) == 0
 
 
-async def test_verify_reads_what_is_written_so_far(path: Path, between: Between) -> None:
+async def test_verify_reads_what_is_written_so_far(path: Path, between: BetweenParts) -> None:
     store = new_cache(new_source(), path)
     other = other_cache(store, path)
     problems = []
