@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ READING = [["info"], ["ls"], ["explain", "k"], ["verify"]]
 WRITING = [["evict", "--to-size", "0"], ["clear", "--yes"], ["compact"], ["verify", "--repair"]]
 DRY = [["evict", "--to-size", "0", "--dry-run"], ["clear", "--dry-run"]]
 EVERY = READING + WRITING + DRY
+
+NO_UTF_8 = os.fsdecode(b"caf\xe9")
+"""What Python makes of an argument in another encoding."""
 
 
 def name_of(arguments: list[str]) -> str:
@@ -124,7 +128,7 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(
     assert contents(tmp_path) == before
 
 
-@reading_command
+@every_command
 def test_an_empty_file_is_told_and_stays_empty(
     command: Command, path: Path, arguments: list[str]
 ) -> None:
@@ -238,3 +242,24 @@ def test_what_cannot_be_understood_ends_with_2(
 
     assert result.exit_code == 2
     assert told in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", NO_UTF_8],
+        ["ls", "--prefix", NO_UTF_8],
+        ["ls", "--namespace", NO_UTF_8],
+        ["evict", "--prefix", NO_UTF_8],
+        ["clear", "--yes", "--namespace", NO_UTF_8],
+    ],
+    ids=" ".join,
+)
+def test_an_argument_that_is_no_text_is_told(
+    command: Command, filled: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    assert filled.exists()
+    before = contents(tmp_path)
+
+    assert_refused(command, arguments, "not UTF-8")
+    assert contents(tmp_path) == before

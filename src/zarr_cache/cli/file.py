@@ -48,6 +48,10 @@ def told_on_one_line(path: Path) -> Iterator[None]:
         fail(str(error))
     except sqlite3.Error as error:
         fail(str(translated(error, path)))
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":
+            raise  # of the terminal, not of an argument to SQLite
+        fail(f"{path}: {error.object!a} is not UTF-8, so nothing is kept under it")
     except BrokenPipeError:
         # Of what is printed meanwhile; typer ends quietly.
         raise
@@ -116,6 +120,10 @@ def opened_to_write(path: Path) -> Iterator[SqliteStore]:
     Ends the command with one line if it cannot be opened, or if the block fails.
     """
     with told_on_one_line(path):
+        log = cache_file.log_of(path)
+        if path.stat().st_size == 0 and not (log.exists() and log.stat().st_size):
+            # To open it would make a cache file of it.
+            raise CacheError(f"{path}: an empty file, in which nothing was ever cached")
         store = SqliteStore(path)
         with contextlib.closing(store):
             yield store
