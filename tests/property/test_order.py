@@ -27,7 +27,7 @@ from tests.fakes import (
     open_file,
     restart,
 )
-from zarr_cache import CacheStore, SqliteStore, clock
+from zarr_cache import CacheStore, SqliteStore, clock, staging, values
 from zarr_cache.range_cache import RangeCache
 
 if TYPE_CHECKING:
@@ -442,6 +442,15 @@ class OrderOfWhatAges(OrderInFile):
     max_age_seconds = MAX_AGE
 
 
+class OrderOfLargeValues(OrderInFile):
+    """As if nothing of more than 3 bytes could be written in one transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch.setattr(values, "PART", 4)
+        self.patch.setattr(staging, "MOST_AT_ONCE", 3)
+
+
 class OrderInMemory(Order):
     """With another Store: no restarts, and the order shows in who has left."""
 
@@ -476,6 +485,8 @@ SETTINGS = settings(
 
 TestOrderInFile = OrderInFile.TestCase
 TestOrderInFile.settings = SETTINGS
+TestOrderOfLargeValues = OrderOfLargeValues.TestCase
+TestOrderOfLargeValues.settings = settings(SETTINGS, max_examples=15 * STRESS)
 TestOrderOfWhatAges = OrderOfWhatAges.TestCase
 TestOrderOfWhatAges.settings = SETTINGS
 TestOrderInMemory = OrderInMemory.TestCase

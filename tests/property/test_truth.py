@@ -41,7 +41,7 @@ from tests.fakes import (
     read,
     restart,
 )
-from zarr_cache import CacheStore, SqliteStore
+from zarr_cache import CacheStore, SqliteStore, staging, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -557,6 +557,18 @@ class Truth(ZarrStoreStateMachine):
 def test_any_reader_sees_what_the_source_holds(max_size: int, is_other_process: bool) -> None:
     run_state_machine_as_test(
         lambda: Truth(max_size, is_other_process=is_other_process),  # type: ignore[arg-type] # any callable
+        settings=MANY_OPERATIONS,
+    )
+
+
+def test_any_reader_sees_what_the_source_holds_of_large_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As if nothing of more than 20 bytes could be written in one transaction.
+    monkeypatch.setattr(values, "PART", 20)
+    monkeypatch.setattr(staging, "MOST_AT_ONCE", 20)
+    run_state_machine_as_test(
+        lambda: Truth(1000, is_other_process=True),  # type: ignore[arg-type] # any callable
         settings=MANY_OPERATIONS,
     )
 
