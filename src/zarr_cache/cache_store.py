@@ -18,7 +18,7 @@ from zarr_cache.errors import CacheError
 from zarr_cache.faults import Faults
 from zarr_cache.flow import is_on_loop, run, run_async
 from zarr_cache.forecast import Forecast
-from zarr_cache.namespace import name_of
+from zarr_cache.namespace import changing_path, name_of
 from zarr_cache.sizes import format_size, parse_size
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.statistics import Statistics
@@ -140,6 +140,7 @@ class CacheStore(WrapperStore[Store]):
             statistics=statistics,
             faults=Faults(statistics),
             forecast=Forecast(),
+            changing_path=None if namespace is not None else changing_path(store),
         )
 
     @property

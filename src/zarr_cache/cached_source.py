@@ -13,8 +13,11 @@ from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
+from zarr_cache.namespace import name_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
 
@@ -41,6 +44,13 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - at every look-up: a Path costs as much again
+    except FileNotFoundError:
+        return ""
 
 
 class Settings(NamedTuple):
@@ -82,6 +92,8 @@ class CachedSource:
         Whose keys these are.
     statistics, faults, forecast
         What happened, what went wrong, and what the next read is likely to be.
+    changing_path
+        Where `source` is, if that path may lead elsewhere some day.
     """
 
     source: Store
@@ -91,6 +103,10 @@ class CachedSource:
     statistics: Statistics
     faults: Faults
     forecast: Forecast
+    changing_path: Path | None = None
+
+    # Where a relative path begins; None if there is none.
+    folder: str | None = field(init=False)
 
     # For how long an absence is believed by any view.
     absent_age: Age = field(init=False)
@@ -102,6 +118,22 @@ class CachedSource:
         )
         if private.is_private(self.namespace):
             _private.add(self)
+        path = self.changing_path
+        self.folder = None if path is None or path.is_absolute() else _working_directory()
+
+    def has_moved(self) -> bool:
+        """Whether the path of the source leads elsewhere by now; from here on it has that name."""
+        if self.changing_path is None:
+            return False
+        if self.folder is not None:
+            self.folder = _working_directory()
+        name = name_of(self.source)
+        if name == self.namespace:
+            return False
+        # What was counted is of the place before.
+        self.values.pending.gather()
+        self.namespace = self.statistics.namespace = name
+        return True
 
     def follow_fork(self) -> None:
         """Take another name in the child of a fork, whose source is a copy of the parent's."""
@@ -135,6 +167,8 @@ class CachedSource:
         try:
             if not values.is_open:
                 yield from values.opened()
+            if self.folder is not None and self.folder != _working_directory():
+                self.has_moved()
             if values.unrecorded and self.namespace in values.unrecorded:
                 yield from self.fence("")
             at = values.clock().stamp_ns()

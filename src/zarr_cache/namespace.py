@@ -92,6 +92,23 @@ def name_of(source: Store) -> str:
     return answer or private.name_of(source, *_identity(source))
 
 
+def changing_path(source: Any) -> Path | None:
+    """The path of a local source that may name another folder some day; None if it will not.
+
+    It is relative to the working directory, or has a symbolic link in it, and `name_of` names the
+    folder that it leads to today.
+    """
+    while _KNOWN.get(type(source)) is _wrapped:
+        source = _wrapped(source)
+    if type(source) is LocalStore:
+        path = Path(source.root)
+    elif type(source) is FsspecStore and name_of(source).startswith("file:"):
+        path = Path(source.path)
+    else:
+        return None
+    return None if path == path.resolve() else path
+
+
 def _answer(source: Any) -> str | Store | None:
     cls = type(source)
     known = _KNOWN.get(cls) or _KNOWN_BY_NAME.get(place.class_name(cls))
@@ -129,7 +146,7 @@ def _identity(source: Any) -> tuple[object, str]:
     Two views of one MemoryStore are two objects, and one dictionary.
     """
     while _KNOWN.get(type(source)) is _wrapped:
-        source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
+        source = _wrapped(source)
     match source:
         case ManagedMemoryStore() if type(source) is ManagedMemoryStore:
             return source._store_dict, source.path  # noqa: SLF001 - what its views share

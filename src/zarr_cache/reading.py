@@ -153,6 +153,9 @@ def _keep(
     asked_at: int,
 ) -> Flow[None]:
     """Keep what the source answered to each request, where the limits and later writes allow it."""
+    if cached.has_moved():
+        # Which of the two places answered is not known.
+        return
     try:
         parts = []
         for request, buffer in answers:

@@ -33,6 +33,7 @@ def write(
     to_source
         Writes to the source.
     """
+    cached.has_moved()
     keys = [key for key, _ in items]
     begun: int | None = UNKNOWN
     try:
@@ -104,6 +105,7 @@ def remove(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Flow[N
     from_source
         Removes them from the source.
     """
+    cached.has_moved()
     yield from _fence_or_note(cached, prefix)
     try:
         yield from from_source

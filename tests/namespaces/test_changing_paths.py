@@ -1,0 +1,104 @@
+"""A path that leads elsewhere by and by: no place has the bytes of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import FsspecStore, LocalStore, LoggingStore
+
+from tests.fakes import buffer, read
+from zarr_cache import CacheStore, SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zarr.abc.store import Store
+
+PLACES = ("one", "other")
+KEYS = ("before", "after")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two folders with the same keys."""
+    for place in PLACES:
+        (tmp_path / place / "data").mkdir(parents=True)
+        for key in KEYS:
+            (tmp_path / place / "data" / key).write_bytes(f"{key} in {place}".encode())
+    return tmp_path
+
+
+def turn(link: Path, place: str) -> None:
+    """Let the link lead to another place, at once."""
+    new = link.with_name("new")
+    new.symlink_to(link.parent / place, target_is_directory=True)
+    new.replace(link)
+
+
+def cached(source: Store, folder: Path) -> CacheStore:
+    return CacheStore(source, cache_store=SqliteStore(folder / "cache.sqlite"))
+
+
+async def there(folder: Path, place: str) -> list[bytes | None]:
+    """What a CacheStore of the place itself answers."""
+    store = cached(LocalStore(folder / place / "data"), folder)
+    return [await read(store, key) for key in KEYS]
+
+
+def told(place: str) -> list[bytes]:
+    return [f"{key} in {place}".encode() for key in KEYS]
+
+
+OPEN: dict[str, Callable[[Path], Store]] = {
+    "LocalStore": LocalStore,
+    "wrapped": lambda path: LoggingStore(LocalStore(path)),
+    "fsspec": lambda path: FsspecStore.from_url(f"file://{path}"),
+}
+
+
+@pytest.mark.parametrize("open_source", OPEN.values(), ids=OPEN)
+async def test_a_link_that_is_turned_gives_no_place_the_bytes_of_another(
+    folder: Path, open_source: Callable[[Path], Store]
+) -> None:
+    link = folder / "current"
+    turn(link, "one")
+    store = cached(open_source(link / "data"), folder)
+    first = await read(store, "before")
+    turn(link, "other")
+    second = await read(store, "after")
+
+    assert (first, second) == (b"before in one", b"after in other")
+    assert await there(folder, "one") == told("one")
+    assert await there(folder, "other") == told("other")
+    # Since then it is known where the link leads.
+    assert await read(store, "before") == b"before in other"
+
+
+async def test_a_write_through_a_link_that_was_turned_is_seen_where_it_leads(folder: Path) -> None:
+    link = folder / "current"
+    turn(link, "one")
+    store = cached(LocalStore(link / "data"), folder)
+    await read(store, "before")
+    assert await there(folder, "other") == told("other")
+    turn(link, "other")
+    await store.set("before", buffer(b"written"))
+
+    assert await there(folder, "other") == [b"written", b"after in other"]
+    assert await there(folder, "one") == told("one")
+
+
+async def test_a_relative_path_is_read_where_the_working_directory_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "one")
+    store = cached(LocalStore(Path("data")), folder)
+    answers = {}
+    for place in (*PLACES, *PLACES):
+        monkeypatch.chdir(folder / place)
+        answers[place] = [await read(store, key) for key in KEYS]
+
+    assert answers == {place: told(place) for place in PLACES}
+    for place in PLACES:
+        assert await there(folder, place) == told(place)
