@@ -28,6 +28,16 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_what_the_terminal_has_no_bytes_for_is_printed_as_an_escape(path: Path) -> None:
+    store = caching(path, "東京", read_only=True)
+    store.get_sync("zarr.json")
+    store.close()
+    told = run("info", ZARR_CACHE_PATH=str(path), PYTHONIOENCODING="latin-1")
+
+    assert (told.returncode, told.stderr) == (0, "")
+    assert r"\u6771\u4eac" in told.stdout
+
+
 def test_a_process_beside_a_store_sees_and_evicts_what_is_there(path: Path) -> None:
     store = caching(path, "era5", read_only=True)
     for key in ("t/c/0", "t/c/1", "zarr.json"):

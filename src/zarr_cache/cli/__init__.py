@@ -13,6 +13,7 @@ from zarr_cache.cli.info import info
 from zarr_cache.cli.ls import ls
 from zarr_cache.cli.map import map_
 from zarr_cache.cli.removal import clear, evict
+from zarr_cache.cli.terminal import escape_what_cannot_be_shown
 from zarr_cache.cli.verify import verify
 from zarr_cache.cli.warm import warm
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 @app.callback()
 def zarr_cache() -> None:
     """Keep what was read of a Zarr in one SQLite file."""
+    escape_what_cannot_be_shown()
 
 
 # In the order in which the help lists them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,13 @@ def shown(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Let characters that a terminal or a pipe has no bytes for be printed as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does by itself.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str) -> NoReturn:
