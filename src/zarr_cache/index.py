@@ -1,7 +1,7 @@
 """What is kept: how large, how old, under which revision.
 
 Every public function of this module, of `admission` and of `fence` that takes a connection is an
-operation: it runs from beginning to end as one transaction.
+operation: it runs from beginning to end, as one transaction unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -302,6 +302,17 @@ def fresh_values(connection: Connection, namespace: str, fresh_after: int) -> in
     parameters = {"namespace": namespace, "fresh_after": fresh_after}
     row = connection.execute(FRESH_VALUES, parameters).fetchone()
     return 0 if row is None else int(row[0])
+
+
+def is_storable(key: str) -> bool:
+    """Whether the key can be in the file: text that UTF-8 encodes, which not every file name is."""
+    if key.isascii():
+        return True
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def prefix_end(prefix: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Full values and what is known about them, in one database: each operation is one transaction."""
+"""Full values and what is known about them, in one database: in operations."""
 
 from __future__ import annotations
 
