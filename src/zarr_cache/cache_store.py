@@ -127,6 +127,7 @@ class CacheStore(WrapperStore[Store]):
             if isinstance(cache_store, SqliteStore)
             else StoreCache(cache_store)
         )
+        _refuse_itself(store, values, name)
         values.pending.gather()
         statistics = Statistics(name, lambda: values.pending.counted)
         self._cache = cache_store
@@ -580,7 +581,8 @@ class CacheStore(WrapperStore[Store]):
             lambda source: source.delete_sync(key),
             lambda source: source.delete(key),
         )
-        return self._write([(key, None)], write)
+        self._check_writable()
+        return writing.delete(self._cached, key, write)
 
     def _write(self, items: Sequence[tuple[str, Buffer | None]], write: Flow[None]) -> Flow[None]:
         self._check_writable()
@@ -602,6 +604,25 @@ class CacheStore(WrapperStore[Store]):
 
 def _named(store: Store) -> str:
     return f"<{type(store).__name__}>"
+
+
+def _refuse_itself(source: Store, values: ValueCache, namespace: str) -> None:
+    """Refuse a source that keeps its answers under the very same keys.
+
+    Raises
+    ------
+    ValueError
+        A fetch of the one CacheStore would wait for itself in the other.
+    """
+    while isinstance(source, WrapperStore):
+        if isinstance(source, CacheStore):
+            kept = source._cached  # noqa: SLF001 - of this class
+            if kept.values is values and kept.namespace == namespace:
+                raise ValueError(
+                    f"namespace {namespace!r} is that of the CacheStore that is the source here, "
+                    "in the same file: give another one, or none"
+                )
+        source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
 
 
 def _checked_namespace(namespace: str | None) -> str | None:

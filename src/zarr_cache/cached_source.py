@@ -13,6 +13,7 @@ from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
+from zarr_cache.index import is_storable
 from zarr_cache.namespace import name_of
 
 if TYPE_CHECKING:
@@ -160,7 +161,9 @@ class CachedSource:
     def look_up(
         self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
     ) -> Flow[Seen | None]:
-        """What is kept of the key; None when the cache is faulty and the source is to be asked."""
+        """What is kept of the key; None when the source is to be asked, and nothing is kept."""
+        if not is_storable(key):
+            return None
         if self.faults.are_untold:
             self.faults.tell()
         values = self.values
@@ -173,12 +176,12 @@ class CachedSource:
                 yield from self.fence("")
             at = values.clock().stamp_ns()
             fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
-            if with_data:
-                found = values.glance(self.namespace, key, request, fresh_after)
-                if found is None:
-                    found = yield from values.look_up(self.namespace, key, request, fresh_after)
-            else:
-                found = yield from values.peek(self.namespace, key)
+            arguments = (self.namespace, key, request, fresh_after)
+            found = values.glance(*arguments) if with_data else None
+            if found is None:
+                found = yield from (
+                    values.look_up(*arguments) if with_data else values.peek(self.namespace, key)
+                )
             if found.is_damaged:
                 self.statistics.add(damaged=1)
                 yield from values.discard(found)
@@ -267,6 +270,8 @@ class CachedSource:
 
     def fence(self, prefix: str) -> Flow[None]:
         """Remove what is kept of the keys with this prefix; refuse what is being fetched."""
+        if not is_storable(prefix):
+            return
         yield from self.values.fence_prefix(self.namespace, prefix)
         if not prefix:
             self.values.trust(self.namespace)

@@ -32,6 +32,7 @@ from zarr_cache.errors import (
     MigrationError,
     OutOfMemoryError,
     StorageError,
+    UnstorableKeyError,
     translated,
 )
 from zarr_cache.loop_connection import LoopConnection
@@ -76,9 +77,9 @@ LIMIT 1
 """
 
 
-FAILURES = (sqlite3.Error, MemoryError, UnicodeDecodeError, FileDamagedError)
-"""What an operation raises when the file fails it. Python decodes SQLite's messages, and some tell
-bytes of a damaged schema that are no text."""
+FAILURES = (sqlite3.Error, MemoryError, UnicodeError, FileDamagedError)
+"""What an operation raises when the file fails it. Python encodes keys, some of which are no text,
+and decodes SQLite's messages, some of which tell bytes of a damaged schema that are none."""
 
 
 class Database(Protocol):
@@ -312,6 +313,10 @@ class FileDatabase:
         """What one of `FAILURES` comes to."""
         if isinstance(error, MemoryError):
             return OutOfMemoryError(f"{self.path}: no memory for a value")
+        if isinstance(error, UnicodeEncodeError):
+            return UnstorableKeyError(
+                f"{self.path}: {error.object!r} is no text that can be stored"
+            )
         if isinstance(error, FileDamagedError):
             if error.place is not None:
                 return error

@@ -91,6 +91,13 @@ class OutOfMemoryError(StorageError):
     """There was no memory for a value."""
 
 
+class UnstorableKeyError(StorageError):
+    """The key is no text that SQLite can hold, such as a file name that is not UTF-8.
+
+    A `SqliteStore` cannot have it; a `CacheStore` asks its source each time.
+    """
+
+
 class NetworkFileSystemError(StorageError):
     """The file would lie on a network file system and is not opened: name one on a local disk.
 

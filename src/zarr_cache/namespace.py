@@ -98,15 +98,19 @@ def changing_path(source: Any) -> Path | None:
     It is relative to the working directory, or has a symbolic link in it, and `name_of` names the
     folder that it leads to today.
     """
+    path = folder_of(source)
+    return None if path is None or path == path.resolve() else path
+
+
+def folder_of(source: Any) -> Path | None:
+    """The folder of a local source, as it was given; None if it is none."""
     while _KNOWN.get(type(source)) is _wrapped:
         source = _wrapped(source)
     if type(source) is LocalStore:
-        path = Path(source.root)
-    elif type(source) is FsspecStore and name_of(source).startswith("file:"):
-        path = Path(source.path)
-    else:
-        return None
-    return None if path == path.resolve() else path
+        return Path(source.root)
+    if type(source) is FsspecStore and name_of(source).startswith("file:"):
+        return Path(source.path)
+    return None
 
 
 def _answer(source: Any) -> str | Store | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from zarr_cache.admission import Answer
 from zarr_cache.buffers import to_array
 from zarr_cache.errors import CacheError
+from zarr_cache.index import is_storable
+from zarr_cache.namespace import folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +36,7 @@ def write(
         Writes to the source.
     """
     cached.has_moved()
+    items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
     begun: int | None = UNKNOWN
     try:
@@ -95,6 +98,22 @@ def _end_write(
     except CacheError as error:
         # What was begun stands: nothing is kept of the keys until the writer is taken for dead.
         cached.faults.note(error)
+
+
+def delete(cached: CachedSource, key: str, from_source: Flow[None]) -> Flow[None]:
+    """Delete a key; no later read sees what was there before.
+
+    A local source also takes the name of a folder, and deletes all that is in it.
+
+    Parameters
+    ----------
+    from_source
+        Deletes it from the source.
+    """
+    folder = folder_of(cached.source)
+    if folder is not None and (folder / key).is_dir():
+        from_source = remove(cached, f"{key.rstrip('/')}/" if key else "", from_source)
+    yield from write(cached, [(key, None)], from_source)
 
 
 def remove(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Flow[None]:
