@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from zarr_cache.calls import call_async
 from zarr_cache.flow import run
 from zarr_cache.index import EVER
-from zarr_cache.verify import FIRST_ROW, Problem, next_values, verify
+from zarr_cache.problem import FIRST_ROW, Problem
+from zarr_cache.verify import next_values, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file, restart
-from zarr_cache import CacheStore, SqliteStore, verify
+from zarr_cache import CacheStore, SqliteStore, verify_entries
 from zarr_cache.verify import Problem
 
 if TYPE_CHECKING:
@@ -344,8 +344,8 @@ def test_a_write_that_could_not_have_been_is_not_remembered_for_ever(path: Path)
 
 
 def test_many_entries_are_verified_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "MOST_ENTRIES", 3)
-    monkeypatch.setattr(verify, "MOST_BYTES", 1000)
+    monkeypatch.setattr(verify_entries, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(verify_entries, "MOST_BYTES", 1000)
     store = SqliteStore(path)
     for number in range(20):
         store.set_sync(f"k{number}", buffer(b"x" * 100 * number))
@@ -362,7 +362,7 @@ def test_many_entries_are_verified_in_pieces(path: Path, monkeypatch: pytest.Mon
 def test_a_row_at_the_end_of_all_numbers_is_verified_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "MOST_ENTRIES", 1)
+    monkeypatch.setattr(verify_entries, "MOST_ENTRIES", 1)
     store = SqliteStore(path)
     store.set_sync("first", buffer(b""))
     store.set_sync("last", buffer(b""))

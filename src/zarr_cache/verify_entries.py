@@ -1,0 +1,314 @@
+"""What is wrong with entries: with their facts, the lengths of their parts, and their bytes."""
+
+from __future__ import annotations
+
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zarr_cache import checksum, values
+from zarr_cache.errors import FileDamagedError, is_code
+from zarr_cache.problem import END, FIRST_ROW, LAST_ROW, READABLE, Problem, checked
+from zarr_cache.staging import is_staged
+from zarr_cache.values import DamagedValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr_cache.connection import Connection
+    from zarr_cache.problem import Run
+
+MOST_ENTRIES = 256
+"""So many entries are verified in one transaction,"""
+
+MOST_BYTES = 64 * 2**20
+"""and no more once they have so many bytes."""
+
+KINDS = ("stored", "value", "absent", "fence")
+
+TYPES = ", ".join(["text"] * 3 + ["integer"] * 6)
+"""Of the columns of `ENTRIES`, from ``namespace.name`` on."""
+
+SIZES = """
+SELECT id, CASE typeof(size) WHEN 'integer' THEN size END
+FROM entry
+WHERE id >= :first
+ORDER BY id
+LIMIT :most
+"""
+
+ENTRIES = """
+SELECT
+    entry.id,
+    namespace.name,
+    entry.key,
+    entry.kind,
+    entry.size,
+    entry.stored_at,
+    entry.used_at,
+    entry.revision,
+    entry.writers,
+    entry.checksum,
+    format(
+        '%s, %s, %s, %s, %s, %s, %s, %s, %s',
+        typeof(namespace.name),
+        typeof(entry.key),
+        typeof(entry.kind),
+        typeof(entry.size),
+        typeof(entry.stored_at),
+        typeof(entry.used_at),
+        typeof(entry.revision),
+        typeof(entry.writers),
+        typeof(entry.checksum)
+    )
+FROM entry
+LEFT JOIN namespace ON namespace.id = entry.namespace
+WHERE entry.id BETWEEN :first AND :last
+ORDER BY entry.id
+"""
+
+# The length of text would count characters, and the length of what is on overflow pages is in the
+# row: nothing is read here that has not been looked at.
+PARTS = """
+SELECT part, typeof(data), length(data), typeof(checksums), length(checksums)
+FROM value
+WHERE entry = :entry
+ORDER BY part
+"""
+
+ORPHANS = """
+SELECT rowid, entry, part
+FROM value
+WHERE rowid >= :first AND NOT EXISTS (SELECT 1 FROM entry WHERE id = value.entry)
+ORDER BY rowid
+LIMIT :most
+"""
+
+REMOVE_ORPHAN = """
+DELETE FROM value
+WHERE rowid = :row
+"""
+
+# What somebody stored stays, whatever is wrong with it: it is theirs to remove. It is in the
+# namespace without a name, also when its kind is wrong.
+REMOVE_ENTRY = """
+DELETE FROM entry
+WHERE id = :row
+  AND kind <> 'stored'
+  AND namespace IS NOT (SELECT id FROM namespace WHERE name = '')
+"""
+
+# A row with a value of another type than its column's cannot be changed but as a whole, and what it
+# knew of writes is lost with it: so every namespace gets a fence.
+OVERWRITE_ENTRY = """
+UPDATE entry
+SET namespace = 0,
+    key = 'damaged ' || id,
+    kind = 'fence',
+    size = 0,
+    stored_at = 0,
+    used_at = 0,
+    revision = 0,
+    writers = 0,
+    checksum = 0
+WHERE id = :row
+  AND kind IS NOT 'stored'
+  AND namespace IS NOT (SELECT id FROM namespace WHERE name = '')
+"""
+
+FENCE_ALL = """
+UPDATE namespace
+SET fence = (SELECT revision FROM counter WHERE id = 1)
+"""
+
+# Before it is removed as well: a revision outlives its row, as the fence of the namespace.
+LOWER_REVISION = """
+UPDATE entry
+SET revision = (SELECT revision FROM counter WHERE id = 1)
+WHERE id = :row AND revision NOT BETWEEN 0 AND (SELECT revision FROM counter WHERE id = 1)
+"""
+
+END_WRITES = """
+UPDATE entry
+SET writers = 0
+WHERE id = :row
+"""
+
+# To be taken for longer unused than it was is harmless.
+FORGET_USE = """
+UPDATE entry
+SET used_at = stored_at
+WHERE id = :row
+"""
+
+HARMLESS = {"used_at": FORGET_USE, "revision": LOWER_REVISION, "writers": END_WRITES}
+"""How a fact of an entry is repaired that its bytes do not depend on."""
+
+
+class Entry(NamedTuple):
+    """A row of ``entry`` as it is, whatever that may be, with the name of its namespace."""
+
+    id: int
+    namespace: Any
+    key: Any
+    kind: Any
+    size: Any
+    stored_at: Any
+    used_at: Any
+    revision: Any
+    writers: Any
+    checksum: Any
+    types: str
+
+
+def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Problem]:
+    """Yield what is wrong with the entries and their bytes, some in each transaction."""
+    first: int | None = FIRST_ROW
+    while first is not None:
+        try:
+            last, following = run(_next_entries, first)
+        except FileDamagedError as error:
+            yield Problem("page", str(error), READABLE)
+            return
+        find = partial(_find_in_entries, first=first, last=last, has_bytes=has_bytes)
+        yield from run(checked, find, _fix_entries, repair=repair)
+        first = following
+
+
+def _next_entries(connection: Connection, first: int) -> tuple[int, int | None]:
+    """The last entry of those to verify together, and the one to go on with; None at the end."""
+    parameters = {"first": first, "most": MOST_ENTRIES}
+    nbytes = 0
+    number = 0
+    for number, (entry, size) in enumerate(connection.execute(SIZES, parameters).fetchall(), 1):
+        nbytes += size or 0
+        if entry != LAST_ROW and (nbytes >= MOST_BYTES or number == MOST_ENTRIES):
+            return entry, entry + 1
+    return LAST_ROW, None
+
+
+def _find_in_entries(
+    connection: Connection, *, first: int, last: int, has_bytes: bool
+) -> list[Problem]:
+    rows = connection.execute(ENTRIES, {"first": first, "last": last}).fetchall()
+    return [
+        problem
+        for row in rows
+        for problem in _find_in_entry(connection, Entry(*row), has_bytes=has_bytes)
+    ]
+
+
+def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> Iterator[Problem]:
+    problem = partial(Problem, namespace=entry.namespace, key=entry.key, row=entry.id)
+    if entry.types != TYPES:
+        # Among them an entry whose namespace is gone: its name is of type null.
+        yield problem("entry", entry.types, TYPES)
+        return
+    if entry.kind not in KINDS:
+        yield problem("entry", f"the kind {entry.kind}", f"one of {', '.join(KINDS)}")
+        return
+    has_size = entry.kind in {"stored", "value"}
+    if entry.size < 0 or (entry.size and not has_size):
+        yield problem("size", entry.size, "0 or more" if has_size else 0)
+        return
+    for what in ("stored_at", "used_at", "revision"):
+        number = getattr(entry, what)
+        if not 0 <= number < END:
+            yield problem(what, number, f"from 0 to {END - 1}")
+    if entry.writers < 0 or (entry.writers and entry.kind != "fence"):
+        yield problem("writers", entry.writers, "0 or more" if entry.kind == "fence" else 0)
+    seed = _facts_of(entry)
+    if entry.checksum != seed and entry.kind != "fence":
+        yield problem("checksum", entry.checksum, seed)
+        return
+    wrong = _wrong_parts(connection, entry, has_size=has_size, has_bytes=has_bytes)
+    if wrong is None and has_bytes:
+        wrong = _wrong_bytes(connection, entry, seed)
+    if wrong is not None:
+        yield problem("bytes", wrong, f"the {entry.size} bytes that were written")
+
+
+def _facts_of(entry: Entry) -> int:
+    """The checksum of the facts that the bytes are written with."""
+    if is_staged(entry.namespace):
+        # Those that it will have.
+        return int(entry.checksum)
+    return checksum.of_facts(entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at)
+
+
+def _wrong_parts(
+    connection: Connection, entry: Entry, *, has_size: bool, has_bytes: bool
+) -> str | None:
+    """What is wrong with the number and the lengths of the parts; reads no bytes."""
+    rows = connection.execute(PARTS, {"entry": entry.id})
+    if not has_bytes:
+        # Checksums of all the blocks, or nothing at all of what another store already held.
+        blocks = -(-entry.size // checksum.BLOCK)
+        allowed = [(0, "blob", 0, "blob", checksum.LENGTH * blocks)] if has_size else []
+        found = rows.fetchmany(2)
+        return None if found in ([], allowed) else f"checksums {found}"
+    count = -(-entry.size // values.PART)
+    seen = 0
+    for seen, row in enumerate(rows, 1):
+        length = min(values.PART, entry.size - (seen - 1) * values.PART)
+        blocks = -(-length // checksum.BLOCK)
+        if row != (seen - 1, "blob", length, "blob", checksum.LENGTH * blocks):
+            rows.close()
+            return f"{row} as part {seen - 1} of {count}"
+    return None if seen == count else f"{seen} parts of {count}"
+
+
+def _wrong_bytes(connection: Connection, entry: Entry, seed: int) -> str | None:
+    """What is wrong with the bytes, read a part at a time."""
+    for start in range(0, entry.size, values.PART):
+        stop = min(start + values.PART, entry.size)
+        try:
+            values.read(connection, entry.id, seed, entry.size, start, stop)
+        except DamagedValueError as error:
+            return f"others: {error}"
+        except sqlite3.DatabaseError as error:
+            if not is_code(error, sqlite3.SQLITE_CORRUPT):
+                raise
+            return str(error)
+    return None
+
+
+def _fix_entries(connection: Connection, problems: list[Problem]) -> None:
+    for problem in problems:
+        row = {"row": problem.row}
+        if problem.what in HARMLESS:
+            connection.execute(HARMLESS[problem.what], row)
+    for problem in problems:
+        row = {"row": problem.row}
+        if problem.what == "entry":
+            connection.execute(OVERWRITE_ENTRY, row)
+            connection.execute(FENCE_ALL)
+        if problem.what not in HARMLESS:
+            connection.execute(LOWER_REVISION, row)
+            connection.execute(REMOVE_ENTRY, row)
+
+
+def verify_orphans(run: Run, *, repair: bool) -> Iterator[Problem]:
+    """Yield the parts of values that no entry has."""
+    first = FIRST_ROW
+    while True:
+        find = partial(_find_orphans, first=first)
+        problems = run(checked, find, _fix_orphans, repair=repair)
+        yield from problems
+        rows = [problem.row for problem in problems if problem.row is not None]
+        if len(rows) < MOST_ENTRIES:
+            return
+        first = rows[-1] + 1
+
+
+def _find_orphans(connection: Connection, *, first: int) -> list[Problem]:
+    rows = connection.execute(ORPHANS, {"first": first, "most": MOST_ENTRIES}).fetchall()
+    return [
+        Problem("orphan", f"part {part} of entry {entry}", "an entry that has it", row=row)
+        for row, entry, part in rows
+    ]
+
+
+def _fix_orphans(connection: Connection, problems: list[Problem]) -> None:
+    for problem in problems:
+        connection.execute(REMOVE_ORPHAN, {"row": problem.row})
