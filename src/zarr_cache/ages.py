@@ -29,9 +29,13 @@ def checked(name: str, age: object) -> Age:
         raise ValueError(expected)  # noqa: TRY004 - as zarr's CacheStore for a string
     if not isinstance(age, Real):
         raise TypeError(expected)
-    if math.isnan(age) or age < 0:
+    try:
+        seconds = float(age)
+    except OverflowError as error:
+        raise ValueError(f"{name} is longer than can be counted; for ever is 'infinity'") from error
+    if math.isnan(seconds) or seconds < 0:
         raise ValueError(f"{name} must not be negative or NaN, got {age!r}")
-    return float(age)
+    return seconds
 
 
 def fresh_after(age: Age, now_ns: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from dataclasses import dataclass, field
@@ -109,6 +110,9 @@ class CachedSource:
     # Where a relative path begins; None if there is none.
     folder: str | None = field(init=False)
 
+    # What was asked of the source by then may be of another place.
+    moved_at: int = field(init=False, default=-1)
+
     # For how long an absence is believed by any view.
     absent_age: Age = field(init=False)
 
@@ -134,6 +138,8 @@ class CachedSource:
         # What was counted is of the place before.
         self.values.pending.gather()
         self.namespace = self.statistics.namespace = name
+        with contextlib.suppress(CacheError):
+            self.moved_at = self.values.clock().stamp_ns()
         return True
 
     def follow_fork(self) -> None:

@@ -104,11 +104,12 @@ def changing_path(source: Any) -> Path | None:
 
 def folder_of(source: Any) -> Path | None:
     """The folder of a local source, as it was given; None if it is none."""
-    while _KNOWN.get(type(source)) is _wrapped:
-        source = _wrapped(source)
+    answer = _answer(source)
+    if isinstance(answer, Store):
+        return folder_of(answer)
     if type(source) is LocalStore:
         return Path(source.root)
-    if type(source) is FsspecStore and name_of(source).startswith("file:"):
+    if type(source) is FsspecStore and answer is not None and answer.startswith("file:"):
         return Path(source.path)
     return None
 

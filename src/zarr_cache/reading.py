@@ -153,8 +153,8 @@ def _keep(
     asked_at: int,
 ) -> Flow[None]:
     """Keep what the source answered to each request, where the limits and later writes allow it."""
-    if cached.has_moved():
-        # Which of the two places answered is not known.
+    if cached.has_moved() or asked_at <= cached.moved_at:
+        # Which of the two places answered is not known. Another reader may have noticed first.
         return
     try:
         parts = []

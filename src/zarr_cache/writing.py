@@ -50,7 +50,11 @@ def write(
         # has begun even if the task was cancelled at that: an operation runs to its end.
         yield from _end_write(cached, keys, {}, begun)
         raise
-    kept = cached.settings.cache_set_data and begun is not None
+    is_known = begun is not None
+    if cached.has_moved():
+        # Where it was written to is not known. What was begun stands there, and is begun here.
+        begun, is_known = (yield from _begin_write(cached, keys)), False
+    kept = cached.settings.cache_set_data and is_known
     answers = _written(cached, items, begun or 0) if kept else {}
     yield from _end_write(cached, keys, answers, begun)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from zarr.storage import FsspecStore, LocalStore, LoggingStore
 
-from tests.fakes import buffer, read
+from tests.fakes import HeldStore, buffer, read
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -102,3 +103,45 @@ async def test_a_relative_path_is_read_where_the_working_directory_is(
     assert answers == {place: told(place) for place in PLACES}
     for place in PLACES:
         assert await there(folder, place) == told(place)
+
+
+async def test_what_two_had_asked_for_when_the_link_was_turned_is_kept_of_neither_place(
+    folder: Path,
+) -> None:
+    link = folder / "current"
+    turn(link, "one")
+    source = HeldStore(LocalStore(link / "data"))
+    store = cached(source, folder)
+    gates = [source.hold_after("get") for _ in KEYS]
+    reading = [asyncio.create_task(read(store, key)) for key in KEYS]
+    for gate in gates:
+        await gate.reached()
+    turn(link, "other")
+    answers = []
+    for gate, task in zip(gates, reading, strict=True):
+        gate.open()
+        answers.append(await task)
+
+    assert answers == told("one")
+    assert await there(folder, "other") == told("other")
+    assert await there(folder, "one") == told("one")
+
+
+async def test_a_write_that_began_before_the_link_was_turned_is_seen_where_it_went(
+    folder: Path,
+) -> None:
+    link = folder / "current"
+    turn(link, "one")
+    source = HeldStore(LocalStore(link / "data"))
+    store = cached(source, folder)
+    for place in PLACES:
+        assert await there(folder, place) == told(place)
+    begun = source.hold_before("set")
+    writing = asyncio.create_task(store.set("before", buffer(b"written")))
+    await begun.reached()
+    turn(link, "other")
+    begun.open()
+    await writing
+
+    assert await there(folder, "other") == [b"written", b"after in other"]
+    assert await there(folder, "one") == told("one")

@@ -34,6 +34,12 @@ def test_an_age_is_a_number_infinity_or_none(path: Path, name: str, age: Any) ->
 
 
 @pytest.mark.parametrize("name", AGES)
+def test_an_age_that_cannot_be_counted_is_refused(path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is longer than can be counted"):
+        caching(path, **{name: 10**400})
+
+
+@pytest.mark.parametrize("name", AGES)
 @pytest.mark.parametrize("age", [-1, -0.5, -math.inf, math.nan])
 def test_an_age_below_zero_is_refused_by_name_and_value(path: Path, name: str, age: float) -> None:
     with pytest.raises(ValueError, match=f"^{name} must not be negative or NaN, got {age!r}$"):
