@@ -251,9 +251,9 @@ def _stage(
             nbytes += answer.size
             continue
 
-        def is_wanted(key: str = key) -> bool:
+        def is_wanted(key: str = key, begun: int = answer.revision) -> bool:
             found = index.peek(connection, namespace, key)
-            return found.kind == "fence" and found.writers == 1
+            return found.fence <= begun and found.writers == 1
 
         facts = facts_of(namespace, key, answer)
         large[key] = stage.write(facts, answer.data, answer.stored_at, answer.used_at, is_wanted)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
@@ -32,6 +34,8 @@ from zarr_cache import (
     staging,
     values,
 )
+from zarr_cache.admission import Answer
+from zarr_cache.flow import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +92,12 @@ async def read_and_keep(store: CacheStore, key: str = "large") -> bytes | None:
 def read_sync(store: CacheStore, key: str) -> None:
     store.get_sync(key)
     store.flush()
+
+
+def cached_keys_now(path: Path) -> set[str]:
+    """As `cached_keys`, without waiting for what is being written."""
+    with closing(sqlite3.connect(path)) as db:  # noqa: TID251 - as another process has it
+        return {key for (key,) in db.execute("SELECT key FROM entry WHERE kind = 'value'")}
 
 
 def staged(path: Path) -> int:
@@ -226,15 +236,124 @@ async def test_of_two_processes_that_write_the_same_one_keeps_it(
     source = new_source()
     store = new_cache(source, path, max_size)
     other = other_cache(store, path, max_size)
+    await read_and_keep(store, "a")
+    between.texts.clear()
     between.happens = lambda: read_sync(other, "large")
 
     await read_and_keep(store)
-
     source.reset()
+
     assert await read(store, "large") == await read(other, "large") == LARGE
     assert source.requests.total() == 0
-    assert cached_bytes(path) == len(LARGE)
+    assert "large" in cached_keys(path)
     assert staged(path) == 0
+
+
+async def test_what_it_takes_the_place_of_goes_before_anything_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = BetweenParts(0)
+    between.install(monkeypatch)
+    store = new_cache(new_source(), path)
+    other = other_cache(store, path)
+    await read_and_keep(store, "a")
+    cache = other._cached.values
+    earlier = cache.clock().stamp_ns()
+
+    def keep_what_was_asked_earlier() -> None:
+        data = np.frombuffer(LARGE, np.uint8)
+        answer = Answer(data, earlier, cache.clock().stamp_ns(), 2**61)
+        run(cache.admit("source", "large", answer, other._cached.limits(), lambda _: None))
+        other.flush()
+
+    between.texts.clear()
+    between.happens = keep_what_was_asked_earlier
+    await read_and_keep(store)
+
+    assert between.number("INSERT INTO value") == 8
+    assert cached_keys(path) == {"a", "large"}
+    assert cached_bytes(path) == len(LARGE) + len(SMALL)
+
+
+async def test_room_is_made_for_each_part_and_not_more_of_it(
+    path: Path, between: BetweenParts
+) -> None:
+    store = new_cache(new_source(), path, max_size=SIZE + 1)
+    for key in "ab":
+        await read_and_keep(store, key)
+    between.texts.clear()
+    kept: list[set[str]] = []
+    between.happens = lambda: kept.append(cached_keys_now(path))
+    await read_and_keep(store)
+
+    assert {"a", "b"} < kept[0]
+    assert cached_keys(path) == {"large"}
+
+
+async def test_the_budget_holds_while_the_last_part_is_there_already(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = BetweenParts(4)
+    between.install(monkeypatch)
+    store = new_cache(new_source(), path, max_size=SIZE + 1)
+    await read_and_keep(store, "a")
+    between.texts.clear()
+    kept: list[set[str]] = []
+    between.happens = lambda: kept.append(cached_keys_now(path))
+    await read_and_keep(store)
+
+    assert len(kept[0]) == 1
+    assert "a" not in kept[0]
+
+
+async def test_what_is_used_while_it_is_written_stays_when_others_go(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = BetweenParts(4)
+    between.install(monkeypatch)
+    source = new_source()
+    store = new_cache(source, path, max_size=SIZE + 1)
+    other = other_cache(store, path, max_size=2 * SIZE)
+
+    def keep_another_and_use_this() -> None:
+        read_sync(other, "a")
+        cache = store._cached.values
+        cache._admissions.touch("source", "large", cache.clock().stamp_ns())
+
+    between.happens = keep_another_and_use_this
+    await read_and_keep(store)
+    source.reset()
+    found = await read(store, "large")
+
+    assert found == LARGE
+    assert source.requests.total() == 0
+    assert cached_keys(path) == {"large"}
+
+
+async def test_when_a_write_comes_in_between_the_rest_is_not_written(
+    path: Path, between: BetweenParts
+) -> None:
+    store = new_cache(new_source(), path)
+    other = other_cache(store, path)
+    between.happens = lambda: other.delete_sync("large")
+
+    await store.set("large", buffer(LARGE))
+
+    assert between.number("INSERT INTO value") == 1
+    assert cached_keys(path) == set()
+
+
+async def test_what_is_tried_once_more_is_counted_once(path: Path, between: BetweenParts) -> None:
+    store = new_cache(new_source(), path)
+    await read_and_keep(store, "a")
+    between.texts.clear()
+    between.happens = lambda: between.fail(sqlite3.SQLITE_READONLY, at=1)
+
+    await read_and_keep(store)
+
+    admissions = store._cached.values._admissions
+    assert (admissions.unended, admissions.nbytes, admissions.being_kept) == (0, 0, 0)
+    assert cached_keys(path) == {"a", "large"}
 
 
 async def test_one_larger_than_the_budget_evicts_nothing(path: Path, between: BetweenParts) -> None:
