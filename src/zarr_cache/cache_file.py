@@ -278,7 +278,8 @@ def refuse_foreign(path: Path) -> None:
         except sqlite3.DatabaseError as error:
             # What a log would make of it is not asked: it may be that of a file that was here
             # before, and SQLite would write it over this one.
-            _refuse_what_is_no_database(path, error)
+            if not _is_database_by_now(path):
+                _refuse_what_is_no_database(path, error)
         else:
             _judge(path, identity)
             if not (log.exists() and log.stat().st_size):
@@ -295,6 +296,11 @@ def refuse_foreign(path: Path) -> None:
             raise ForeignFileError(path, found="not an SQLite database") from error
         raise
     _judge(path, identity)
+
+
+def _is_database_by_now(path: Path) -> bool:
+    """Whether it may be one that another process was making when it was looked at without locks."""
+    return _start_of(path).startswith(_MAGIC)
 
 
 def _refuse_what_is_no_database(path: Path, error: sqlite3.DatabaseError) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, HeldTime, buffer, open_file, read
+from tests.fakes import CountingStore, HeldTime, buffer, open_file, read, restart
 from zarr_cache import CacheStore, CacheWarning, SqliteStore, cache_file
 from zarr_cache.cache_file import Place, drop_log, is_ours, log_of, place_of, set_aside
 from zarr_cache.errors import ForeignFileError, NetworkFileSystemError
@@ -152,3 +154,25 @@ def test_a_new_file_begins_after_every_revision_of_the_one_before(path: Path) ->
         path.rename(path.with_name(f"{len(revisions)}.sqlite"))
 
     assert revisions[1] - 1000 > revisions[0]
+
+
+def test_a_file_that_was_zeros_when_it_was_looked_at_may_be_one_by_now(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made.sqlite"
+    SqliteStore(made).set_sync("k", buffer(b"value"))
+    restart(SqliteStore(made))
+    # As SQLite leaves a mapped file for a moment when it makes it longer.
+    path.write_bytes(bytes(made.stat().st_size))
+    look = cache_file._identity
+
+    def look_too_early(path: Path, how: str) -> Any:
+        try:
+            return look(path, how)
+        except sqlite3.DatabaseError:
+            shutil.copyfile(made, path)
+            raise
+
+    monkeypatch.setattr(cache_file, "_identity", look_too_early)
+
+    assert SqliteStore(path).get_sync("k") == buffer(b"value")
