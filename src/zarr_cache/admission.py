@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import byte_range, checksum, index, staging, values
 from zarr_cache.budget import make_room, under_limits
-from zarr_cache.flow import step
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
+from zarr_cache.outcome import Outcome
 from zarr_cache.pending import write_touches
 from zarr_cache.staging import Staging
 
@@ -200,7 +198,7 @@ class Admission:
         self.removed_before: Removed | None = None
         self.is_needless = False
         self._told = told
-        self._ended: Future[None] = Future()
+        self._ended: Outcome[None] = Outcome()
 
     def end(self, error: CacheError | None) -> None:
         """Tell what became of it."""
@@ -209,14 +207,11 @@ class Admission:
         if error is None or self.removed is not None:
             # Some may have gone to make room for what could not be kept in the end.
             self._told(self.removed)
-        self._ended.set_result(None)
+        self._ended.set(None)
 
     def wait(self) -> Flow[None]:
         """Wait until it has ended."""
-        return step(self._ended.result, self._await)
-
-    async def _await(self) -> None:
-        await asyncio.shield(asyncio.wrap_future(self._ended))
+        return self._ended.wait()
 
 
 class Admissions:
