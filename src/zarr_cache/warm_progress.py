@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from typing import TYPE_CHECKING
 
 from zarr_cache.sizes import format_size
@@ -12,11 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
-    from rich.progress import Task
+    from rich.progress import Progress, Task
 
     from zarr_cache.warm_run import Progress as Reached
 
 type Where = Console | bool | None
+
+REFRESH_SECONDS = 0.1
+"""A notebook is shown no more often how far it is."""
 
 
 @contextlib.contextmanager
@@ -26,8 +28,8 @@ def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
     Parameters
     ----------
     where
-        The console for the bar. True: stderr. None: stderr if it is a terminal, or the notebook.
-        False: nowhere.
+        The console for the bar. True: stderr, or the notebook. None: the same, if stderr is a
+        terminal or this is a notebook. False: nowhere.
     title
         What stands before the bar.
     """
@@ -64,13 +66,44 @@ def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None, nbytes=0)
+    bar = Progress(*columns, console=console)
+    task = bar.add_task(title, total=None, nbytes=0)
+    with _in_notebook(bar) if console.is_jupyter else _in_terminal(bar) as refresh:
 
         def tell(reached: Reached) -> None:
             bar.update(task, completed=reached.done, total=reached.chunks, nbytes=reached.nbytes)
+            refresh()
 
         yield tell
+
+
+@contextlib.contextmanager
+def _in_terminal(bar: Progress) -> Iterator[Callable[[], None]]:
+    with bar:
+        yield lambda: None  # rich has a thread for that
+
+
+@contextlib.contextmanager
+def _in_notebook(bar: Progress) -> Iterator[Callable[[], None]]:
+    """Show the bar as an output of the cell, which stays in the notebook as it was in the end.
+
+    rich's own way takes ipywidgets, and leaves a widget whose last state may not be the last one.
+    """
+    from IPython.display import display  # noqa: PLC0415 - there is one where there is a notebook
+
+    handle = display(bar, display_id=True)  # type: ignore[no-untyped-call]
+    shown_at = bar.get_time()
+
+    def refresh() -> None:
+        nonlocal shown_at
+        if bar.get_time() >= shown_at + REFRESH_SECONDS:
+            shown_at = bar.get_time()
+            handle.update(bar)
+
+    try:
+        yield refresh
+    finally:
+        handle.update(bar)
 
 
 def _console(where: Where) -> Console | None:
@@ -80,8 +113,5 @@ def _console(where: Where) -> Console | None:
     if isinstance(where, Console):
         return where
     console = Console(stderr=True)
-    if where is None and not console.is_terminal:
-        # Without ipywidgets, rich warns in a notebook instead of drawing.
-        has_widgets = importlib.util.find_spec("ipywidgets") is not None
-        return console if console.is_jupyter and has_widgets else None
-    return console
+    is_seen = console.is_terminal or console.is_jupyter
+    return console if where or is_seen else None

@@ -91,8 +91,8 @@ def warm(
         Whether to fetch nothing, and tell what would be. Asks the source for the sizes of up to
         32 chunks of each array, where it can tell them without a read.
     progress
-        A console of rich for a progress bar. True: stderr. None: stderr if it is a terminal, or
-        the notebook. False: none.
+        A console of rich for a progress bar. True: stderr, or the notebook. None: the same, if
+        stderr is a terminal or this is a notebook. False: none.
 
     Returns
     -------
