@@ -271,13 +271,17 @@ class CacheStore(WrapperStore[Store]):
         Makes no file, removes nothing, and says so where the file cannot be read.
         """
         usage = self._usage()
-        parts = [html.notice(usage)] if isinstance(usage, str) else self._html_of(usage)
+        named: list[tuple[str, str]] = []
+        if isinstance(usage, str):
+            parts = [html.notice(usage)]
+        else:
+            parts, named = self._html_of(usage)
         counts = self._cached.statistics
         reads = counts["hits"] + counts["misses"]
         rate = html.hits(counts["hits"] / reads if reads else None)
         told = f"{rate} ({html.count(reads, 'read')})" if reads else rate
         kept = str(self._cache) if isinstance(self._cache, SqliteStore) else _named(self._cache)
-        named = [
+        named += [
             ("namespace", self.namespace),
             ("kept in", kept),
             ("this process", told),
@@ -295,7 +299,8 @@ class CacheStore(WrapperStore[Store]):
         except CacheError as error:
             return str(error)
 
-    def _html_of(self, usage: Usage) -> list[str]:
+    def _html_of(self, usage: Usage) -> tuple[list[str], list[tuple[str, str]]]:
+        """A bar, if there is a limit, and the names and texts of facts."""
         ranges = self._cached.values.ranges
         own = html.count(usage.entries.get("value", 0), "value")
         own_bytes = usage.bytes.get("value", 0) + ranges.nbytes_of(self.namespace)
@@ -305,8 +310,7 @@ class CacheStore(WrapperStore[Store]):
             ("of this source", f"{own}, {format_size(own_bytes)}"),
             ("in all", f"{format_size(used)}{limit}"),
         ]
-        filled = [] if self.max_size is None else [html.bar(used, self.max_size)]
-        return [*filled, html.facts(named)]
+        return ([] if self.max_size is None else [html.bar(used, self.max_size)]), named
 
     def cache_info(self) -> dict[str, Any]:
         """What is kept, and under which settings.
