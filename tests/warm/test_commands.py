@@ -256,8 +256,11 @@ def test_without_pillow_a_png_is_refused_with_what_to_install(
 
 
 SLOW = """
-import asyncio, sys
+import asyncio, signal, sys
 from zarr.storage import LocalStore
+
+# Which is ignored where a shell runs the tests in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 original = LocalStore.get
 
