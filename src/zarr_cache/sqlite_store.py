@@ -398,7 +398,8 @@ def _checked(path: str | os.PathLike[str]) -> Path:
         )
         raise ValueError(msg)
     named = Path(name).expanduser().absolute()
-    if named.is_dir():
+    # Not is_dir(), which raises where nobody may look: what the cache cannot open costs no read.
+    if os.path.isdir(named):  # noqa: PTH112
         raise ValueError(
             f"path is the folder {named}; name a file in it, such as {named}/cache.sqlite"
         )

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from zarr.storage import MemoryStore
 
 from tests.fakes import assert_accounts, buffer, close_everything, is_cache_file, open_file, restart
 from tests.fault.real import filled, held, longest_file, mode, mounted
@@ -22,6 +23,7 @@ from tests.fault.sources import (
     read_until_kept,
     told,
 )
+from zarr_cache import CacheStore, CacheWarning, SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -231,3 +233,18 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     assert during == [expected] * 2
     assert after == [expected] * 2
     assert len(told(warned)) == 1
+
+
+def test_a_store_can_be_made_in_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    with mode(folder, 0o000):
+        store = CacheStore(
+            MemoryStore({KEYS[0]: buffer(b"kept")}, read_only=True),
+            cache_store=SqliteStore(folder / "cache.sqlite"),
+        )
+        with pytest.warns(CacheWarning, match="Permission denied|unable to open"):
+            answer = store.get_sync(KEYS[0])
+        assert answer is not None
+        assert answer.to_bytes() == b"kept"
+        store.close()
