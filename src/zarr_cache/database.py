@@ -405,7 +405,7 @@ class FileDatabase:
 
     def _close_all(self) -> None:
         """Close every connection, while no operation is under way."""
-        for loop_connection in self._by_loop.values():
+        for loop_connection in list(self._by_loop.values()):
             loop_connection.close_now()
         self._forget_connections()
 
@@ -554,8 +554,12 @@ class FileDatabase:
 
     async def _start_connection(self, loop: asyncio.AbstractEventLoop) -> None:
         # Those of loops that have been closed, and of this one if its file is open no more.
-        for ended in [known for known in self._by_loop if known is loop or known.is_closed()]:
-            await self._by_loop.pop(ended).close()
+        for ended in list(self._by_loop):
+            if ended is loop or ended.is_closed():
+                # Another loop that starts at the same time may have come before.
+                its = self._by_loop.pop(ended, None)
+                if its is not None:
+                    await its.close()
         # It may wait for another process that creates the file.
         await asyncio.to_thread(self._open)
         connection = self._take()
@@ -591,12 +595,13 @@ class FileDatabase:
             self._idle.clear()
             self._connections.clear()
             self.is_open = False
+            # Not when all are closed: it may be open again by then.
+            with self._registry_lock:
+                self._opened.discard(self)
         for loop_connection in loop_connections:
             loop_connection.end()
         for connection in idle:
             connection.close()
-        with self._registry_lock:
-            self._opened.discard(self)
 
     def after_fork_in_child(self) -> None:
         """Forget the threads, which are the parent's."""

@@ -16,13 +16,15 @@ from zarr.storage import MemoryStore
 from tests.fakes import (
     AsyncOnlyStore,
     CountingStore,
+    Gate,
     YieldingStore,
     buffer,
     close_everything,
     read,
     values,
 )
-from zarr_cache import CacheStore, SqliteStore
+from zarr_cache import CacheStore, SqliteStore, index
+from zarr_cache.database import FileDatabase
 from zarr_cache.index import EVER
 from zarr_cache.loop_connection import LoopConnection
 
@@ -132,6 +134,59 @@ def test_two_loops_at_once_see_what_the_other_has_written(path: Path) -> None:
 
     assert len(seen) == 40
     assert [told for _, told in seen] == [expected for expected, _ in seen]
+
+
+def at_a_gate(database: FileDatabase, gate: Gate) -> threading.Thread:
+    """A thread that keeps the first connection of a loop busy until the gate is open."""
+    first = next(iter(database._by_loop.values()))
+    busy = threading.Thread(target=lambda: asyncio.run(first.run(lambda _: gate.wait_sync())))
+    busy.start()
+    gate.wait_until_reached()
+    return busy
+
+
+def test_loops_that_start_at_once_tidy_up_after_the_same_ones_that_have_ended(path: Path) -> None:
+    database = FileDatabase.of(path)
+    barrier, gate = threading.Barrier(2), Gate()
+
+    async def use_beside_another() -> None:
+        await database.run_async(index.nothing)
+        await asyncio.to_thread(barrier.wait)
+
+    at_once(*[lambda: asyncio.run(use_beside_another())] * 2)
+    ended, _ = database._by_loop
+    busy = at_a_gate(database, gate)
+
+    async def use() -> None:
+        using = asyncio.create_task(database.run_async(index.nothing))
+        while ended in database._by_loop:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+        await asyncio.to_thread(lambda: asyncio.run(database.run_async(index.nothing)))
+        gate.open()
+        await using
+
+    asyncio.run(use())
+    busy.join()
+    database.close()
+
+
+def test_a_file_that_is_used_while_it_is_being_closed_is_closed_at_the_end(path: Path) -> None:
+    database = FileDatabase.of(path)
+    gate = Gate()
+    asyncio.run(database.run_async(index.nothing))
+    busy = at_a_gate(database, gate)
+    closing = threading.Thread(target=database.close)
+    closing.start()
+    while database.is_open:
+        closing.join(0)
+
+    database.run(index.nothing)
+    gate.open()
+    closing.join()
+    busy.join()
+
+    assert database in FileDatabase._opened
+    database.close()
 
 
 def test_loops_that_have_ended_leave_no_threads(store: CacheStore) -> None:
