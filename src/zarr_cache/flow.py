@@ -67,3 +67,20 @@ async def run_async[T](flow: Flow[T]) -> T:
     except StopIteration as stop:
         value: T = stop.value
         return value
+
+
+def to_its_end[T](flow: Callable[[], Flow[T]]) -> Flow[T]:
+    """Run the flow to its end, also when the task is cancelled, which is told after that."""
+    return step(lambda: run(flow()), lambda: _to_its_end(flow()))
+
+
+async def _to_its_end[T](flow: Flow[T]) -> T:
+    task = asyncio.ensure_future(run_async(flow))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            # Nobody is there to be told, and asyncio would say so.
+            task.exception()
+        raise

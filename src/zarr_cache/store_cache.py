@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
@@ -10,6 +11,7 @@ from zarr_cache import admission, byte_range, checksum, index, values
 from zarr_cache.admission import Admission
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import StorageError
+from zarr_cache.flow import to_its_end
 from zarr_cache.memory_database import MemoryDatabase
 from zarr_cache.value_cache import ValueCache
 from zarr_cache.values import DamagedValueError
@@ -48,6 +50,8 @@ class StoreCache(ValueCache):
         super().__init__(MemoryDatabase())
         self._store = store
         self._is_filled = not store.supports_listing
+        # Keys of which there may be bytes in the store that the index does not know of.
+        self._left: set[str] = set()
 
     def glance(
         self,
@@ -114,24 +118,28 @@ class StoreCache(ValueCache):
         mine = Admission(namespace, key, answer, limits, told)
         turn = yield from self._turn(key)
         try:
-            found = yield from self.peek(namespace, key)
-            if found.is_overtaken(answer.revision, answer.stored_at):
-                mine.end(None)
-                return
-            if answer.data is not None:
-                yield from self._set(key, answer.data)
-            self._admissions.add(mine)
-            # Nothing in memory is worth another thread.
-            self.write_waiting()
-            if mine.removed is None:
-                # Overtaken since. Who did that has its turn before it returns.
-                yield from self._delete([key])
-                return
+            yield from to_its_end(partial(self._put_away, mine))
         finally:
             self.flights.end((key,), turn)
-        # What was stale under this very key has already been replaced.
-        gone = {*mine.removed.evicted, *mine.removed.expired} - {key}
-        yield from self._delete(sorted(gone))
+        if mine.removed is not None:
+            # What was stale under this very key has already been replaced.
+            yield from self._delete({*mine.removed.evicted, *mine.removed.expired} - {key})
+
+    def _put_away(self, mine: Admission) -> Flow[None]:
+        """Keep the bytes and the entry, the one not without the other."""
+        key, answer = mine.key, mine.answer
+        found = yield from self.peek(mine.namespace, key)
+        if found.is_overtaken(answer.revision, answer.stored_at):
+            mine.end(None)
+            return
+        if answer.data is not None:
+            yield from self._set(key, answer.data)
+        self._admissions.add(mine)
+        # Nothing in memory is worth another thread.
+        self.write_waiting()
+        if mine.removed is None:
+            # Overtaken since. Who did that has its turn before it returns.
+            yield from self._delete([key])
 
     def write_soon(self) -> None:
         """Write the uses and counts that wait."""
@@ -170,14 +178,25 @@ class StoreCache(ValueCache):
             # In one order, so that no two wait for each other.
             for key in sorted(set(keys)):
                 turns[key] = yield from self._turn(key)
-            for key, answer in answers.items():
-                if answer.data is not None:
-                    yield from self._set(key, answer.data)
-            removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
-            yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
+            arguments = (namespace, keys, answers, now_ns, limits)
+            return (yield from to_its_end(partial(self._put_away_written, *arguments)))
         finally:
             for key, turn in turns.items():
                 self.flights.end((key,), turn)
+
+    def _put_away_written(
+        self,
+        namespace: str,
+        keys: Sequence[str],
+        answers: Mapping[str, Answer],
+        now_ns: int,
+        limits: Limits,
+    ) -> Flow[Removed]:
+        for key, answer in answers.items():
+            if answer.data is not None:
+                yield from self._set(key, answer.data)
+        removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
+        yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
         return removed
 
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
@@ -231,17 +250,32 @@ class StoreCache(ValueCache):
 
     def _set(self, key: str, data: ByteArray) -> Flow[None]:
         buffer = cpu.Buffer.from_array_like(data)
-        return self._checked(
-            call(
-                self._store,
-                lambda store: store.set_sync(key, buffer),
-                lambda store: store.set(key, buffer),
+        self._left.discard(key)
+        try:
+            yield from self._checked(
+                call(
+                    self._store,
+                    lambda store: store.set_sync(key, buffer),
+                    lambda store: store.set(key, buffer),
+                )
             )
-        )
+        except StorageError:
+            # What is there now is not known.
+            self._left.add(key)
+            raise
 
     def _delete(self, keys: Iterable[str]) -> Flow[None]:
-        for key in keys:
-            yield from self._delete_one(key)
+        """Delete these, and those of which that has failed before."""
+        self._left.update(keys)
+        if self._left:
+            yield from to_its_end(self._delete_left)
+
+    def _delete_left(self) -> Flow[None]:
+        for key in sorted(self._left):
+            # Unless it has been put there anew, or has been deleted by another.
+            if key in self._left:
+                yield from self._delete_one(key)
+                self._left.discard(key)
 
     def _delete_one(self, key: str) -> Flow[None]:
         return self._checked(

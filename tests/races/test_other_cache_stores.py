@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, Gate, HeldStore, buffer, read
-from zarr_cache import CacheStore
+from tests.fakes import CountingStore, FailingStore, Gate, HeldStore, buffer, read
+from zarr_cache import CacheStore, CacheWarning
 from zarr_cache.errors import StorageError
 
 if TYPE_CHECKING:
@@ -101,3 +101,76 @@ async def test_a_call_that_is_not_awaited_does_not_wait_for_a_task_of_its_loop()
     gate.open()
     assert await reading == OLD
     assert store.cache_info()["cached_keys"] == 1
+
+
+def lengths(kept: MemoryStore) -> int:
+    return sum(len(each) for each in kept._store_dict.values())
+
+
+@pytest.mark.parametrize("surface", ["read", "write"])
+async def test_the_index_knows_what_was_being_put_away_when_the_task_was_cancelled(
+    surface: str,
+) -> None:
+    held = MemoryStore()
+    kept = HeldStore(held)
+    store = CacheStore(CountingStore(source_of(OLD)), cache_store=kept, namespace="source")
+    gate = kept.hold_after("set")
+    call = read(store, "k") if surface == "read" else store.set("k", buffer(NEW))
+    task = asyncio.create_task(call)
+    await gate.reached()
+
+    task.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert store.cache_info()["file_size"] == lengths(held) == len(OLD)
+
+
+async def test_a_removal_that_is_cancelled_leaves_nothing_for_the_next_process() -> None:
+    source = CountingStore(MemoryStore({"a/0": buffer(OLD), "a/1": buffer(OLD)}))
+    held = MemoryStore()
+    kept = HeldStore(held)
+    store = CacheStore(source, cache_store=kept, namespace="source")
+    assert [await read(store, key) for key in ("a/0", "a/1")] == [OLD, OLD]
+    gate = kept.hold_after("delete")
+    task = asyncio.create_task(store.delete_dir("a"))
+    await gate.reached()
+
+    task.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await store.delete_dir("a")
+
+    assert [await read(cached(source, held), key) for key in ("a/0", "a/1")] == [None, None]
+
+
+async def test_what_could_not_be_deleted_is_deleted_with_what_goes_next() -> None:
+    source = CountingStore(MemoryStore({"a": buffer(OLD), "b": buffer(OLD)}))
+    held = MemoryStore()
+    kept = FailingStore(held)
+    store = CacheStore(source, cache_store=kept, namespace="source")
+    assert [await read(store, key) for key in "ab"] == [OLD, OLD]
+    kept.fail("delete")
+    with pytest.warns(CacheWarning, match="failed, as the test asked"):
+        await store.delete("a")
+
+    await store.delete("b")
+
+    assert lengths(held) == 0
+    assert await read(cached(source, held), "a") is None
+
+
+async def test_what_could_not_be_put_away_for_certain_does_not_stay() -> None:
+    source = CountingStore(MemoryStore({"a": buffer(OLD), "b": buffer(OLD)}))
+    held = MemoryStore()
+    kept = FailingStore(held)
+    store = CacheStore(source, cache_store=kept, namespace="source")
+    kept.fail("set", is_done_first=True)
+    with pytest.warns(CacheWarning, match="failed, as the test asked"):
+        assert await read(store, "a") == OLD
+
+    assert await read(store, "b") == OLD
+
+    assert store.cache_info()["file_size"] == lengths(held) == len(OLD)
