@@ -333,8 +333,10 @@ class ValueCache:
                 if not ended:
                     ended = self._admissions.take()
                     self._admissions.taken_away(ended, self.pending)
-            for each in ended:
-                each.end(failure)
+            finally:
+                # Also when Ctrl-C comes: others may wait for these.
+                for each in ended:
+                    each.end(failure)
         if len(self.pending) >= MOST_PENDING:
             self._write_pending_now()
         if self._is_unswept:

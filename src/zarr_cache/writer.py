@@ -73,7 +73,13 @@ class Writer:
                     self._thread = None
                     return
                 self._gather()
-            self._work()
+            try:
+                self._work()
+            except BaseException:
+                # Which is told as of any thread. The next work starts another.
+                with self._changed:
+                    self._thread = None
+                raise
 
     def _wait_for_work(self) -> bool:
         """Whether there is work; if not, the thread is to end."""

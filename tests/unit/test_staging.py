@@ -33,9 +33,10 @@ from zarr_cache import (
     private,
     staging,
     values,
+    writer,
 )
 from zarr_cache.admission import Answer
-from zarr_cache.flow import run
+from zarr_cache.flow import run, run_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,6 +123,28 @@ async def test_it_is_kept_whole_and_each_part_in_a_transaction_of_its_own(
     assert inserted == ["COMMIT", *[part, "COMMIT"] * 4, "COMMIT"]
     assert cached_bytes(path) == len(LARGE) + len(SMALL)
     assert staged(path) == 0
+
+
+async def test_who_waits_for_it_goes_on_when_the_thread_that_writes_it_is_interrupted(
+    path: Path, between: BetweenParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This thread comes before the one that writes.
+    monkeypatch.setattr(writer, "QUIET_SECONDS", 3600)
+    monkeypatch.setattr(writer, "LONGEST_SECONDS", 3600)
+    store = new_cache(new_source(), path)
+    await read(store, "large")
+    waiting = store._cached.values._admissions._waiting[0]
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    between.happens = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        store.flush()
+
+    await run_async(waiting.wait())
+    assert staged(path) == 0
+    assert await read(store, "large") == LARGE
 
 
 async def test_it_is_read_whole_and_in_ranges_as_any_other(path: Path) -> None:

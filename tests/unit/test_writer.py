@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+
+import pytest
 
 from zarr_cache import writer
 from zarr_cache.writer import Writer
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_work_is_done_in_one_thread_that_is_not_the_callers() -> None:
@@ -82,3 +80,25 @@ def test_work_is_done_on_the_spot_where_no_thread_can_be_started(
     subject.wake()
 
     assert threads == [threading.current_thread()]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_work_that_raises_does_not_keep_the_next_from_being_done() -> None:
+    threads: list[threading.Thread] = []
+    done = threading.Event()
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        if len(threads) == 1:
+            raise ZeroDivisionError
+        done.set()
+
+    subject = Writer(work)
+    subject.wake()
+    while not threads:
+        pass
+    threads[0].join()
+
+    subject.wake()
+    done.wait()
+    subject.stop()
