@@ -137,9 +137,10 @@ class CachedSource:
             return False
         # What was counted is of the place before.
         self.values.pending.gather()
-        self.namespace = self.statistics.namespace = name
+        # Before the name: who finds that one here already, in another thread, goes by this.
         with contextlib.suppress(CacheError):
             self.moved_at = self.values.clock().stamp_ns()
+        self.namespace = self.statistics.namespace = name
         return True
 
     def follow_fork(self) -> None:

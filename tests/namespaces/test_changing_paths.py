@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zarr.abc.store import Store
+
+    from zarr_cache.clock import PersistentClock
 
 PLACES = ("one", "other")
 KEYS = ("before", "after")
@@ -123,6 +126,39 @@ async def test_what_two_had_asked_for_when_the_link_was_turned_is_kept_of_neithe
         answers.append(await task)
 
     assert answers == told("one")
+    assert await there(folder, "other") == told("other")
+    assert await there(folder, "one") == told("one")
+
+
+async def test_nor_is_it_when_one_thread_comes_while_another_notices(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = folder / "current"
+    turn(link, "one")
+    source = HeldStore(LocalStore(link / "data"))
+    store = cached(source, folder)
+    gates = [source.hold_after("get_sync") for _ in KEYS]
+    threads = []
+    for key, gate in zip(KEYS, gates, strict=True):
+        threads.append(threading.Thread(target=store.get_sync, args=[key]))
+        threads[-1].start()
+        gate.wait_until_reached()
+    turn(link, "other")
+    kept = store._cached.values
+    clock = kept.clock
+
+    def another_comes() -> PersistentClock:
+        monkeypatch.undo()
+        for gate, thread in zip(gates[1:], threads[1:], strict=True):
+            gate.open()
+            thread.join()
+        return clock()
+
+    # What is asked for while the one that notices gives the source its new name.
+    monkeypatch.setattr(kept, "clock", another_comes)
+    gates[0].open()
+    threads[0].join()
+
     assert await there(folder, "other") == told("other")
     assert await there(folder, "one") == told("one")
 
