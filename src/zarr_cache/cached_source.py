@@ -143,6 +143,11 @@ class CachedSource:
         self.namespace = self.statistics.namespace = name
         return True
 
+    def may_be_of_another(self, asked_at: int) -> bool:
+        """Whether what was asked of the source at this time may be of another place."""
+        # Another reader may have noticed first.
+        return self.has_moved() or asked_at <= self.moved_at
+
     def follow_fork(self) -> None:
         """Take another name in the child of a fork, whose source is a copy of the parent's."""
         self.namespace = self.statistics.namespace = private.in_this_process(self.namespace)

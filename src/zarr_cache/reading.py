@@ -110,7 +110,8 @@ def _fetch(
                 return buffer
         asked_at = cached.values.clock().now_ns()
         buffer = yield from _ask(cached, key, request)
-        if leads:
+        # Who follows may have another path to the place of that name.
+        if leads and not cached.may_be_of_another(asked_at):
             flight.land(buffer)
         yield from _keep(cached, key, [(request, buffer)], revision, asked_at)
     finally:
@@ -153,8 +154,8 @@ def _keep(
     asked_at: int,
 ) -> Flow[None]:
     """Keep what the source answered to each request, where the limits and later writes allow it."""
-    if cached.has_moved() or asked_at <= cached.moved_at:
-        # Which of the two places answered is not known. Another reader may have noticed first.
+    if cached.may_be_of_another(asked_at):
+        # Which of the two places answered is not known.
         return
     try:
         parts = []
@@ -319,7 +320,7 @@ def _lead_ranges(
     batches = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
     pieces = [piece for batch in batches for piece in batch]
     # All of them land before one is kept: whoever follows waits for nothing else.
-    for place, buffer in pieces:
+    for place, buffer in () if cached.may_be_of_another(asked_at) else pieces:
         led[place].land(buffer)
     answers = [(byte_ranges[place], buffer) for place, buffer in pieces]
     yield from _keep(cached, key, answers, revision, asked_at)

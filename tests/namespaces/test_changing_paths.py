@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from zarr.abc.store import RangeByteRequest
 from zarr.storage import FsspecStore, LocalStore, LoggingStore
 
-from tests.fakes import HeldStore, buffer, read
+from tests.fakes import PROTOTYPE, HeldStore, buffer, read
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
 
     from zarr_cache.clock import PersistentClock
 
@@ -128,6 +129,41 @@ async def test_what_two_had_asked_for_when_the_link_was_turned_is_kept_of_neithe
     assert answers == told("one")
     assert await there(folder, "other") == told("other")
     assert await there(folder, "one") == told("one")
+
+
+@pytest.mark.parametrize("requests", [None, [RangeByteRequest(0, 50), RangeByteRequest(2, 50)]])
+async def test_who_asks_for_the_same_of_the_place_itself_gets_its_bytes(
+    folder: Path, requests: list[ByteRequest | None] | None
+) -> None:
+    link = folder / "current"
+    turn(link, "one")
+    source = HeldStore(LocalStore(link / "data"))
+    by_link = cached(source, folder)
+    itself = cached(LocalStore(folder / "one" / "data"), folder)
+    method = "get" if requests is None else "get_ranges"
+    gate = source.hold_before(method)
+
+    async def read_of(store: CacheStore) -> list[bytes | None]:
+        if requests is None:
+            return [await read(store, "before")]
+        batches = [
+            batch async for batch in store.get_ranges("before", requests, prototype=PROTOTYPE)
+        ]
+        pieces = dict(piece for batch in batches for piece in batch)
+        return [found.to_bytes() for _, found in sorted(pieces.items()) if found is not None]
+
+    first = asyncio.create_task(read_of(by_link))
+    await gate.reached()
+    turn(link, "other")
+    second = asyncio.create_task(read_of(itself))
+    flight, *_ = itself._cached.values.flights._under_way.values()
+    while flight._future is None:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0)
+    gate.open()
+    await first
+
+    whole = b"before in one"
+    assert await second == ([whole] if requests is None else [whole, whole[2:]])
 
 
 async def test_nor_is_it_when_one_thread_comes_while_another_notices(
