@@ -546,11 +546,13 @@ class FileDatabase:
         task = self._starting.get(loop)
         if task is None or task.done():
             task = self._starting[loop] = loop.create_task(self._start_connection(loop))
-        try:
-            await asyncio.shield(task)
-        finally:
-            if task.done() and self._starting.get(loop) is task:
-                del self._starting[loop]
+            # Whoever waits for it may be cancelled.
+            task.add_done_callback(partial(self._started, loop))
+        await asyncio.shield(task)
+
+    def _started(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+        if self._starting.get(loop) is task:
+            del self._starting[loop]
 
     async def _start_connection(self, loop: asyncio.AbstractEventLoop) -> None:
         # Those of loops that have been closed, and of this one if its file is open no more.

@@ -170,6 +170,23 @@ def test_loops_that_start_at_once_tidy_up_after_the_same_ones_that_have_ended(pa
     database.close()
 
 
+def test_a_loop_that_ends_while_its_connection_is_started_is_forgotten(path: Path) -> None:
+    database = FileDatabase.of(path)
+
+    async def leave() -> None:
+        using = asyncio.create_task(database.run_async(index.nothing))
+        while not database._starting:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+        using.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+
+    asyncio.run(leave())
+
+    assert not database._starting
+    database.close()
+
+
 def test_a_file_that_is_used_while_it_is_being_closed_is_closed_at_the_end(path: Path) -> None:
     database = FileDatabase.of(path)
     gate = Gate()
