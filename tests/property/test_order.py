@@ -488,6 +488,6 @@ TestOrderInFile.settings = SETTINGS
 TestOrderOfLargeValues = OrderOfLargeValues.TestCase
 TestOrderOfLargeValues.settings = settings(SETTINGS, max_examples=15 * STRESS)
 TestOrderOfWhatAges = OrderOfWhatAges.TestCase
-TestOrderOfWhatAges.settings = SETTINGS
+TestOrderOfWhatAges.settings = settings(SETTINGS, max_examples=60 * STRESS)
 TestOrderInMemory = OrderInMemory.TestCase
 TestOrderInMemory.settings = SETTINGS
