@@ -52,6 +52,8 @@ class StoreCache(ValueCache):
         self._is_filled = not store.supports_listing
         # Keys of which there may be bytes in the store that the index does not know of.
         self._left: set[str] = set()
+        # More than one if the path of the source has led elsewhere. They share the keys of the store.
+        self._namespaces: set[str] = set()
 
     def glance(
         self,
@@ -77,7 +79,9 @@ class StoreCache(ValueCache):
             return found._replace(is_damaged=True)
         sums = self._run_here(self._reads, index.checksums, found.entry or 0)
         try:
-            # What was there before this CacheStore has none.
+            # What was there before this CacheStore has none: is it still that?
+            if sums is None and len(self._namespaces) > 1:
+                return found._replace(is_damaged=True)
             if sums is not None:
                 values.verify(facts, 0, data, sums)
         except DamagedValueError:
@@ -192,6 +196,7 @@ class StoreCache(ValueCache):
         now_ns: int,
         limits: Limits,
     ) -> Flow[Removed]:
+        self._namespaces.add(namespace)
         for key, answer in answers.items():
             if answer.data is not None:
                 yield from self._set(key, answer.data)
@@ -208,6 +213,7 @@ class StoreCache(ValueCache):
 
     def _fill(self, namespace: str) -> Flow[None]:
         """Take what the store lists into the index, once; who comes meanwhile waits."""
+        self._namespaces.add(namespace)
         if self._is_filled:
             return
         turn = yield from self._turn()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from zarr.abc.store import RangeByteRequest
-from zarr.storage import FsspecStore, LocalStore, LoggingStore
+from zarr.storage import FsspecStore, LocalStore, LoggingStore, MemoryStore
 
 from tests.fakes import PROTOTYPE, HeldStore, buffer, read
 from zarr_cache import CacheStore, SqliteStore
@@ -217,3 +217,22 @@ async def test_a_write_that_began_before_the_link_was_turned_is_seen_where_it_we
 
     assert await there(folder, "other") == [b"written", b"after in other"]
     assert await there(folder, "one") == told("one")
+
+
+async def test_what_another_store_held_before_is_not_taken_for_what_another_place_put_there(
+    folder: Path,
+) -> None:
+    for place in PLACES:
+        (folder / place / "data" / "after").write_bytes(place[:3].encode())
+    link = folder / "current"
+    turn(link, "one")
+    kept = MemoryStore({"after": buffer(b"one")})
+    store = CacheStore(LocalStore(link / "data"), cache_store=kept)
+    seen = [await read(store, "after")]
+    for place in ("other", "one"):
+        turn(link, place)
+        # A miss notices that.
+        await read(store, f"none in {place}")
+        seen.append(await read(store, "after"))
+
+    assert seen == [b"one", b"oth", b"one"]
