@@ -52,7 +52,7 @@ class StoreCache(ValueCache):
         self._is_filled = not store.supports_listing
         # Keys of which there may be bytes in the store that the index does not know of.
         self._left: set[str] = set()
-        # More than one if the path of the source has led elsewhere. They share the keys of the store.
+        # More than one if the path of the source has led elsewhere. The store has one key for all.
         self._namespaces: set[str] = set()
 
     def glance(
