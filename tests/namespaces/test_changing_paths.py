@@ -199,8 +199,9 @@ async def test_nor_is_it_when_one_thread_comes_while_another_notices(
     assert await there(folder, "one") == told("one")
 
 
+@pytest.mark.parametrize("is_noticed", [False, True], ids=["unnoticed", "noticed by a reader"])
 async def test_a_write_that_began_before_the_link_was_turned_is_seen_where_it_went(
-    folder: Path,
+    folder: Path, is_noticed: bool
 ) -> None:
     link = folder / "current"
     turn(link, "one")
@@ -212,6 +213,9 @@ async def test_a_write_that_began_before_the_link_was_turned_is_seen_where_it_we
     writing = asyncio.create_task(store.set("before", buffer(b"written")))
     await begun.reached()
     turn(link, "other")
+    if is_noticed:
+        (folder / "other" / "data" / "third").write_bytes(b"third")
+        assert await read(store, "third") == b"third"
     begun.open()
     await writing
 
