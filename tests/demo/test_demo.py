@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import io
 import itertools
@@ -60,7 +61,7 @@ def readings() -> dict[str, Reading]:
 
 
 def run(**options: Any) -> dict[str, Reading]:
-    return dict(demo.run(Console(file=io.StringIO()), latency_seconds=0, **options))
+    return dict(asyncio.run(demo.run(Console(file=io.StringIO()), latency_seconds=0, **options)))
 
 
 def command(*arguments: str) -> Result:
@@ -91,8 +92,8 @@ def test_every_reading_returns_the_scan(tmp_path: Path, readings: dict[str, Read
 
 
 def test_a_reading_of_other_data_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_wrongly(url: str, array: str, cache_file: Path | None = None) -> Reading:
-        reading = read(url, array, cache_file)
+    async def read_wrongly(url: str, array: str, cache_file: Path | None = None) -> Reading:
+        reading = await read(url, array, cache_file)
         return replace(reading, data=reading.data + 1) if cache_file else reading
 
     monkeypatch.setattr("zarr_cache.demo.run.read", read_wrongly)
@@ -281,7 +282,10 @@ def test_a_signal_ends_it_on_one_line_with_nothing_left_behind(
             time.sleep(0.01)
         time.sleep(wait_seconds)
         process.send_signal(stop)
-        stdout, stderr = process.communicate(timeout=30)
+        try:
+            stdout, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
 
     assert process.returncode == 128 + stop
     assert (stdout, stderr) == (

@@ -1,10 +1,10 @@
 """``zarr-cache demo``."""
 
-import contextlib
+import asyncio
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Annotated
 
@@ -40,14 +40,14 @@ def demo(
     if keep and cache_file is None:
         cache_file = KEPT_FILE
     try:
-        with _stopped_by_signals():
-            run(
-                Console(),
-                url=url,
-                array=array,
-                latency_seconds=latency_ms / 1000,
-                cache_file=cache_file,
-            )
+        work = run(
+            Console(),
+            url=url,
+            array=array,
+            latency_seconds=latency_ms / 1000,
+            cache_file=cache_file,
+        )
+        asyncio.run(_until_stopped(work))
     except DemoError as error:
         fail(str(error))
     except _StoppedError as stopped:
@@ -56,17 +56,28 @@ def demo(
         raise typer.Exit(128 + stopped.signal_number) from None
 
 
-class _StoppedError(KeyboardInterrupt):
-    """A signal asked the command to end. asyncio lets no other exception out of any task."""
+class _StoppedError(Exception):
+    """A signal asked the command to end."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
 
 
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the block by an exception, which cleans up once and quietly."""
+async def _until_stopped(work: Awaitable[object]) -> None:
+    """Await `work`, which Ctrl-C and SIGTERM cancel.
+
+    At an await, and so where all that is open gets closed: an exception out of a signal handler
+    comes up wherever the main thread is, and from inside the event loop's own code it can leave
+    that waiting for ever.
+
+    Raises
+    ------
+    _StoppedError
+        A signal came, and the work has ended.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    received: list[int] = []
 
     def stop(signal_number: int, _: object) -> None:
         for number in handlers:
@@ -74,13 +85,16 @@ def _stopped_by_signals() -> Iterator[None]:
         # What is cut off in the middle complains, and the user knows why.
         logging.disable()
         warnings.simplefilter("ignore")
-        raise _StoppedError(signal_number)
+        received.append(signal_number)
+        loop.call_soon_threadsafe(task.cancel)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in handlers:
         signal.signal(number, stop)
     try:
-        yield
+        await task
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        if received:
+            raise _StoppedError(received[0]) from None

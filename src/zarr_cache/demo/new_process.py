@@ -6,8 +6,9 @@ array to the folder RESULT, with what the reading took as its attributes.
 
 from __future__ import annotations
 
-import subprocess
+import asyncio
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ class NewProcessError(Exception):
     """The process ended without a result; the message is the last line that it wrote."""
 
 
-def read_in_new_process(url: str, array: str, cache_file: Path, result: Path) -> Reading:
+async def read_in_new_process(url: str, array: str, cache_file: Path, result: Path) -> Reading:
     """Call `read` in a new process, which leaves what it read in the folder `result`.
 
     Raises
@@ -31,10 +32,16 @@ def read_in_new_process(url: str, array: str, cache_file: Path, result: Path) ->
     """
     command = [sys.executable, "-P", "-m", __name__, url, array, str(cache_file), str(result)]
     # Its output is captured: on Ctrl-C it would write a traceback of its own.
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this module
-    if ended.returncode != 0:
-        lines = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
-        raise NewProcessError(lines[-1])
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+    try:
+        _, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        lines = errors.decode(errors="replace").strip().splitlines()
+        raise NewProcessError(lines[-1] if lines else f"exit status {process.returncode}")
     written = zarr.open_array(result, mode="r")
     took = cast("dict[str, Any]", written.attrs.asdict())
     traffic = took.pop("traffic")
@@ -48,7 +55,7 @@ def read_in_new_process(url: str, array: str, cache_file: Path, result: Path) ->
 
 def main(url: str, array: str, cache_file: str, result: str) -> None:
     """Read, and write the result down."""
-    reading = read(url, array, Path(cache_file))
+    reading = asyncio.run(read(url, array, Path(cache_file)))
     traffic = reading.traffic
     zarr.create_array(
         result,

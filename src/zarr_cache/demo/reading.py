@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from dataclasses import dataclass
@@ -66,17 +65,13 @@ def leading_part(
     )
 
 
-def read(url: str, array: str, cache_file: Path | None = None) -> Reading:
+async def read(url: str, array: str, cache_file: Path | None = None) -> Reading:
     """Open the array at path `array` of the Zarr at `url` and read it, through a cache if named.
 
-    Every reading has connections of its own, so none begins where another has warmed up. It also
-    has an event loop of its own: that one waits for every task when a reading fails or is
-    interrupted, while the one behind zarr's functions would let them go on.
+    Every reading has connections of its own, so none begins where another has warmed up. It runs
+    on the event loop of its caller: the one behind zarr's blocking functions would go on reading
+    after an interruption.
     """
-    return asyncio.run(_read(url, array, cache_file))
-
-
-async def _read(url: str, array: str, cache_file: Path | None) -> Reading:
     # Before the clock starts: the first reading of a process imports the HTTP client here.
     async with open_source(url) as (source, client):
         began = time.perf_counter()

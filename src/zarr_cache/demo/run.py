@@ -22,7 +22,7 @@ from zarr_cache.demo.server import DemoServer
 from zarr_cache.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
 
     import numpy.typing as npt
     from rich.console import Console
@@ -52,7 +52,7 @@ class _Source:
     server: DemoServer | None = None
 
 
-def run(
+async def run(
     console: Console,
     *,
     url: str | None = None,
@@ -61,6 +61,8 @@ def run(
     cache_file: Path | None = None,
 ) -> list[tuple[str, Reading]]:
     """Read an array four times, print what each reading took, and return the named readings.
+
+    Cancelled, it leaves nothing behind: no server, no process, no temporary folder.
 
     Parameters
     ----------
@@ -81,14 +83,17 @@ def run(
         What is read, or what is needed to read it, is missing; or a reading returned other data.
     """
     _check_installed(url)
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zarr-cache-demo-")))
         if url is None:
-            source = stack.enter_context(_serve_sample(folder / "served", latency_seconds))
+            served = _serve_sample(folder / "served", latency_seconds)
+            source = await stack.enter_async_context(served)
         else:
             source = _source_at(url, array)
         file = cache_file if cache_file is not None else folder / "cache.sqlite"
-        readings = list(_read_all(console, source, file, result=folder / "result.zarr"))
+        cold = "cache as it was found" if file.exists() else "cold cache"
+        result = folder / "result.zarr"
+        readings = [named async for named in _read_all(console, source, file, cold, result)]
         console.print(_table(source, readings))
         _advise(console, file, kept=cache_file is not None)
         return readings
@@ -109,12 +114,12 @@ def _is_http(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
-@contextlib.contextmanager
-def _serve_sample(folder: Path, latency_seconds: float) -> Iterator[_Source]:
+@contextlib.asynccontextmanager
+async def _serve_sample(folder: Path, latency_seconds: float) -> AsyncIterator[_Source]:
     from zarr_cache.demo import sample  # noqa: PLC0415 - imports nibabel, of the extra "demo"
 
     try:
-        original = sample.write_sample(folder / "mri.zarr")
+        original = await sample.write(folder / "mri.zarr")
     except FileNotFoundError as error:
         raise DemoError(f"nibabel came without its test data ({error}): use --url") from error
     with DemoServer(folder, latency_seconds=latency_seconds) as server:
@@ -137,12 +142,11 @@ def _source_at(url: str, array: str) -> _Source:
     return _Source(url, array, f"{url} {array}".rstrip(), counted)
 
 
-def _read_all(
-    console: Console, source: _Source, file: Path, *, result: Path
-) -> Iterator[tuple[str, Reading]]:
+async def _read_all(
+    console: Console, source: _Source, file: Path, first: str, result: Path
+) -> AsyncIterator[tuple[str, Reading]]:
     """Yield the name of each reading and what it took, once its data proved equal."""
     url, array, original = source.url, source.array, source.original
-    first = "cache as it was found" if file.exists() else "cold cache"
     for name, one_reading in (
         ("no cache", partial(read, url, array)),
         (first, partial(read, url, array, file)),
@@ -152,7 +156,7 @@ def _read_all(
         with console.status(f"{name} ..."):
             before = source.server.traffic() if source.server is not None else None
             try:
-                reading = one_reading()
+                reading = await one_reading()
             except Exception as error:
                 # Exception: what a URL may raise depends on the protocol behind it.
                 raise DemoError(_reason(source, error)) from error

@@ -23,6 +23,11 @@ CHUNKS = (32, 24, 12, 1)
 
 
 def write_sample(folder: Path) -> npt.NDArray[Any]:
+    """Do what `write` does, and return once it is done."""
+    return asyncio.run(write(folder))
+
+
+async def write(folder: Path) -> npt.NDArray[Any]:
     """Write the scan as a Zarr group with one array into `folder`, and return its voxels.
 
     Raises
@@ -35,11 +40,6 @@ def write_sample(folder: Path) -> npt.NDArray[Any]:
         # Not get_fdata(): the integers as they are stored.
         voxels = np.asanyarray(image.dataobj)
     # Not zarr's blocking functions: interrupted, they leave tasks behind that go on writing.
-    asyncio.run(_write(folder, voxels, voxel_size_mm=image.header["pixdim"][1:4].tolist()))
-    return np.asarray(voxels)
-
-
-async def _write(folder: Path, voxels: npt.NDArray[Any], *, voxel_size_mm: list[float]) -> None:
     group = await create_group(
         store=folder, attributes={"source": "nibabel, tests/data/example4d.nii.gz"}
     )
@@ -48,5 +48,6 @@ async def _write(folder: Path, voxels: npt.NDArray[Any], *, voxel_size_mm: list[
         data=voxels,
         chunks=CHUNKS,
         dimension_names=("x", "y", "z", "time"),
-        attributes={"voxel_size_mm": voxel_size_mm},
+        attributes={"voxel_size_mm": image.header["pixdim"][1:4].tolist()},
     )
+    return np.asarray(voxels)
