@@ -132,7 +132,9 @@ class Row:
 
     @property
     def reach(self) -> str:
-        """What is to be reached, in words."""
+        """What is to be reached, in words; empty where the row only tells what there is."""
+        if self.at_most is None and self.at_least is None:
+            return ""
         number = f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}"
         of = self.unit if self.peer is None else f"times {self.peer}"
         within = f", or within {self.or_within:g} {self.unit}" if self.or_within else ""
@@ -239,9 +241,10 @@ def print_rows(group: str, rows: list[Row]) -> None:
     """Print the rows as a table, and below each what every system took."""
     print(f"\n{group}")
     for row in rows:
-        mark = "yes" if row.is_reached else "NO"
+        mark = "" if not row.reach else "yes" if row.is_reached else "NO"
         unit = f" {row.unit}" if row.peer is None else ""
         figures = f"{text(row.value)} (best rounds {text(row.quietest)}){unit}"
-        print(f"  {mark:3} {row.what}: {figures}, to reach {row.reach}")
+        reach = f", to reach {row.reach}" if row.reach else ""
+        print(f"  {mark:3} {row.what}: {figures}{reach}")
         each = [f"{name} {text(figure)}" for name, figure in row.medians.items()]
         print(f"      {row.unit}: {', '.join(each)}")

@@ -17,7 +17,16 @@ from typing import Any
 
 from measuring import SCALES, Bench, Row, print_rows
 
-GROUPS = ("hits", "arrays", "cold_read", "scale", "transactions", "processes", "huge_values")
+GROUPS = (
+    "hits",
+    "arrays",
+    "cold_read",
+    "scale",
+    "transactions",
+    "processes",
+    "huge_values",
+    "layers",
+)
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("zarr", "numpy", "aiosqlite", "diskcache", "lmdb")
 

@@ -77,6 +77,13 @@ ROWS = {
         ("peak of private memory over N, a hit of N = 4 MiB, sync", "≤ 1.25 N"),
         ("peak of private memory over N, a hit of N = 4 MiB, async", "≤ 1.25 N"),
     ],
+    "layers": [
+        ("one hit, sync, 2 kB, layer upon layer", ""),
+        ("one hit, sync, 1 MiB, layer upon layer", ""),
+        ("the least of a hit of 1 kB", ""),
+        ("processor time of a miss, source without latency", ""),
+        ("processor time of a miss, source of 5 ms", ""),
+    ],
 }
 KNOWN_ON_LINUX_ONLY = ("memory of the process", "peak of private memory")
 
