@@ -476,7 +476,7 @@ class OrderInMemory(Order):
 
 
 SETTINGS = settings(
-    max_examples=100 * STRESS,
+    max_examples=60 * STRESS,
     stateful_step_count=50,
     deadline=None,
     print_blob=True,
@@ -488,6 +488,6 @@ TestOrderInFile.settings = SETTINGS
 TestOrderOfLargeValues = OrderOfLargeValues.TestCase
 TestOrderOfLargeValues.settings = settings(SETTINGS, max_examples=15 * STRESS)
 TestOrderOfWhatAges = OrderOfWhatAges.TestCase
-TestOrderOfWhatAges.settings = settings(SETTINGS, max_examples=60 * STRESS)
+TestOrderOfWhatAges.settings = settings(SETTINGS, max_examples=30 * STRESS)
 TestOrderInMemory = OrderInMemory.TestCase
 TestOrderInMemory.settings = SETTINGS

@@ -267,7 +267,7 @@ class Ranges(RuleBasedStateMachine):
 
 TestRanges = Ranges.TestCase
 TestRanges.settings = settings(
-    max_examples=400 * STRESS, stateful_step_count=40, deadline=None, print_blob=True
+    max_examples=200 * STRESS, stateful_step_count=40, deadline=None, print_blob=True
 )
 
 
