@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, Concatenate
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zarr_cache.connection import Connection
+
+
+logger = logging.getLogger(__name__)
 
 
 class LoopConnection(aiosqlite.Connection):
@@ -94,7 +98,8 @@ class LoopConnection(aiosqlite.Connection):
     def end(self) -> None:
         """Close the connection and end its thread, from whatever thread this is called.
 
-        One that is being started is closed by who starts it.
+        One that is being started is closed by who starts it, and one whose loop is held up by that
+        loop, once it goes on.
         """
         if not self._thread.is_alive() or self._connection is None:
             return
@@ -102,7 +107,15 @@ class LoopConnection(aiosqlite.Connection):
             self.stop()
             self._thread.join()
         elif self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self.close(), self._loop).result(BUSY_TIMEOUT_SECONDS)
+            closing = asyncio.run_coroutine_threadsafe(self.close(), self._loop)
+            try:
+                closing.result(BUSY_TIMEOUT_SECONDS)
+            except TimeoutError:
+                logger.warning(
+                    "an event loop has done nothing for %g s; it closes its connection when it "
+                    "goes on",
+                    BUSY_TIMEOUT_SECONDS,
+                )
         elif _running_loop() is None:
             asyncio.run(self.close())
         else:

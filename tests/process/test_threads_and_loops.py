@@ -23,7 +23,7 @@ from tests.fakes import (
     read,
     values,
 )
-from zarr_cache import CacheStore, SqliteStore, index
+from zarr_cache import CacheStore, SqliteStore, index, loop_connection
 from zarr_cache.database import FileDatabase
 from zarr_cache.index import EVER
 from zarr_cache.loop_connection import LoopConnection
@@ -204,6 +204,32 @@ def test_a_file_that_is_used_while_it_is_being_closed_is_closed_at_the_end(path:
 
     assert database in FileDatabase._opened
     database.close()
+
+
+def test_a_file_is_closed_beside_a_loop_that_is_held_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop_connection, "BUSY_TIMEOUT_SECONDS", 0.01)
+    database = FileDatabase.of(path)
+    database.run(index.nothing)
+    held_up, goes_on = threading.Event(), threading.Event()
+
+    async def use() -> None:
+        await database.run_async(index.nothing)
+        held_up.set()
+        goes_on.wait()
+        await asyncio.sleep(0)
+
+    using = threading.Thread(target=lambda: asyncio.run(use()))
+    using.start()
+    held_up.wait()
+    database.close()
+
+    assert "closes its connection when it goes on" in caplog.text
+    goes_on.set()
+    using.join()
+    # Nobody has the file open: the log has gone into it.
+    assert not path.with_name(f"{path.name}-wal").exists()
 
 
 def test_loops_that_have_ended_leave_no_threads(store: CacheStore) -> None:
