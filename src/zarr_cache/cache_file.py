@@ -167,6 +167,17 @@ def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
         return aside
 
 
+def is_writable(path: Path) -> bool:
+    """Whether this process may write to the file and to what lies beside it."""
+    beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    # As whom the process acts, where the system tells that from who has started it.
+    acting = os.access in os.supports_effective_ids
+    return all(
+        os.access(each, os.W_OK, effective_ids=acting)
+        for each in (path, *filter(Path.exists, beside))
+    )
+
+
 def drop_log(path: Path, log: Place | None) -> None:
     """Remove the log of a file that the path names no more.
 

@@ -307,7 +307,22 @@ class FileDatabase:
             finally:
                 self._put_back(connection)
         except FAILURES as error:
-            raise self._translated(error) from error
+            own = self._translated(error)
+            if isinstance(own, FileReadOnlyError) and self._is_of_another_version(error):
+                own = FileDamagedError(f"{self.path}: its header says that nothing may be written")
+                own.place = self._place
+            raise own from error
+
+    def _is_of_another_version(self, error: Exception) -> bool:
+        """Whether SQLite writes nothing although everything can be written to.
+
+        It serves files of a write version that it does not know, and none of our files has one.
+        """
+        return (
+            not self._is_read_only
+            and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY
+            and cache_file.is_writable(self.path)
+        )
 
     def _translated(self, error: Exception) -> StorageError:
         """What one of `FAILURES` comes to."""

@@ -147,8 +147,10 @@ def is_code(error: sqlite3.Error, code: int) -> bool:
 def translated(error: sqlite3.Error, path: Path) -> StorageError:
     """The error of this package that stands for SQLite's, chosen by its result code."""
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None and isinstance(error, sqlite3.OperationalError):
-        # Python's own: text that is not UTF-8.
+    is_operational = isinstance(error, sqlite3.OperationalError)
+    if is_operational and (code is None or "unsupported file format" in str(error)):
+        # Python's own, of text that is not UTF-8; or a schema format that SQLite does not know, to
+        # which it gives the code of an error in a statement.
         return FileDamagedError(f"{path}: {error}")
     code = (code or 0) & 0xFF
     return _BY_PRIMARY_CODE.get(code, StorageError)(f"{path}: {error}")

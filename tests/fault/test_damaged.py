@@ -57,6 +57,15 @@ def noise_in_the_magic(path: Path) -> None:
     overwrite(path, 0, b"no SQLite at all")
 
 
+def unknown_write_version(path: Path) -> None:
+    # SQLite reads such a file, and does not write to it.
+    overwrite(path, 18, b"\xfd")
+
+
+def unknown_schema_format(path: Path) -> None:
+    overwrite(path, 44, b"\xff\xff\xff\xfb")
+
+
 def no_application_id(path: Path) -> None:
     overwrite(path, 68, bytes(4))
 
@@ -92,6 +101,7 @@ DAMAGES = [
     noise_after_the_schema,
     zeros_after_the_schema,
     noise_in_the_magic,
+    unknown_schema_format,
     no_application_id,
     cut_in_the_header,
     cut_in_the_schema,
@@ -162,6 +172,23 @@ async def test_what_is_set_aside_is_as_it_was_found(
 
     assert bytes_of(tmp_path / aside) == before
     assert len(told(warned)) == 1
+
+
+async def test_a_file_that_sqlite_reads_and_does_not_write_is_set_aside_at_the_first_write(
+    path: Path, tmp_path: Path, warned: list[WarningMessage]
+) -> None:
+    await kept_file(path)
+    unknown_write_version(path)
+    source = new_source()
+    store = new_cache(source, path)
+    found = await read_all(SURFACES["async"], store)
+    requests = source.requests.total()
+    await store.set("another", buffer(b"written"))
+    store.close()
+    (aside,) = others_in(tmp_path)
+
+    assert (found, requests) == (VALUES, 0)
+    assert aside in told(warned)[0]
 
 
 def bytes_of(path: Path) -> bytes:
