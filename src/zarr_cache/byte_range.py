@@ -50,3 +50,17 @@ def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
             return min(offset, size), size
         case SuffixByteRequest(suffix):
             return max(0, size - suffix), size
+
+
+def may_have(byte_range: ByteRequest, length: int) -> bool:
+    """Whether an answer of `length` bytes can be what the request means in some value.
+
+    Some HTTP servers ignore ``Range`` and send the whole value, which fsspec hands on as the part.
+    """
+    match byte_range:
+        case RangeByteRequest(start, end):
+            return length <= max(0, end - start)
+        case SuffixByteRequest(suffix):
+            return length <= suffix
+        case _:
+            return True

@@ -198,7 +198,7 @@ def _keep_parts(
         return
     limits = cached.limits()
     for request, data in parts:
-        if cached.is_kept(data):
+        if cached.is_kept(data) and requests.may_have(request, len(data)):
             stamp = cached.values.clock().stamp_ns()
             entry = RangeEntry(cached.namespace, key, request, data, asked_at, revision, stamp)
             limits.ranges.add(entry, fence=found.fence)

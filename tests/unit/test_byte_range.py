@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +11,15 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from tests.fakes import buffer, read
-from zarr_cache.byte_range import check, span
+from tests.fakes import CountingStore, buffer, read
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.byte_range import check, may_have, span
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 POSITIONS = st.integers(0, 30)
 REQUESTS = st.one_of(
@@ -54,6 +61,37 @@ def test_a_span_holds_the_bytes_that_zarrs_own_store_returns(value: bytes, reque
 
     assert value[start:stop] == sync(read(MemoryStore({"k": buffer(value)}), "k", request_))
     assert 0 <= start <= stop <= len(value)
+
+
+@given(value=st.binary(max_size=20), request_=REQUESTS.filter(bool))
+def test_a_span_is_never_longer_than_its_request_may_have(value: bytes, request_: Any) -> None:
+    start, stop = span(request_, len(value))
+
+    assert may_have(request_, stop - start)
+
+
+class IgnoresRanges(CountingStore):
+    """As an HTTP server that sends the whole value whatever part it is asked for."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        _ = byte_range
+        return await super().get(key, prototype)
+
+
+@pytest.mark.parametrize("request_", [RangeByteRequest(2, 5), SuffixByteRequest(3)])
+async def test_an_answer_that_is_longer_than_its_request_is_not_kept(
+    path: Path, request_: Any
+) -> None:
+    source = IgnoresRanges(MemoryStore({"k": buffer(b"0123456789")}))
+    store = CacheStore(source, cache_store=SqliteStore(path))
+    found = [await read(store, "k", request_) for _ in range(2)]
+
+    # What the source answers is what is read.
+    assert found == [b"0123456789"] * 2
+    assert source.requests.total() == 2
+    assert store.cache_info()["ranges"] == 0
 
 
 @given(request_=REQUESTS)
