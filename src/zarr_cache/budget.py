@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LATEST = 2**63 - 1
 """A time after every stamp."""
 
-MOST_EXPIRED = 256
-"""So many stale entries are removed at a time; what is left goes the next time."""
+MOST_AT_ONCE = 256
+"""So many entries go at a time: others may write in between, and the log stays short."""
 
 CACHED_BYTES = """
 SELECT bytes
@@ -54,6 +54,7 @@ WITH RECURSIVE victim (id, used_at, freed) AS (
         LIMIT 1
     )
     WHERE victim.freed < :excess
+    LIMIT :most
 )
 DELETE FROM entry
 WHERE id IN (SELECT id FROM victim)
@@ -143,34 +144,48 @@ def under_limits(
 def enforce(
     connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
 ) -> Removed:
-    """Come under the limits.
+    """Come under the limits, in as many transactions as it takes: `max_size` may be a new one.
 
     Parameters
     ----------
     touches
         Time of the last use by entry, as far as it waits to be written: eviction goes by them.
     """
+    removed = Removed()
     with connection.writing():
         pending.write_touches(connection, touches)
-        with under_limits(connection, namespace, limits) as removed:
-            return removed
+        expire(connection, namespace, limits, removed)
+        fits = make_some_room(connection, limits, removed)
+    while not fits:
+        with connection.writing_much():
+            fits = make_some_room(connection, limits, removed)
+    return removed
 
 
 def make_room(connection: Connection, limits: Limits, removed: Removed) -> None:
     """Remove the least recently used, in the file and in memory alike, until the rest fits."""
-    while limits.max_size is not None:
-        cached_bytes = _cached_bytes(connection)
-        excess = cached_bytes + limits.ranges.nbytes - limits.max_size
-        if excess <= 0:
-            return
-        oldest_range = limits.ranges.oldest_use()
-        before = LATEST if oldest_range is None else oldest_range
-        rows = connection.execute(EVICT, {"excess": excess, "before": before}).fetchall()
-        removed.evicted += [key for (key,) in rows]
-        if not rows:
-            if not limits.ranges.evict():
-                return
-            removed.evicted_ranges += 1
+    while not make_some_room(connection, limits, removed):
+        pass
+
+
+def make_some_room(connection: Connection, limits: Limits, removed: Removed) -> bool:
+    """Remove some of the least recently used; tell whether the rest fits."""
+    if limits.max_size is None:
+        return True
+    excess = _cached_bytes(connection) + limits.ranges.nbytes - limits.max_size
+    if excess <= 0:
+        return True
+    oldest_range = limits.ranges.oldest_use()
+    before = LATEST if oldest_range is None else oldest_range
+    parameters = {"excess": excess, "before": before, "most": MOST_AT_ONCE}
+    rows = connection.execute(EVICT, parameters).fetchall()
+    removed.evicted += [key for (key,) in rows]
+    if not rows:
+        if not limits.ranges.evict():
+            # What is left is not ours to remove.
+            return True
+        removed.evicted_ranges += 1
+    return False
 
 
 def _cached_bytes(connection: Connection) -> int:
@@ -192,7 +207,7 @@ def expire(connection: Connection, namespace: str, limits: Limits, removed: Remo
             "namespace": namespace,
             "kind": kind,
             "fresh_after": fresh_after,
-            "most": MOST_EXPIRED,
+            "most": MOST_AT_ONCE,
         }
         removed.expired += [key for (key,) in connection.execute(EXPIRE, parameters)]
     limits.ranges.expire(namespace, limits.fresh_after)

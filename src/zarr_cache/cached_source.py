@@ -213,6 +213,20 @@ class CachedSource:
         except CacheError as error:
             self.faults.note(error)
 
+    def make_room(self, key: str) -> Flow[None]:
+        """Come under the limits before the key is written.
+
+        `max_size` may be much smaller than before: in one transaction with the write, all that goes
+        on that account would make the log as long as the file.
+        """
+        try:
+            found = yield from self.values.peek(self.namespace, key)
+        except CacheError as error:
+            self.faults.note(error)
+            return
+        if self.limits().are_exceeded(found.cached_bytes):
+            yield from self._try_to_make_room()
+
     def enforce_now(self, limits: Limits) -> Flow[None]:
         """Make room: too much was left by another process, or by a larger `max_size`."""
         removed = yield from self.values.enforce(self.namespace, limits)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache import index, pending, staging, values
 from zarr_cache.admission import TRIM, facts_of, keep_bytes
-from zarr_cache.budget import under_limits
+from zarr_cache.budget import MOST_AT_ONCE, under_limits
 from zarr_cache.errors import FileDamagedError, FileLockedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
 from zarr_cache.staging import Staging
@@ -24,9 +24,6 @@ type Parameters = dict[str, str | int]
 
 MOST_FENCES = 10_000
 """So many fences are kept in a file. A fence that goes leaves its revision to its namespace."""
-
-MOST_REMOVED = 1000
-"""So many entries are removed in a transaction."""
 
 NEXT_REVISION = """
 UPDATE counter
@@ -90,12 +87,19 @@ RETURNING id
 """
 
 # A blob comes after every text. With an OR in its place, SQLite walks to the end of the namespace.
-REMOVE_PREFIX = """
+# What is newer than the fence has been asked for or written since.
+REMOVE_SOME_OF_PREFIX = """
 DELETE FROM entry
-WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-  AND key >= :prefix
-  AND key < coalesce(:end, x'')
-  AND kind <> 'stored'
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+      AND key >= :prefix
+      AND key < coalesce(:end, x'')
+      AND kind <> 'stored'
+      AND revision < :revision
+    LIMIT :most
+)
 RETURNING key
 """
 
@@ -144,11 +148,11 @@ def drop_some(connection: Connection, namespace: str) -> bool:
         Whether something is left to be removed.
     """
     with connection.writing():
-        parameters = {"namespace": namespace, "most": MOST_REMOVED}
+        parameters = {"namespace": namespace, "most": MOST_AT_ONCE}
         removed = connection.execute(REMOVE_SOME, parameters).fetchall()
-        if len(removed) < MOST_REMOVED:
+        if len(removed) < MOST_AT_ONCE:
             connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
-    return len(removed) == MOST_REMOVED
+    return len(removed) == MOST_AT_ONCE
 
 
 def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now_ns: int) -> int:
@@ -300,6 +304,8 @@ def _end_with_value(
 def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:
     """Remove what is kept of every key that begins with `prefix`; refuse what is being fetched.
 
+    In as many transactions as it takes: they may be a million.
+
     Returns
     -------
     list of str
@@ -307,7 +313,17 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
     """
     with connection.writing():
         revision = _next_revision(connection, namespace)
-        parameters = {"namespace": namespace, "prefix": prefix, "end": prefix_end(prefix)}
-        removed = connection.execute(REMOVE_PREFIX, parameters).fetchall()
         connection.execute(RAISE_FENCE, {"namespace": namespace, "revision": revision})
+        parameters = {
+            "namespace": namespace,
+            "prefix": prefix,
+            "end": prefix_end(prefix),
+            "revision": revision,
+            "most": MOST_AT_ONCE,
+        }
+        removed = some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
+    while len(some) == MOST_AT_ONCE:
+        with connection.writing_much():
+            some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
+        removed += some
     return [key for (key,) in removed]

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from zarr_cache.budget import MOST_AT_ONCE
 from zarr_cache.report import CACHED, Amount
 
 if TYPE_CHECKING:
     from zarr_cache.connection import Connection
     from zarr_cache.report import Selection
-
-MOST_ENTRIES = 256
-"""So many go in one transaction: others may write in between, and the log stays short."""
 
 BEFORE_ALL = -(2**63)
 """Less than the number of every entry."""
@@ -84,7 +82,7 @@ def too_much(connection: Connection, selection: Selection, max_size: int) -> Sel
 
 
 def remove(connection: Connection, selection: Selection, after: int = BEFORE_ALL) -> Removed:
-    """Remove the next `MOST_ENTRIES` of them, in the order of their numbers.
+    """Remove the next `MOST_AT_ONCE` of them, in the order of their numbers.
 
     Parameters
     ----------
@@ -98,9 +96,9 @@ def remove(connection: Connection, selection: Selection, after: int = BEFORE_ALL
     """
     if not set(selection.kinds) <= set(CACHED):
         raise ValueError(f"only {CACHED} can be removed, not {selection.kinds}")
-    parameters = selection.parameters() | {"after": after, "most": MOST_ENTRIES}
+    parameters = selection.parameters() | {"after": after, "most": MOST_AT_ONCE}
     with connection.writing():
         rows = connection.execute(REMOVE, parameters).fetchall()
     amount = Amount(len(rows), sum(size for _, size in rows))
-    is_last = len(rows) < MOST_ENTRIES
+    is_last = len(rows) < MOST_AT_ONCE
     return Removed(amount, None if is_last else max(entry for entry, _ in rows))

@@ -93,6 +93,8 @@ def _end_write(
         # have been asked for and kept again since.
         yield from _fence_or_note(cached, "")
         return
+    if keys:
+        yield from cached.make_room(keys[0])
     try:
         now_ns = cached.values.clock().stamp_ns()
         removed = yield from cached.values.end_write(

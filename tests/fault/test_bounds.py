@@ -13,15 +13,28 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import STRESS, CountingStore, buffer, cached_bytes, cached_keys, read
+from tests.fakes import (
+    PROTOTYPE,
+    STRESS,
+    CountingStore,
+    buffer,
+    cached_bytes,
+    cached_keys,
+    read,
+    restart,
+)
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.real import HANG_SECONDS, held
 from tests.fault.sources import new_cache, read_sync, settle, told
+from zarr_cache import budget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
     from warnings import WarningMessage
+
+    from tests.fakes import Statements
+    from zarr_cache import CacheStore
 
 MIB = 2**20
 
@@ -228,6 +241,34 @@ async def test_space_comes_back_when_the_budget_is_lowered(path: Path) -> None:
     assert before >= 3 * MAX_SIZE
     assert kept <= MAX_SIZE // 4
     assert on_disk(path) <= most(MAX_SIZE // 4)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda store: store.get("0", PROTOTYPE),
+        lambda store: store.set("another", buffer(b"value")),
+        lambda store: store.delete("0"),
+        lambda store: store.delete_dir(""),
+    ],
+    ids=["get", "set", "delete", "delete_dir"],
+)
+async def test_a_thousand_values_go_in_short_transactions(
+    path: Path, statements: Statements, operation: Callable[[CacheStore], Awaitable[object]]
+) -> None:
+    # In a single one the log would become as long as what goes, which may be the whole file.
+    source = MemoryStore({f"{number}": buffer(bytes(10)) for number in range(1000)})
+    store = new_cache(source, path)
+    for key in list(source._store_dict):
+        await read(store, key)
+    restart(store)
+    store = new_cache(source, path, max_size=100)
+    before = statements.number("BEGIN IMMEDIATE")
+    await operation(store)
+    transactions = statements.number("BEGIN IMMEDIATE") - before
+
+    assert cached_bytes(path) <= 100
+    assert transactions >= 990 / budget.MOST_AT_ONCE
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["asked for before", "new"])
