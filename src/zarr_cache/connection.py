@@ -231,6 +231,17 @@ def connect_to(path: Path, turns: Turns) -> Connection:
     return connection
 
 
+def connect_to_refused(path: Path) -> Connection:
+    """A connection to a file that `open_file` refuses as damaged, for who repairs it.
+
+    Nothing of the file has been looked at but whose it is.
+    """
+    refuse_foreign(path)
+    connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
+    connection.log = log_of(path)
+    return connection
+
+
 def open_file(path: Path, turns: Turns) -> Connection:
     """A connection to a cache file of the newest schema, which is made if there is none.
 

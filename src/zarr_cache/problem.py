@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Concatenate, Protocol
 
-from zarr_cache.errors import is_code
+from zarr_cache.errors import is_code, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from zarr_cache.connection import Connection
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     type Fix = Callable[[Connection, list[Problem]], None]
 
 END = 2**62
-"""Revisions are below it, and stamps: as nanoseconds since the Unix epoch, 2116."""
+"""Stamps are below it: as nanoseconds since the Unix epoch, 2116."""
+
+REVISIONS_END = END - 2**32
+"""Revisions are below it, so that writes can count on from each of them."""
 
 FIRST_ROW, LAST_ROW = -(2**63), 2**63 - 1
 
@@ -87,6 +91,20 @@ class Run(Protocol):
         **kwargs: P.kwargs,
     ) -> T:
         """The result of ``operation(connection, *args, **kwargs)``."""
+
+
+def run_on(connection: Connection, path: Path) -> Run:
+    """Runs operations on this connection to the file, without what `Database.run` does besides."""
+
+    def run[**P, T](
+        operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        try:
+            return operation(connection, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise translated(error, path) from error
+
+    return run
 
 
 def checked(connection: Connection, find: Find, fix: Fix, *, repair: bool) -> list[Problem]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Self
 
@@ -12,10 +14,12 @@ from zarr.core.buffer import Buffer
 from zarr_cache import byte_range as requests
 from zarr_cache import html, index, report, stored, verify
 from zarr_cache.buffers import to_array, to_buffer
+from zarr_cache.connection import connect_to_refused
 from zarr_cache.database import FileDatabase
-from zarr_cache.errors import CacheError
+from zarr_cache.errors import CacheError, FileDamagedError
 from zarr_cache.location import default_path
 from zarr_cache.sizes import format_size
+from zarr_cache.verify import Problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
     from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
     from zarr_cache.index import Data
-    from zarr_cache.verify import Problem
 
 
 class SqliteStore(Store):
@@ -211,9 +214,24 @@ class SqliteStore(Store):
         StorageError
             The file cannot be read at all, or is locked.
         """
-        if repair:
-            self._check_writable()
-        return verify.verify(self._run, repair=repair)
+        if not repair:
+            return verify.verify(self._run)
+        self._check_writable()
+        return self._repair()
+
+    def _repair(self) -> Iterator[Problem]:
+        try:
+            self._run(index.nothing)
+        except FileDamagedError as refused:
+            try:
+                connection = connect_to_refused(self.path)
+            except sqlite3.Error:
+                yield Problem("file", str(refused), "a cache file")
+                return
+            with contextlib.closing(connection):
+                yield from verify.repair_refused(connection, self.path)
+        else:
+            yield from verify.verify(self._run, repair=True)
 
     # Reading
 

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from zarr_cache import schema
 from zarr_cache.errors import FileDamagedError
-from zarr_cache.problem import END, LAST_ROW, Problem, checked
+from zarr_cache.problem import END, REVISIONS_END, Problem, checked, run_on
 from zarr_cache.verify_entries import FENCE_ALL, KINDS, MOST_ENTRIES, verify_entries, verify_orphans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from zarr_cache.connection import Connection
     from zarr_cache.problem import Run
 
     type Totals = dict[tuple[Any, Any], tuple[Any, Any]]
 
-__all__ = ["Problem", "next_values", "verify"]
+__all__ = ["Problem", "next_values", "repair_refused", "verify"]
 
 MOST_MESSAGES = 100
 """So many problems of pages and indexes are asked of SQLite."""
@@ -174,6 +175,18 @@ def verify(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterato
         yield Problem("file", str(error), "a cache file")
 
 
+def repair_refused(connection: Connection, path: Path) -> Iterator[Problem]:
+    """As `verify` with `repair`, of a file that is refused as damaged when it is opened.
+
+    Until its schema is ours nothing else in the file is asked or changed.
+    """
+    run = run_on(connection, path)
+    problems = run(checked, _find_schema, _fix_schema, repair=True)
+    yield from problems
+    if all(problem.is_repaired for problem in problems):
+        yield from verify(run, repair=True)
+
+
 def next_values(connection: Connection, after: int) -> list[tuple[int, str, str]]:
     """Row, namespace and key of the value entries after a row, in their order, some at a time."""
     return connection.execute(VALUES, {"after": after, "most": MOST_ENTRIES}).fetchall()
@@ -187,8 +200,13 @@ def _find_schema(connection: Connection) -> list[Problem]:
 
 
 def _fix_schema(connection: Connection, _: list[Problem]) -> None:
-    """Drop what is not ours and would run, make what is missing; tables stay as they are."""
+    """Drop what is not ours and would run, make what is missing.
+
+    Where a table is another, nothing is done: what it computes would run.
+    """
     different = schema.differences(connection)
+    if any(each is not None and each.type == "table" for pair in different for each in pair):
+        return
     for found, _expected in different:
         if found is not None and found.type != "table":
             name = found.name.replace('"', '""')
@@ -213,9 +231,12 @@ def _find_counter(connection: Connection) -> list[Problem]:
     found = connection.execute(COUNTER).fetchall()
     highest = _highest_revision(connection)
     match found:
-        case [(1, int(revision), int(fence))] if highest <= revision < END and fence >= 0:
+        case [(1, int(revision), int(fence))] if (
+            highest <= revision < REVISIONS_END and 0 <= fence <= revision
+        ):
             return []
-    return [Problem("counter", found, f"one row, its revision from {highest} to {END - 1}")]
+    expected = f"one row, its revision from {highest} to {REVISIONS_END - 1}"
+    return [Problem("counter", found, expected)]
 
 
 def _fix_counter(connection: Connection, _: list[Problem]) -> None:
@@ -226,14 +247,16 @@ def _fix_counter(connection: Connection, _: list[Problem]) -> None:
 
 
 def _highest_revision(connection: Connection) -> int:
-    (highest,) = connection.execute(HIGHEST_REVISION, {"end": END}).fetchone()
+    (highest,) = connection.execute(HIGHEST_REVISION, {"end": REVISIONS_END}).fetchone()
     return int(highest)
 
 
 def _find_namespaces(connection: Connection) -> list[Problem]:
     return [
-        Problem("namespace", f"the fence {fence}", f"one from 0 to {END - 1}", name, row=row)
-        for row, name, fence in connection.execute(FENCES, {"end": END})
+        Problem(
+            "namespace", f"the fence {fence}", f"one from 0 to {REVISIONS_END - 1}", name, row=row
+        )
+        for row, name, fence in connection.execute(FENCES, {"end": REVISIONS_END})
     ]
 
 
@@ -286,8 +309,9 @@ def _told(kind: str, totals: Sequence[Any] | None) -> str:
 
 def _fix_totals(connection: Connection, _: list[Problem]) -> None:
     usage, total = _counted(connection)
-    if max(nbytes for _, nbytes in total.values()) > LAST_ROW:
-        # The sizes of what somebody stored lie, and are left as they are.
+    if not all(0 <= nbytes < END for _, nbytes in total.values()):
+        # The sizes of what somebody stored lie, and are left as they are. With such a total the
+        # file would not be opened any more.
         return
     for statement in CLEAR_TOTALS:
         connection.execute(statement)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr_cache import checksum, values
 from zarr_cache.errors import FileDamagedError, is_code
-from zarr_cache.problem import END, FIRST_ROW, LAST_ROW, READABLE, Problem, checked
+from zarr_cache.problem import (
+    END,
+    FIRST_ROW,
+    LAST_ROW,
+    READABLE,
+    REVISIONS_END,
+    Problem,
+    checked,
+)
 from zarr_cache.staging import is_staged
 from zarr_cache.values import DamagedValueError
 
@@ -211,10 +219,10 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
     if entry.size < 0 or (entry.size and not has_size):
         yield problem("size", entry.size, "0 or more" if has_size else 0)
         return
-    for what in ("stored_at", "used_at", "revision"):
+    for what, end in (("stored_at", END), ("used_at", END), ("revision", REVISIONS_END)):
         number = getattr(entry, what)
-        if not 0 <= number < END:
-            yield problem(what, number, f"from 0 to {END - 1}")
+        if not 0 <= number < end:
+            yield problem(what, number, f"from 0 to {end - 1}")
     if entry.writers < 0 or (entry.writers and entry.kind != "fence"):
         yield problem("writers", entry.writers, "0 or more" if entry.kind == "fence" else 0)
     seed = _facts_of(entry)

@@ -143,6 +143,10 @@ ENTRIES = {
         "UPDATE entry SET revision = -1 WHERE key = 'c/0'",
         ("revision", "c/0"),
     ),
+    "a revision that leaves no room": (
+        "UPDATE entry SET revision = (1 << 62) - 1 WHERE key = 'c/0'",
+        ("revision", "c/0"),
+    ),
     "an absurd revision": (
         "UPDATE entry SET revision = 0x7fffffffffffffff WHERE key = 'c/0'",
         ("revision", "c/0"),
@@ -174,6 +178,14 @@ FILE = {
         {"counter"},
     ),
     "no counter": ("DELETE FROM counter", {"counter"}),
+    "a fence of new namespaces without room": (
+        "UPDATE counter SET fence = 0x7fffffffffffffff",
+        {"counter"},
+    ),
+    "a fence that leaves no room": (
+        "UPDATE namespace SET fence = (1 << 62) - 1 WHERE name = 'source'",
+        {"namespace"},
+    ),
     "a fence without room": (
         "UPDATE namespace SET fence = 0x7fffffffffffffff WHERE name = 'source'",
         {"namespace"},
@@ -269,6 +281,47 @@ def test_repair_makes_the_file_right_again(path: Path, statement: str) -> None:
     assert store.cache_info()["cached_keys"] == len(VALUES)
 
 
+@pytest.mark.parametrize("statement", [each for each, _ in FILE.values()], ids=FILE)
+def test_a_process_that_could_not_open_the_file_repairs_it(path: Path, statement: str) -> None:
+    cached = cache(path)
+    shell(path, statement)
+    restart(cached)
+    repaired = problems(SqliteStore(path), repair=True)
+    left = problems(SqliteStore(path))
+    again = CacheStore(
+        source_of(cached), cache_store=SqliteStore(path), namespace="source", max_size=10**6
+    )
+    requests = source_of(cached).requests.total()
+    values = {key: again.get_sync(key) for key in VALUES}
+
+    assert repaired
+    assert all(problem.is_repaired for problem in repaired)
+    assert left == []
+    assert {
+        key: value.to_bytes() if value is not None else None for key, value in values.items()
+    } == VALUES
+    assert source_of(cached).requests.total() == requests
+    assert again.cache_stats()["faults"] == 0
+
+
+@pytest.mark.leaves_damage
+def test_a_file_with_a_table_that_is_not_ours_is_told_and_left_as_it_is(path: Path) -> None:
+    cached = cache(path)
+    with open_file(path) as db:
+        db.execute("ALTER TABLE entry ADD COLUMN theirs INTEGER AS (size + 1)")
+        db.execute("DROP VIEW cache_usage")
+        db.commit()
+        before = db.execute("SELECT sql FROM sqlite_schema").fetchall()
+    restart(cached)
+    told = problems(SqliteStore(path), repair=True)
+    with open_file(path) as db:
+        after = db.execute("SELECT sql FROM sqlite_schema").fetchall()
+
+    assert {each.what for each in told} == {"schema"}
+    assert not any(each.is_repaired for each in told)
+    assert after == before
+
+
 def test_an_index_that_lacks_a_row_is_told_and_made_anew(path: Path) -> None:
     cached = cache(path)
     with open_file(path) as db:
@@ -312,6 +365,23 @@ def test_what_somebody_stored_is_told_and_stays(path: Path, what: str, statement
 
     assert [(each.what, each.is_repaired) for each in repaired] == [(what, False)]
     assert rows == (1,)
+
+
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("statement", STORED.values(), ids=STORED)
+def test_after_a_repair_that_leaves_what_somebody_stored_the_file_is_used_as_before(
+    path: Path, statement: str
+) -> None:
+    store = cache(path)
+    shell(path, statement)
+    problems(store, repair=True)
+    restart(store)
+    again = CacheStore(source_of(store), cache_store=SqliteStore(path), namespace="source")
+    source_of(store).reset()
+    for key in VALUES:
+        again.get_sync(key)
+
+    assert source_of(store).requests.total() == 0
 
 
 async def test_what_somebody_stored_is_right_again_when_it_is_stored_again(path: Path) -> None:

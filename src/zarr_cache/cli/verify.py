@@ -1,10 +1,9 @@
 """``zarr-cache verify``."""
 
 import contextlib
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Concatenate
+from typing import Annotated
 
 import typer
 
@@ -12,8 +11,7 @@ from zarr_cache import verify as verification
 from zarr_cache.cli.file import existing, opened_to_read, opened_to_write
 from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import count, print_json, say
-from zarr_cache.connection import Connection
-from zarr_cache.errors import translated
+from zarr_cache.problem import run_on
 from zarr_cache.verify import Problem
 
 
@@ -55,16 +53,8 @@ def _verified(path: Path, *, repair: bool) -> Iterator[Iterator[Problem]]:
             yield store.verify(repair=True)
         return
 
-    def run[**P, T](
-        operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        try:
-            return operation(connection, *args, **kwargs)
-        except sqlite3.Error as error:
-            raise translated(error, path) from error
-
     with opened_to_read(path) as connection:
-        yield verification.verify(run)
+        yield verification.verify(run_on(connection, path))
 
 
 def _as_json(problem: Problem) -> dict[str, object]:
