@@ -42,7 +42,8 @@ def fresh_after(age: Age, now_ns: int) -> int:
     """The time in nanoseconds after which an answer must have been given to be fresh now."""
     if age is None or isinstance(age, str) or math.isinf(age):
         return EVER
-    return max(EVER, now_ns - int(age) * 1_000_000_000 - int(age % 1 * 1_000_000_000))
+    # What is older than all time that is counted is stale at every finite age.
+    return max(0, now_ns - int(age) * 1_000_000_000 - int(age % 1 * 1_000_000_000))
 
 
 def least(one: Age, other: Age) -> Age:

@@ -99,6 +99,15 @@ def place_of(path: Path) -> Place | None:
     return Place(found.st_dev, found.st_ino)
 
 
+def written_ns(path: Path) -> int:
+    """When the file or its log was last written to, in nanoseconds of the wall clock."""
+    times = [0]
+    for each in (path, log_of(path)):
+        with contextlib.suppress(OSError):
+            times.append(each.stat().st_mtime_ns)
+    return max(times)
+
+
 @contextlib.contextmanager
 def locked_folder(path: Path, *, is_shared: bool) -> Iterator[None]:
     """Run the block while no process sets a file of this folder aside.

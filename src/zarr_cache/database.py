@@ -17,7 +17,7 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, ClassVar, Concatenate, Protocol
 
 from zarr_cache import cache_file
-from zarr_cache.clock import PersistentClock
+from zarr_cache.clock import PersistentClock, resumed_ns
 from zarr_cache.connection import (
     Connection,
     Turns,
@@ -207,9 +207,10 @@ class FileDatabase:
             try:
                 # Before it is opened: if it is another by then, the next operation finds out.
                 self._place = cache_file.place_of(self.path)
+                written_ns = cache_file.written_ns(self.path)
                 connection = open_file(self.path, self._turns)
                 self._place = self._place or cache_file.place_of(self.path)
-                floor_ns = self._read_first(connection)
+                floor_ns = resumed_ns(self._read_first(connection), written_ns)
             except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
                 raise self._translated(error) from error
             except OSError as error:
@@ -226,6 +227,8 @@ class FileDatabase:
             self._idle.append(connection)
             if self._clock is None:
                 self._clock = PersistentClock(floor_ns=floor_ns)
+            else:
+                self._clock.begin_anew(floor_ns=floor_ns)
             self.is_open = True
             self._remember()
             how = " for reading only" if self._is_read_only else ""

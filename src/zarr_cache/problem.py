@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Concatenate, Protocol
 
+from zarr_cache.clock import STAMPS_END
 from zarr_cache.errors import is_code, translated
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     type Find = Callable[[Connection], list[Problem]]
     type Fix = Callable[[Connection, list[Problem]], None]
 
-END = 2**62
-"""Stamps are below it: as nanoseconds since the Unix epoch, 2116."""
+END = STAMPS_END
+"""Stamps and numbers of statistics are below it."""
 
 REVISIONS_END = END - 2**32
 """Revisions are below it, so that writes can count on from each of them."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from zarr_cache.clock import PersistentClock
+from zarr_cache import cache_file
+from zarr_cache.clock import PersistentClock, resumed_ns
 from zarr_cache.database import NEWEST_STAMP
 from zarr_cache.index import NEVER, prefix_end
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zarr_cache.connection import Connection
 
 KINDS = ("value", "absent", "stored", "fence")
@@ -240,10 +243,11 @@ class NamespaceReport(NamedTuple):
         return self.hits / reads if reads else None
 
 
-def now_ns(connection: Connection) -> int:
+def now_ns(connection: Connection, path: Path) -> int:
     """The time as whoever opened the file now would have it, from which ages count."""
     (newest,) = connection.execute(NEWEST_STAMP).fetchone()
-    return PersistentClock(floor_ns=newest).now_ns()
+    floor_ns = resumed_ns(newest, cache_file.written_ns(path))
+    return PersistentClock(floor_ns=floor_ns).now_ns()
 
 
 def namespaces(connection: Connection, fresh_after: int | None) -> list[NamespaceReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, buffer, read, restart
+from tests.fakes import CountingStore, buffer, leave_process, read, restart
 from zarr_cache import CacheStore, SqliteStore, clock
 from zarr_cache.clock import PersistentClock
 
@@ -110,18 +111,28 @@ def test_time_asleep_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.monotonic_ns() == 28_800 * 10**9
 
 
+def test_time_asleep_counts_on_macos_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    monkeypatch.setattr(time, "CLOCK_UPTIME_RAW", 8, raising=False)
+    monkeypatch.setattr(time, "CLOCK_MONOTONIC_RAW", 4, raising=False)
+    monkeypatch.setattr(time, "clock_gettime_ns", {8: 1, 4: 28_800 * 10**9}.__getitem__)
+
+    assert clock.monotonic_ns() == 28_800 * 10**9
+
+
 def test_without_a_clock_that_counts_suspend_the_monotonic_one_keeps_pace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    monkeypatch.delattr(time, "CLOCK_UPTIME_RAW", raising=False)
     monkeypatch.setattr(time, "monotonic_ns", standing_at(42))
 
     assert clock.monotonic_ns() == 42
 
 
-def caching(path: Path, source: CountingStore) -> CacheStore:
+def caching(path: Path, source: CountingStore, max_age_seconds: float = MAX_AGE) -> CacheStore:
     return CacheStore(
-        source, cache_store=SqliteStore(path), max_age_seconds=MAX_AGE, namespace="source"
+        source, cache_store=SqliteStore(path), max_age_seconds=max_age_seconds, namespace="source"
     )
 
 
@@ -181,3 +192,92 @@ async def test_an_answer_is_fresh_while_less_than_its_age_has_passed(
     await read(store, "k")
 
     assert (requests_before, source.requests.total()) == (1, 2)
+
+
+async def test_time_passes_between_short_sessions_although_the_wall_clock_was_set_back(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = await begin(path)
+    held_time.reboot(seconds=-1_000_000)
+    for _ in range(3):
+        store = caching(path, source)
+        await read(store, "k")
+        restart(store)
+        # As the file system does it, whose clock is not held.
+        os.utime(path, ns=(held_time.wall_ns, held_time.wall_ns))
+        held_time.reboot(seconds=MAX_AGE / 2)
+
+    assert source.requests.total() == 1
+
+
+async def suspended(path: Path, source: CountingStore, held_time: HeldTime) -> None:
+    """Let the virtual machine be suspended for a day, and another process read ``k`` after that."""
+    held_time.step_wall(86_400)
+    other = caching(path, source)
+    await read(other, "k")
+    restart(other)
+    source.reset()
+
+
+async def test_a_process_that_has_missed_time_learns_it_from_what_another_has_kept(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"value"), "other": buffer(b"value")}))
+    store = caching(path, source)
+    await read(store, "other")
+    leave_process(store)
+    await suspended(path, source, held_time)
+    await read(store, "k")
+    await read(store, "other")
+    keys_after_a_day = source.keys.copy()
+    held_time.step(MAX_AGE)
+    await read(store, "k")
+
+    assert keys_after_a_day == ["other"]
+    assert source.keys == ["other", "k"]
+
+
+async def test_a_process_that_keeps_nothing_believes_nobody_whose_clock_is_ahead(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = caching(path, source, max_age_seconds=0)
+    await read(store, "k")
+    leave_process(store)
+    await suspended(path, source, held_time)
+    await read(store, "k")
+
+    assert source.requests.total() == 1
+
+
+async def test_a_process_that_opens_the_file_again_takes_its_time_anew(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = caching(path, source)
+    await read(store, "k")
+    store.close()
+    held_time.step_wall(MAX_AGE)
+    await read(store, "k")
+
+    assert source.requests.total() == 2
+
+
+def test_a_stamp_that_is_none_does_not_set_the_clock() -> None:
+    held = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
+
+    assert not held.catch_up(2**63 - 1)
+    assert held.now_ns() == 1_000
+
+
+@pytest.mark.parametrize("wall_ns", [0, 10**9])
+async def test_what_another_store_held_before_is_stale_also_where_time_begins_in_1970(
+    held_time: HeldTime, wall_ns: int
+) -> None:
+    held_time.wall_ns = wall_ns
+    kept = MemoryStore({"k": buffer(b"old")})
+    store = CacheStore(
+        MemoryStore({"k": buffer(b"new")}), cache_store=kept, max_age_seconds=MAX_AGE
+    )
+
+    assert await read(store, "k") == b"new"

@@ -71,7 +71,7 @@ def explain(
     """
     path = existing(cache_file)
     with opened_to_read(path) as connection:
-        now = report.now_ns(connection)
+        now = report.now_ns(connection, path)
         room = None if max_size is None else max_size - report.cached_bytes(connection)
         told = [
             _Told(

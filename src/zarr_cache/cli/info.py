@@ -33,7 +33,7 @@ def info(
     """Show what the file holds of each source, and how many reads it has answered."""
     path = existing(cache_file)
     with opened_to_read(path) as connection:
-        fresh_after = ages.fresh_after(max_age, report.now_ns(connection))
+        fresh_after = ages.fresh_after(max_age, report.now_ns(connection, path))
         namespaces = report.namespaces(connection, None if max_age is None else fresh_after)
         in_file = space(connection)
     cached = sum(each.bytes.get("value", 0) for each in namespaces)

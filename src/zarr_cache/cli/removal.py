@@ -48,7 +48,7 @@ def evict(
         )
     path = existing(cache_file)
     with opened_to_read(path) as connection:
-        now = report.now_ns(connection)
+        now = report.now_ns(connection, path)
         selection = Selection(
             namespace,
             prefix,
