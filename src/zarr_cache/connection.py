@@ -147,7 +147,14 @@ class Connection(sqlite3.Connection):
                     return
 
     def _log_bytes(self) -> int:
-        return 0 if self.log is None else self.log.stat().st_size
+        try:
+            return 0 if self.log is None else self.log.stat().st_size
+        except FileNotFoundError as error:
+            # What is written to it from now on nobody else would see. As SQLite has it for a file
+            # that was moved, so that it is opened anew.
+            moved = sqlite3.OperationalError(f"{self.log} was deleted while it was open")
+            moved.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
+            raise moved from error
 
     def keep_log_short(self) -> bool:
         """Write the log back and begin it anew, if it has become long.

@@ -176,3 +176,23 @@ async def test_two_processes_that_lose_their_file_go_on_with_the_same_one(
     assert found == VALUES
     assert source.requests.total() == 0
     assert len(told(warned)) <= 2
+
+
+async def test_a_write_after_the_log_alone_was_deleted_is_kept(
+    path: Path, surface: Read, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    log_of(path)[0].unlink()
+    await store.set(KEYS[0], buffer(b"written"))
+    found = await surface(store, KEYS[0])
+    restart(store)
+    source.reset()
+    after = await read_all(surface, new_cache(source, path))
+
+    assert found == b"written"
+    assert after == {**VALUES, KEYS[0]: b"written"}
+    assert source.requests.total() == 0
+    assert told(warned) == []
