@@ -465,9 +465,12 @@ class FileDatabase:
         """Whether the file holds values that somebody has stored, or did when it was opened."""
         try:
             with contextlib.closing(connect(self._name, self._turns)) as connection:
-                for statement in (STORED_ENTRIES, STORED_ROW):
-                    with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
-                        return bool(connection.execute(statement).fetchone())
+                with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
+                    if connection.execute(STORED_ENTRIES).fetchone():
+                        return True
+                # That the total tells of none is not enough: it may be what is damaged.
+                with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
+                    return bool(connection.execute(STORED_ROW).fetchone())
         except FAILURES:
             pass  # too damaged to tell now
         return self._holds_stored

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes import buffer, is_cache_file, open_file, restart
+from tests.fakes import PROTOTYPE, buffer, is_cache_file, open_file, restart
 from tests.fault.children import run_child
 from tests.fault.sources import (
     KEYS,
@@ -239,6 +239,33 @@ async def test_a_file_in_which_somebody_stored_values_stays_where_it_is(
     assert found == [VALUES] * 3
     assert others_in(tmp_path) == []
     assert bytes_of(path) == before
+    assert len(told(warned)) == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM total",
+        "DELETE FROM total WHERE kind = 'stored'",
+        "UPDATE total SET entries = 0 WHERE kind = 'stored'; DELETE FROM counter",
+    ],
+)
+@pytest.mark.leaves_damage
+async def test_a_total_that_tells_of_nothing_stored_is_not_believed(
+    path: Path, tmp_path: Path, statement: str, warned: list[WarningMessage]
+) -> None:
+    stored = SqliteStore(path)
+    stored.set_sync("theirs", buffer(b"not to be lost"))
+    await kept_file(path)
+    with open_file(path) as db:
+        db.executescript(statement)
+    store = new_cache(new_source(), path)
+    await read_all(SURFACES["async"], store)
+    restart(store)
+    list(SqliteStore(path).verify(repair=True))
+
+    assert others_in(tmp_path) == []
+    assert (await SqliteStore(path).get("theirs", PROTOTYPE)) is not None
     assert len(told(warned)) == 1
 
 
