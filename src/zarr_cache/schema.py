@@ -22,7 +22,9 @@ SELECT CAST(type AS BLOB), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql 
 FROM sqlite_schema
 """
 
-# Every look-up joins these. Numbers that leave no room to count on from are as bad as no row.
+# Every look-up joins these. Numbers that leave no room to count on from are as bad as no row. What
+# the budget goes by is there twice, as a total and by namespace: a total that is too small would let
+# the file grow by what it lacks, for ever. As floats, which do not overflow.
 WRONG_ROWS = """
 SELECT 'the revision in counter'
 WHERE 1 <> (
@@ -40,6 +42,7 @@ WHERE 4 <> (
     WHERE kind IN ('stored', 'value', 'absent', 'fence')
       AND typeof(entries) = 'integer' AND entries BETWEEN 0 AND 4611686018427387903
       AND typeof(bytes) = 'integer' AND bytes BETWEEN 0 AND 4611686018427387903
+      AND bytes = (SELECT total(usage.bytes) FROM usage WHERE usage.kind = total.kind)
 )
 """
 

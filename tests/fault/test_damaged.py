@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes import PROTOTYPE, buffer, is_cache_file, open_file, restart
+from tests.fakes import PROTOTYPE, buffer, cached_bytes, is_cache_file, open_file, restart
 from tests.fault.children import run_child
 from tests.fault.sources import (
     KEYS,
@@ -239,6 +239,24 @@ async def test_a_file_in_which_somebody_stored_values_stays_where_it_is(
     assert found == [VALUES] * 3
     assert others_in(tmp_path) == []
     assert bytes_of(path) == before
+    assert len(told(warned)) == 1
+
+
+@each_surface
+async def test_a_total_that_is_too_small_does_not_let_the_file_grow(
+    path: Path, surface: Read, warned: list[WarningMessage]
+) -> None:
+    await kept_file(path)
+    with open_file(path) as db:
+        db.execute("UPDATE total SET bytes = 1 WHERE kind = 'value'")
+        db.commit()
+    budget = max(map(len, VALUES.values()))
+    store = new_cache(new_source(), path, max_size=budget)
+    found = await read_all(surface, store)
+    settle(store)
+
+    assert found == VALUES
+    assert cached_bytes(path) <= budget
     assert len(told(warned)) == 1
 
 
