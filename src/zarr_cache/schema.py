@@ -23,8 +23,8 @@ FROM sqlite_schema
 """
 
 # Every look-up joins these. Numbers that leave no room to count on from are as bad as no row. What
-# the budget goes by is there twice, as a total and by namespace: a total that is too small would let
-# the file grow by what it lacks, for ever. As floats, which do not overflow.
+# the budget goes by is there twice, as a total and by namespace: a total that is too small would
+# let the file grow by what it lacks, for ever. As floats, which do not overflow.
 WRONG_ROWS = """
 SELECT 'the revision in counter'
 WHERE 1 <> (

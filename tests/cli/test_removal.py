@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.cli.conftest import SIZES, caching
-from tests.fakes import CountingStore, HeldStore, buffer, open_file, read, restart
+from tests.fakes import CountingStore, HeldStore, Statements, buffer, open_file, read, restart
 from zarr_cache import CacheStore, SqliteStore, removal
 from zarr_cache.report import Selection
 
 if TYPE_CHECKING:
+    import sqlite3
     from pathlib import Path
 
     from tests.cli.conftest import Command
@@ -99,6 +101,36 @@ def test_more_than_a_step_goes_in_several_transactions(
 
     assert told["removed_entries"] == 10
     assert left(path) == set()
+
+
+class InterruptedAt(Statements):
+    """What is asked of SQLite, interrupted as by Ctrl-C where entries are removed the n-th time."""
+
+    def __init__(self, turn: int) -> None:
+        super().__init__()
+        self._turn = turn
+
+    def run(self, text: str, connection: sqlite3.Connection | None) -> None:
+        super().run(text, connection)
+        if text == removal.REMOVE and self.number("DELETE FROM entry") == self._turn:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("arguments", [("evict", "--prefix", "absent/"), ("clear", "--yes")])
+def test_ctrl_c_tells_how_much_went(
+    command: Command, path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(removal, "MOST_ENTRIES", 3)
+    store = caching(path, "era5", read_only=True)
+    for number in range(10):
+        store.get_sync(f"absent/{number}")
+    restart(store)
+    InterruptedAt(3).install(monkeypatch)
+    result = command(*arguments)
+
+    assert result.exit_code == 130
+    assert result.stderr == "stopped: 6 entries (0 B) are removed\n"
+    assert len(left(path)) == 4
 
 
 def test_what_was_read_while_others_went_stays(path: Path, filled: Path) -> None:

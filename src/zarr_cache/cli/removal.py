@@ -113,10 +113,14 @@ def _remove(store: SqliteStore, selection: Selection, to_size: int | None) -> Am
         chosen = store.database.run(removal.too_much, selection, to_size)
     removed = NOTHING
     after: int | None = removal.BEFORE_ALL
-    while chosen is not None and after is not None:
-        step = store.database.run(removal.remove, chosen, after)
-        removed += step.amount
-        after = step.after
+    try:
+        while chosen is not None and after is not None:
+            step = store.database.run(removal.remove, chosen, after)
+            removed += step.amount
+            after = step.after
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: {_words(removed)} are removed", err=True)
+        raise typer.Exit(130) from None
     return removed
 
 
