@@ -178,43 +178,51 @@ class CachedSource:
             return None
         if self.faults.are_untold:
             self.faults.tell()
+        values = self.values
         try:
-            return (yield from self._look_up(key, request, with_data=with_data))
+            while True:
+                if not self._is_ready():
+                    yield from self._get_ready()
+                at = values.clock().stamp_ns()
+                fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
+                arguments = (self.namespace, key, request, fresh_after)
+                found = values.glance(*arguments) if with_data else None
+                if found is None:
+                    found = yield from (
+                        values.look_up(*arguments)
+                        if with_data
+                        else values.peek(self.namespace, key)
+                    )
+                if found.is_damaged:
+                    self.statistics.add(damaged=1)
+                    yield from values.discard(found)
+                    found = found._replace(entry=None, kind=None, data=None)
+                is_ahead = found.entry is not None and found.stored_at > at
+                if is_ahead and values.clock().catch_up(found.stored_at):
+                    # By the time before, it would be fresh for too long.
+                    continue
+                max_size = self.settings.max_size
+                if max_size is not None and found.cached_bytes + values.ranges.nbytes > max_size:
+                    yield from self._try_to_make_room()
+                return Seen(found, at, fresh_after)
         except CacheError as error:
             self.faults.note(error)
             return None
 
-    def _look_up(self, key: str, request: ByteRequest | None, *, with_data: bool) -> Flow[Seen]:
-        values = self.values
-        if not values.is_open:
-            yield from values.opened()
+    def _is_ready(self) -> bool:
+        """Whether the file is open, and what it has of this source is to be believed."""
+        return (
+            self.values.is_open
+            and (self.folder is None or self.folder == _working_directory())
+            and self.namespace not in self.values.unrecorded
+        )
+
+    def _get_ready(self) -> Flow[None]:
+        yield from self.values.opened()
         if self.folder is not None and self.folder != _working_directory():
             self.has_moved()
-        if values.unrecorded and self.namespace in values.unrecorded:
+        if self.namespace in self.values.unrecorded:
             yield from self.fence("")
-        at = values.clock().stamp_ns()
-        fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
-        arguments = (self.namespace, key, request, fresh_after)
-        found = values.glance(*arguments) if with_data else None
-        if found is None:
-            found = yield from (
-                values.look_up(*arguments) if with_data else values.peek(self.namespace, key)
-            )
-        if found.is_damaged:
-            self.statistics.add(damaged=1)
-            yield from values.discard(found)
-            found = found._replace(entry=None, kind=None, data=None)
-        elif (
-            found.entry is not None
-            and found.stored_at > at
-            and values.clock().catch_up(found.stored_at)
-        ):
-            # By the time before, it would be fresh for too long.
-            return (yield from self._look_up(key, request, with_data=with_data))
-        max_size = self.settings.max_size
-        if max_size is not None and found.cached_bytes + values.ranges.nbytes > max_size:
-            yield from self._try_to_make_room()
-        return Seen(found, at, fresh_after)
 
     def _try_to_make_room(self) -> Flow[None]:
         """Come under the limits; where the file cannot be written to, what is in it is read."""

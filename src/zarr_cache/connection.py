@@ -150,11 +150,8 @@ class Connection(sqlite3.Connection):
         try:
             return 0 if self.log is None else self.log.stat().st_size
         except FileNotFoundError as error:
-            # What is written to it from now on nobody else would see. As SQLite has it for a file
-            # that was moved, so that it is opened anew.
-            moved = sqlite3.OperationalError(f"{self.log} was deleted while it was open")
-            moved.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
-            raise moved from error
+            # What is written to it from now on nobody else would see.
+            raise deleted(self.log) from error
 
     def keep_log_short(self) -> bool:
         """Write the log back and begin it anew, if it has become long.
@@ -200,6 +197,13 @@ class Connection(sqlite3.Connection):
             # SQLite has already rolled back after some errors, a damaged page for one.
             if self.in_transaction:
                 self.execute("COMMIT")
+
+
+def deleted(log: Path | None) -> sqlite3.OperationalError:
+    """What SQLite has for a file that was moved, so that it is opened anew."""
+    error = sqlite3.OperationalError(f"{log} was deleted while it was open")
+    error.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
+    return error
 
 
 def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:

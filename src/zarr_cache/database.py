@@ -23,6 +23,7 @@ from zarr_cache.connection import (
     Turns,
     connect,
     connect_to,
+    deleted,
     open_file,
     reopen_read_only,
 )
@@ -259,6 +260,10 @@ class FileDatabase:
         if self._is_read_only:
             connection = reopen_read_only(self.path, self._turns)
         else:
+            log = cache_file.log_of(self.path)
+            if self._connections and not log.exists():
+                # Beside connections that still have it SQLite makes no other.
+                raise deleted(log)
             connection = connect_to(self.path, self._turns)
         self._connections.add(connection)
         return connection
@@ -526,7 +531,10 @@ class FileDatabase:
             try:
                 await self._start(loop)
             except FAILURES as error:
-                raise self._translated(error) from error
+                own = self._translated(error)
+                if not isinstance(own, FileReadOnlyError):
+                    raise own from error
+                return await asyncio.to_thread(partial(self.run, operation, *args, **kwargs))
 
     def _guarded[**P, T](
         self,

@@ -120,7 +120,7 @@ class InterruptedAt(Statements):
 def test_ctrl_c_tells_how_much_went(
     command: Command, path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(removal, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(removal, "MOST_AT_ONCE", 3)
     store = caching(path, "era5", read_only=True)
     for number in range(10):
         store.get_sync(f"absent/{number}")
