@@ -10,7 +10,7 @@ from zarr_cache import byte_range, checksum, index, staging, values
 from zarr_cache.budget import make_room, under_limits
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
 from zarr_cache.outcome import Outcome
-from zarr_cache.pending import write_touches
+from zarr_cache.pending import write_counts, write_touches
 from zarr_cache.staging import Staging
 
 if TYPE_CHECKING:
@@ -323,7 +323,8 @@ class Admissions:
         ended
             Is filled with those that were kept, or that could not be if this raises.
         pending
-            Uses that wait to be written: they are first, since eviction goes by them.
+            Uses that wait to be written: they are first, since eviction goes by them. Counts go
+            along: a process that always has something to keep would write none by themselves.
         keep
             Where the bytes go.
         """
@@ -333,7 +334,7 @@ class Admissions:
                 ended += self.take()
             if not ended:
                 return
-            touches = pending.take_touches()
+            touches, counts = pending.take_touches(), pending.take_counts()
             try:
                 first = ended[0]
                 with Staging(connection, first.namespace, first.limits, touches) as stage:
@@ -343,9 +344,11 @@ class Admissions:
                         for admission in ended:
                             if not admission.is_needless:
                                 _admit(connection, admission, keep, large)
+                        write_counts(connection, counts)
                         stage.clear()
             except BaseException:
                 pending.put_back(touches)
+                pending.put_back_counts(counts)
                 for admission in ended:
                     admission.entry = None
                     admission.removed = admission.removed_before

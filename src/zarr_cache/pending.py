@@ -113,9 +113,7 @@ def write(
     """
     with connection.writing():
         write_touches(connection, touches)
-        for namespace, added in counts.items():
-            connection.execute(NEW_NAMESPACE, {"namespace": namespace})
-            connection.execute(ADD_STATISTICS, {"namespace": namespace, **added})
+        write_counts(connection, counts)
 
 
 def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
@@ -124,3 +122,10 @@ def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
         connection.executemany(
             TOUCH, [{"entry": entry, "used_at": used_at} for entry, used_at in touches.items()]
         )
+
+
+def write_counts(connection: Connection, counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Add the counts up in a transaction that is under way."""
+    for namespace, added in counts.items():
+        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+        connection.execute(ADD_STATISTICS, {"namespace": namespace, **added})

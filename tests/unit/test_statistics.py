@@ -166,6 +166,17 @@ async def test_what_happened_adds_up_in_the_file_over_restarts(
     assert min(totals.values()) > 0
 
 
+async def test_counts_are_in_the_file_with_the_answers_before_anybody_closes_it(path: Path) -> None:
+    store = caching(path)
+    for key in ["a", "a", "b"]:
+        await read(store, key)
+    store._cached.values.write_waiting()
+
+    assert (lasting(path)["hits"], lasting(path)["misses"]) == (1, 2)
+    restart(store)
+    assert (lasting(path)["hits"], lasting(path)["misses"]) == (1, 2)
+
+
 async def test_what_happened_is_told_of_each_source_alone(path: Path) -> None:
     one, other = caching(path, namespace="one"), caching(path, namespace="other")
     await read(one, "a")
