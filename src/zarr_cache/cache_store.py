@@ -79,7 +79,7 @@ class CacheStore(WrapperStore[Store]):
         Name under which the file keeps what is read from `store`: other names are other keys. None
         derives it from what `store` is: its path or URL, without credentials. A source that does
         not outlive the process, such as a ``MemoryStore``, gets one that no other source has, and
-        what is kept under it goes as the least recently used.
+        what is kept under it goes with the process.
     read_only
         Whether to refuse writes; None for what `store` does.
 
@@ -87,6 +87,8 @@ class CacheStore(WrapperStore[Store]):
     ------
     ValueError
         `cache_store` does not support deletes, or an age, a size or a name is not one.
+    TypeError
+        An age or a size is neither a number nor a string nor None.
     """
 
     # WrapperStore asks the wrapped store; this one opens and closes two.
@@ -206,8 +208,9 @@ class CacheStore(WrapperStore[Store]):
     def flush(self) -> None:
         """Write what waits into the file: answers, uses and counts.
 
-        Answers are at hand at once and in the file within moments, uses after a thousand others.
-        To call this is to see them with another tool at once.
+        Answers are at hand at once and in the file within moments. Uses and counts go along with
+        them, or after the uses of a thousand entries. To call this is to see them with another tool
+        at once.
         """
         self._cached.flush()
 
@@ -223,7 +226,23 @@ class CacheStore(WrapperStore[Store]):
         self._is_open = False
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's
-        """A view with the same cache, statistics and settings that refuses or takes writes."""
+        """A view with the same cache, statistics and settings that refuses or takes writes.
+
+        Parameters
+        ----------
+        read_only
+            Whether it refuses writes.
+
+        Returns
+        -------
+        CacheStore
+            The view.
+
+        Raises
+        ------
+        NotImplementedError
+            As from `store`, where that has no such views.
+        """
         view = type(self).__new__(type(self))
         source = self._store.with_read_only(read_only)
         cached = dataclasses.replace(self._cached, source=source)
@@ -328,6 +347,11 @@ class CacheStore(WrapperStore[Store]):
         ``ranges``, ``range_size``
             Number and bytes of the parts of values in memory, of every namespace.
 
+        Returns
+        -------
+        dict
+            As above.
+
         Raises
         ------
         CacheError
@@ -362,6 +386,11 @@ class CacheStore(WrapperStore[Store]):
         the cache failed and the source was asked instead; ``damaged`` values were not what had been
         stored, and were fetched again; ``bytes_served`` came out of the cache, ``bytes_fetched``
         from the source.
+
+        Returns
+        -------
+        dict
+            As above.
         """
         self._cached.values.flush()
         self._cached.faults.tell()
@@ -391,6 +420,16 @@ class CacheStore(WrapperStore[Store]):
         ----------
         repair
             Whether to remove what is wrong; it is fetched again when it is asked for.
+
+        Yields
+        ------
+        Problem
+            Something that is not what it should be.
+
+        Raises
+        ------
+        CacheError
+            As from `SqliteStore.verify`.
         """
         if isinstance(self._cache, SqliteStore):
             return self._cache.verify(repair=repair)
@@ -399,7 +438,13 @@ class CacheStore(WrapperStore[Store]):
         return verify_store(kept, self._cache, self.namespace, repair=repair)
 
     async def clear_cache(self) -> None:
-        """Remove what is kept of this source; what is being fetched is not kept either."""
+        """Remove what is kept of this source; what is being fetched is not kept either.
+
+        Raises
+        ------
+        CacheError
+            The file cannot be written to: call it again.
+        """
         await run_async(self._cached.fence(""))
 
     # Reading

@@ -85,7 +85,7 @@ class Found(NamedTuple):
     Attributes
     ----------
     revision
-        Number of writes that the file has seen: hand it back with what is fetched from now on.
+        Of the last write that the file has seen: hand it back with what is fetched from now on.
     cached_bytes
         Bytes of all value entries in the file.
     fence

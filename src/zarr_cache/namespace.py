@@ -57,6 +57,11 @@ def register_namespace[S](store_type: type[S], name: Naming[S]) -> None:
         user info, token, key or signature may be in it.** A store: that one has the same keys with
         the same bytes, and is named instead. None: this source does not outlive the process.
 
+    Raises
+    ------
+    TypeError
+        `store_type` is no class, or `name` no function.
+
     See Also
     --------
     CacheStore : its parameter ``namespace`` names a single source.

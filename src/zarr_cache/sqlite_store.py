@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class SqliteStore(Store):
     """A Zarr hierarchy in one SQLite file, or the file in which a `CacheStore` keeps its values.
 
-    The file is opened at the first operation. Every operation is one transaction: it is done
-    whole or not at all, also when the process is killed. Any thread, event loop and process may
+    The file is opened at the first operation. Every write is one transaction: it is done whole or
+    not at all, also when the process is killed. Any thread, event loop and process may
     use the same file at once. What is stored here is never evicted, also when a `CacheStore`
     keeps its values in the same file.
 
@@ -87,7 +87,18 @@ class SqliteStore(Store):
         self.database = FileDatabase.of(self.path)
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's
-        """A store on the same file that refuses writes, or one that takes them."""
+        """A store on the same file that refuses writes, or one that takes them.
+
+        Parameters
+        ----------
+        read_only
+            Whether it refuses writes.
+
+        Returns
+        -------
+        SqliteStore
+            The other store.
+        """
         return type(self)(self._named, read_only=read_only)
 
     def __eq__(self, other: object) -> bool:
@@ -206,6 +217,11 @@ class SqliteStore(Store):
             no entry, triggers that are not ours; totals are counted anew and indexes made anew.
             What somebody has stored with a `SqliteStore` is told and never removed: read what can
             still be read of it by ranges, and `delete` it or `set` it again.
+
+        Yields
+        ------
+        Problem
+            Something that is not what it should be.
 
         Raises
         ------

@@ -18,7 +18,7 @@ _REASONS: dict[Stop, str] = {
 
 @dataclass(frozen=True, slots=True)
 class WarmPlan:
-    """What `warm` would do; nothing has been fetched.
+    """What `warm` would do; no chunk has been fetched.
 
     Attributes
     ----------

@@ -88,8 +88,8 @@ def warm(
     max_concurrency
         So many requests are under way at once; None: zarr's setting ``async.concurrency``.
     dry_run
-        Whether to fetch nothing, and tell what would be. Asks the source for the sizes of up to
-        32 chunks of each array, where it can tell them without a read.
+        Whether to fetch no chunk, and tell what would be fetched. Asks the source for the sizes of
+        up to 32 chunks of each array, where it can tell them without a read.
     progress
         A console of rich for a progress bar. True: stderr, or the notebook. None: the same, if
         stderr is a terminal or this is a notebook. False: none.
@@ -110,6 +110,8 @@ def warm(
         0, which keeps nothing.
     CacheError
         The cache file cannot be read.
+    Exception
+        Whatever the source raises. What was fetched before stays.
     """
     source_of(array_or_group.store)
     arrays, groups = [], []
@@ -163,7 +165,25 @@ async def warm_async(
     dry_run: bool = False,
     progress: Where = None,
 ) -> WarmReport | WarmPlan:
-    """As `warm`, on the running event loop, for what ``zarr.api.asynchronous`` opens."""
+    """As `warm`, on the running event loop, for what ``zarr.api.asynchronous`` opens.
+
+    Parameters
+    ----------
+    array_or_group
+        An ``AsyncArray`` or ``AsyncGroup`` that is read through a `CacheStore`.
+    selection, max_concurrency, dry_run, progress
+        As of `warm`.
+
+    Returns
+    -------
+    WarmReport or, with `dry_run`, WarmPlan
+        As from `warm`.
+
+    Raises
+    ------
+    TypeError, IndexError, ValueError, CacheError
+        As from `warm`.
+    """
     source_of(array_or_group.store)
     arrays, groups = [], []
     if isinstance(array_or_group, zarr.AsyncArray):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
+import zarr
 
 from tests.cli.conftest import Command, _utc, command, filled
 from zarr_cache.cli import app
@@ -76,14 +77,43 @@ def test_every_option_is_in_the_table_of_its_command_and_no_other(name: str) -> 
         ["evict", "--to-size", "0"],
         ["clear", "--yes"],
         ["compact"],
+        ["verify"],
+        ["warm", "a.zarr", "--dry-run"],
+        ["warm", "a.zarr"],
     ],
     ids=" ".join,
 )
-def test_every_key_of_json_is_named(command: Command, arguments: list[str]) -> None:
+def test_every_key_of_json_is_named(
+    command: Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    zarr.create_array("a.zarr", shape=(2,), chunks=(1,), dtype="i1")
     kinds = {"value", "absent", "stored", "fence"}
     told = keys(command.json(*arguments)) - kinds
 
     assert told <= set(re.findall(r"`([a-z_]+)`", SECTIONS[arguments[0]]))
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info"],
+        ["ls"],
+        ["explain", "t/c/0"],
+        ["verify"],
+        ["evict", "--to-size", "0", "--dry-run"],
+        ["clear", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_said_to_write_nothing_leaves_the_file_as_it_is(
+    command: Command, arguments: list[str]
+) -> None:
+    before = command.path.read_bytes()
+    command.lines(*arguments)
+
+    assert command.path.read_bytes() == before
 
 
 @pytest.mark.usefixtures("filled")

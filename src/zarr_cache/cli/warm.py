@@ -35,7 +35,7 @@ def warm(
         ),
     ] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Fetch nothing, and tell what would be.")
+        bool, typer.Option("--dry-run", help="Fetch no chunk, and tell what would be fetched.")
     ] = False,
     cache_file: CacheFile = None,
     max_size: Annotated[
@@ -43,8 +43,8 @@ def warm(
         typer.Option(
             parser=_budget,
             metavar="SIZE",
-            help="Bytes that the file may have, such as '20 GiB'. Stops before it would evict "
-            "what it has fetched.",
+            help="Bytes that values may have in the file, such as '20 GiB'. Stops before it would "
+            "evict what it has fetched.",
         ),
     ] = None,
     concurrency: Annotated[
