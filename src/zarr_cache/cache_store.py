@@ -89,6 +89,17 @@ class CacheStore(WrapperStore[Store]):
         `cache_store` does not support deletes, or an age, a size or a name is not one.
     TypeError
         An age or a size is neither a number nor a string nor None.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from zarr.storage import FsspecStore
+    >>> from zarr_cache import CacheStore, SqliteStore
+    >>> source = FsspecStore.from_url("s3://bucket/era5.zarr", read_only=True)  # doctest: +SKIP
+    >>> store = CacheStore(  # doctest: +SKIP
+    ...     source, cache_store=SqliteStore("era5.sqlite"), max_size="20 GiB"
+    ... )
+    >>> root = zarr.open_group(store, mode="r")  # doctest: +SKIP
     """
 
     # WrapperStore asks the wrapped store; this one opens and closes two.

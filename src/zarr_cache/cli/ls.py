@@ -61,7 +61,7 @@ def ls(
         int | None,
         typer.Option(
             min=0,
-            help=f"So many at most, 0 for all.  [default: {MOST_IN_TERMINAL} in a terminal]",
+            help=f"At most this many, 0 for all.  [default: {MOST_IN_TERMINAL} in a terminal]",
         ),
     ] = None,
     as_json: Json = False,

@@ -44,8 +44,8 @@ CacheFile = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Namespace = Annotated[str | None, typer.Option(help="Of this source only, as `info` names it.")]
-Prefix = Annotated[str, typer.Option(help="Keys that begin with this only.")]
+Namespace = Annotated[str | None, typer.Option(help="Only this source, as `info` names it.")]
+Prefix = Annotated[str, typer.Option(help="Only keys that begin with this.")]
 MaxSize = Annotated[
     int | None,
     typer.Option(
@@ -63,14 +63,15 @@ ToSize = Annotated[
     typer.Option(
         parser=_size,
         metavar="SIZE",
-        help="The least recently used, until the values have so many bytes at most.",
+        help="The least recently used, until the values have at most this many bytes.",
     ),
 ]
 OlderThan = Annotated[
     float | None,
-    typer.Option(parser=_age, metavar="AGE", help="What was asked of its source so long ago."),
+    typer.Option(parser=_age, metavar="AGE", help="What was fetched at least this long ago."),
 ]
 UnusedFor = Annotated[
-    float | None, typer.Option(parser=_age, metavar="AGE", help="What was last used so long ago.")
+    float | None,
+    typer.Option(parser=_age, metavar="AGE", help="What has not been used for this long."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")]

@@ -37,7 +37,7 @@ def evict(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Remove cached values: those for which all that is asked for is so.
+    """Remove the cached values that meet every condition given.
 
     What goes is fetched again when it is read. What was stored with SqliteStore stays.
     """

@@ -19,7 +19,7 @@ def verify(
     cache_file: CacheFile = None,
     *,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is wrong of what is kept of sources.")
+        bool, typer.Option("--repair", help="Remove what is wrong among what is kept of sources.")
     ] = False,
     as_json: Json = False,
 ) -> None:
