@@ -58,8 +58,8 @@ class CacheStore(WrapperStore[Store]):
     store
         The source. What it holds is the truth.
     cache_store
-        Where full values are kept: a `SqliteStore`, or any store that supports deletes, which the
-        cache then takes for its own. None: ``SqliteStore()``, one file for each user.
+        Where full values are kept: a `SqliteStore`, or any store that takes writes and deletes,
+        which the cache then takes for its own. None: ``SqliteStore()``, one file for each user.
     max_age_seconds
         For how many seconds an answer is fresh; ``"infinity"`` or None for ever. Means the same
         within a process and across restarts.
@@ -86,9 +86,10 @@ class CacheStore(WrapperStore[Store]):
     Raises
     ------
     ValueError
-        `cache_store` does not support deletes, or an age, a size or a name is not one.
+        `cache_store` does not support deletes or is read-only, or an age, a size or a name is not
+        one.
     TypeError
-        An age or a size is neither a number nor a string nor None.
+        An age or a size is neither a number nor a string nor None, or a name no string.
 
     Examples
     --------
@@ -125,6 +126,12 @@ class CacheStore(WrapperStore[Store]):
                 "The cache_store must support deletes for CacheStore to function properly."
             )
             raise ValueError(msg)
+        if cache_store.read_only:
+            raise ValueError(
+                f"cache_store {_named(cache_store)} is read-only, and what is read is kept in it: "
+                "give one that takes writes. To serve what is in a file and keep it as it is, take "
+                "away its write permission"
+            )
         name = _checked_namespace(namespace) or name_of(store)
         if read_only is not None and store.read_only != read_only:
             store = store.with_read_only(read_only)
@@ -345,8 +352,9 @@ class CacheStore(WrapperStore[Store]):
     def cache_info(self) -> dict[str, Any]:
         """What is kept, and under which settings.
 
-        Removes what is stale first. Has the keys of zarr's CacheStore, where ``current_size`` and
-        the numbers of keys are those of this namespace, and more:
+        Removes what is stale first, at most 256 values and as many absences: what is left counts
+        as kept. Has the keys of zarr's CacheStore, where ``current_size`` and the numbers of keys
+        are those of this namespace, and more:
 
         ``namespace``
             Whose keys these are.
@@ -685,14 +693,18 @@ def _refuse_itself(source: Store, values: ValueCache, namespace: str) -> None:
         source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
 
 
-def _checked_namespace(namespace: str | None) -> str | None:
+def _checked_namespace(namespace: object) -> str | None:
     """`namespace`, if it may be given.
 
     Raises
     ------
     ValueError
         It would be that of something else.
+    TypeError
+        It is no string.
     """
+    if namespace is not None and not isinstance(namespace, str):
+        raise TypeError(f"namespace must be a string or None, got {namespace!r}")
     if namespace == "":
         raise ValueError(
             "namespace must not be empty: the empty one holds what SqliteStore itself stores"

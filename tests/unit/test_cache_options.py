@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from tests.fakes import CountingStore, buffer, cached_keys, read
 from zarr_cache import CacheStore, SqliteStore
@@ -84,6 +84,11 @@ def test_an_empty_namespace_is_refused(path: Path) -> None:
         caching(path, namespace="")
 
 
+def test_a_namespace_is_a_string(path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^namespace must be .*, got 3$"):
+        caching(path, namespace=3)
+
+
 def test_a_namespace_that_is_given_is_taken(path: Path) -> None:
     store = caching(path, namespace="era5")
 
@@ -105,6 +110,16 @@ class Appending(WrapperStore[MemoryStore]):
 def test_a_cache_store_must_support_deletes() -> None:
     with pytest.raises(ValueError, match="does not support deletes"):
         CacheStore(MemoryStore(), cache_store=Appending(MemoryStore()))
+
+
+@pytest.mark.parametrize("cache_store", [SqliteStore, LocalStore])
+def test_a_cache_store_must_take_writes(
+    path: Path, cache_store: type[SqliteStore | LocalStore]
+) -> None:
+    with pytest.raises(ValueError, match="is read-only"):
+        CacheStore(MemoryStore(), cache_store=cache_store(path, read_only=True))
+
+    assert not path.exists()
 
 
 def test_options_other_than_the_source_are_given_by_name(path: Path) -> None:
