@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import shlex
@@ -85,6 +86,8 @@ async def run(
     _check_installed(url)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zarr-cache-demo-")))
+        # Before it goes: zarr writes files in threads, which no cancellation stops.
+        stack.push_async_callback(asyncio.get_running_loop().shutdown_default_executor)
         if url is None:
             served = _serve_sample(folder / "served", latency_seconds)
             source = await stack.enter_async_context(served)
