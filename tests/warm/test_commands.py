@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
+    from tests.fakes import HeldTime
+
 
 class Command:
     """``zarr-cache`` on the Zarr in the folder, with a cache file of its own."""
@@ -96,6 +98,19 @@ def test_a_dry_run_fetches_nothing(command: Command) -> None:
 
     assert line == "8 chunks: 0 at hand, 0 known to be absent; 10 requests for 800 B"
     assert not {key for key in cached_keys(command.path) if "/c/" in key}
+
+
+def test_what_is_absent_is_believed_for_as_long_as_is_asked_for(
+    command: Command, held_time: HeldTime
+) -> None:
+    zarr.create_array(command.folder / "sparse", shape=4, chunks=2, dtype="u1")
+    warm = ["warm", "--array", "sparse", "--max-age-absent", "7 d"]
+    command.lines(*warm)
+    held_time.step(6 * 86_400)
+    command.folder.rename(command.folder.with_name("away"))
+    command.folder.mkdir()
+
+    assert command.lines(*warm) == ["2 chunks: 0 were at hand, 0 fetched (0 B), 2 absent"]
 
 
 def test_it_ends_with_1_when_the_budget_is_full(command: Command) -> None:

@@ -23,8 +23,8 @@ def _size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-def _age(text: str) -> float:
-    """Seconds."""
+def parse_age(text: str) -> float:
+    """Seconds of an age such as ``"7 d"``."""
     match = _AGE.fullmatch(text)
     if match is None or match[2] not in _SECONDS:
         raise typer.BadParameter(
@@ -56,7 +56,9 @@ MaxSize = Annotated[
 ]
 MaxAge = Annotated[
     float | None,
-    typer.Option(parser=_age, metavar="AGE", help="What is older counts as stale, such as '7 d'."),
+    typer.Option(
+        parser=parse_age, metavar="AGE", help="What is older counts as stale, such as '7 d'."
+    ),
 ]
 ToSize = Annotated[
     int | None,
@@ -68,10 +70,10 @@ ToSize = Annotated[
 ]
 OlderThan = Annotated[
     float | None,
-    typer.Option(parser=_age, metavar="AGE", help="What was fetched at least this long ago."),
+    typer.Option(parser=parse_age, metavar="AGE", help="What was fetched at least this long ago."),
 ]
 UnusedFor = Annotated[
     float | None,
-    typer.Option(parser=_age, metavar="AGE", help="What has not been used for this long."),
+    typer.Option(parser=parse_age, metavar="AGE", help="What has not been used for this long."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")]

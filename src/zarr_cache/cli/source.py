@@ -52,13 +52,19 @@ def _one(text: str) -> int | slice | EllipsisType:
 
 @contextlib.asynccontextmanager
 async def opened(
-    url: str, path: str, cache_file: Path, max_size: int | None = None
+    url: str, path: str, cache_file: Path, **settings: Any
 ) -> AsyncIterator[zarr.AsyncArray[Any] | zarr.AsyncGroup]:
-    """The array or group at `path` of the Zarr at `url`, read through the cache file."""
+    """The array or group at `path` of the Zarr at `url`, read through the cache file.
+
+    Parameters
+    ----------
+    settings
+        Of the `CacheStore`.
+    """
     async with _source(url) as source:
         # Opened first: to a command, a file that is none is no reason to go on without.
         kept = await SqliteStore.open(cache_file)
-        cache = CacheStore(source, cache_store=kept, max_size=max_size)
+        cache = CacheStore(source, cache_store=kept, **settings)
         try:
             yield await asynchronous.open(store=cache, path=path, mode="r")
         finally:

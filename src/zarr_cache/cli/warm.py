@@ -7,7 +7,7 @@ import typer
 import zarr
 
 from zarr_cache.cli import source
-from zarr_cache.cli.options import CacheFile, Json
+from zarr_cache.cli.options import CacheFile, Json, parse_age
 from zarr_cache.cli.terminal import fail, print_json, say
 from zarr_cache.location import default_path
 from zarr_cache.sizes import parse_size
@@ -47,6 +47,14 @@ def warm(
             "evict what it has fetched.",
         ),
     ] = None,
+    max_age_absent: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_age,
+            metavar="AGE",
+            help="For how long it is believed that a key is absent: 60 s without it.",
+        ),
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests that are under way at once.")
     ] = None,
@@ -60,7 +68,8 @@ def warm(
     path = cache_file or default_path()
 
     async def run() -> WarmPlan | WarmReport:
-        async with source.opened(url, array, path, max_size) as node:
+        settings = {"max_size": max_size, "max_age_absent_seconds": max_age_absent}
+        async with source.opened(url, array, path, **settings) as node:
             try:
                 result = await warm_async(
                     node,
