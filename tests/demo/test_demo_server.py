@@ -183,3 +183,17 @@ def test_the_port_is_closed_after_the_block(root: Path) -> None:
 
     with pytest.raises(ConnectionRefusedError):
         ask(server, "/group/chunk")
+
+
+def test_a_connection_that_is_kept_open_is_answered_no_more_after_the_block(root: Path) -> None:
+    def ask_over(connection: HTTPConnection) -> bytes:
+        connection.request("GET", "/group/chunk")
+        return connection.getresponse().read()
+
+    with DemoServer(root) as server:
+        connection = HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+        answered = ask_over(connection)
+
+    assert answered == DATA
+    with contextlib.closing(connection), pytest.raises(ConnectionError):
+        ask_over(connection)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -134,7 +135,27 @@ class _Server(ThreadingHTTPServer):
         self.latency_seconds = latency_seconds
         self.sleep = sleep
         self._traffic = Traffic()
+        self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        with self._lock:
+            self._open.add(connection)
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        # Threads would go on answering over those that clients keep open.
+        with self._lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def count(self, traffic: Traffic) -> None:
         with self._lock:
