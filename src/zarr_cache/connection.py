@@ -21,6 +21,7 @@ from zarr_cache.cache_file import (
     refuse_network,
 )
 from zarr_cache.errors import FileLockedError, is_code
+from zarr_cache.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,23 @@ if TYPE_CHECKING:
 PAGE_SIZE = 16 * 1024
 """Bytes of a page of a new file. See docs/decisions/0002."""
 
-MMAP_BYTES = int(os.environ.get("ZARR_CACHE_MMAP_BYTES", str(2**33)))
+
+def mmap_bytes() -> int:
+    """What the environment says, or 8 GiB.
+
+    Raises
+    ------
+    ValueError
+        It says no size.
+    """
+    named = os.environ.get("ZARR_CACHE_MMAP_BYTES")
+    try:
+        return parse_size(named) if named else 2**33
+    except ValueError as error:
+        raise ValueError(f"ZARR_CACHE_MMAP_BYTES: {error}") from error
+
+
+MMAP_BYTES = mmap_bytes()
 """How much of the file is read through memory mapping. SQLite caps it at its own limit.
 
 With 0 a disk that fails to read is an error code, and not a signal that ends the process.
