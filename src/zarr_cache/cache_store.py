@@ -91,6 +91,12 @@ class CacheStore(WrapperStore[Store]):
     TypeError
         An age or a size is neither a number nor a string nor None, or a name no string.
 
+    Notes
+    -----
+    What the methods of `zarr.abc.store.Store` take and return is told there, and here what is
+    special to them. Errors are those of `store`; what writes raises ValueError if this is
+    read-only.
+
     Examples
     --------
     >>> import zarr

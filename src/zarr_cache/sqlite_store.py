@@ -66,6 +66,10 @@ class SqliteStore(Store):
     The first operation raises `zarr_cache.ForeignFileError` if the file is not one of ours and
     `zarr_cache.NewerSchemaError` if a later release wrote it; both leave it as it was. Any
     operation raises `zarr_cache.StorageError` when SQLite cannot do it: nothing of it is done then.
+    What writes raises ValueError if the store is read-only.
+
+    What the methods of `zarr.abc.store.Store` take and return is told there, and here what is
+    special to them.
 
     Examples
     --------
