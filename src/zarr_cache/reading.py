@@ -373,7 +373,11 @@ def _ask_ranges(
 
 
 def exists(cached: CachedSource, key: str) -> Flow[bool]:
-    """Whether there is such a key."""
+    """Whether there is such a key.
+
+    That there is none is not kept: fsspec's ``exists`` and ``info`` say so of a server that is down
+    as well. Only ``get`` tells.
+    """
     seen = yield from cached.look_up(key, with_data=False)
     if seen is not None:
         if _size_at_hand(cached, seen, key) is not None or _has_range(cached, seen, key):
@@ -382,11 +386,8 @@ def exists(cached: CachedSource, key: str) -> Flow[bool]:
         if _is_absent(cached, seen, key):
             cached.hit(None)
             return False
-        asked_at = cached.values.clock().now_ns()
     exists: bool = yield from call_async(cached.source, lambda source: source.exists(key))
     cached.miss(None, is_fetched=True)
-    if seen is not None and not exists:
-        yield from _keep(cached, key, [(None, None)], seen.found.revision, asked_at)
     return exists
 
 
@@ -396,7 +397,7 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
     Raises
     ------
     FileNotFoundError
-        There is no such key.
+        There is no such key, as far as the source can tell: as with `exists`, nothing is kept.
     """
     seen = yield from cached.look_up(key, with_data=False)
     if seen is not None:
@@ -407,14 +408,8 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
         if _is_absent(cached, seen, key):
             cached.hit(None)
             raise FileNotFoundError(key)
-        asked_at = cached.values.clock().now_ns()
     cached.miss(None, is_fetched=True)
-    try:
-        told: int = yield from call_async(cached.source, lambda source: source.getsize(key))
-    except FileNotFoundError:
-        if seen is not None:
-            yield from _keep(cached, key, [(None, None)], seen.found.revision, asked_at)
-        raise
+    told: int = yield from call_async(cached.source, lambda source: source.getsize(key))
     return told
 
 

@@ -288,23 +288,27 @@ class WarmRun:
         )
 
     async def _some_sizes(self, part: Part) -> list[int]:
-        """Sizes of missing chunks spread evenly over the part; 0 for those that are absent."""
+        """Sizes of missing chunks spread evenly over the part; 0 for those that seem to be absent.
+
+        Each of those is a request later all the same: see `reading.exists`.
+        """
         count = part.count(MISSING)
         chosen = set(np.linspace(0, count - 1, min(count, SIZES_ASKED)).astype(int).tolist())
-        missing = (each for place, each in enumerate(part.missing()) if place in chosen)
+        missing = (key for place, (_, key) in enumerate(part.missing()) if place in chosen)
 
-        async def ask(place: int, key: str) -> int:
+        async def ask(key: str) -> int:
             async with turns:
-                try:
-                    return await self._store.getsize(key)
-                except FileNotFoundError:
-                    # Only what is believed to be absent costs no request later.
-                    if self._cached.believes_absent():
-                        part.states[place] = ABSENT
-                    return 0
+                return await self._size(key)
 
         turns = asyncio.Semaphore(self._max_concurrency)
-        return await asyncio.gather(*(ask(place, key) for place, key in list(missing)))
+        return await asyncio.gather(*(ask(key) for key in missing))
+
+    async def _size(self, key: str) -> int:
+        """Size of a value; 0 if it seems to be absent, which only ``get`` tells for sure."""
+        try:
+            return await self._store.getsize(key)
+        except FileNotFoundError:
+            return 0
 
     # Fetch
 
@@ -362,11 +366,7 @@ class WarmRun:
         reserved = part.most
         if not self._room.reserve(reserved):
             # Near the end of the budget: exactly.
-            try:
-                reserved = await self._store.getsize(key)
-            except FileNotFoundError:
-                part.states[place] = ABSENT
-                return
+            reserved = await self._size(key)
             if not await self._room.wait(reserved):
                 self._stopped = self._stopped or "budget"
                 return

@@ -1,0 +1,209 @@
+"""An HTTP server that fails, also in the middle of an answer, under the clients zarr has for it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from datetime import timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import obstore.store
+import pytest
+import zarr
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
+
+from tests.fakes import PROTOTYPE, assert_accounts, read, values
+from zarr_cache import CacheStore, SqliteStore, warm
+from zarr_cache.byte_range import span
+from zarr_cache.demo.server import byte_span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from pathlib import Path
+
+    from zarr.abc.store import ByteRequest, Store
+
+    type Fault = Literal["unavailable", "cut", "dropped"]
+    type Question = Callable[[CacheStore], Coroutine[None, None, object]]
+
+KEY = "value"
+DATA = bytes(range(256)) * 40
+RANGES: list[ByteRequest | None] = [
+    RangeByteRequest(10, 300),
+    RangeByteRequest(5000, 6000),
+    OffsetByteRequest(9000),
+    SuffixByteRequest(16),
+    None,
+]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FaultyServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        fault = self.server.fault
+        data = self.server.values.get(self.path.lstrip("/"))
+        status, headers, body = HTTPStatus.OK, {}, data or b""
+        if fault == "unavailable":
+            status, body = HTTPStatus.SERVICE_UNAVAILABLE, b"try again later"
+        elif data is None:
+            status = HTTPStatus.NOT_FOUND
+        elif (place := byte_span(self.headers["Range"], len(data))) is not None:
+            start, stop = place
+            status, body = HTTPStatus.PARTIAL_CONTENT, data[start:stop]
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        if fault == "dropped":
+            self.close_connection = True
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if not with_body:
+            return
+        if fault == "cut":
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """Serves `values` by their keys, as well as `fault` lets it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.values: dict[str, bytes] = {KEY: DATA}
+        self.fault: Fault | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with FaultyServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def through_fsspec(url: str) -> Iterator[Store]:
+    options = {"skip_instance_cache": True}
+    source = FsspecStore.from_url(url, storage_options=options, read_only=True)
+
+    async def close() -> None:
+        await (await source.fs.set_session()).close()
+
+    try:
+        yield source
+    finally:
+        sync(close())
+
+
+@contextlib.contextmanager
+def through_obstore(url: str) -> Iterator[Store]:
+    retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
+    options: Any = {"allow_http": True}
+    http = obstore.store.HTTPStore(url, client_options=options, retry_config=retries)
+    yield ObjectStore(http, read_only=True)
+
+
+each_client = pytest.mark.parametrize("client", [through_fsspec, through_obstore])
+
+
+async def exists(store: CacheStore) -> bool:
+    return await store.exists(KEY)
+
+
+async def getsize(store: CacheStore) -> int:
+    return await store.getsize(KEY)
+
+
+async def get(store: CacheStore) -> list[bytes | None]:
+    return [await read(store, KEY, byte_range) for byte_range in RANGES]
+
+
+async def get_ranges(store: CacheStore) -> list[bytes | None]:
+    found: dict[int, Any] = {}
+    async for batch in store.get_ranges(KEY, RANGES, prototype=PROTOTYPE):
+        found.update(batch)
+    return [found[place].to_bytes() for place in range(len(RANGES))]
+
+
+PARTS = [DATA[slice(*span(byte_range, len(DATA)))] for byte_range in RANGES]
+TRUTH: dict[Question, object] = {
+    exists: True,
+    getsize: len(DATA),
+    get_ranges: PARTS,
+    get: PARTS,
+}
+
+
+@each_client
+@pytest.mark.parametrize("fault", ["unavailable", "cut", "dropped"])
+@pytest.mark.parametrize("question", TRUTH)
+def test_nothing_is_kept_of_an_answer_that_failed(
+    question: Question,
+    fault: Fault,
+    client: Callable[[str], contextlib.AbstractContextManager[Store]],
+    server: FaultyServer,
+    path: Path,
+) -> None:
+    with client(server.url) as source:
+        store = CacheStore(source, cache_store=SqliteStore(path), max_age_absent_seconds="infinity")
+        server.fault = fault
+        # Each client has errors of its own, and fsspec none for some of these.
+        with contextlib.suppress(Exception):
+            sync(question(store))
+        server.fault = None
+        truth: dict[Question, object] = {each: sync(each(store)) for each in TRUTH}
+
+    assert truth == TRUTH
+    assert_accounts(path)
+
+
+@each_client
+def test_a_chunk_is_not_taken_for_absent_because_the_server_was_down_in_a_dry_run(
+    client: Callable[[str], contextlib.AbstractContextManager[Store]],
+    server: FaultyServer,
+    tmp_path: Path,
+    path: Path,
+) -> None:
+    data = np.arange(1, 9)
+    folder = tmp_path / "array"
+    zarr.create_array(LocalStore(folder), data=data, chunks=(2,))
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    server.values = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    with client(server.url) as source:
+        array = zarr.open_array(CacheStore(source, cache_store=SqliteStore(path)), mode="r")
+        server.fault = "unavailable"
+        with contextlib.suppress(Exception):
+            warm(array, dry_run=True)
+        server.fault = None
+        report = warm(array)
+
+        assert values(array) == data.tolist()
+        assert (report.fetched, report.absent) == (4, 0)
