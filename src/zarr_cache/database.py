@@ -126,6 +126,9 @@ class Database(Protocol):
     def clock(self) -> PersistentClock:
         """The clock that stamps what is kept in this database."""
 
+    def is_gone(self) -> bool:
+        """Whether there is no file any more: nobody wants one for what waits to be written."""
+
     def heal(self, error: FileDamagedError) -> Path | None:
         """Set the damaged file aside, so that the next operation begins another."""
 
@@ -401,6 +404,10 @@ class FileDatabase:
             self._forget_connections()
         self._size = size
 
+    def is_gone(self) -> bool:
+        """Whether the path names no file."""
+        return not self.path.exists()
+
     def _lose(self, why: str) -> None:
         logger.warning("%s: %s; it is opened anew", self.path, why)
         self._be_quiet()
@@ -614,7 +621,8 @@ class FileDatabase:
     def close(self) -> None:
         """Write what waits and close every connection; the next operation opens the file again.
 
-        The last process to close leaves no ``-wal`` and ``-shm`` behind.
+        The last process to close leaves no ``-wal`` and ``-shm`` behind. If the file was deleted,
+        no other is begun for what waits.
         """
         if not self.is_open:
             return
@@ -633,6 +641,9 @@ class FileDatabase:
             loop_connection.end()
         for connection in idle:
             connection.close()
+        if self.is_gone():
+            with contextlib.suppress(OSError):
+                cache_file.drop_log(self.path, self._log)
 
     def after_fork_in_child(self) -> None:
         """Forget the threads, which are the parent's."""

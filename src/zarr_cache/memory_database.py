@@ -64,6 +64,10 @@ class MemoryDatabase:
         """Run the operation in this thread: nothing here waits for a disk."""
         return self.run(operation, *args, **kwargs)
 
+    def is_gone(self) -> bool:
+        """It is there as long as the process."""
+        return False
+
     def heal(self, error: FileDamagedError) -> Path | None:
         """Nothing is set aside: there is no file."""
         raise error

@@ -321,6 +321,10 @@ class ValueCache:
 
     def write_waiting(self) -> None:
         """Write the answers that wait, and the uses if there are many."""
+        if self._database.is_gone():
+            # Whoever deleted it wants no other, until somebody reads.
+            self._forget_waiting()
+            return
         while len(self._admissions):
             ended: list[Admission] = []
             failure = None
@@ -343,9 +347,19 @@ class ValueCache:
             self._is_unswept = False
             self._drop(private.PREFIX, private.PREFIX_END, private.has_ended)
 
+    def _forget_waiting(self) -> None:
+        """Keep nothing of the answers that wait, nor the uses of what was in the file."""
+        while ended := self._admissions.take():
+            self._admissions.taken_away(ended, self.pending)
+            for each in ended:
+                each.end(None)
+        self.pending.take_touches()
+
     def _work(self) -> None:
         """What is done while readers go on."""
         self.write_waiting()
+        if self._database.is_gone():
+            return
         try:
             while self._run_here(self._reads, space.has_much_free):
                 self._run_here(self._writes, space.give_back)
@@ -480,6 +494,8 @@ class ValueCache:
         self._drop(own, f"{own[:-1]};", lambda _: True)
 
     def _drop(self, first: str, end: str, is_of_no_use: Callable[[str], bool]) -> None:
+        if self._database.is_gone():
+            return
         try:
             useless = self._run_here(self._reads, fence.namespaces, first, end)
             for name in filter(is_of_no_use, useless):
@@ -490,6 +506,8 @@ class ValueCache:
             logger.info("what is of no use any more could not be removed: %s", error)
 
     def _write_pending_now(self) -> None:
+        if self._database.is_gone():
+            return
         try:
             run(self.write_pending())
         except LeftAloneError:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes import assert_accounts, buffer, is_cache_file, leave_process, restart
+from tests.fakes import (
+    assert_accounts,
+    buffer,
+    close_everything,
+    is_cache_file,
+    leave_process,
+    restart,
+)
 from tests.fault.sources import (
     KEYS,
     LONGEST_SECONDS,
@@ -96,6 +103,26 @@ async def test_a_file_that_is_gone_is_begun_anew(
     assert is_cache_file(path)
     assert_accounts(path)
     assert len(told(warned)) <= 1
+
+
+@pytest.mark.parametrize("go", WAYS, ids=lambda way: way.__name__)
+async def test_no_file_is_begun_for_what_was_still_to_be_written(
+    path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    # Uses and counts wait.
+    await read_all(surface, store)
+    go(path)
+    close_everything()
+    left = [file for file in (path, *log_of(path)) if file.exists()]
+    found = await read_all(surface, store)
+
+    assert left == []
+    assert found == VALUES
+    assert told(warned) == []
 
 
 @pytest.mark.parametrize("go", WAYS, ids=lambda way: way.__name__)

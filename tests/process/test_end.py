@@ -205,6 +205,21 @@ def test_a_process_ends_with_the_exit_code_it_asks_for(
     assert order(path) == ["b", "c", "a"]
 
 
+def test_a_folder_that_was_removed_before_the_end_stays_so(path: Path) -> None:
+    script = """
+import shutil
+store.get_sync("a")
+store.flush()
+store.get_sync("a")
+shutil.rmtree(os.path.dirname(sys.argv[1]))
+"""
+    folder = path.parent / "folder"
+    out, errors, code = run(folder / path.name, script)
+
+    assert (out, errors, code) == ("", "", 0)
+    assert not folder.exists()
+
+
 def test_an_error_that_ends_a_process_loses_nothing(path: Path, tmp_path: Path) -> None:
     error = "raise LookupError('of the script')"
     out, errors, code = run(path, READ_IN_A_LOOP.format(end=error))
