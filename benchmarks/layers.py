@@ -25,7 +25,7 @@ from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
 from zarr_cache import index
-from zarr_cache.database import FileDatabase
+from zarr_cache.file_database import FileDatabase
 from zarr_cache.values import read_blob
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.storage import WrapperStore
 
 from zarr_cache import CacheStore, SqliteStore, register_namespace
-from zarr_cache.database import FileDatabase
+from zarr_cache.file_database import FileDatabase
 from zarr_cache.value_cache import ValueCache
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from zarr_cache import cache_file
 from zarr_cache.clock import PersistentClock, resumed_ns
-from zarr_cache.database import NEWEST_STAMP
+from zarr_cache.file_database import NEWEST_STAMP
 from zarr_cache.index import NEVER, prefix_end
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from zarr_cache import byte_range as requests
 from zarr_cache import html, index, report, stored, verify
 from zarr_cache.buffers import to_array, to_buffer
 from zarr_cache.connection import connect_to_refused
-from zarr_cache.database import FileDatabase
 from zarr_cache.errors import CacheError, FileDamagedError
+from zarr_cache.file_database import FileDatabase
 from zarr_cache.location import default_path
 from zarr_cache.sizes import format_size
 from zarr_cache.verify import Problem

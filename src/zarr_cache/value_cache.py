@@ -23,13 +23,13 @@ from zarr_cache import (
 )
 from zarr_cache.admission import Admission, Admissions
 from zarr_cache.breaker import Breaker
-from zarr_cache.database import FileDatabase
 from zarr_cache.errors import (
     CacheError,
     FileDamagedError,
     LeftAloneError,
     OutOfMemoryError,
 )
+from zarr_cache.file_database import FileDatabase
 from zarr_cache.flight import Flights
 from zarr_cache.flow import run, step
 from zarr_cache.pending import Pending

@@ -24,7 +24,7 @@ from tests.fakes import (
     values,
 )
 from zarr_cache import CacheStore, SqliteStore, index, loop_connection
-from zarr_cache.database import FileDatabase
+from zarr_cache.file_database import FileDatabase
 from zarr_cache.index import EVER
 from zarr_cache.loop_connection import LoopConnection
 

@@ -18,11 +18,11 @@ PACKAGE = Path(zarr_cache.__file__).parent
 CHAINS = [
     [{"cli.__init__"}, {"cache_store"}, {"store_cache"}, {"value_cache"}, {"fence"}, {"admission"}],
     [{"cli.__init__"}, {"removal", "space"}],
-    [{"removal"}, {"report"}, {"index", "database"}],
+    [{"removal"}, {"report"}, {"index", "file_database"}],
     [{"admission"}, {"budget"}, {"index", "range_cache"}, {"byte_range"}],
     [{"sqlite_store"}, {"stored"}, {"index"}, {"values"}, {"checksum"}],
-    [{"cache_store"}, {"sqlite_store"}, {"database"}, {"connection"}, {"migrate"}, {"errors"}],
-    [{"value_cache"}, {"database", "flight", "range_cache"}, {"clock", "flow"}],
+    [{"cache_store"}, {"sqlite_store"}, {"file_database"}, {"connection"}, {"migrate"}, {"errors"}],
+    [{"value_cache"}, {"file_database", "flight", "range_cache"}, {"clock", "flow"}],
 ]
 PAIRS = [pair for chain in CHAINS for pair in pairwise(chain)]
 LEVELS = [level for chain in CHAINS for level in chain]

@@ -1,0 +1,643 @@
+"""A cache file in this process: its connections, shared by every store that names it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import multiprocessing
+import os
+import sqlite3
+import threading
+import weakref
+from collections import deque
+from functools import partial
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, ClassVar, Concatenate
+
+from zarr_cache import cache_file
+from zarr_cache.clock import PersistentClock, resumed_ns
+from zarr_cache.connection import (
+    Connection,
+    Turns,
+    connect,
+    connect_to,
+    deleted,
+    open_file,
+    reopen_read_only,
+)
+from zarr_cache.errors import (
+    FileDamagedError,
+    FileReadOnlyError,
+    MigrationError,
+    OutOfMemoryError,
+    StorageError,
+    UnstorableKeyError,
+    translated,
+)
+from zarr_cache.loop_connection import LoopConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from zarr_cache.cache_file import Place
+
+logger = logging.getLogger(__name__)
+
+# Along the index entry_by_use. No other stamp is newer: what is stored is used at that time.
+# A stamp from which the clock could not count on, far beyond the year 2100, is not one of ours.
+NEWEST_STAMP = """
+SELECT coalesce(max(used_at), 0)
+FROM (
+    SELECT max(used_at) AS used_at FROM entry WHERE kind = 'stored' AND used_at < 1 << 62
+    UNION ALL
+    SELECT max(used_at) FROM entry WHERE kind = 'value' AND used_at < 1 << 62
+    UNION ALL
+    SELECT max(used_at) FROM entry WHERE kind = 'absent' AND used_at < 1 << 62
+    UNION ALL
+    SELECT max(used_at) FROM entry WHERE kind = 'fence' AND used_at < 1 << 62
+)
+"""
+
+
+# Somebody's data, which is not set aside with what is only kept.
+STORED_ENTRIES = """
+SELECT 1
+FROM total
+WHERE kind = 'stored' AND entries > 0
+"""
+
+# The same without any index. Walks all entries.
+STORED_ROW = """
+SELECT 1
+FROM entry NOT INDEXED
+WHERE kind = 'stored'
+LIMIT 1
+"""
+
+
+FAILURES = (sqlite3.Error, MemoryError, UnicodeError, FileDamagedError)
+"""What an operation raises when the file fails it. Python encodes keys, some of which are no text,
+and decodes SQLite's messages, some of which tell bytes of a damaged schema that are none."""
+
+
+class FileDatabase:
+    """A cache file in this process. Opened at the first operation, and again after `close`.
+
+    Get one from `of`, so that there is one for each file: two would not know of each other's range
+    entries and stamps.
+
+    Attributes
+    ----------
+    path
+        The file, absolute and with symbolic links followed.
+    is_open
+        Whether the file is open.
+    """
+
+    _by_path: ClassVar[weakref.WeakValueDictionary[Path, FileDatabase]] = (
+        weakref.WeakValueDictionary()
+    )
+    # What holds connections lives until it is closed, or to the end of the interpreter.
+    _opened: ClassVar[set[FileDatabase]] = set()
+    _registry_lock = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.before_close: list[Callable[[], None]] = []
+        self.before_end: list[Callable[[], None]] = []
+        self.after_fork: list[Callable[[], None]] = []
+        self.after_loss: list[Callable[[], None]] = []
+        self._name = str(path)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start without connections: at first, and in the child of a fork."""
+        self._lock = threading.RLock()
+        # Operations under way, and whether those that come wait until none is.
+        self._under_way = 0
+        self._is_quiet = False
+        self._changed = threading.Condition(self._lock)
+        self._turns = Turns()
+        self._connections: set[Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnection] = {}
+        self._starting: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        self._clock: PersistentClock | None = None
+        self.is_open = False
+        # What was opened: which file, how long it was when last looked at, and how.
+        self._place: Place | None = None
+        self._size = 0
+        self._log: Place | None = None
+        self._holds_stored = False
+        self._is_read_only = self._is_immutable = False
+
+    @classmethod
+    def of(cls, path: Path) -> FileDatabase:
+        """The one database of this process for the file that `path` names."""
+        path = path.resolve()
+        with cls._registry_lock:
+            database = cls._by_path.get(path)
+            if database is None:
+                database = cls._by_path[path] = cls(path)
+            return database
+
+    def clock(self) -> PersistentClock:
+        """The clock of the file, which begins at opening.
+
+        Raises
+        ------
+        ForeignFileError, NewerSchemaError, MigrationError, StorageError
+            The file cannot be opened.
+        """
+        return self._clock or self._open()
+
+    def _open(self) -> PersistentClock:
+        with self._lock:
+            if self._clock is not None and self.is_open:
+                return self._clock
+            try:
+                # Before it is opened: if it is another by then, the next operation finds out.
+                self._place = cache_file.place_of(self.path)
+                written_ns = cache_file.written_ns(self.path)
+                connection = open_file(self.path, self._turns)
+                self._place = self._place or cache_file.place_of(self.path)
+                floor_ns = resumed_ns(self._read_first(connection), written_ns)
+            except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
+                raise self._translated(error) from error
+            except OSError as error:
+                raise StorageError(f"{self.path}: {error}") from error
+            except MigrationError as error:
+                raise MigrationError(f"{self.path}: {error}") from error
+            except FileDamagedError as error:
+                error.place = self._place
+                raise
+            self._is_read_only = connection.is_read_only
+            self._is_immutable = connection.is_immutable
+            self._size = 0
+            self._connections.add(connection)
+            self._idle.append(connection)
+            if self._clock is None:
+                self._clock = PersistentClock(floor_ns=floor_ns)
+            else:
+                self._clock.begin_anew(floor_ns=floor_ns)
+            self.is_open = True
+            self._remember()
+            how = " for reading only" if self._is_read_only else ""
+            logger.info("%s: opened%s", self.path, how)
+            return self._clock
+
+    def _read_first(self, connection: Connection) -> int:
+        """The newest stamp in the file; from then on its log is there, too."""
+        try:
+            self._holds_stored = bool(connection.execute(STORED_ENTRIES).fetchone())
+            (floor_ns,) = connection.execute(NEWEST_STAMP).fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        self._log = cache_file.place_of(cache_file.log_of(self.path))
+        return int(floor_ns)
+
+    def _remember(self) -> None:
+        """See to it that the file is closed at the end of the interpreter."""
+        with self._registry_lock:
+            if not self._opened and multiprocessing.parent_process() is not None:
+                # A child that multiprocessing has forked ends without what atexit knows.
+                Finalize(None, _close_databases, exitpriority=0)
+            self._opened.add(self)
+
+    def _connect(self) -> Connection:
+        """Another connection to what is open."""
+        if self._is_read_only:
+            connection = reopen_read_only(self.path, self._turns)
+        else:
+            log = cache_file.log_of(self.path)
+            if self._connections and not log.exists():
+                # Beside connections that still have it SQLite makes no other.
+                raise deleted(log)
+            connection = connect_to(self.path, self._turns)
+        self._connections.add(connection)
+        return connection
+
+    def run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``operation(connection, *args, **kwargs)`` in this thread.
+
+        Raises
+        ------
+        StorageError
+            SQLite refused; what the operation had written is rolled back.
+        """
+        try:
+            connection = self._take()
+            try:
+                return operation(connection, *args, **kwargs)
+            finally:
+                self._put_back(connection)
+        except FAILURES as error:
+            own = self._translated(error)
+            if not isinstance(own, FileReadOnlyError):
+                raise own from error
+        return self._run_reopened(operation, *args, **kwargs)
+
+    def _run_reopened[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As `run`, after what could not be written to: it may have been opened at a bad time."""
+        with self._lock:
+            # What one connection found that it may not write, all others believe as well.
+            self._be_quiet()
+            try:
+                self._close_all()
+                self._open()
+            finally:
+                self._end_quiet()
+        try:
+            connection = self._take()
+            try:
+                return operation(connection, *args, **kwargs)
+            finally:
+                self._put_back(connection)
+        except FAILURES as error:
+            own = self._translated(error)
+            if isinstance(own, FileReadOnlyError) and self._is_of_another_version(error):
+                own = FileDamagedError(f"{self.path}: its header says that nothing may be written")
+                own.place = self._place
+            raise own from error
+
+    def _is_of_another_version(self, error: Exception) -> bool:
+        """Whether SQLite writes nothing although everything can be written to.
+
+        It serves files of a write version that it does not know, and none of our files has one.
+        """
+        return (
+            not self._is_read_only
+            and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY
+            and cache_file.is_writable(self.path)
+        )
+
+    def _translated(self, error: Exception) -> StorageError:
+        """What one of `FAILURES` comes to."""
+        if isinstance(error, MemoryError):
+            return OutOfMemoryError(f"{self.path}: no memory for a value")
+        if isinstance(error, UnicodeEncodeError):
+            return UnstorableKeyError(
+                f"{self.path}: {error.object!r} is no text that can be stored"
+            )
+        if isinstance(error, FileDamagedError):
+            if error.place is not None:
+                return error
+            own: StorageError = FileDamagedError(f"{self.path}: {error}")
+        elif isinstance(error, sqlite3.Error):
+            own = translated(error, self.path)
+        else:
+            own = FileDamagedError(f"{self.path}: {error}")
+        if isinstance(own, FileDamagedError):
+            own.place = self._place
+        return own
+
+    def _take(self) -> Connection:
+        """A connection for an operation, which `_put_back` takes again."""
+        with self._lock:
+            # The child of a fork could hang on SQLite's own locks, and a file that is in use is not
+            # set aside.
+            while self._is_quiet:
+                self._changed.wait()
+            if self.is_open:
+                self._look_at_file()
+            if not self.is_open:
+                self._open()
+            connection = self._idle.pop() if self._idle else self._connect()
+            self._under_way += 1
+            return connection
+
+    def _put_back(self, connection: Connection) -> None:
+        with self._lock:
+            self._end_operation()
+            if connection in self._connections:
+                self._idle.append(connection)
+                return
+        # It was in use while the others were closed.
+        connection.close()
+
+    def _look_at_file(self) -> None:
+        """Forget the connections if the path names another file by now, or none."""
+        try:
+            now = os.stat(self._name)  # noqa: PTH116 - at every operation: a Path costs as much again
+        except FileNotFoundError:
+            self._lose("it was deleted while it was open")
+            return
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error}") from error
+        if self._place != (now.st_dev, now.st_ino):
+            self._lose("another file was put in its place while it was open")
+            return
+        size = now.st_size
+        if size == 0 < self._size:
+            self._lose("it was emptied while it was open")
+            return
+        if size < self._size:
+            # What is mapped into memory beyond its end must not be touched. Mostly it has given
+            # space back; if somebody has cut it, SQLite will find out.
+            self._forget_connections()
+        elif self._is_immutable and cache_file.log_of(self.path).exists():
+            # Somebody writes, and what was taken to stay as it is does not.
+            self._forget_connections()
+        self._size = size
+
+    def is_gone(self) -> bool:
+        """Whether the path names no file."""
+        return not self.path.exists()
+
+    def _lose(self, why: str) -> None:
+        logger.warning("%s: %s; it is opened anew", self.path, why)
+        self._be_quiet()
+        try:
+            # What is in the log goes into the file that was, wherever that is now.
+            for connection in self._idle:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._close_all()
+            with contextlib.suppress(OSError):
+                cache_file.drop_log(self.path, self._log)
+        finally:
+            self._end_quiet()
+        for forget in self.after_loss:
+            forget()
+
+    def _forget_connections(self) -> None:
+        """Close the connections that nobody uses, and leave the others to those who do."""
+        with self._lock:
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+            self._connections.clear()
+            self.is_open = False
+
+    def _close_all(self) -> None:
+        """Close every connection, while no operation is under way."""
+        for loop_connection in list(self._by_loop.values()):
+            loop_connection.close_now()
+        self._forget_connections()
+
+    def heal(self, error: FileDamagedError) -> Path | None:
+        """Set the damaged file aside, so that the next operation begins another.
+
+        Returns
+        -------
+        Path or None
+            Where it is now; None if somebody else has set it aside already.
+
+        Raises
+        ------
+        CacheError
+            It is left where it is: it is not ours any more, holds what somebody has stored in it,
+            or cannot be renamed.
+        """
+        with self._lock:
+            self._be_quiet()
+            try:
+                if self._may_hold_stored():
+                    raise StorageError(
+                        f"{error}; it holds values that were stored with SqliteStore and is left "
+                        f"where it is: see 'zarr-cache verify -f {self.path}'"
+                    )
+                self._close_all()
+                aside = cache_file.set_aside(self.path, error.place)
+            except OSError as failure:
+                raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
+            finally:
+                self._end_quiet()
+            if aside is not None:
+                logger.warning("%s; it is now %s, and another is begun", error, aside)
+                for forget in self.after_loss:
+                    forget()
+            return aside
+
+    def _may_hold_stored(self) -> bool:
+        """Whether the file holds values that somebody has stored, or did when it was opened."""
+        try:
+            with contextlib.closing(connect(self._name, self._turns)) as connection:
+                with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
+                    if connection.execute(STORED_ENTRIES).fetchone():
+                        return True
+                # That the total tells of none is not enough: it may be what is damaged.
+                with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
+                    return bool(connection.execute(STORED_ROW).fetchone())
+        except FAILURES:
+            pass  # too damaged to tell now
+        return self._holds_stored
+
+    def _be_quiet(self) -> None:
+        """Wait until no operation is under way, and let none begin."""
+        while self._is_quiet:
+            self._changed.wait()
+        self._is_quiet = True
+        while self._under_way:
+            self._changed.wait()
+
+    def _end_quiet(self) -> None:
+        self._is_quiet = False
+        self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        """Close every connection, once no thread is inside SQLite, and let none in.
+
+        SQLite remembers which files a process has open and locked. A child inherits the memory and
+        not the locks, and would write without any ("How To Corrupt An SQLite Database File", 2.6).
+        """
+        if self.is_open:
+            self._write_waiting()
+        with self._lock:
+            self._be_quiet()
+            self._close_all()
+
+    def after_fork_in_parent(self) -> None:
+        """Let operations begin again."""
+        with self._lock:
+            self._end_quiet()
+
+    async def run_async[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``operation(connection, *args, **kwargs)`` on the thread of this event loop.
+
+        Raises
+        ------
+        StorageError
+            As from `run`.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            mine = self._by_loop.get(loop)
+            if mine and mine.is_running and mine.connection in self._connections:
+                guarded = partial(self._guarded, operation)
+                return await mine.run(guarded, *args, **kwargs)
+            try:
+                await self._start(loop)
+            except FAILURES as error:
+                own = self._translated(error)
+                if not isinstance(own, FileReadOnlyError):
+                    raise own from error
+                return await asyncio.to_thread(partial(self.run, operation, *args, **kwargs))
+
+    def _guarded[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        connection: Connection,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        with self._lock:
+            while self._is_quiet:
+                self._changed.wait()
+            if self.is_open:
+                self._look_at_file()
+            is_usable = connection in self._connections
+            if is_usable:
+                self._under_way += 1
+        if not is_usable:
+            # Closed, or of a file that is gone, while this waited for its turn.
+            return self.run(operation, *args, **kwargs)
+        try:
+            return operation(connection, *args, **kwargs)
+        except FAILURES as error:
+            own = self._translated(error)
+            if not isinstance(own, FileReadOnlyError):
+                raise own from error
+        finally:
+            with self._lock:
+                self._end_operation()
+        return self._run_reopened(operation, *args, **kwargs)
+
+    def _end_operation(self) -> None:
+        self._under_way -= 1
+        if self._is_quiet:
+            self._changed.notify_all()
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make a connection for `loop`; tasks that ask at once wait for the same one."""
+        task = self._starting.get(loop)
+        if task is None or task.done():
+            task = self._starting[loop] = loop.create_task(self._start_connection(loop))
+            # Whoever waits for it may be cancelled.
+            task.add_done_callback(partial(self._started, loop))
+        await asyncio.shield(task)
+
+    def _started(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+        if self._starting.get(loop) is task:
+            del self._starting[loop]
+
+    async def _start_connection(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Those of loops that have been closed, and of this one if its file is open no more.
+        for ended in list(self._by_loop):
+            if ended is loop or ended.is_closed():
+                # Another loop that starts at the same time may have come before.
+                its = self._by_loop.pop(ended, None)
+                if its is not None:
+                    await its.close()
+        # It may wait for another process that creates the file.
+        await asyncio.to_thread(self._open)
+        connection = self._take()
+        loop_connection = LoopConnection(loop, connection)
+        with self._lock:
+            # From here on it is the loop's, and whoever closes every connection finds it there. It
+            # is not in use: this loop's own thread may wait until none is.
+            self._by_loop[loop] = loop_connection
+            self._end_operation()
+        try:
+            await loop_connection.start()
+        except BaseException:
+            with self._lock:
+                self._connections.discard(connection)
+            connection.close()
+            raise
+        if connection not in self._connections:
+            # Closed in between: the caller starts another.
+            await loop_connection.close()
+
+    def close(self) -> None:
+        """Write what waits and close every connection; the next operation opens the file again.
+
+        The last process to close leaves no ``-wal`` and ``-shm`` behind. If the file was deleted,
+        no other is begun for what waits.
+        """
+        if not self.is_open:
+            return
+        self._write_waiting()
+        with self._lock:
+            loop_connections = list(self._by_loop.values())
+            idle = list(self._idle)
+            self._by_loop.clear()
+            self._idle.clear()
+            self._connections.clear()
+            self.is_open = False
+            # Not when all are closed: it may be open again by then.
+            with self._registry_lock:
+                self._opened.discard(self)
+        for loop_connection in loop_connections:
+            loop_connection.end()
+        for connection in idle:
+            connection.close()
+        if self.is_gone():
+            with contextlib.suppress(OSError):
+                cache_file.drop_log(self.path, self._log)
+
+    def after_fork_in_child(self) -> None:
+        """Forget the threads, which are the parent's."""
+        _left_to_the_parent.append((self._by_loop, self._starting))
+        self._begin()
+        for begin in self.after_fork:
+            begin()
+
+    def _write_waiting(self) -> None:
+        for write in self.before_close:
+            write()
+
+
+_left_to_the_parent: list[object] = []
+
+
+def _close_databases() -> None:
+    for database in list(FileDatabase._opened):  # noqa: SLF001 - of this module
+        for end in database.before_end:
+            end()
+        database.close()
+
+
+def _before_fork() -> None:
+    for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+        database.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+        database.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    FileDatabase._registry_lock = threading.Lock()  # noqa: SLF001 - of this module
+    for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+        database.after_fork_in_child()
+    FileDatabase._opened.clear()  # noqa: SLF001 - of this module
+
+
+atexit.register(_close_databases)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
