@@ -356,7 +356,13 @@ class FileDatabase:
 
     def is_gone(self) -> bool:
         """Whether the path names no file."""
-        return not self.path.exists()
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            pass  # it cannot be told; what opens the file says why
+        return False
 
     def _lose(self, why: str) -> None:
         logger.warning("%s: %s; it is opened anew", self.path, why)
