@@ -321,9 +321,12 @@ class CachedSource:
             self.values.trust(self.namespace)
 
     def enforce(self) -> Flow[None]:
-        """Come under the limits."""
+        """Come under the limits, as far as the file can be written to."""
         self.values.flush()
-        removed = yield from self.values.enforce(self.namespace, self.limits())
+        try:
+            removed = yield from self.values.enforce(self.namespace, self.limits())
+        except CacheError:
+            return  # the log tells why
         self.count_removed(removed)
 
     def flush(self) -> None:
