@@ -359,8 +359,9 @@ class CacheStore(WrapperStore[Store]):
         """What is kept, and under which settings.
 
         Removes what is stale first, at most 256 values and as many absences: what is left counts
-        as kept, and so does all of it while the file cannot be written to. Has the keys of zarr's CacheStore, where ``current_size`` and the numbers of keys
-        are those of this namespace, and more:
+        as kept, and so does all of it while the file cannot be written to. Has the keys of zarr's
+        CacheStore, where ``current_size`` and the numbers of keys are those of this namespace, and
+        more:
 
         ``namespace``
             Whose keys these are.

@@ -20,12 +20,15 @@ from zarr_cache.cache_file import (
     refuse_foreign,
     refuse_network,
 )
-from zarr_cache.errors import FileLockedError, is_code
+from zarr_cache.errors import FileLockedError, StorageError, is_code
 from zarr_cache.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+OLDEST_SQLITE = (3, 40)
+"""An older one may take the schema of a file for damage."""
 
 PAGE_SIZE = 16 * 1024
 """Bytes of a page of a new file. See docs/decisions/0002."""
@@ -232,7 +235,18 @@ def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:
         Path or, with `uri`, a ``file:`` URI (https://www.sqlite.org/uri.html).
     turns
         What the writers of this process to this database share.
+
+    Raises
+    ------
+    StorageError
+        SQLite is older than `OLDEST_SQLITE`.
     """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StorageError(
+            f"{database}: not opened by the SQLite of this Python, {sqlite3.sqlite_version}: "
+            f"{'.'.join(map(str, OLDEST_SQLITE))} or newer is needed, which the Python of uv, "
+            "conda or python.org has"
+        )
     connection = sqlite3.connect(  # noqa: TID251 - here, with our pragmas
         database,
         uri=uri,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -400,4 +399,3 @@ def test_closing_leaves_the_file_alone_in_its_folder(path: Path, tmp_path: Path)
     store.close()
 
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert sqlite3.sqlite_version_info >= (3, 37)  # what STRICT tables need
