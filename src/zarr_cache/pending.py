@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from zarr_cache.connection import Connection
     from zarr_cache.statistics import Statistics
 
+MOST_PENDING = 1024
+"""So many uses are gathered before they are written: a crash may lose as many,"""
+
+LONGEST_PENDING_NS = 10 * 10**9
+"""and for so long, if there are more: other processes evict by what is in the file."""
+
 MOST_TOUCHES = 100_000
 """While the file cannot be written to, so many uses are remembered."""
 
@@ -49,6 +55,8 @@ class Pending:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._touches: dict[int, int] = {}
+        # Stamps of the first use since these were last taken, and of the last.
+        self._since = self._until = 0
         self._counts: dict[str, Counter[str]] = {}
         self.counted: set[Statistics] = set()
 
@@ -56,17 +64,26 @@ class Pending:
         """Number of entries whose last use is not in the file yet."""
         return len(self._touches)
 
-    def touch(self, entry: int, used_at: int) -> int:
-        """Note a use of the entry; return of how many entries there are some now."""
+    @property
+    def are_due(self) -> bool:
+        """Whether it is time to write them: there are many, or the first is old."""
+        return len(self._touches) >= MOST_PENDING or self._until - self._since >= LONGEST_PENDING_NS
+
+    def touch(self, entry: int, used_at: int) -> bool:
+        """Note a use of the entry; return whether they `are_due`."""
         with self._lock:
+            if not self._touches:
+                self._since = used_at
+            self._until = used_at
             if len(self._touches) < MOST_TOUCHES:
                 self._touches[entry] = used_at
-            return len(self._touches)
+            return self.are_due
 
     def take_touches(self) -> dict[int, int]:
         """The uses noted since the last call."""
         with self._lock:
             touches, self._touches = self._touches, {}
+            self._since = self._until
         return touches
 
     def put_back(self, touches: dict[int, int]) -> None:

@@ -55,9 +55,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOST_PENDING = 1024
-"""So many uses are gathered before they are written: a crash may lose as many."""
-
 MANY_WAITING_BYTES = 8 * 2**20
 """Answers of so many bytes are written at once."""
 
@@ -316,11 +313,11 @@ class ValueCache:
         """Note a use of what was found; let what has gathered be written."""
         if found.entry is None:
             self._admissions.touch(namespace, key, used_at)
-        elif self.pending.touch(found.entry, used_at) >= MOST_PENDING:
+        elif self.pending.touch(found.entry, used_at):
             self.write_soon()
 
     def write_waiting(self) -> None:
-        """Write the answers that wait, and the uses if there are many."""
+        """Write the answers that wait, and the uses if they are due."""
         if self._database.is_gone():
             # Whoever deleted it wants no other, until somebody reads.
             self._forget_waiting()
@@ -341,7 +338,7 @@ class ValueCache:
                 # Also when Ctrl-C comes: others may wait for these.
                 for each in ended:
                     each.end(failure)
-        if len(self.pending) >= MOST_PENDING:
+        if self.pending.are_due:
             self._write_pending_now()
         if self._is_unswept:
             self._is_unswept = False

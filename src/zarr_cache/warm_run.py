@@ -14,7 +14,6 @@ from zarr.storage import MemoryStore, WrapperStore
 from zarr_cache.chunk_coverage import at_hand
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run_async
-from zarr_cache.value_cache import MOST_PENDING
 from zarr_cache.warm_report import WarmPlan, WarmReport
 
 if TYPE_CHECKING:
@@ -245,8 +244,7 @@ class WarmRun:
 
     async def _touch(self, entry: int) -> None:
         values = self._cached.values
-        values.pending.touch(entry, values.clock().stamp_ns())
-        if len(values.pending) >= MOST_PENDING:
+        if values.pending.touch(entry, values.clock().stamp_ns()):
             try:
                 await run_async(values.write_pending())
             except CacheError as error:

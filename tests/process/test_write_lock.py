@@ -11,7 +11,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import PROTOTYPE, CountingStore, buffer, open_file, read
 from zarr_cache import CacheStore, SqliteStore, connection
-from zarr_cache.value_cache import MOST_PENDING
+from zarr_cache.pending import MOST_PENDING
 
 if TYPE_CHECKING:
     import sqlite3
