@@ -322,6 +322,7 @@ class CachedSource:
 
     def enforce(self) -> Flow[None]:
         """Come under the limits, as far as the file can be written to."""
+        yield from self.values.known(self.namespace)
         self.values.flush()
         try:
             removed = yield from self.values.enforce(self.namespace, self.limits())

@@ -100,14 +100,14 @@ class StoreCache(ValueCache):
 
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, with the checksums of its value."""
-        yield from self._fill(namespace)
+        yield from self.known(namespace)
         return self._run_here(self._reads, index.peek, namespace, key)
 
     def at_hand(
         self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
     ) -> Flow[dict[str, Kept]]:
         """What is kept and fresh of the keys with this prefix, without its bytes."""
-        yield from self._fill(namespace)
+        yield from self.known(namespace)
         return (yield from super().at_hand(namespace, prefix, fresh_after, absent_fresh_after))
 
     def admit(
@@ -151,7 +151,7 @@ class StoreCache(ValueCache):
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
         """Come under the limits."""
-        yield from self._fill(namespace)
+        yield from self.known(namespace)
         removed = yield from super().enforce(namespace, limits)
         yield from self._delete([*removed.evicted, *removed.expired])
         return removed
@@ -206,12 +206,12 @@ class StoreCache(ValueCache):
 
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
         """Remove what is kept under a prefix, and refuse what is being fetched."""
-        yield from self._fill(namespace)
+        yield from self.known(namespace)
         removed = yield from super().fence_prefix(namespace, prefix)
         yield from self._delete(removed)
         return removed
 
-    def _fill(self, namespace: str) -> Flow[None]:
+    def known(self, namespace: str) -> Flow[None]:
         """Take what the store lists into the index, once; who comes meanwhile waits."""
         self._namespaces.add(namespace)
         if self._is_filled:

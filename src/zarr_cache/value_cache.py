@@ -228,6 +228,10 @@ class ValueCache:
         if not self._database.is_open:
             yield from self._run(self._reads, index.nothing)
 
+    def known(self, namespace: str) -> Flow[None]:  # noqa: ARG002 - as in `StoreCache`
+        """Wait until what is kept can be told."""
+        return self.opened()
+
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, without its bytes."""
         yield from self.opened()
