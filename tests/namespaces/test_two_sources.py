@@ -106,7 +106,7 @@ async def opened(kind: Kind, path: Path) -> CountingStore:
         await source.set(f"only-{path.name}/zarr.json", buffer(b"{}"))
     if isinstance(source._store, ZipStore):
         source.close()
-        source = CountingStore(ZipStore(path, mode="r"))
+        source = CountingStore(await ZipStore.open(path, mode="r"))
     source.reset()
     return source
 
