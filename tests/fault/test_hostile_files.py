@@ -274,7 +274,11 @@ SCHEMAS = {
         WRITABLE,
         "UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (size >= 0)', '') WHERE name = 'entry'",
     ),
-    "a table of another kind": ("CREATE VIRTUAL TABLE theirs USING fts5 (a)",),
+    "a table of another kind": (
+        WRITABLE,
+        """INSERT INTO sqlite_schema
+        VALUES ('table', 'theirs', 'theirs', 0, 'CREATE VIRTUAL TABLE theirs USING a_kind (a)')""",
+    ),
     "a view in the place of SQLite's own": ("CREATE VIEW pragma_table_info AS SELECT 1",),
     "a table in the place of another": (
         WRITABLE,
