@@ -52,15 +52,18 @@ def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
             return max(0, size - suffix), size
 
 
-def may_have(byte_range: ByteRequest, length: int) -> bool:
-    """Whether an answer of `length` bytes can be what the request means in some value.
+def may_be_kept(byte_range: ByteRequest, length: int) -> bool:
+    """Whether an answer of `length` bytes is as long as was asked for.
 
-    Some HTTP servers ignore ``Range`` and send the whole value, which fsspec hands on as the part.
+    A longer one is the whole value: some HTTP servers ignore ``Range``, and fsspec hands on what
+    they send as the part. A shorter one is the end of the value, or less than the server was asked
+    for, which HTTP allows (RFC 9110, 15.3.7), and no client tells one from the other. Of an
+    `OffsetByteRequest` the length tells nothing.
     """
     match byte_range:
         case RangeByteRequest(start, end):
-            return length <= max(0, end - start)
+            return length == max(0, end - start)
         case SuffixByteRequest(suffix):
-            return length <= suffix
+            return length == suffix
         case _:
             return True

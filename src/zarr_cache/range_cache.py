@@ -44,12 +44,12 @@ class RangeEntry:
 
     @property
     def start(self) -> int | None:
-        """Where in the value the bytes begin; None for its last bytes, if there may be more."""
+        """Where in the value the bytes begin; None for its last bytes."""
         match self.request:
             case RangeByteRequest(start, _) | OffsetByteRequest(start):
                 return start
-            case SuffixByteRequest(suffix):
-                return 0 if len(self.data) < suffix else None
+            case SuffixByteRequest():
+                return None
 
     @property
     def stop(self) -> int:
@@ -59,11 +59,7 @@ class RangeEntry:
     @property
     def reaches_end(self) -> bool:
         """Whether they are known to be the last of the value."""
-        match self.request:
-            case RangeByteRequest(start, stop):
-                return len(self.data) < stop - start
-            case _:
-                return True
+        return not isinstance(self.request, RangeByteRequest)
 
     def slice_for(self, request: ByteRequest) -> tuple[int, int] | None:
         """Which of the bytes are asked for, as a half-open interval; None if not all are here."""

@@ -13,6 +13,7 @@ from zarr_cache.cached_source import Seen
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
 from zarr_cache.forecast import METADATA
+from zarr_cache.measured import MeasuredStore, measured
 from zarr_cache.range_cache import RangeEntry
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _keep_parts(
         return
     limits = cached.limits()
     for request, data in parts:
-        if cached.is_kept(data) and requests.may_have(request, len(data)):
+        if cached.is_kept(data) and requests.may_be_kept(request, len(data)):
             stamp = cached.values.clock().stamp_ns()
             entry = RangeEntry(cached.namespace, key, request, data, asked_at, revision, stamp)
             limits.ranges.add(entry, fence=found.fence)
@@ -231,7 +232,7 @@ def get_ranges(
     seen = yield from cached.look_up(key, with_data=False)
     if seen is None:
         places = list(range(len(byte_ranges)))
-        pieces = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
+        pieces, _ = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
         return [[(place, as_type(prototype, buffer)) for place, buffer in b] for b in pieces]
     if _is_absent(cached, seen, key):
         cached.hit(None)
@@ -317,12 +318,12 @@ def _lead_ranges(
     if not led:
         return []
     asked_at = cached.values.clock().now_ns()
-    batches = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
+    batches, odd = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
     pieces = [piece for batch in batches for piece in batch]
     # All of them land before one is kept: whoever follows waits for nothing else.
     for place, buffer in () if cached.may_be_of_another(asked_at) else pieces:
         led[place].land(buffer)
-    answers = [(byte_ranges[place], buffer) for place, buffer in pieces]
+    answers = [(byte_ranges[place], buffer) for place, buffer in pieces if place not in odd]
     yield from _keep(cached, key, answers, revision, asked_at)
     return batches
 
@@ -352,24 +353,34 @@ def _ask_ranges(
     byte_ranges: Sequence[ByteRequest | None],
     places: list[int],
     settings: dict[str, int],
-) -> Flow[Batches]:
-    """What the source answers in one ``get_ranges``, in its batches, by place in `byte_ranges`."""
+) -> Flow[tuple[Batches, set[int]]]:
+    """What the source answers in one ``get_ranges``, by place in `byte_ranges`.
+
+    Returns
+    -------
+    tuple
+        Its batches, and the places whose bytes may be others than were asked for.
+    """
     asked = [byte_ranges[place] for place in places]
     prototype = cpu.buffer_prototype
 
-    async def collect(source: Store) -> list[Sequence[tuple[int, Buffer | None]]]:
-        batches = source.get_ranges(key, asked, prototype=prototype, **settings)
-        return [batch async for batch in batches]
+    async def collect(source: Store) -> tuple[Store, Batches]:
+        reader = measured(source, "get_ranges")
+        batches = reader.get_ranges(key, asked, prototype=prototype, **settings)
+        return reader, [list(batch) async for batch in batches]
 
-    def collect_sync(source: Store) -> list[Sequence[tuple[int, Buffer | None]]]:
+    def collect_sync(source: Store) -> tuple[Store, Batches]:
+        reader = measured(source, "get_ranges_sync")
         chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
-        return [source.get_ranges_sync(key, asked, prototype=prototype, **chosen)]
+        return reader, [list(reader.get_ranges_sync(key, asked, prototype=prototype, **chosen))]
 
-    batches = yield from call(cached.source, collect_sync, collect)
+    reader, batches = yield from call(cached.source, collect_sync, collect)
     for batch in batches:
         for _, buffer in batch:
             cached.miss(buffer, is_fetched=True)
-    return [[(places[place], buffer) for place, buffer in batch] for batch in batches]
+    is_odd = reader.is_odd if isinstance(reader, MeasuredStore) else lambda _: False
+    odd = {place for place in places if is_odd(byte_ranges[place])}
+    return [[(places[place], buffer) for place, buffer in batch] for batch in batches], odd
 
 
 def exists(cached: CachedSource, key: str) -> Flow[bool]:

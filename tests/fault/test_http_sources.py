@@ -23,12 +23,12 @@ from zarr_cache.byte_range import span
 from zarr_cache.demo.server import byte_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from pathlib import Path
 
     from zarr.abc.store import ByteRequest, Store
 
-    type Fault = Literal["unavailable", "cut", "dropped"]
+    type Fault = Literal["unavailable", "cut", "dropped", "whole", "less"]
     type Question = Callable[[CacheStore], Coroutine[None, None, object]]
 
 KEY = "value"
@@ -54,6 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
+        self.server.asked += 1
         fault = self.server.fault
         data = self.server.values.get(self.path.lstrip("/"))
         status, headers, body = HTTPStatus.OK, {}, data or b""
@@ -61,8 +62,10 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = HTTPStatus.SERVICE_UNAVAILABLE, b"try again later"
         elif data is None:
             status = HTTPStatus.NOT_FOUND
-        elif (place := byte_span(self.headers["Range"], len(data))) is not None:
+        elif fault != "whole" and (place := byte_span(self.headers["Range"], len(data))):
             start, stop = place
+            if fault == "less":
+                stop = (start + stop + 1) // 2
             status, body = HTTPStatus.PARTIAL_CONTENT, data[start:stop]
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         if fault == "dropped":
@@ -91,6 +94,7 @@ class FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.values: dict[str, bytes] = {KEY: DATA}
         self.fault: Fault | None = None
+        self.asked = 0
 
     @property
     def url(self) -> str:
@@ -142,15 +146,19 @@ async def getsize(store: CacheStore) -> int:
     return await store.getsize(KEY)
 
 
-async def get(store: CacheStore) -> list[bytes | None]:
-    return [await read(store, KEY, byte_range) for byte_range in RANGES]
+async def get(
+    store: CacheStore, byte_ranges: Sequence[ByteRequest | None] = RANGES
+) -> list[bytes | None]:
+    return [await read(store, KEY, byte_range) for byte_range in byte_ranges]
 
 
-async def get_ranges(store: CacheStore) -> list[bytes | None]:
+async def get_ranges(
+    store: CacheStore, byte_ranges: Sequence[ByteRequest | None] = RANGES
+) -> list[bytes | None]:
     found: dict[int, Any] = {}
-    async for batch in store.get_ranges(KEY, RANGES, prototype=PROTOTYPE):
+    async for batch in store.get_ranges(KEY, byte_ranges, prototype=PROTOTYPE):
         found.update(batch)
-    return [found[place].to_bytes() for place in range(len(RANGES))]
+    return [found[place].to_bytes() for place in range(len(byte_ranges))]
 
 
 PARTS = [DATA[slice(*span(byte_range, len(DATA)))] for byte_range in RANGES]
@@ -183,6 +191,40 @@ def test_nothing_is_kept_of_an_answer_that_failed(
 
     assert truth == TRUTH
     assert_accounts(path)
+
+
+@each_client
+@pytest.mark.parametrize("fault", ["whole", "less"])
+@pytest.mark.parametrize("method", ["get", "get_ranges"])
+def test_nothing_is_kept_of_an_answer_to_another_request(
+    method: str,
+    fault: Fault,
+    client: Callable[[str], contextlib.AbstractContextManager[Store]],
+    server: FaultyServer,
+    path: Path,
+) -> None:
+    # Neighbours, which are read in one, and the end.
+    asked: list[ByteRequest | None] = [
+        RangeByteRequest(10, 300),
+        RangeByteRequest(400, 600),
+        SuffixByteRequest(16),
+    ]
+    ask = get_ranges if method == "get_ranges" else get
+    with client(server.url) as source:
+        store = CacheStore(source, cache_store=SqliteStore(path))
+        server.fault = fault
+        # obstore refuses most of these, and fsspec hands them on.
+        with contextlib.suppress(Exception):
+            sync(ask(store, asked))
+        server.fault = None
+        size = sync(getsize(store))
+        parts = sync(ask(store, asked))
+        asked_again = server.asked
+        again = sync(ask(store, asked))
+
+    assert size == len(DATA)
+    assert parts == again == [DATA[slice(*span(each, len(DATA)))] for each in asked]
+    assert server.asked == asked_again
 
 
 @each_client

@@ -73,10 +73,10 @@ def answer(
     """What a source with a value of `size` bytes answers."""
     start, stop = span(request, size)
     match request:
-        case RangeByteRequest(_, asked_stop):
-            tells = True, stop < asked_stop
-        case SuffixByteRequest(suffix):
-            tells = stop - start < suffix, True
+        case RangeByteRequest():
+            tells = True, False
+        case SuffixByteRequest():
+            tells = False, True
         case _:
             tells = True, True
     return Answer(key, start, stop, stored_at, revision, *tells)
