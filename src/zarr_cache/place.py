@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from urllib.parse import SplitResult
 
     type OfFileSystem = Callable[[Any, str], str | None]
@@ -156,11 +156,13 @@ def _of_http(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None
     session = options.get("client_kwargs") or {}
     headers = {**(session.get("headers") or {}), **(options.get("headers") or {})}
     is_chosen_by_url = (
-        {name.lower() for name in headers} <= _NEUTRAL_HEADERS
-        and not options.get("params")
-        and not session.get("base_url")
+        _are_neutral(headers) and not options.get("params") and not session.get("base_url")
     )
     return of_url(path) if is_chosen_by_url else None
+
+
+def _are_neutral(headers: Iterable[str]) -> bool:
+    return {name.lower() for name in headers} <= _NEUTRAL_HEADERS
 
 
 def _of_s3fs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
@@ -228,7 +230,8 @@ def of_object_store(store: Any) -> str | None:
     config = getattr(store, "config", None) or {}
     match kind:
         case "HTTPStore":
-            return of_url(store.url)
+            headers = (getattr(store, "client_options", None) or {}).get("default_headers") or {}
+            return of_url(store.url) if _are_neutral(headers) else None
         case "LocalStore" if prefix:
             return Path(prefix).resolve().as_uri()
         case "S3Store" if config.get("bucket"):

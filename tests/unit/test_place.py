@@ -121,6 +121,18 @@ def test_what_else_chooses_a_value_of_a_url_makes_it_private(
     assert is_private(named(HTTP, **options)) is not is_named
 
 
+@pytest.mark.parametrize(
+    ("header", "is_named"), [("Authorization", True), ("X-Dataset", False), ("Host", False)]
+)
+def test_a_header_of_obstore_that_chooses_a_value_of_a_url_makes_it_private(
+    header: str, is_named: bool
+) -> None:
+    options: Any = {"default_headers": {header: "a"}}
+    store = obstore.store.HTTPStore(HTTP, client_options=options)
+
+    assert is_private(name_of(ObjectStore(store))) is not is_named
+
+
 def test_characters_of_a_key_are_no_parts_of_a_url() -> None:
     names = {named(f"s3://bucket/{key}", anon=True) for key in ("a", "a#1", "a?version=1", "a%231")}
 
