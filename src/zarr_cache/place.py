@@ -239,7 +239,11 @@ def of_object_store(store: Any) -> str | None:
             endpoint = config.get("endpoint") or _environment(
                 "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"
             )
-            region = config.get("region") or _environment("AWS_REGION", "AWS_DEFAULT_REGION")
+            region = (
+                config.get("region")
+                or config.get("default_region")
+                or _environment("AWS_REGION", "AWS_DEFAULT_REGION")
+            )
             return _of_s3(f"{config['bucket']}/{prefix}", endpoint, region)
         case "GCSStore" if config.get("bucket"):
             return _of_gcs(f"{config['bucket']}/{prefix}", _gcs_endpoint(config))

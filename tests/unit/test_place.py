@@ -177,8 +177,9 @@ def test_a_bucket_of_another_partition_is_another() -> None:
     regions = ["eu-west-1", "cn-north-1", "us-gov-west-1", "us-isob-east-1"]
     of_obstore = [s3(region=region) for region in regions]
     of_s3fs = [named("s3://bucket/data", client_kwargs={"region_name": each}) for each in regions]
+    by_default = [s3(config={"aws_default_region": region}) for region in regions]
 
-    assert of_obstore == of_s3fs
+    assert of_obstore == by_default == of_s3fs
     assert of_obstore == [
         "s3://bucket/data",
         "s3://bucket/data at aws-cn",
