@@ -18,7 +18,7 @@ from zarr_cache.errors import CacheError
 from zarr_cache.faults import Faults
 from zarr_cache.flow import is_on_loop, run, run_async
 from zarr_cache.forecast import Forecast
-from zarr_cache.namespace import changing_path, name_of
+from zarr_cache.namespace import changing_path, name_of, reads_urls
 from zarr_cache.sizes import format_size, parse_size
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.statistics import Statistics
@@ -168,6 +168,7 @@ class CacheStore(WrapperStore[Store]):
             faults=Faults(statistics),
             forecast=Forecast(),
             changing_path=None if namespace is not None else changing_path(store),
+            reads_urls=namespace is None and reads_urls(store),
         )
 
     @property

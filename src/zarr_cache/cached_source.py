@@ -36,6 +36,8 @@ ABSENT_SECONDS = 60
 """For how long a read-only view believes that a key is absent, unless told otherwise."""
 
 
+_OF_URLS = frozenset("#%?")
+
 _private: weakref.WeakSet[CachedSource] = weakref.WeakSet()
 
 
@@ -96,6 +98,8 @@ class CachedSource:
         What happened, what went wrong, and what the next read is likely to be.
     changing_path
         Where `source` is, if that path may lead elsewhere some day.
+    reads_urls
+        Whether `source` takes a key for the end of a URL, which others of its name may not do.
     """
 
     source: Store
@@ -106,6 +110,7 @@ class CachedSource:
     faults: Faults
     forecast: Forecast
     changing_path: Path | None = None
+    reads_urls: bool = False
 
     # Where a relative path begins; None if there is none.
     folder: str | None = field(init=False)
@@ -174,7 +179,7 @@ class CachedSource:
         self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
     ) -> Flow[Seen | None]:
         """What is kept of the key; None when the source is to be asked, and nothing is kept."""
-        if not is_storable(key):
+        if not is_storable(key) or (self.reads_urls and not _OF_URLS.isdisjoint(key)):
             return None
         if self.faults.are_untold:
             self.faults.tell()

@@ -119,6 +119,18 @@ def folder_of(source: Any) -> Path | None:
     return None
 
 
+def reads_urls(source: Any) -> bool:
+    """Whether the source reads a key as the end of a URL, as fsspec does, and obstore does not.
+
+    ``a#b`` is then the key ``a`` to it, and ``a%20b`` is ``a b``.
+    """
+    answer = _answer(source)
+    if isinstance(answer, Store):
+        return reads_urls(answer)
+    is_http = answer is not None and answer.startswith(("http://", "https://"))
+    return is_http and type(source) is FsspecStore
+
+
 def _answer(source: Any) -> str | Store | None:
     cls = type(source)
     known = _KNOWN.get(cls) or _KNOWN_BY_NAME.get(place.class_name(cls))

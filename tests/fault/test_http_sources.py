@@ -8,6 +8,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import obstore.store
@@ -15,7 +16,7 @@ import pytest
 import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, ObjectStore
+from zarr.storage import FsspecStore, LocalStore, LoggingStore, ObjectStore
 
 from tests.fakes import PROTOTYPE, assert_accounts, read, values
 from zarr_cache import CacheStore, SqliteStore, warm
@@ -225,6 +226,22 @@ def test_nothing_is_kept_of_an_answer_to_another_request(
     assert size == len(DATA)
     assert parts == again == [DATA[slice(*span(each, len(DATA)))] for each in asked]
     assert server.asked == asked_again
+
+
+def test_neither_client_answers_for_the_other_where_a_key_is_no_end_of_a_url(
+    server: FaultyServer, path: Path
+) -> None:
+    keys = ["a b", "a%20b", "a#b", "a?b", "a+b"]
+    server.values = {"a": b"fsspec"} | {quote(key): key.encode() for key in keys}
+    with through_fsspec(server.url) as fsspecs, through_obstore(server.url) as obstores:
+        sources = [fsspecs, LoggingStore(fsspecs), obstores]
+        stores = [CacheStore(each, cache_store=SqliteStore(path)) for each in sources]
+        found = [[sync(read(store, key)) for key in keys] for store in [*stores, *stores]]
+        truth = [[sync(read(source, key)) for key in keys] for source in sources]
+
+    assert found == [*truth, *truth]
+    assert truth[0] != truth[2]
+    assert len({store.namespace for store in stores}) == 1
 
 
 @each_client
