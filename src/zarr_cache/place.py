@@ -233,7 +233,8 @@ def of_object_store(store: Any) -> str | None:
             headers = (getattr(store, "client_options", None) or {}).get("default_headers") or {}
             return of_url(store.url) if _are_neutral(headers) else None
         case "LocalStore" if prefix:
-            return Path(prefix).resolve().as_uri()
+            # Where a link, or the working directory, led when the store was made is not told.
+            return Path(prefix).as_uri() if Path(prefix) == Path(prefix).resolve() else None
         case "S3Store" if config.get("bucket"):
             # What obstore takes from the environment is not in its configuration.
             endpoint = config.get("endpoint") or _environment(

@@ -332,3 +332,23 @@ def test_an_endpoint_in_a_key_of_google_is_one(tmp_path: Path) -> None:
 
 def test_an_obstore_without_a_folder_has_a_name_of_its_own() -> None:
     assert is_private(name_of(ObjectStore(obstore.store.LocalStore())))
+
+
+def test_a_folder_that_obstore_came_to_by_a_path_that_may_lead_elsewhere_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "b/a"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    stores = [obstore.store.LocalStore(each) for each in ("a", link, tmp_path / "a")]
+    # obstore reads the same folder for as long as the store lives.
+    link.unlink()
+    link.symlink_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    relative, linked, direct = [name_of(ObjectStore(store)) for store in stores]
+
+    assert is_private(relative)
+    assert is_private(linked)
+    assert direct == (tmp_path / "a").as_uri()
