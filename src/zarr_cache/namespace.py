@@ -19,6 +19,7 @@ from zarr.storage import (
     WrapperStore,
     ZipStore,
 )
+from zarr.storage._fsspec import ALLOWED_EXCEPTIONS
 
 from zarr_cache import place, private
 from zarr_cache.sqlite_store import SqliteStore
@@ -197,7 +198,12 @@ def _of_cache_store(source: Any) -> str | None:
 
 
 def _of_fsspec(source: FsspecStore) -> str | None:
-    return _of_file_system(source.fs, source.path)
+    name = _of_file_system(source.fs, source.path)
+    allowed = set(source.allowed_exceptions)
+    if name is None or allowed == set(ALLOWED_EXCEPTIONS):
+        return name
+    # What is an error to others, such as a 403, is an absent key to this one.
+    return f"{name} absent by {' '.join(sorted(map(place.class_name, allowed)))}"
 
 
 def _of_file_system(file_system: Any, path: str) -> str | None:

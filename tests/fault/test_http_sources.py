@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+import aiohttp
 import numpy as np
 import obstore.store
 import pytest
@@ -226,6 +227,27 @@ def test_nothing_is_kept_of_an_answer_to_another_request(
     assert size == len(DATA)
     assert parts == again == [DATA[slice(*span(each, len(DATA)))] for each in asked]
     assert server.asked == asked_again
+
+
+def test_an_error_that_one_source_takes_for_an_absent_key_is_none_to_another(
+    server: FaultyServer, path: Path
+) -> None:
+    with through_fsspec(server.url) as strict:
+        assert isinstance(strict, FsspecStore)
+        errors = (FileNotFoundError, aiohttp.ClientResponseError)
+        lenient = FsspecStore(
+            strict.fs, read_only=True, path=strict.path, allowed_exceptions=errors
+        )
+        cache, of_lenient = (
+            CacheStore(each, cache_store=SqliteStore(path)) for each in (strict, lenient)
+        )
+        server.fault = "unavailable"
+        absent = sync(read(of_lenient, KEY))
+        server.fault = None
+
+        assert absent is None
+        assert sync(read(cache, KEY)) == DATA
+        assert cache.namespace == server.url
 
 
 def test_neither_client_answers_for_the_other_where_a_key_is_no_end_of_a_url(
