@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr_cache import clock, migrate
 from zarr_cache.errors import (
     FileDamagedError,
+    FileLockedError,
     ForeignFileError,
     NetworkFileSystemError,
     NewerSchemaError,
@@ -118,6 +120,11 @@ def locked_folder(path: Path, *, is_shared: bool) -> Iterator[None]:
         A file in the folder.
     is_shared
         Whether others may hold the lock at once who ask for it to be shared.
+
+    Raises
+    ------
+    FileLockedError
+        Another process holds the lock for longer than we wait: it may be suspended.
     """
     if sys.platform == "win32":
         # A file that is open cannot be renamed there at all.
@@ -130,12 +137,29 @@ def locked_folder(path: Path, *, is_shared: bool) -> Iterator[None]:
         yield
         return
     try:
-        with contextlib.suppress(OSError):
-            # Some file systems have no such locks.
-            fcntl.flock(folder, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
+        _lock(folder, path, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)
+
+
+def _lock(folder: int, path: Path, how: int) -> None:
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            # Not a flock that waits: nothing would end that while a process is suspended.
+            fcntl.flock(folder, how | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise FileLockedError(
+                    f"{path}: another process keeps its folder locked, to open a file of it or to "
+                    "set one aside"
+                ) from error
+            time.sleep(0.002)
+        except OSError:
+            return  # some file systems have no such locks
+        else:
+            return
 
 
 def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
@@ -157,6 +181,8 @@ def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
     ------
     ForeignFileError
         The file is not ours any more, and is left as it is.
+    FileLockedError
+        As `locked_folder`.
     OSError
         It cannot be renamed.
     """
@@ -188,7 +214,7 @@ def is_writable(path: Path) -> bool:
 
 
 def drop_log(path: Path, log: Place | None) -> None:
-    """Remove the log of a file that the path names no more.
+    """Remove the log of a file that the path names no more, in a `locked_folder`.
 
     SQLite takes a log for that of whatever file lies beside it, and would write it over that file.
 
@@ -197,11 +223,10 @@ def drop_log(path: Path, log: Place | None) -> None:
     log
         Of the log that is to go. One that another process has begun since stays.
     """
-    with locked_folder(path, is_shared=False):
-        if log is None or place_of(log_of(path)) != log:
-            return
-        log_of(path).unlink(missing_ok=True)
-        path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
+    if log is None or place_of(log_of(path)) != log:
+        return
+    log_of(path).unlink(missing_ok=True)
+    path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
 
 
 def is_ours(path: Path) -> bool:

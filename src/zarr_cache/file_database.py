@@ -29,6 +29,7 @@ from zarr_cache.connection import (
 )
 from zarr_cache.errors import (
     FileDamagedError,
+    FileLockedError,
     FileReadOnlyError,
     MigrationError,
     OutOfMemoryError,
@@ -365,16 +366,18 @@ class FileDatabase:
         return False
 
     def _lose(self, why: str) -> None:
-        logger.warning("%s: %s; it is opened anew", self.path, why)
         self._be_quiet()
         try:
-            # What is in the log goes into the file that was, wherever that is now.
-            for connection in self._idle:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._close_all()
-            with contextlib.suppress(OSError):
-                cache_file.drop_log(self.path, self._log)
+            # Before anything is forgotten: who does not get the lock finds the loss again.
+            with cache_file.locked_folder(self.path, is_shared=False):
+                logger.warning("%s: %s; it is opened anew", self.path, why)
+                # What is in the log goes into the file that was, wherever that is now.
+                for connection in self._idle:
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._close_all()
+                with contextlib.suppress(OSError):
+                    cache_file.drop_log(self.path, self._log)
         finally:
             self._end_quiet()
         for forget in self.after_loss:
@@ -598,7 +601,11 @@ class FileDatabase:
         for connection in idle:
             connection.close()
         if self.is_gone():
-            with contextlib.suppress(OSError):
+            # If the lock is not to be had, SQLite removes the log when a file is begun beside it.
+            with (
+                contextlib.suppress(OSError, FileLockedError),
+                cache_file.locked_folder(self.path, is_shared=False),
+            ):
                 cache_file.drop_log(self.path, self._log)
 
     def after_fork_in_child(self) -> None:

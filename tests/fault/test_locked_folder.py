@@ -1,0 +1,136 @@
+"""Another process keeps the folder locked, suspended while it opens a file or sets one aside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes import assert_accounts, restart
+from tests.fault.sources import (
+    LONGEST_SECONDS,
+    SURFACES,
+    VALUES,
+    new_cache,
+    new_source,
+    read_all,
+    settle,
+    told,
+)
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from warnings import WarningMessage
+
+    from tests.fakes import HeldTime
+    from tests.fault.sources import Read
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there"),
+    pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES),
+]
+
+PAGE = 16 * 1024
+
+
+@contextmanager
+def locked(folder: Path, how: int) -> Iterator[None]:
+    """Locks of two descriptors exclude each other, as those of two processes do."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def is_set_aside(path: Path) -> bool:
+    return any(name.startswith(f"{path.name}.damaged-") for name in names_in(path.parent))
+
+
+async def test_a_read_does_not_wait_for_a_process_that_is_suspended_while_it_sets_a_file_aside(
+    path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    with locked(path.parent, fcntl.LOCK_EX):
+        found = await read_all(surface, store)
+    short_waits.step(LONGEST_SECONDS)
+    await read_all(surface, store)
+    settle(store)
+    source.reset()
+    after = await read_all(surface, store)
+
+    assert found == after == VALUES
+    assert source.requests.total() == 0
+    assert "keeps its folder locked" in told(warned)[0]
+    assert_accounts(path)
+
+
+async def test_a_file_that_is_gone_is_begun_anew_when_a_process_that_was_suspended_goes_on(
+    path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    deleted(path)
+    with locked(path.parent, fcntl.LOCK_SH):
+        found = await read_all(surface, store)
+        is_begun = path.name in names_in(path.parent)
+    short_waits.step(LONGEST_SECONDS)
+    await read_all(surface, store)
+    settle(store)
+    restart(store)
+    source.reset()
+    after = await read_all(surface, new_cache(source, path))
+
+    assert found == after == VALUES
+    assert not is_begun
+    assert source.requests.total() == 0
+    assert "keeps its folder locked" in told(warned)[0]
+    assert_accounts(path)
+
+
+async def test_a_damaged_file_is_set_aside_when_a_process_that_was_suspended_goes_on(
+    path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    restart(store)
+    os.truncate(path, PAGE)
+    store = new_cache(source, path)
+    with locked(path.parent, fcntl.LOCK_SH):
+        found = await read_all(surface, store)
+        is_aside_meanwhile = is_set_aside(path)
+    # The first round finds the damage, the second fills the new file.
+    for _ in range(2):
+        short_waits.step(LONGEST_SECONDS)
+        await read_all(surface, store)
+        settle(store)
+    source.reset()
+    after = await read_all(surface, store)
+
+    assert found == after == VALUES
+    assert not is_aside_meanwhile
+    assert is_set_aside(path)
+    assert source.requests.total() == 0
+    assert "keeps its folder locked" in told(warned)[0]
+    assert_accounts(path)
