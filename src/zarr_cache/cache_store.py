@@ -244,10 +244,12 @@ class CacheStore(WrapperStore[Store]):
 
         Both open again when they are used again, by this CacheStore or another.
         """
-        self.flush()
-        super().close()
         if isinstance(self._cache, SqliteStore):
+            # Which writes what waits.
             self._cache.close()
+        else:
+            self.flush()
+        super().close()
         self._is_open = False
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's

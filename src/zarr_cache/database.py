@@ -21,7 +21,9 @@ class Database(Protocol):
     before_close
         Called by `close` while operations still run, to write what waits.
     before_end
-        Called at the end of the interpreter, before that.
+        Called at the end of the interpreter instead.
+    before_pause
+        Called before a fork, while operations still run, to write what can be written at once.
     after_fork
         Called in the child of a fork, after the database has forgotten its connections.
     after_loss
@@ -33,6 +35,7 @@ class Database(Protocol):
 
     before_close: list[Callable[[], None]]
     before_end: list[Callable[[], None]]
+    before_pause: list[Callable[[], None]]
     after_fork: list[Callable[[], None]]
     after_loss: list[Callable[[], None]]
     is_open: bool

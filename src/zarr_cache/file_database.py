@@ -109,6 +109,7 @@ class FileDatabase:
         self.path = path
         self.before_close: list[Callable[[], None]] = []
         self.before_end: list[Callable[[], None]] = []
+        self.before_pause: list[Callable[[], None]] = []
         self.after_fork: list[Callable[[], None]] = []
         self.after_loss: list[Callable[[], None]] = []
         self._name = str(path)
@@ -465,7 +466,8 @@ class FileDatabase:
         not the locks, and would write without any ("How To Corrupt An SQLite Database File", 2.6).
         """
         if self.is_open:
-            self._write_waiting()
+            for write in self.before_pause:
+                write()
         with self._lock:
             self._be_quiet()
             self._close_all()
@@ -585,7 +587,18 @@ class FileDatabase:
         """
         if not self.is_open:
             return
-        self._write_waiting()
+        for write in self.before_close:
+            write()
+        self._close_connections()
+
+    def end(self) -> None:
+        """Close the file at the end of the interpreter."""
+        for end in self.before_end:
+            end()
+        if self.is_open:
+            self._close_connections()
+
+    def _close_connections(self) -> None:
         with self._lock:
             loop_connections = list(self._by_loop.values())
             idle = list(self._idle)
@@ -615,19 +628,13 @@ class FileDatabase:
         for begin in self.after_fork:
             begin()
 
-    def _write_waiting(self) -> None:
-        for write in self.before_close:
-            write()
-
 
 _left_to_the_parent: list[object] = []
 
 
 def _close_databases() -> None:
     for database in list(FileDatabase._opened):  # noqa: SLF001 - of this module
-        for end in database.before_end:
-            end()
-        database.close()
+        database.end()
 
 
 def _before_fork() -> None:

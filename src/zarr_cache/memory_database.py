@@ -31,6 +31,7 @@ class MemoryDatabase:
     def __init__(self) -> None:
         self.before_close: list[Callable[[], None]] = []
         self.before_end: list[Callable[[], None]] = []
+        self.before_pause: list[Callable[[], None]] = []
         self.after_fork: list[Callable[[], None]] = []
         self.after_loss: list[Callable[[], None]] = []
         self.lock = threading.Lock()

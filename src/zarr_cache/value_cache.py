@@ -113,6 +113,7 @@ class ValueCache:
         # the last CacheStore.
         database.before_close.append(self._end)
         database.before_end.append(self._drop_private)
+        database.before_pause.append(self._pause)
         database.after_fork.append(self._begin)
         database.after_loss.append(self._forget_file)
 
@@ -484,6 +485,11 @@ class ValueCache:
         self._writer.stop()
         # Later is too late.
         self._writes.try_again()
+        self._pause()
+
+    def _pause(self) -> None:
+        """Write what waits, unless the file is left alone just now."""
+        self._writer.stop()
         self.flush()
         self._write_pending_now()
 

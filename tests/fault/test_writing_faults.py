@@ -33,6 +33,7 @@ from tests.fault.sources import (
     told,
 )
 from zarr_cache import connection
+from zarr_cache.file_database import FileDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,6 +136,46 @@ async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
     assert set(source.keys) == set(OTHERS)
     assert tried_again == tried
     assert store.cache_stats()["faults"] >= 1
+
+
+@pytest.mark.usefixtures("short_waits")
+async def test_what_is_kept_is_told_meanwhile(
+    path: Path, fault: Fault, statements: Statements
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_all(SURFACES["async"], store, KEPT)
+    settle(store)
+    before = store.cache_info()
+    with fault.begin(path, statements):
+        told_meanwhile = [store.cache_info() for _ in range(3)]
+
+    assert before["cached_keys"] == len(KEPT)
+    assert told_meanwhile == [before] * 3
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("fault", [FAULTS["locked by another process"]], indirect=True)
+async def test_a_lock_is_waited_for_once_by_several_forks_and_once_by_who_closes(
+    path: Path, fault: Fault, statements: Statements
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_all(SURFACES["async"], store, KEPT)
+    settle(store)
+    database = FileDatabase.of(path)
+    numbers = []
+    with fault.begin(path, statements):
+        # Uses wait to be written.
+        await read_all(SURFACES["async"], store, KEPT)
+        numbers.append(statements.number("BEGIN IMMEDIATE"))
+        for _ in range(3):
+            database.before_fork()
+            database.after_fork_in_parent()
+            await read_all(SURFACES["async"], store, KEPT)
+        numbers.append(statements.number("BEGIN IMMEDIATE"))
+        store.close()
+        numbers.append(statements.number("BEGIN IMMEDIATE"))
+
+    assert [after - before for before, after in itertools.pairwise(numbers)] == [1, 1]
 
 
 @each_surface
