@@ -768,3 +768,9 @@ def close_everything() -> None:
     """Close every cache file that is open in this process."""
     for database in list(FileDatabase._opened):
         database.close()
+
+
+def end_everything() -> None:
+    """Close every cache file as the end of the process does: what waits is written now or never."""
+    for database in list(FileDatabase._opened):
+        database.end()

@@ -597,6 +597,10 @@ class FileDatabase:
             end()
         if self.is_open:
             self._close_connections()
+        else:
+            # It could not be opened again after it was lost.
+            with self._registry_lock:
+                self._opened.discard(self)
 
     def _close_connections(self) -> None:
         with self._lock:
