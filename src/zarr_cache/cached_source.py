@@ -219,14 +219,14 @@ class CachedSource:
         return (
             self.values.is_open
             and (self.folder is None or self.folder == _working_directory())
-            and self.namespace not in self.values.unrecorded
+            and not self.values.is_distrusted(self.namespace)
         )
 
     def _get_ready(self) -> Flow[None]:
         yield from self.values.opened()
         if self.folder is not None and self.folder != _working_directory():
             self.has_moved()
-        if self.namespace in self.values.unrecorded:
+        if self.values.is_distrusted(self.namespace):
             yield from self.fence("")
 
     def _try_to_make_room(self) -> Flow[None]:
@@ -321,9 +321,10 @@ class CachedSource:
         """Remove what is kept of the keys with this prefix; refuse what is being fetched."""
         if not is_storable(prefix):
             return
+        mark = None if prefix else self.values.marked_ns(self.namespace)
         yield from self.values.fence_prefix(self.namespace, prefix)
         if not prefix:
-            self.values.trust(self.namespace)
+            yield from self.values.trust(self.namespace, mark)
 
     def enforce(self) -> Flow[None]:
         """Come under the limits, as far as the file can be written to."""

@@ -60,7 +60,7 @@ def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
 def at_hand(cached: CachedSource, prefix: str) -> Flow[dict[str, Kept]]:
     """What this view answers without a request of the keys with this prefix."""
     yield from cached.values.opened()
-    if cached.namespace in cached.values.unrecorded:
+    if cached.values.is_distrusted(cached.namespace):
         # The next read removes all of it.
         return {}
     limits = cached.limits()

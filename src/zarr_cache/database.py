@@ -62,5 +62,23 @@ class Database(Protocol):
     def is_gone(self) -> bool:
         """Whether there is no file any more: nobody wants one for what waits to be written."""
 
+    def is_marked(self, namespace: str) -> bool:
+        """Whether some process could not record a write to this source, here or before."""
+
+    def mark(self, namespace: str) -> bool:
+        """Tell every process that what is kept of the namespace is not to be believed.
+
+        Returns
+        -------
+        bool
+            Whether they are told.
+        """
+
+    def marked_ns(self, namespace: str) -> int | None:
+        """Which mark it is; None if there is none."""
+
+    def unmark(self, namespace: str, since_ns: int) -> None:
+        """Remove this mark: what is kept of the namespace has been removed since."""
+
     def heal(self, error: FileDamagedError) -> Path | None:
         """Set the damaged file aside, so that the next operation begins another."""

@@ -132,6 +132,7 @@ _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_NOTADB: FileDamagedError,
     # What we write is as our schema wants it, so something else stands in its place.
     sqlite3.SQLITE_CONSTRAINT: FileDamagedError,
+    sqlite3.SQLITE_MISMATCH: FileDamagedError,
 }
 
 

@@ -31,7 +31,9 @@ from zarr_cache.errors import (
     FileDamagedError,
     FileLockedError,
     FileReadOnlyError,
+    ForeignFileError,
     MigrationError,
+    NetworkFileSystemError,
     OutOfMemoryError,
     StorageError,
     UnstorableKeyError,
@@ -113,6 +115,7 @@ class FileDatabase:
         self.after_fork: list[Callable[[], None]] = []
         self.after_loss: list[Callable[[], None]] = []
         self._name = str(path)
+        self._marks: dict[str, str] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -134,7 +137,7 @@ class FileDatabase:
         self._size = 0
         self._log: Place | None = None
         self._holds_stored = False
-        self._is_read_only = self._is_immutable = False
+        self._is_read_only = self._is_immutable = self._is_refused = False
 
     @classmethod
     def of(cls, path: Path) -> FileDatabase:
@@ -176,6 +179,10 @@ class FileDatabase:
             except FileDamagedError as error:
                 error.place = self._place
                 raise
+            except (ForeignFileError, NetworkFileSystemError):
+                self._is_refused = True
+                raise
+            self._is_refused = False
             self._is_read_only = connection.is_read_only
             self._is_immutable = connection.is_immutable
             self._size = 0
@@ -365,6 +372,65 @@ class FileDatabase:
         except OSError:
             pass  # it cannot be told; what opens the file says why
         return False
+
+    def is_marked(self, namespace: str) -> bool:
+        """Whether nobody is to believe what is kept of the namespace, see `cache_file.mark_of`."""
+        name = self._marks.get(namespace)
+        if name is None:
+            name = self._marks[namespace] = str(cache_file.mark_of(self.path, namespace))
+        # At each operation: it makes no exception where there is none, as a stat would.
+        return os.access(name, os.F_OK)
+
+    def mark(self, namespace: str) -> bool:
+        """Tell every process that what is kept of the namespace is not to be believed.
+
+        Returns
+        -------
+        bool
+            Whether they are told. Not of what no process opens: a file that is not ours, or none.
+
+        Raises
+        ------
+        StorageError
+            They cannot be told.
+        """
+        if self._is_refused:
+            return False
+        try:
+            cache_file.mark(self.path, namespace)
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # without its folder there is no file
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error}") from error
+        return True
+
+    def marked_ns(self, namespace: str) -> int | None:
+        """Which mark it is; None if there is none.
+
+        Raises
+        ------
+        StorageError
+            It cannot be looked at.
+        """
+        try:
+            return cache_file.marked_ns(self.path, namespace)
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error}") from error
+
+    def unmark(self, namespace: str, since_ns: int) -> None:
+        """Remove this mark: what is kept of the namespace has been removed since.
+
+        Raises
+        ------
+        StorageError
+            It cannot be removed.
+        """
+        try:
+            cache_file.unmark(self.path, namespace, since_ns)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: what says not to believe it cannot be removed: {error}"
+            ) from error
 
     def _lose(self, why: str) -> None:
         self._be_quiet()

@@ -69,6 +69,21 @@ class MemoryDatabase:
         """It is there as long as the process."""
         return False
 
+    def is_marked(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
+        """No other process reads it."""
+        return False
+
+    def mark(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
+        """No other process reads it."""
+        return False
+
+    def marked_ns(self, namespace: str) -> int | None:  # noqa: ARG002 - as in a file
+        """No other process reads it."""
+        return None
+
+    def unmark(self, namespace: str, since_ns: int) -> None:
+        """No other process reads it."""
+
     def heal(self, error: FileDamagedError) -> Path | None:
         """Nothing is set aside: there is no file."""
         raise error

@@ -90,24 +90,21 @@ class ValueCache:
         Fetches under way.
     pending
         Uses and counts that wait to be written.
-    unrecorded
-        Namespaces in which a write to the source could not be recorded: nothing kept of them is
-        believed until it has been removed. See `distrust`.
     """
 
     _by_database: ClassVar[weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]]] = (
         weakref.WeakKeyDictionary()
     )
 
-    # Those with something in `unrecorded`, which must not be forgotten with the last CacheStore.
+    # Those with something in `_unrecorded`, which must not be forgotten with the last CacheStore.
     _distrusting: ClassVar[set[ValueCache]] = set()
 
     _keep: Keep = staticmethod(values.write)
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # A child of a fork does not believe it either.
-        self.unrecorded: set[str] = set()
+        # Namespaces that are distrusted without a mark to tell it. A child of a fork inherits them.
+        self._unrecorded: set[str] = set()
         self._begin()
         # These keep this object as long as the database: what waits to be written is not lost with
         # the last CacheStore.
@@ -147,15 +144,44 @@ class ValueCache:
                 cls._by_database[database] = weakref.ref(cache)
             return cache
 
-    def distrust(self, namespace: str) -> None:
-        """Believe nothing that is kept of the namespace, until it has been removed."""
-        self.unrecorded.add(namespace)
-        self._distrusting.add(self)
+    def distrust(self, namespace: str) -> Flow[None]:
+        """Believe nothing that is kept of the namespace until it has been removed, in any process.
 
-    def trust(self, namespace: str) -> None:
+        All find a mark beside the file. Where none can be made this process remembers it.
+        """
+        is_known = namespace in self._unrecorded
+        self._unrecorded.add(namespace)
+        self._distrusting.add(self)
+        mark = partial(self._database.mark, namespace)
+        try:
+            is_marked = yield from step(mark, partial(asyncio.to_thread, mark))
+        except CacheError as error:
+            if not is_known:
+                logger.warning(
+                    "%s; other processes may answer with what was there before a write", error
+                )
+        else:
+            if is_marked:
+                self._forget_unrecorded(namespace)
+
+    def is_distrusted(self, namespace: str) -> bool:
+        """Whether a write to this source could not be recorded."""
+        return namespace in self._unrecorded or self._database.is_marked(namespace)
+
+    def marked_ns(self, namespace: str) -> int | None:
+        """What `trust` is to be told, from before what is kept of the namespace was removed."""
+        return self._database.marked_ns(namespace)
+
+    def trust(self, namespace: str, mark: int | None) -> Flow[None]:
         """Believe what is kept of the namespace: what could be wrong has been removed."""
-        self.unrecorded.discard(namespace)
-        if not self.unrecorded:
+        self._forget_unrecorded(namespace)
+        if mark is not None:
+            unmark = partial(self._database.unmark, namespace, mark)
+            yield from step(unmark, partial(asyncio.to_thread, unmark))
+
+    def _forget_unrecorded(self, namespace: str) -> None:
+        self._unrecorded.discard(namespace)
+        if not self._unrecorded:
             self._distrusting.discard(self)
 
     def clock(self) -> PersistentClock:

@@ -68,7 +68,7 @@ def _begin_write(cached: CachedSource, keys: Sequence[str]) -> Flow[int | None]:
         now_ns = cached.values.clock().stamp_ns()
         return (yield from cached.values.begin_write(cached.namespace, keys, now_ns))
     except CacheError as error:
-        cached.values.distrust(cached.namespace)
+        yield from cached.values.distrust(cached.namespace)
         cached.faults.note(error)
         return None
 
@@ -147,5 +147,5 @@ def _fence_or_note(cached: CachedSource, prefix: str) -> Flow[None]:
     try:
         yield from cached.fence(prefix)
     except CacheError as error:
-        cached.values.distrust(cached.namespace)
+        yield from cached.values.distrust(cached.namespace)
         cached.faults.note(error)

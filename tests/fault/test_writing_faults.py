@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import re
+import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -16,6 +17,7 @@ from tests.fakes import (
     assert_accounts,
     buffer,
     close_everything,
+    leave_process,
     restart,
 )
 from tests.fault.real import filled, held, immutable, longest_file, mounted
@@ -74,7 +76,8 @@ def no_more_pages(_: Path, statements: Statements) -> Iterator[None]:
     finally:
         connection._PRAGMAS = pragmas
         for each in statements.connections:
-            each.execute("PRAGMA max_page_count = 4294967294")
+            with contextlib.suppress(sqlite3.ProgrammingError):  # closed by now
+                each.execute("PRAGMA max_page_count = 4294967294")
 
 
 FAULTS = {
@@ -267,6 +270,68 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     assert len(told(warned)) <= 1
 
 
+def marks(path: Path) -> list[Path]:
+    return list(path.parent.glob(f"{path.name}-distrust-*"))
+
+
+@each_surface
+@pytest.mark.usefixtures("warned")
+async def test_what_is_written_meanwhile_is_followed_by_no_old_read_of_another_process(
+    path: Path, fault: Fault, surface: Read, statements: Statements, short_waits: HeldTime
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    leave_process(store)
+    other = new_cache(source, path)
+    await read_all(surface, other)
+    with fault.begin(path, statements):
+        await store.set(KEYS[0], buffer(b"written"))
+        store.set_sync(KEYS[1], buffer(b"written"))
+        await store.delete(KEYS[2])
+        during = [await read_all(surface, other) for _ in range(2)]
+    short_waits.step(LONGEST_SECONDS)
+    after = await read_until_kept(surface, other)
+    left = marks(path)
+    source.reset()
+    after += [await read_all(surface, each) for each in (other, store)]
+
+    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
+    assert during == [expected] * 2
+    assert after == [expected] * 4
+    assert left == []
+    # A store that takes writes asks each time for what is absent.
+    assert set(source.keys) <= {KEYS[2]}
+
+
+@each_surface
+@pytest.mark.usefixtures("warned")
+async def test_what_is_written_meanwhile_is_followed_by_no_old_read_after_a_restart(
+    path: Path, fault: Fault, surface: Read, statements: Statements, short_waits: HeldTime
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    with fault.begin(path, statements):
+        await store.set(KEYS[0], buffer(b"written"))
+        store.set_sync(KEYS[1], buffer(b"written"))
+        await store.delete(KEYS[2])
+        restart(store)
+    short_waits.step(LONGEST_SECONDS)
+    store = new_cache(source, path)
+    found = await read_until_kept(surface, store)
+    left = marks(path)
+    source.reset()
+    found.append(await read_all(surface, store))
+
+    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
+    assert found == [expected] * 3
+    assert left == []
+    assert set(source.keys) <= {KEYS[2]}
+
+
 LOCKED = "BEGIN IMMEDIATE"
 
 
@@ -287,6 +352,24 @@ async def test_a_write_that_could_not_be_recorded_is_not_forgotten_with_its_cach
     after = await read_all(SURFACES["async"], new_cache(source, path))
 
     assert during == after == VALUES | {KEYS[0]: b"written"}
+
+
+@pytest.mark.usefixtures("short_waits", "warned")
+async def test_who_cannot_tell_other_processes_of_a_write_says_so_once_and_knows_it(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(SURFACES["async"], store)
+    settle(store)
+    with held(path, LOCKED), immutable(path.parent):
+        for key in KEYS[:2]:
+            await store.set(key, buffer(b"written"))
+        during = await read_all(SURFACES["async"], store)
+
+    assert during == VALUES | dict.fromkeys(KEYS[:2], b"written")
+    told = [each for each in caplog.messages if "other processes may answer" in each]
+    assert [str(path) in each for each in told] == [True]
 
 
 @each_surface
