@@ -18,7 +18,9 @@ from tests.fakes import (
     buffer,
     cached_bytes,
     close_everything,
+    leave_process,
     read,
+    restart,
 )
 from tests.fault.sources import LONGEST_SECONDS, new_cache, settle, told
 
@@ -59,11 +61,31 @@ class Script:
             self.source, path, max_size=MAX_SIZE, max_age_seconds=MAX_AGE_SECONDS
         )
         self._time = time
+        leave_process(self.store)
+        self.other = new_cache(
+            self.source, path, max_size=MAX_SIZE, max_age_seconds=MAX_AGE_SECONDS
+        )
 
     async def _compare(self, key: str, byte_range: Any = None) -> None:
         expected = await read(self.source, key, byte_range)
 
         assert await read(self.store, key, byte_range) == expected, key
+
+    async def compare_in_both(self) -> None:
+        """Compare each value as both processes read it, the one that does nothing else first."""
+        for key in SIZES:
+            expected = await read(self.source, key)
+
+            assert await read(self.other, key) == expected, f"{key} in the other process"
+            assert await read(self.store, key) == expected, key
+
+    def begin_anew(self) -> None:
+        """Let another process take the place of the one that wrote."""
+        path = self.store._cache.path  # type: ignore[attr-defined]
+        restart(self.store)
+        self.store = new_cache(
+            self.source, path, max_size=MAX_SIZE, max_age_seconds=MAX_AGE_SECONDS
+        )
 
     def _compare_sync(self, key: str, byte_range: Any = None) -> None:
         source: Any = self.source
@@ -79,10 +101,12 @@ class Script:
             await self._compare(key)
         settle(store)
         self._compare_sync("c", RangeByteRequest(1, 90))
+        await self.compare_in_both()
         await store.set("a", buffer(value("a", 1)))
         await self._compare("a")
         store.delete_sync("b")
         await self._compare("b")
+        await self.compare_in_both()
         settle(store)
         self._time.step(MAX_AGE_SECONDS + 1)
         self._compare_sync("c")
@@ -94,6 +118,7 @@ class Script:
         store.set_sync("b", buffer(value("b", 1)))
         assert await store.exists("b")
         self._compare_sync("b")
+        await self.compare_in_both()
         store.close()
 
     async def run_again(self) -> None:
@@ -121,8 +146,10 @@ async def run_with_fault(
     script = Script(path, time)
     statements.fail(code, at=at, times=times)
     await script.run()
+    script.begin_anew()
     statements.fail(code, at=1, times=0)
     time.step(LONGEST_SECONDS)
+    await script.compare_in_both()
     await script.run_again()
     close_everything()
 
