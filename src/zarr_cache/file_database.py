@@ -332,11 +332,20 @@ class FileDatabase:
     def _put_back(self, connection: Connection) -> None:
         with self._lock:
             self._end_operation()
+            self._drop_unended(connection)
             if connection in self._connections:
                 self._idle.append(connection)
                 return
-        # It was in use while the others were closed.
+        # It was in use while the others were closed, or is in the middle of something.
         connection.close()
+
+    def _drop_unended(self, connection: Connection) -> None:
+        """Use the connection no more if its transaction has not ended: it would see nothing new.
+
+        An end may fail, and Ctrl-C may come before it.
+        """
+        if connection in self._connections and connection.in_transaction:
+            self._connections.discard(connection)
 
     def _look_at_file(self) -> None:
         """Forget the connections if the path names another file by now, or none."""
@@ -597,6 +606,7 @@ class FileDatabase:
         finally:
             with self._lock:
                 self._end_operation()
+                self._drop_unended(connection)
         return self._run_reopened(operation, *args, **kwargs)
 
     def _end_operation(self) -> None:

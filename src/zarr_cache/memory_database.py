@@ -54,7 +54,12 @@ class MemoryDatabase:
     ) -> T:
         """Run ``operation(connection, *args, **kwargs)`` in this thread."""
         with self.lock:
-            return operation(self._connection, *args, **kwargs)
+            try:
+                return operation(self._connection, *args, **kwargs)
+            finally:
+                # The end of a transaction may fail, and Ctrl-C may come before it.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
 
     async def run_async[**P, T](
         self,
