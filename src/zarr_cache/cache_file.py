@@ -36,6 +36,9 @@ APPLICATION_ID = 0x5A43_4131
 BUSY_TIMEOUT_SECONDS = 5.0
 """How long a statement waits for another connection's lock."""
 
+MARK_SECONDS = 0.1
+"""How long who marks a file waits for who removes a mark, which takes no time at all."""
+
 # https://www.sqlite.org/fileformat2.html#the_database_header
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
@@ -113,9 +116,9 @@ def mark(path: Path, namespace: str) -> None:
     """
     name = mark_of(path, namespace)
     with contextlib.ExitStack() as stack:
-        # Without the lock rather than not at all.
+        # Without the lock rather than not at all: who holds it may be suspended.
         with contextlib.suppress(FileLockedError):
-            stack.enter_context(locked_folder(path, is_shared=True))
+            stack.enter_context(locked_folder(path, is_shared=True, seconds=MARK_SECONDS))
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         os.close(os.open(name, flags, 0o600))
         now = time.time_ns()
@@ -164,7 +167,7 @@ def written_ns(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked_folder(path: Path, *, is_shared: bool) -> Iterator[None]:
+def locked_folder(path: Path, *, is_shared: bool, seconds: float | None = None) -> Iterator[None]:
     """Run the block while no process sets a file of this folder aside.
 
     Parameters
@@ -173,6 +176,8 @@ def locked_folder(path: Path, *, is_shared: bool) -> Iterator[None]:
         A file in the folder.
     is_shared
         Whether others may hold the lock at once who ask for it to be shared.
+    seconds
+        How long to wait, if not as long as for any other lock.
 
     Raises
     ------
@@ -190,14 +195,15 @@ def locked_folder(path: Path, *, is_shared: bool) -> Iterator[None]:
         yield
         return
     try:
-        _lock(folder, path, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
+        how = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        _lock(folder, path, how, BUSY_TIMEOUT_SECONDS if seconds is None else seconds)
         yield
     finally:
         os.close(folder)
 
 
-def _lock(folder: int, path: Path, how: int) -> None:
-    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+def _lock(folder: int, path: Path, how: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         try:
             # Not a flock that waits: nothing would end that while a process is suspended.

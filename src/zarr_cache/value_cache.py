@@ -177,7 +177,11 @@ class ValueCache:
         self._forget_unrecorded(namespace)
         if mark is not None:
             unmark = partial(self._database.unmark, namespace, mark)
-            yield from step(unmark, partial(asyncio.to_thread, unmark))
+            try:
+                yield from step(unmark, partial(asyncio.to_thread, unmark))
+            except CacheError as error:
+                # Then the next reads need not try.
+                raise self._failed(self._writes, error) from error
 
     def _forget_unrecorded(self, namespace: str) -> None:
         self._unrecorded.discard(namespace)

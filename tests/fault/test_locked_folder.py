@@ -17,9 +17,11 @@ from tests.fault.sources import (
     new_cache,
     new_source,
     read_all,
+    read_until_kept,
     settle,
     told,
 )
+from zarr_cache.cache_file import mark, marked_ns
 
 if sys.platform != "win32":
     import fcntl
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from warnings import WarningMessage
 
-    from tests.fakes import HeldTime
+    from tests.fakes import HeldTime, Statements
     from tests.fault.sources import Read
 
 pytestmark = [
@@ -134,3 +136,31 @@ async def test_a_damaged_file_is_set_aside_when_a_process_that_was_suspended_goe
     assert source.requests.total() == 0
     assert "keeps its folder locked" in told(warned)[0]
     assert_accounts(path)
+
+
+async def test_a_mark_that_cannot_be_removed_yet_costs_one_wait_and_goes_later(
+    path: Path,
+    surface: Read,
+    statements: Statements,
+    short_waits: HeldTime,
+    warned: list[WarningMessage],
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store)
+    settle(store)
+    # As another process leaves it that could not record a write.
+    mark(path, "source")
+    with locked(path.parent, fcntl.LOCK_EX):
+        during = [await read_all(surface, store) for _ in range(5)]
+        fences = statements.number("UPDATE namespace")
+    short_waits.step(LONGEST_SECONDS)
+    after = await read_until_kept(surface, store)
+    source.reset()
+    after.append(await read_all(surface, store))
+
+    assert [*during, *after] == [VALUES] * 8
+    assert fences == 1
+    assert source.requests.total() == 0
+    assert marked_ns(path, "source") is None
+    assert len(told(warned)) == 1
