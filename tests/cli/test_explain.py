@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import open_file
+from zarr_cache.cache_file import mark
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +93,18 @@ def test_a_damaged_value_is_told_and_left_as_it_is(command: Command, filled: Pat
     assert command("verify", "--repair").exit_code == 0
 
 
+def test_what_is_not_believed_since_a_write_could_not_be_recorded_is_told(
+    command: Command, filled: Path
+) -> None:
+    mark(filled, "era5")
+    result = command("explain", "t/c/0", *ERA5)
+    others = command.json("explain", "t/c/0", "--namespace", "sst")
+
+    assert result.exit_code == 1
+    assert "a write to the source could not be recorded: the next read asks it" in result.stdout
+    assert [each["is_answer"] for each in others["entries"]] == [True]
+
+
 def test_a_folder_of_keys_is_told_with_how_many_there_are(command: Command) -> None:
     result = command("explain", "t/c")
 
@@ -128,6 +141,7 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
                 "used_at": "2023-11-14T22:14:20.000000Z",
                 "fresh_until": "2023-11-14T23:14:20.000000Z",
                 "is_damaged": False,
+                "is_distrusted": False,
                 "is_answer": True,
                 "entries_before": 0,
                 "bytes_before": 0,

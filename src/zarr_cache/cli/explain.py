@@ -1,11 +1,13 @@
 """``zarr-cache explain``."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zarr_cache import ages, index, report
+from zarr_cache.cache_file import marked_ns
 from zarr_cache.cli.file import existing, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize, Namespace
 from zarr_cache.cli.terminal import (
@@ -28,6 +30,8 @@ class _Told:
     ----------
     is_damaged
         Its bytes are not what was kept: the next read asks the source.
+    is_distrusted
+        A write to its source could not be recorded: the next read asks the source.
     fresh_until
         Stamp until which it is fresh; None if nobody said for how long, or if it has no age.
     room
@@ -36,6 +40,7 @@ class _Told:
 
     entry: Explanation
     is_damaged: bool
+    is_distrusted: bool
     now: int
     fresh_until: int | None
     room: int | None
@@ -44,7 +49,8 @@ class _Told:
     def is_answer(self) -> bool:
         """Whether a read would have it."""
         is_stale = self.fresh_until is not None and self.fresh_until <= self.now
-        return self.entry.kind != "fence" and not self.is_damaged and not is_stale
+        is_no_answer = is_stale or self.is_damaged or self.is_distrusted
+        return self.entry.kind != "fence" and not is_no_answer
 
     @property
     def evicted_after(self) -> int | None:
@@ -78,6 +84,7 @@ def explain(
                 each,
                 # Reads and verifies the bytes, and notes no use.
                 index.look_up(connection, each.namespace, key).is_damaged,
+                _is_distrusted(each, path),
                 now,
                 _fresh_until(each, max_age, now),
                 room,
@@ -92,6 +99,10 @@ def explain(
         _print(key, told, below.entries)
     if not any(each.is_answer for each in told):
         raise typer.Exit(1)
+
+
+def _is_distrusted(each: Explanation, path: Path) -> bool:
+    return each.kind in report.CACHED and marked_ns(path.resolve(), each.namespace) is not None
 
 
 def _fresh_until(each: Explanation, max_age: float | None, now: int) -> int | None:
@@ -125,6 +136,8 @@ def _lines(told: _Told) -> list[str]:
     lines = [what, f"since {_moment(entry.stored_at, now)}"]
     if told.is_damaged:
         lines.append("damaged: the next read asks the source")
+    if told.is_distrusted:
+        lines.append("a write to the source could not be recorded: the next read asks it")
     if entry.kind == "stored":
         return lines
     lines.append(f"last used {_moment(entry.used_at, now)}")
@@ -159,6 +172,7 @@ def _as_json(told: _Told) -> dict[str, object]:
         "used_at": iso_time(entry.used_at),
         "fresh_until": iso_time(told.fresh_until),
         "is_damaged": told.is_damaged,
+        "is_distrusted": told.is_distrusted,
         "is_answer": told.is_answer,
         "entries_before": entry.entries_before,
         "bytes_before": entry.bytes_before,
