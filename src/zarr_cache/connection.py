@@ -35,7 +35,7 @@ PAGE_SIZE = 16 * 1024
 
 
 def mmap_bytes() -> int:
-    """What the environment says, or 8 GiB.
+    """What the environment says, or nothing.
 
     Raises
     ------
@@ -44,15 +44,14 @@ def mmap_bytes() -> int:
     """
     named = os.environ.get("ZARR_CACHE_MMAP_BYTES")
     try:
-        return parse_size(named) if named else 2**33
+        return parse_size(named) if named else 0
     except ValueError as error:
         raise ValueError(f"ZARR_CACHE_MMAP_BYTES: {error}") from error
 
 
 MMAP_BYTES = mmap_bytes()
 """How much of the file is read through memory mapping. SQLite caps it at its own limit.
-
-With 0 a disk that fails to read is an error code, and not a signal that ends the process.
+See docs/decisions/0010.
 """
 
 WAL_BYTES = 4 * 2**20

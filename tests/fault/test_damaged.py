@@ -323,7 +323,7 @@ async def main():
     source = new_source()
     store = new_cache(source, path)
     await read_all(read, store)
-    # Out of the log and into the file, from where it is read through memory mapping.
+    # Out of the log and into the file, which is what is cut.
     store.close()
     at_first = await read_all(read, store) | await read_all(read_sync, store)
     # By another process: this one would drop its own locks when it closes the file.

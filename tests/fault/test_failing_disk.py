@@ -33,9 +33,8 @@ from zarr_cache import clock, connection
 
 now = [clock.monotonic_ns()]
 clock.monotonic_ns = lambda: now[0]
-# What is mapped into memory fails with a signal instead, which nobody can handle; and what SQLite
-# remembers it need not read.
-connection._PRAGMAS += "PRAGMA mmap_size = 0; PRAGMA cache_size = 1;"
+# What SQLite remembers it need not read.
+connection._PRAGMAS += "PRAGMA cache_size = 1;"
 statements = Statements()
 sqlite3.connect = statements.connect
 when, what, is_in_file = Path(arguments[0]), arguments[1], arguments[3] == 'cache.sqlite'

@@ -74,3 +74,42 @@ def test_a_value_that_is_too_large_for_the_memory_comes_from_the_source(
     assert len(ended.facts["warned"]) == 1
     assert f"{path}: no memory" in ended.facts["warned"][0]
     assert ended.facts["faults"] >= 1
+
+
+READ_MUCH = """
+import resource
+
+KEYS = [f"c/{number}" for number in range(64)]
+
+def resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+async def main():
+    value = bytes(2**20)
+    store = new_cache(CountingStore(MemoryStore({key: buffer(value) for key in KEYS})), path)
+    for key in KEYS:
+        store.get_sync(key)
+    store.close()
+    await SURFACES[arguments[0]](store, KEYS[0])
+    before = resident()
+    for key in KEYS:
+        await SURFACES[arguments[0]](store, key)
+    tell(grown=resident() - before, hits=store.cache_stats()["hits"])
+    store.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells what is resident in /proc")
+@pytest.mark.parametrize("surface", ["async", "sync"])
+def test_what_is_read_of_a_file_does_not_count_as_memory_of_the_process(
+    path: Path, surface: str
+) -> None:
+    ended = run_child(path, READ_MUCH, surface)
+
+    assert ended.code == 0, ended.errors
+    assert ended.facts["hits"] == 65
+    # Of 64 MiB. Dask stops a worker whose resident memory comes near its limit.
+    assert ended.facts["grown"] < 16 * 2**20
