@@ -51,6 +51,25 @@ WHERE kind IS NOT 'stored'
 RETURNING id
 """
 
+# What comes before and after a key, as the index has it.
+NEIGHBOURS = """
+SELECT
+    (
+        SELECT key
+        FROM entry
+        WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND key < :key
+        ORDER BY key DESC
+        LIMIT 1
+    ),
+    (
+        SELECT key
+        FROM entry
+        WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND key > :key
+        ORDER BY key
+        LIMIT 1
+    )
+"""
+
 # Only the one writer whose fence still stands knows what the source holds now.
 END_WRITE_WITH_VALUE = """
 UPDATE entry
@@ -173,6 +192,7 @@ def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now
         }
         for key in keys:
             _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
+            _check_order(connection, namespace, key)
     return revision
 
 
@@ -279,6 +299,21 @@ def _fence(connection: Connection, statement: str, parameters: Parameters) -> No
         raise FileDamagedError(f"no fence could be put at {parameters['key']!r}")
     for (entry,) in rows:
         connection.execute(values.DELETE_PARTS, {"entry": entry})
+
+
+def _check_order(connection: Connection, namespace: str, key: str) -> None:
+    """Raise if the key stands in the wrong place of the index.
+
+    Then the search for it has gone astray on a damaged page, and may have missed the row that was
+    there: it would come back when the page is written anew.
+    """
+    parameters = {"namespace": namespace, "key": key}
+    before, after = connection.execute(NEIGHBOURS, parameters).fetchone()
+    row = [each for each in (before, key, after) if each is not None]
+    # As SQLite compares them. On a page that is damaged, a key may be no text.
+    keys = [each.encode() for each in row if isinstance(each, str)]
+    if len(keys) < len(row) or keys != sorted(set(keys)):
+        raise FileDamagedError(f"the index of keys is not in order at {key!r}")
 
 
 def _end_with_value(
