@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import zarr
+from hypothesis import HealthCheck, settings
 
 from tests.fakes import HeldTime, assert_accounts, close_everything, end_everything, is_cache_file
 from zarr_cache import clock
@@ -13,6 +14,15 @@ from zarr_cache import clock
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# No test depends on how fast the machine is.
+settings.register_profile(
+    "untimed",
+    settings.get_profile(settings.get_current_profile_name()),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("untimed")
 
 PIPELINES = {
     "default pipeline": "zarr.core.codec_pipeline.BatchedCodecPipeline",

@@ -35,7 +35,6 @@ BUDGETS = pytest.mark.parametrize("max_size", [64, 1000])
 MANY_OPERATIONS = settings(
     max_examples=8 * STRESS,
     stateful_step_count=25,
-    deadline=None,
     derandomize="CI" in os.environ,
     database=None,
     print_blob=True,

@@ -131,7 +131,7 @@ def assert_untold(secret: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
-@settings(max_examples=25 * STRESS, deadline=None)
+@settings(max_examples=25 * STRESS)
 @given(secret=SECRETS, names=QUERIES)
 def test_a_secret_is_never_in_a_name(
     source: Callable[[str, list[str]], Store], secret: str, names: list[str]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from zarr.abc.store import RangeByteRequest
@@ -478,9 +478,7 @@ class OrderInMemory(Order):
 SETTINGS = settings(
     max_examples=60 * STRESS,
     stateful_step_count=50,
-    deadline=None,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 
 TestOrderInFile = OrderInFile.TestCase

@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 MANY_OPERATIONS = settings(
     max_examples=6 * STRESS,
     stateful_step_count=25,
-    deadline=None,
     derandomize="CI" in os.environ,
     database=None,
     print_blob=True,
