@@ -86,10 +86,24 @@ def half(store: Store, data: Any, *, is_alone: bool) -> float:
     return taken
 
 
+def other_half(store: Store, data: Any, *, is_alone: bool) -> float:
+    """Milliseconds to read the lower half, which is cold, after hits of the upper one."""
+    array = zarr.open_array(store, mode="r")
+    middle = len(data) // 2
+    for _ in range(1 if is_alone else 3):
+        array[:middle]
+    began = time.perf_counter()
+    found = array[middle:]
+    taken = (time.perf_counter() - began) * 1000
+    expect("cold read of the other half", np.array_equal(found, data[middle:]), expected=True)
+    return taken
+
+
 CASES = {
     "all of it cold": everything,
     "metadata warm": chunks,
     HALF: half,
+    "the cold half of them, after hits of the others": other_half,
 }
 
 

@@ -224,10 +224,8 @@ class Admissions:
 
     Attributes
     ----------
-    unended
-        How many wait or are being written.
     nbytes
-        Bytes of these.
+        Bytes of those that wait or are being written.
     being_kept
         Bytes of those that are being written just now.
     """
@@ -238,7 +236,6 @@ class Admissions:
         self._waiting: deque[Admission] = deque()
         self._taken: list[Admission] = []
         self._by_key: dict[tuple[str, str], Admission] = {}
-        self.unended = 0
         self.nbytes = 0
         self.being_kept = 0
 
@@ -251,7 +248,6 @@ class Admissions:
             self._waiting.append(admission)
             self._by_key[admission.namespace, admission.key] = admission
             self.nbytes += admission.answer.size
-            self.unended += 1
 
     def answer(self, namespace: str, key: str) -> Answer | None:
         """The last answer for the key that waits, or is being kept just now."""
@@ -301,7 +297,6 @@ class Admissions:
                 if admission.entry is not None and is_used:
                     # While it was written.
                     pending.touch(admission.entry, admission.used_at)
-                self.unended -= 1
                 self.nbytes -= admission.answer.size
                 self.being_kept -= admission.answer.size
                 place = (admission.namespace, admission.key)

@@ -12,12 +12,12 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, WrapperStore
 
 from zarr_cache import ages, html, index, private, reading, writing
+from zarr_cache.batch import ReadsBefore, chunks_to_read
 from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
 from zarr_cache.faults import Faults
 from zarr_cache.flow import is_on_loop, run, run_async
-from zarr_cache.forecast import Forecast
 from zarr_cache.namespace import changing_path, name_of, reads_urls
 from zarr_cache.sizes import format_size, parse_size
 from zarr_cache.sqlite_store import SqliteStore
@@ -166,7 +166,7 @@ class CacheStore(WrapperStore[Store]):
             settings=settings,
             statistics=statistics,
             faults=Faults(statistics),
-            forecast=Forecast(),
+            reads_before=ReadsBefore(),
             changing_path=None if namespace is not None else changing_path(store),
             reads_urls=namespace is None and reads_urls(store),
         )
@@ -605,16 +605,18 @@ class CacheStore(WrapperStore[Store]):
     def _supports_sync_io(self) -> bool:
         """Whether zarr's fused pipeline should call the sync methods for its next batch.
 
-        A sync miss of a source that has only async methods holds up one of the few threads that
-        the pipeline has, while its async path waits for all misses at once. So such a source is
-        read through the event loop where misses are to be expected. See docs/decisions/0004.
+        A sync call of a source that has only async methods holds up one of the few threads that
+        the pipeline has, while its async path waits for all calls at once. So such a source is
+        written to, and read where there are misses, through the event loop.
+        See docs/decisions/0004.
 
         Who asks outside of an event loop has chosen the sync methods already: the sharding codec
         asks whether all parts of a shard can be had in one call.
         """
         if _store_supports_sync_io(self._store) or not is_on_loop():
             return True
-        return self._cached.expects_hits()
+        chunks = chunks_to_read()
+        return chunks is not None and reading.expects_hits(self._cached, chunks)
 
     # Writing
 

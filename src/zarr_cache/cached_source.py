@@ -8,8 +8,6 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr.abc.store import _store_supports_sync_io
-
 from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
@@ -24,10 +22,10 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
     from zarr_cache.ages import Age
+    from zarr_cache.batch import ReadsBefore
     from zarr_cache.budget import Removed
     from zarr_cache.faults import Faults
     from zarr_cache.flow import Flow
-    from zarr_cache.forecast import Forecast
     from zarr_cache.index import Data, Found
     from zarr_cache.statistics import Statistics
     from zarr_cache.value_cache import ValueCache
@@ -94,8 +92,8 @@ class CachedSource:
         What is kept, of this source and of others.
     namespace
         Whose keys these are.
-    statistics, faults, forecast
-        What happened, what went wrong, and what the next read is likely to be.
+    statistics, faults, reads_before
+        What happened, what went wrong, and what was read through the fused pipeline.
     changing_path
         Where `source` is, if that path may lead elsewhere some day.
     reads_urls
@@ -108,7 +106,7 @@ class CachedSource:
     settings: Settings
     statistics: Statistics
     faults: Faults
-    forecast: Forecast
+    reads_before: ReadsBefore
     changing_path: Path | None = None
     reads_urls: bool = False
 
@@ -179,14 +177,14 @@ class CachedSource:
         self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
     ) -> Flow[Seen | None]:
         """What is kept of the key; None when the source is to be asked, and nothing is kept."""
-        if not is_storable(key) or (self.reads_urls and not _OF_URLS.isdisjoint(key)):
+        if not self.may_be_kept(key):
             return None
         if self.faults.are_untold:
             self.faults.tell()
         values = self.values
         try:
             while True:
-                if not self._is_ready():
+                if not self.is_ready():
                     yield from self._get_ready()
                 at = values.clock().stamp_ns()
                 fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
@@ -214,7 +212,11 @@ class CachedSource:
             self.faults.note(error)
             return None
 
-    def _is_ready(self) -> bool:
+    def may_be_kept(self, key: str) -> bool:
+        """Whether the key means the same to every source of this name, and can be in the file."""
+        return is_storable(key) and not (self.reads_urls and not _OF_URLS.isdisjoint(key))
+
+    def is_ready(self) -> bool:
         """Whether the file is open, and what it has of this source is to be believed."""
         return (
             self.values.is_open
@@ -257,7 +259,6 @@ class CachedSource:
 
     def hit(self, data: Data | None) -> None:
         """Count a hit, with its bytes or for an absent key."""
-        self.forecast.hit()
         if data is None:
             self.statistics.add(hits=1, absent_hits=1)
         else:
@@ -265,34 +266,8 @@ class CachedSource:
 
     def miss(self, buffer: Buffer | None, *, is_fetched: bool) -> None:
         """Count a miss, with the bytes of `buffer` if the source was asked for it."""
-        self.forecast.miss()
         nbytes = len(buffer) if is_fetched and buffer is not None else 0
         self.statistics.add(misses=1, bytes_fetched=nbytes)
-
-    def learn(self, key: str, document: Data) -> None:
-        """Note what a document of zarr tells of how much there is to be read."""
-        if not _store_supports_sync_io(self.source):
-            self.forecast.learn(key, document)
-
-    def expects_hits(self) -> bool:
-        """Whether what is read next is likely to be at hand.
-
-        It is if the last reads were hits, and if as many values are kept as the arrays have chunks
-        whose metadata has been read, none of them stale.
-        """
-        if self.forecast.is_hit:
-            return True
-        entries = self.forecast.entries
-        if entries is None or not self.values.is_open:
-            return False
-        try:
-            fresh_after = ages.fresh_after(
-                self.settings.max_age_seconds, self.values.clock().now_ns()
-            )
-            return self.values.count(self.namespace, fresh_after) >= entries
-        except CacheError as error:
-            self.faults.note(error)
-            return False
 
     def is_kept(self, data: Data | None) -> bool:
         """Whether such an answer is kept at all: one that is stale at once or too large is not."""

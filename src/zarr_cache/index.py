@@ -258,23 +258,6 @@ FROM total
 """
 
 
-# Along entry_by_age: the oldest tells whether there is a stale one, and none is counted.
-FRESH_VALUES = """
-SELECT usage.entries
-FROM usage
-JOIN namespace ON namespace.id = usage.namespace
-WHERE namespace.name = :namespace
-  AND usage.kind = 'value'
-  AND NOT EXISTS (
-    SELECT 1
-    FROM entry
-    WHERE entry.namespace = namespace.id
-      AND entry.kind = 'value'
-      AND entry.stored_at <= :fresh_after
-)
-"""
-
-
 class Usage(NamedTuple):
     """How many entries and bytes, by kind of entry: of a namespace, and of the whole file."""
 
@@ -295,13 +278,6 @@ def usage(connection: Connection, namespace: str) -> Usage:
         {kind: entries for kind, entries, _ in total},
         {kind: size for kind, _, size in total},
     )
-
-
-def fresh_values(connection: Connection, namespace: str, fresh_after: int) -> int:
-    """How many values there are, if each is fresh; 0 if one is not."""
-    parameters = {"namespace": namespace, "fresh_after": fresh_after}
-    row = connection.execute(FRESH_VALUES, parameters).fetchone()
-    return 0 if row is None else int(row[0])
 
 
 def is_storable(key: str) -> bool:

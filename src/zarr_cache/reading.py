@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zarr.core.buffer import cpu
 
+from zarr_cache import ages
 from zarr_cache import byte_range as requests
 from zarr_cache.admission import Answer
 from zarr_cache.buffers import to_buffer, to_lasting_array
 from zarr_cache.cached_source import Seen
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
-from zarr_cache.forecast import METADATA
 from zarr_cache.measured import MeasuredStore, measured
 from zarr_cache.range_cache import RangeEntry
 
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
+    from zarr_cache.batch import Chunk
     from zarr_cache.cached_source import CachedSource
     from zarr_cache.flight import Flight
     from zarr_cache.flow import Flow
     from zarr_cache.index import Data, Found
+
+MOST_LOOKED_AT = 16
+"""Of how many chunks of a read it is looked at whether they are kept; of up to twice as many."""
 
 type Batches = list[list[tuple[int, Buffer | None]]]
 """For each request to the source, buffers by the place of their byte range."""
@@ -44,15 +48,11 @@ def get(
     data = _fresh_data(cached, seen, key, request)
     if data is not None:
         cached.hit(data)
-        if key.endswith(METADATA):
-            cached.learn(key, data)
         return to_buffer(prototype, data)
     if _is_absent(cached, seen, key):
         cached.hit(None)
         return None
     buffer = yield from _fetch(cached, key, request, seen.found.revision, ended)
-    if buffer is not None and key.endswith(METADATA):
-        cached.learn(key, buffer.to_bytes())
     return as_type(prototype, buffer)
 
 
@@ -72,16 +72,20 @@ def _fresh_data(
 
 
 def _is_absent(cached: CachedSource, seen: Seen, key: str) -> bool:
-    """Whether the key is believed to be absent."""
+    """Whether the key is believed to be absent, which is a use."""
+    is_absent = _is_believed_absent(cached, seen)
+    if is_absent:
+        cached.values.touch(cached.namespace, key, seen.found, seen.at)
+    return is_absent
+
+
+def _is_believed_absent(cached: CachedSource, seen: Seen) -> bool:
     found, at, _ = seen
-    is_absent = (
+    return (
         found.kind == "absent"
         and cached.believes_absent()
         and found.stored_at > cached.absent_fresh_after(at)
     )
-    if is_absent:
-        cached.values.touch(cached.namespace, key, found, at)
-    return is_absent
 
 
 def _fetch(
@@ -438,6 +442,38 @@ def _has_range(cached: CachedSource, seen: Seen, key: str) -> bool:
     return cached.values.ranges.has(
         cached.namespace, key, fence=found.fence, fresh_after=fresh_after
     )
+
+
+def expects_hits(cached: CachedSource, chunks: Sequence[Chunk]) -> bool:
+    """Whether all of these will be hits, as far as can be told at once.
+
+    Of many chunks some are looked at, spread over all. Of a shard some parts may be kept and others
+    not, and which are asked for is not known: they are taken to be kept if they were read before.
+    """
+    try:
+        are_hits = cached.is_ready()
+        for chunk in chunks[:: max(1, len(chunks) // MOST_LOOKED_AT)]:
+            kept = _kept(cached, chunk.key) if are_hits else None
+            if kept != "all":
+                was_read = cached.reads_before.note(chunk)
+                are_hits = kept == "parts" and was_read
+    except CacheError as error:
+        cached.faults.note(error)
+        return False
+    return are_hits
+
+
+def _kept(cached: CachedSource, key: str) -> Literal["all", "parts"] | None:
+    """How much is kept and fresh of the key."""
+    if not cached.may_be_kept(key):
+        return None
+    at = cached.values.clock().now_ns()
+    found = cached.values.peek_now(cached.namespace, key)
+    seen = Seen(found, at, ages.fresh_after(cached.settings.max_age_seconds, at))
+    is_value = found.kind == "value" and not found.is_damaged
+    if (is_value and found.stored_at > seen.fresh_after) or _is_believed_absent(cached, seen):
+        return "all"
+    return "parts" if _has_range(cached, seen, key) else None
 
 
 def as_type(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:

@@ -98,11 +98,6 @@ class StoreCache(ValueCache):
             found += [(yield from self.look_up(namespace, key, request, fresh_after))]
         return found
 
-    def peek(self, namespace: str, key: str) -> Flow[Found]:
-        """What is known of the key, with the checksums of its value."""
-        yield from self.known(namespace)
-        return self._run_here(self._reads, index.peek, namespace, key)
-
     def at_hand(
         self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
     ) -> Flow[dict[str, Kept]]:

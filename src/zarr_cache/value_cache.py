@@ -265,7 +265,11 @@ class ValueCache:
 
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, without its bytes."""
-        yield from self.opened()
+        yield from self.known(namespace)
+        return self.peek_now(namespace, key)
+
+    def peek_now(self, namespace: str, key: str) -> Found:
+        """As `peek`, of a file that is open, at once."""
         waiting = self._admissions.answer(namespace, key)
         found = self._run_here(self._reads, index.peek, namespace, key)
         return found if waiting is None else waiting.instead_of(found)
@@ -479,12 +483,6 @@ class ValueCache:
     def being_kept(self) -> int:
         """Bytes of the answers that are being written into the file just now."""
         return self._admissions.being_kept
-
-    def count(self, namespace: str, fresh_after: int) -> int:
-        """How many values are at hand, in the file or waiting; if one is stale, those that wait."""
-        # In this order: what is written in between counts twice rather than not at all.
-        unended = self._admissions.unended
-        return unended + self._run_here(self._reads, index.fresh_values, namespace, fresh_after)
 
     def usage(self, namespace: str) -> Usage:
         """What the namespace and the database hold."""
