@@ -6,11 +6,10 @@ import inspect
 from typing import NamedTuple
 
 import numpy as np
-from zarr.core.codec_pipeline import FusedCodecPipeline
 from zarr.storage import StorePath
 
-READ = FusedCodecPipeline.read.__code__
-"""The code that asks, once for all chunks of a read, whether their store has sync IO."""
+READ = "FusedCodecPipeline.read"
+"""The function that asks, once for all chunks of a read, whether their store has sync IO."""
 
 MOST_REMEMBERED = 10_000
 
@@ -34,9 +33,10 @@ def chunks_to_read() -> list[Chunk] | None:
     # The property itself, and those of the stores that wrap this one.
     while frame is not None and frame.f_code.co_name.endswith("_supports_sync_io"):
         frame = frame.f_back
-    batch = frame.f_locals.get("batch") if frame is not None and frame.f_code is READ else None
-    match batch:
-        case [(StorePath(), _, _, *_), *_]:
+    if frame is None or frame.f_code.co_qualname != READ:
+        return None
+    match frame.f_locals.get("batch"):
+        case [(StorePath(), _, _, *_), *_] as batch:
             return [Chunk(byte_getter.path, selection) for byte_getter, _, selection, *_ in batch]
     return None
 

@@ -605,15 +605,19 @@ class CacheStore(WrapperStore[Store]):
     def _supports_sync_io(self) -> bool:
         """Whether zarr's fused pipeline should call the sync methods for its next batch.
 
-        A sync call of a source that has only async methods holds up one of the few threads that
-        the pipeline has, while its async path waits for all calls at once. So such a source is
-        written to, and read where there are misses, through the event loop.
-        See docs/decisions/0004.
+        A sync call of a store that has only async methods holds up one of the few threads that
+        the pipeline has, while its async path waits for all calls at once. So a source of that kind
+        is written to, and read where there are misses, through the event loop, and a cache store of
+        that kind always. See docs/decisions/0004.
 
         Who asks outside of an event loop has chosen the sync methods already: the sharding codec
         asks whether all parts of a shard can be had in one call.
         """
-        if _store_supports_sync_io(self._store) or not is_on_loop():
+        if not is_on_loop():
+            return True
+        if not _store_supports_sync_io(self._cache):
+            return False
+        if _store_supports_sync_io(self._store):
             return True
         chunks = chunks_to_read()
         return chunks is not None and reading.expects_hits(self._cached, chunks)

@@ -57,6 +57,15 @@ def forbidden(*_: Any, **__: Any) -> Any:
     raise AssertionError(msg)
 
 
+def in_a_file(path: Path) -> Store:
+    return SqliteStore(path)
+
+
+def in_memory(path: Path) -> Store:  # noqa: ARG001 - as `in_a_file`
+    return MemoryStore()
+
+
+@pytest.mark.parametrize("cache_store", [in_a_file, in_memory])
 @pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore])
 @pytest.mark.parametrize("wrap", [lambda store: store, LoggingStore], ids=["bare", "wrapped"])
 @pytest.mark.parametrize("where", [np.s_[:], np.s_[3:9, 4:7], np.s_[:, 25]], ids=str)
@@ -64,6 +73,7 @@ def forbidden(*_: Any, **__: Any) -> Any:
     "write", [plain, format_2, sharded, sharded_with_a_margin, sparse, sparse_sharded]
 )
 def test_the_second_read_makes_no_trip_through_an_event_loop(
+    cache_store: Callable[[Path], Store],
     kind: type[CountingStore],
     wrap: Callable[[Store], Store],
     where: Any,
@@ -73,7 +83,7 @@ def test_the_second_read_makes_no_trip_through_an_event_loop(
 ) -> None:
     source = MemoryStore()
     write(source)
-    store = CacheStore(kind(source), cache_store=SqliteStore(path), max_age_seconds=60)
+    store = CacheStore(kind(source), cache_store=cache_store(path), max_age_seconds=60)
     array = opened(wrap(store))
     expected = values(array, where)
     no_async_read()
@@ -130,6 +140,31 @@ def test_who_does_not_say_what_is_read_gets_the_async_surface_of_an_async_source
     assert not sync(asked_on_a_loop(store))
 
 
+@pytest.fixture
+def no_sync_surface(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, nothing may come through the threads of the pipeline."""
+
+    def forbid() -> None:
+        for name in ("get_sync", "get_ranges_sync", "set_sync", "delete_sync"):
+            monkeypatch.setattr(CacheStore, name, forbidden)
+
+    return forbid
+
+
+@pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore])
+@pytest.mark.parametrize("write", [plain, sharded, sparse])
+def test_an_async_cache_store_is_always_read_through_the_event_loop(
+    kind: type[CountingStore], write: Writer, no_sync_surface: Callable[[], None]
+) -> None:
+    source = MemoryStore()
+    write(source)
+    store = CacheStore(kind(source), cache_store=AsyncOnlyStore(MemoryStore()))
+    array = opened(store)
+    no_sync_surface()
+
+    assert values(array) == values(array) == values(opened(source))
+
+
 class TestMissesOfAnAsyncSource:
     """They wait together in the event loop, not one by one in the threads of the pipeline."""
 
@@ -143,14 +178,6 @@ class TestMissesOfAnAsyncSource:
     def array(self, source: CountingStore, path: Path) -> zarr.Array[Any]:
         store = CacheStore(source, cache_store=SqliteStore(path), max_age_seconds=60)
         return opened(store, mode="r+")
-
-    @pytest.fixture
-    def no_sync_surface(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-        def forbid() -> None:
-            for name in ("get_sync", "get_ranges_sync", "set_sync", "delete_sync"):
-                monkeypatch.setattr(CacheStore, name, forbidden)
-
-        return forbid
 
     def test_of_what_was_never_read(
         self, array: zarr.Array[Any], no_sync_surface: Callable[[], None]
