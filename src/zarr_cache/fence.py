@@ -48,26 +48,25 @@ SET kind = 'fence',
     revision = excluded.revision,
     writers = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writers + 1 END
 WHERE kind IS NOT 'stored'
-RETURNING id
+RETURNING namespace, id
 """
 
-# What comes before and after a key, as the index has it.
-NEIGHBOURS = """
-SELECT
-    (
-        SELECT key
-        FROM entry
-        WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND key < :key
-        ORDER BY key DESC
-        LIMIT 1
-    ),
-    (
-        SELECT key
-        FROM entry
-        WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND key > :key
-        ORDER BY key
-        LIMIT 1
-    )
+# What stands before and after a place, as the index has it: of any namespace, since that may be
+# what is damaged.
+FIRST = (0, "")
+BEFORE = """
+SELECT namespace, key, id
+FROM entry
+WHERE (namespace, key) < (:number, :key)
+ORDER BY namespace DESC, key DESC
+LIMIT 2
+"""
+AFTER = """
+SELECT namespace, key, id
+FROM entry
+WHERE (namespace, key) >= (:number, :key)
+ORDER BY namespace, key
+LIMIT 2
 """
 
 # Only the one writer whose fence still stands knows what the source holds now.
@@ -102,7 +101,7 @@ SET kind = 'fence',
     revision = excluded.revision,
     writers = max(0, writers - 1)
 WHERE kind IS NOT 'stored'
-RETURNING id
+RETURNING namespace, id
 """
 
 # A blob comes after every text. With an OR in its place, SQLite walks to the end of the namespace.
@@ -126,6 +125,7 @@ RAISE_FENCE = """
 UPDATE namespace
 SET fence = :revision
 WHERE name = :namespace
+RETURNING id
 """
 
 
@@ -191,8 +191,8 @@ def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now
             "dead_before": now_ns - LONGEST_WRITE_NS,
         }
         for key in keys:
-            _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
-            _check_order(connection, namespace, key)
+            number, entry = _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
+            _check_order(connection, number, key, entry)
     return revision
 
 
@@ -292,27 +292,41 @@ def _next_revision(connection: Connection, namespace: str) -> int:
     return int(rows[0][0])
 
 
-def _fence(connection: Connection, statement: str, parameters: Parameters) -> None:
+def _fence(connection: Connection, statement: str, parameters: Parameters) -> tuple[int, int]:
+    """Put a fence at the key, which removes what is kept of it; return its namespace and entry."""
     rows = connection.execute(statement, parameters).fetchall()
     if not rows:
         # Nothing is stored in the namespace of a source: its row is there and cannot be found.
         raise FileDamagedError(f"no fence could be put at {parameters['key']!r}")
-    for (entry,) in rows:
-        connection.execute(values.DELETE_PARTS, {"entry": entry})
+    number, entry = rows[0]
+    connection.execute(values.DELETE_PARTS, {"entry": entry})
+    return number, entry
 
 
-def _check_order(connection: Connection, namespace: str, key: str) -> None:
-    """Raise if the key stands in the wrong place of the index.
+def _check_order(connection: Connection, number: int, key: str, entry: int | None = None) -> None:
+    """Raise unless the index is in order around a key, and has this entry there.
 
-    Then the search for it has gone astray on a damaged page, and may have missed the row that was
-    there: it would come back when the page is written anew.
+    Otherwise a search for it has gone astray on a damaged page, and may have missed what was there:
+    it would be found by another search, or come back when the page is written anew.
     """
-    parameters = {"namespace": namespace, "key": key}
-    before, after = connection.execute(NEIGHBOURS, parameters).fetchone()
-    row = [each for each in (before, key, after) if each is not None]
-    # As SQLite compares them. On a page that is damaged, a key may be no text.
-    keys = [each.encode() for each in row if isinstance(each, str)]
-    if len(keys) < len(row) or keys != sorted(set(keys)):
+
+    def rows(statement: str, number: int, key: str) -> list[tuple[int, str, int]]:
+        return connection.execute(statement, {"number": number, "key": key}).fetchall()
+
+    before, after = rows(BEFORE, number, key), rows(AFTER, number, key)
+    places = [row[:2] for row in (*reversed(before), *after)]
+    is_in_order = (
+        # On a page that is damaged they may be of any type.
+        all(type(space) is int and type(each) is str for space, each in places)
+        and places == sorted(set(places))
+        and all(place < (number, key) for place in places[: len(before)])
+        and all(place >= (number, key) for place in places[len(before) :])
+        and (entry is None or after[:1] == [(number, key, entry)])
+        # The two searches may have come to two places.
+        and rows(AFTER, *(places[len(before) - 1] if before else FIRST))[:2]
+        == [*before[:1], *after][:2]
+    )
+    if not is_in_order:
         raise FileDamagedError(f"the index of keys is not in order at {key!r}")
 
 
@@ -336,6 +350,15 @@ def _end_with_value(
     return int(rows[0][0]) if rows else None
 
 
+def _raise_fence(connection: Connection, namespace: str, revision: int) -> int:
+    """Refuse what is being fetched of the namespace; return its number."""
+    parameters = {"namespace": namespace, "revision": revision}
+    rows = connection.execute(RAISE_FENCE, parameters).fetchall()
+    if not rows:
+        raise FileDamagedError(f"the namespace {namespace!r} is missing")
+    return int(rows[0][0])
+
+
 def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:
     """Remove what is kept of every key that begins with `prefix`; refuse what is being fetched.
 
@@ -348,7 +371,7 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
     """
     with connection.writing():
         revision = _next_revision(connection, namespace)
-        connection.execute(RAISE_FENCE, {"namespace": namespace, "revision": revision})
+        number = _raise_fence(connection, namespace, revision)
         parameters = {
             "namespace": namespace,
             "prefix": prefix,
@@ -357,8 +380,10 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
             "most": MOST_AT_ONCE,
         }
         removed = some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
+        _check_order(connection, number, prefix)
     while len(some) == MOST_AT_ONCE:
         with connection.writing_much():
             some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
+            _check_order(connection, number, prefix)
         removed += some
     return [key for (key,) in removed]

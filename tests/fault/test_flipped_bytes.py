@@ -7,11 +7,13 @@ tries n times as many; at 200 it is each byte of the file.
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 from zarr.abc.store import RangeByteRequest
+from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from tests.fakes import STRESS, CountingStore, buffer, open_file, restart
@@ -235,6 +237,53 @@ def test_no_byte_that_says_where_rows_are_lets_a_write_be_followed_by_what_was_b
                 wrong.add(position)
 
     assert wrong == set()
+
+
+FOLDERS = {f"{folder}/{number}": b"old" for folder in "acd" for number in range(12)}
+
+
+def where_keys_of_a_folder_are_looked_for(path: Path) -> list[int]:
+    """Bytes of the keys that begin with ``c/`` in the pages of indexes, and of what is before."""
+    data = path.read_bytes()
+    return [
+        position
+        for page in range(0, len(data), PAGE_SIZE)
+        if data[page] in (2, 10)
+        for key in re.finditer(rb"c/\d+", data[page : page + PAGE_SIZE])
+        for position in range(page + key.start() - 4, page + key.end())
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+@pytest.mark.leaves_damage
+@pytest.mark.parametrize("flip", [0x01, 0x80])
+def test_no_byte_that_says_where_rows_are_lets_a_folder_come_back_that_was_deleted(
+    flip: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PAGE_SIZE", PAGE_SIZE)
+    values = {key: buffer(value) for key, value in FOLDERS.items()}
+    whole, flipped = tmp_path / "whole.sqlite", tmp_path / "copies" / "flipped.sqlite"
+    store = CacheStore(MemoryStore(values), cache_store=SqliteStore(whole), namespace="source")
+    for key in values:
+        store.get_sync(key)
+    restart(store)
+    came_back = {}
+    for position in where_keys_of_a_folder_are_looked_for(whole):
+        clear(flipped.parent)
+        data = bytearray(whole.read_bytes())
+        data[position] ^= flip
+        flipped.write_bytes(data)
+        source = MemoryStore(dict(values))
+        store = CacheStore(source, cache_store=SqliteStore(flipped), namespace="source")
+        sync(store.delete_dir("c"))
+        restart(store)
+        store = CacheStore(source, cache_store=SqliteStore(flipped), namespace="source")
+        found = {key for key in FOLDERS if store.get_sync(key) is not None}
+        restart(store)
+        if found != {key for key in FOLDERS if not key.startswith("c/")}:
+            came_back[position] = found
+
+    assert came_back == {}
 
 
 @pytest.mark.leaves_damage
