@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zarr_cache import index, pending, staging, values
+from zarr_cache import index, key_order, pending, staging, values
 from zarr_cache.admission import TRIM, facts_of, keep_bytes
 from zarr_cache.budget import MOST_AT_ONCE, under_limits
 from zarr_cache.errors import FileDamagedError, FileLockedError
@@ -49,24 +49,6 @@ SET kind = 'fence',
     writers = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writers + 1 END
 WHERE kind IS NOT 'stored'
 RETURNING namespace, id
-"""
-
-# What stands before and after a place, as the index has it: of any namespace, since that may be
-# what is damaged.
-FIRST = (0, "")
-BEFORE = """
-SELECT namespace, key, id
-FROM entry
-WHERE (namespace, key) < (:number, :key)
-ORDER BY namespace DESC, key DESC
-LIMIT 2
-"""
-AFTER = """
-SELECT namespace, key, id
-FROM entry
-WHERE (namespace, key) >= (:number, :key)
-ORDER BY namespace, key
-LIMIT 2
 """
 
 # Only the one writer whose fence still stands knows what the source holds now.
@@ -192,7 +174,7 @@ def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now
         }
         for key in keys:
             number, entry = _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
-            _check_order(connection, number, key, entry)
+            key_order.check(connection, number, key, entry)
     return revision
 
 
@@ -303,33 +285,6 @@ def _fence(connection: Connection, statement: str, parameters: Parameters) -> tu
     return number, entry
 
 
-def _check_order(connection: Connection, number: int, key: str, entry: int | None = None) -> None:
-    """Raise unless the index is in order around a key, and has this entry there.
-
-    Otherwise a search for it has gone astray on a damaged page, and may have missed what was there:
-    it would be found by another search, or come back when the page is written anew.
-    """
-
-    def rows(statement: str, number: int, key: str) -> list[tuple[int, str, int]]:
-        return connection.execute(statement, {"number": number, "key": key}).fetchall()
-
-    before, after = rows(BEFORE, number, key), rows(AFTER, number, key)
-    places = [row[:2] for row in (*reversed(before), *after)]
-    is_in_order = (
-        # On a page that is damaged they may be of any type.
-        all(type(space) is int and type(each) is str for space, each in places)
-        and places == sorted(set(places))
-        and all(place < (number, key) for place in places[: len(before)])
-        and all(place >= (number, key) for place in places[len(before) :])
-        and (entry is None or after[:1] == [(number, key, entry)])
-        # The two searches may have come to two places.
-        and rows(AFTER, *(places[len(before) - 1] if before else FIRST))[:2]
-        == [*before[:1], *after][:2]
-    )
-    if not is_in_order:
-        raise FileDamagedError(f"the index of keys is not in order at {key!r}")
-
-
 def _end_with_value(
     connection: Connection, namespace: str, key: str, answer: Answer, revision: int
 ) -> int | None:
@@ -380,10 +335,10 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
             "most": MOST_AT_ONCE,
         }
         removed = some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
-        _check_order(connection, number, prefix)
+        key_order.check(connection, number, prefix)
     while len(some) == MOST_AT_ONCE:
         with connection.writing_much():
             some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
-            _check_order(connection, number, prefix)
+            key_order.check(connection, number, prefix)
         removed += some
     return [key for (key,) in removed]
