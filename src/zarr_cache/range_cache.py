@@ -223,7 +223,13 @@ class RangeCache:
             return [value.tail] if value.tail else []
         starts = value.spans.irange(entry.start, entry.stop, inclusive=(True, False))
         spans = [value.spans[start] for start in starts]
-        return [other for other in spans if other.stop <= entry.stop or other.start == entry.start]
+        inside = [
+            other for other in spans if other.stop <= entry.stop or other.start == entry.start
+        ]
+        if value.tail and entry.reaches_end and len(value.tail.data) <= len(entry.data):
+            # So the last bytes are one entry, however they were asked for.
+            inside.append(value.tail)
+        return inside
 
     def _known(self, namespace: str, key: str, fence: int) -> _Value | None:
         """The value, after removing what was overtaken by a write."""

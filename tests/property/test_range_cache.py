@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -66,6 +68,13 @@ class Answer:
     def has(self, position: int) -> bool:
         return self.is_placed and self.start <= position < self.stop
 
+    def replaces(self, older: Answer) -> bool:
+        """Whether nothing is left of the use of another answer for the same key."""
+        if older.is_placed:
+            return self.is_placed and self.start <= older.start and older.stop <= self.stop
+        is_longer = older.stop - older.start <= self.stop - self.start
+        return not self.is_placed or (self.is_end and is_longer)
+
 
 def answer(
     key: str, request: ByteRequest, size: int, stored_at: int = 0, revision: int = 0
@@ -121,15 +130,7 @@ class Model:
         self.forget(new.key, fence)
         if any(each.holds(request) for each in self.of(new.key)):
             return
-        self.keep(
-            lambda each: (
-                not (
-                    each.key == new.key
-                    and each.is_placed == new.is_placed
-                    and (not new.is_placed or (new.start <= each.start and each.stop <= new.stop))
-                )
-            )
-        )
+        self.keep(lambda each: each.key != new.key or not new.replaces(each))
         self.answers.append(new)
 
 
@@ -303,6 +304,22 @@ def test_a_smaller_part_does_not_take_the_place_of_a_larger_one() -> None:
 
     assert get(ranges, RangeByteRequest(0, 5)) == b"01234"
     assert get(ranges, OffsetByteRequest(9)) == b"9"
+
+
+@pytest.mark.parametrize(
+    "requests",
+    list(permutations([SuffixByteRequest(4), OffsetByteRequest(6), RangeByteRequest(6, 10)])),
+    ids=str,
+)
+def test_the_index_of_a_shard_is_one_entry_however_it_was_asked_for(
+    requests: tuple[ByteRequest, ...],
+) -> None:
+    ranges = RangeCache()
+    for stored_at, request in enumerate(requests):
+        add(ranges, request, b"6789", stored_at=stored_at + 1)
+
+    assert len(ranges) == 1
+    assert [get(ranges, request) for request in requests] == [b"6789"] * 3
 
 
 def test_a_size_that_was_told_earlier_does_not_place_a_suffix_of_a_value_that_has_grown() -> None:
