@@ -42,7 +42,7 @@ from zarr_cache.errors import (
 from zarr_cache.loop_connection import LoopConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from zarr_cache.cache_file import Place
@@ -117,6 +117,9 @@ class FileDatabase:
         self._name = str(path)
         self._marks: dict[str, str] = {}
         self._begin()
+
+    def __str__(self) -> str:
+        return self._name
 
     def _begin(self) -> None:
         """Start without connections: at first, and in the child of a fork."""
@@ -262,14 +265,10 @@ class FileDatabase:
         **kwargs: P.kwargs,
     ) -> T:
         """As `run`, after what could not be written to: it may have been opened at a bad time."""
-        with self._lock:
+        with self._lock, self._quiet():
             # What one connection found that it may not write, all others believe as well.
-            self._be_quiet()
-            try:
-                self._close_all()
-                self._open()
-            finally:
-                self._end_quiet()
+            self._close_all()
+            self._open()
         try:
             connection = self._take()
             try:
@@ -442,20 +441,16 @@ class FileDatabase:
             ) from error
 
     def _lose(self, why: str) -> None:
-        self._be_quiet()
-        try:
-            # Before anything is forgotten: who does not get the lock finds the loss again.
-            with cache_file.locked_folder(self.path, is_shared=False):
-                logger.warning("%s: %s; it is opened anew", self.path, why)
-                # What is in the log goes into the file that was, wherever that is now.
-                for connection in self._idle:
-                    with contextlib.suppress(sqlite3.Error):
-                        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                self._close_all()
-                with contextlib.suppress(OSError):
-                    cache_file.drop_log(self.path, self._log)
-        finally:
-            self._end_quiet()
+        # Before anything is forgotten: who does not get the lock finds the loss again.
+        with self._quiet(), cache_file.locked_folder(self.path, is_shared=False):
+            logger.warning("%s: %s; it is opened anew", self.path, why)
+            # What is in the log goes into the file that was, wherever that is now.
+            for connection in self._idle:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._close_all()
+            with contextlib.suppress(OSError):
+                cache_file.drop_log(self.path, self._log)
         for forget in self.after_loss:
             forget()
 
@@ -489,19 +484,17 @@ class FileDatabase:
             or cannot be renamed.
         """
         with self._lock:
-            self._be_quiet()
             try:
-                if self._may_hold_stored():
-                    raise StorageError(
-                        f"{error}; it holds values that were stored with SqliteStore and is left "
-                        f"where it is: see 'zarr-cache verify -f {self.path}'"
-                    )
-                self._close_all()
-                aside = cache_file.set_aside(self.path, error.place)
+                with self._quiet():
+                    if self._may_hold_stored():
+                        raise StorageError(
+                            f"{error}; it holds values that were stored with SqliteStore and is "
+                            f"left where it is: see 'zarr-cache verify -f {self.path}'"
+                        )
+                    self._close_all()
+                    aside = cache_file.set_aside(self.path, error.place)
             except OSError as failure:
                 raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
-            finally:
-                self._end_quiet()
             if aside is not None:
                 logger.warning("%s; it is now %s, and another is begun", error, aside)
                 for forget in self.after_loss:
@@ -521,6 +514,15 @@ class FileDatabase:
         except FAILURES:
             pass  # too damaged to tell now
         return self._holds_stored
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Run the block while no operation is under way, and let none begin."""
+        self._be_quiet()
+        try:
+            yield
+        finally:
+            self._end_quiet()
 
     def _be_quiet(self) -> None:
         """Wait until no operation is under way, and let none begin."""

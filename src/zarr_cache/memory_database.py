@@ -42,6 +42,9 @@ class MemoryDatabase:
         weakref.finalize(self, self._connection.close)
         _all.add(self)
 
+    def __str__(self) -> str:
+        return "in memory"
+
     def clock(self) -> PersistentClock:
         """The clock that stamps what is kept here."""
         return self._clock

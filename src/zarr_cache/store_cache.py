@@ -77,7 +77,7 @@ class StoreCache(ValueCache):
         facts = checksum.of_facts(namespace, key, "value", found.size, found.stored_at)
         if data is None or len(data) != found.size:
             return found._replace(is_damaged=True)
-        sums = self._run_here(self._reads, index.checksums, found.entry or 0)
+        sums = self._reads.run(index.checksums, found.entry or 0)
         try:
             # What was there before this CacheStore has none: is it still that?
             if sums is None and len(self._namespaces) > 1:
@@ -215,7 +215,7 @@ class StoreCache(ValueCache):
         try:
             if not self._is_filled:
                 sizes = yield from self._checked(call_async(self._store, _sizes))
-                self._run_here(self._writes, admission.adopt, namespace, sizes)
+                self._writes.run(admission.adopt, namespace, sizes)
                 self._is_filled = True
         finally:
             self.flights.end((), turn)

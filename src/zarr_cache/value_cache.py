@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Concatenate
+from typing import TYPE_CHECKING, ClassVar
 
 from zarr_cache import (
     admission,
@@ -22,16 +22,10 @@ from zarr_cache import (
     values,
 )
 from zarr_cache.admission import Admission, Admissions
-from zarr_cache.breaker import Breaker
-from zarr_cache.errors import (
-    CacheError,
-    FileDamagedError,
-    LeftAloneError,
-    OutOfMemoryError,
-)
-from zarr_cache.file_database import FileDatabase
+from zarr_cache.errors import CacheError, LeftAloneError
 from zarr_cache.flight import Flights
 from zarr_cache.flow import run, step
+from zarr_cache.guarded import Guarded
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
 from zarr_cache.sizes import format_size
@@ -46,7 +40,6 @@ if TYPE_CHECKING:
     from zarr_cache.admission import Answer
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.clock import PersistentClock
-    from zarr_cache.connection import Connection
     from zarr_cache.database import Database
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found, Usage
@@ -125,8 +118,8 @@ class ValueCache:
         self._has_evicted = False
         self._writer = Writer(self._work)
         # Of reading the file, and of writing to it: while it is locked or full, hits go on.
-        self._reads = Breaker()
-        self._writes = Breaker()
+        self._reads = Guarded(self._database)
+        self._writes = Guarded(self._database)
 
     def _forget_file(self) -> None:
         """What is known of one file does not hold for another in its place."""
@@ -181,7 +174,7 @@ class ValueCache:
                 yield from step(unmark, partial(asyncio.to_thread, unmark))
             except CacheError as error:
                 # Then the next reads need not try.
-                raise self._failed(self._writes, error) from error
+                raise self._writes.failed(error) from error
 
     def _forget_unrecorded(self, namespace: str) -> None:
         self._unrecorded.discard(namespace)
@@ -198,66 +191,10 @@ class ValueCache:
         """
         return self._database.clock()
 
-    def _run[**P, T](
-        self,
-        breaker: Breaker,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Flow[T]:
-        """Run the operation, off the event loop on the async surface."""
-        breaker.check()
-        try:
-            result = yield from step(
-                partial(self._database.run, operation, *args, **kwargs),
-                partial(self._database.run_async, operation, *args, **kwargs),
-            )
-        except CacheError as error:
-            raise self._failed(breaker, error) from error
-        breaker.succeeded()
-        return result
-
-    def _run_here[**P, T](
-        self,
-        breaker: Breaker,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run the operation in this thread."""
-        if not breaker.is_closed:
-            breaker.check()
-        try:
-            result = self._database.run(operation, *args, **kwargs)
-        except CacheError as error:
-            raise self._failed(breaker, error) from error
-        if not breaker.is_closed:
-            breaker.succeeded()
-        return result
-
-    def _failed(self, breaker: Breaker, error: CacheError) -> CacheError:
-        """See to it that the fault costs the next reads no time; return what there is to tell."""
-        if isinstance(error, OutOfMemoryError):
-            # The fault of one value.
-            return error
-        if isinstance(error, FileDamagedError):
-            try:
-                aside = self._database.heal(error)
-            except CacheError as failure:
-                error = failure
-            else:
-                begun = "another is begun in its place"
-                where = f"it is now {aside}, and {begun}" if aside else begun
-                return FileDamagedError(f"{error}; {where}")
-        is_known = not breaker.is_closed
-        breaker.failed(error)
-        # A trial that fails, maybe in another way, is no news.
-        return LeftAloneError(str(error)) if is_known else error
-
     def opened(self) -> Flow[None]:
         """Wait until the file is open: then its clock and its small answers are there at once."""
         if not self._database.is_open:
-            yield from self._run(self._reads, index.nothing)
+            yield from self._reads.flow(index.nothing)
 
     def known(self, namespace: str) -> Flow[None]:  # noqa: ARG002 - as in `StoreCache`
         """Wait until what is kept can be told."""
@@ -271,7 +208,7 @@ class ValueCache:
     def peek_now(self, namespace: str, key: str) -> Found:
         """As `peek`, of a file that is open, at once."""
         waiting = self._admissions.answer(namespace, key)
-        found = self._run_here(self._reads, index.peek, namespace, key)
+        found = self._reads.run(index.peek, namespace, key)
         return found if waiting is None else waiting.instead_of(found)
 
     def glance(
@@ -284,9 +221,7 @@ class ValueCache:
         """
         # Before the file is looked at: what waits no more is in it.
         waiting = self._admissions.answer(namespace, key)
-        found = self._run_here(
-            self._reads, index.look_up, namespace, key, request, fresh_after, MOST_ON_LOOP
-        )
+        found = self._reads.run(index.look_up, namespace, key, request, fresh_after, MOST_ON_LOOP)
         if found.data is not None:
             return found
         if waiting is not None:
@@ -299,9 +234,7 @@ class ValueCache:
         """What is kept of the key, with the bytes asked for where they are fresh."""
         yield from self.opened()
         waiting = self._admissions.answer(namespace, key)
-        found = yield from self._run(
-            self._reads, index.look_up, namespace, key, request, fresh_after
-        )
+        found = yield from self._reads.flow(index.look_up, namespace, key, request, fresh_after)
         if found.data is None and waiting is not None:
             return waiting.instead_of(found, request, fresh_after)
         return found
@@ -312,7 +245,7 @@ class ValueCache:
         """`look_up` for each request."""
         waiting = self._admissions.answer(namespace, key)
         arguments = (namespace, key, requests, fresh_after)
-        found = yield from self._run(self._reads, index.look_up_many, *arguments)
+        found = yield from self._reads.flow(index.look_up_many, *arguments)
         if waiting is None:
             return found
         return [
@@ -339,8 +272,8 @@ class ValueCache:
             Called with what became of it: what was removed, None if a write has overtaken it, or
             why it could not be kept. By whatever thread.
         """
-        if not self._writes.is_closed:
-            self._writes.look()
+        if not self._writes.breaker.is_closed:
+            self._writes.breaker.look()
         mine = Admission(namespace, key, answer, limits, told)
         self._admissions.add(mine)
         nbytes = self._admissions.nbytes
@@ -365,9 +298,7 @@ class ValueCache:
             ended: list[Admission] = []
             failure = None
             try:
-                self._run_here(
-                    self._writes, self._admissions.admit_some, ended, self.pending, self._keep
-                )
+                self._writes.run(self._admissions.admit_some, ended, self.pending, self._keep)
             except CacheError as error:
                 failure = error
                 if not ended:
@@ -397,8 +328,8 @@ class ValueCache:
         if self._database.is_gone():
             return
         try:
-            while self._run_here(self._reads, space.has_much_free):
-                self._run_here(self._writes, space.give_back)
+            while self._reads.run(space.has_much_free):
+                self._writes.run(space.give_back)
                 self.write_waiting()
         except CacheError as error:
             logger.info("free pages stay in the file: %s", error)
@@ -410,14 +341,14 @@ class ValueCache:
 
     def write_soon(self) -> None:
         """Write the uses and counts that wait, in another thread."""
-        if self._writes.is_closed:
+        if self._writes.breaker.is_closed:
             self._writer.wake()
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
         """Come under the limits."""
-        if not self._writes.is_closed:
+        if not self._writes.breaker.is_closed:
             # Before the uses are gathered for nothing, at each hit.
-            self._writes.look()
+            self._writes.breaker.look()
         removed = yield from self._with_touches(budget.enforce, namespace, limits)
         if removed.evicted:
             # The pages that are free now may be many.
@@ -429,24 +360,25 @@ class ValueCache:
         if self._has_evicted or max_size is None:
             return
         self._has_evicted = True
-        where = self._database.path if isinstance(self._database, FileDatabase) else "in memory"
         size = format_size(max_size)
-        logger.info("%s: max_size of %s is used up; the least recently used goes", where, size)
+        logger.info(
+            "%s: max_size of %s is used up; the least recently used goes", self._database, size
+        )
 
     def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
         """Remove what is kept of the key, unless it is newer; return the keys removed."""
         self._admissions.forget(namespace, key)
-        return self._run(
-            self._writes, admission.forget, namespace, key, revision=revision, stored_at=stored_at
+        return self._writes.flow(
+            admission.forget, namespace, key, revision=revision, stored_at=stored_at
         )
 
     def discard(self, found: Found) -> Flow[list[str]]:
         """Remove a damaged entry; return the keys removed."""
-        return self._run(self._writes, admission.discard, found)
+        return self._writes.flow(admission.discard, found)
 
     def begin_write(self, namespace: str, keys: Sequence[str], now_ns: int) -> Flow[int]:
         """Make what is kept of the keys unusable while the source is written to."""
-        return self._run(self._writes, fence.begin_write, namespace, keys, now_ns)
+        return self._writes.flow(fence.begin_write, namespace, keys, now_ns)
 
     def end_write(
         self,
@@ -463,13 +395,13 @@ class ValueCache:
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
         """Remove what is kept under a prefix, and refuse what is being fetched."""
         self.ranges.remove(namespace, prefix)
-        return self._run(self._writes, fence.fence_prefix, namespace, prefix)
+        return self._writes.flow(fence.fence_prefix, namespace, prefix)
 
     def _with_touches[T](self, operation: Callable[..., T], *args: object) -> Flow[T]:
         """Run an operation that writes the pending uses first: eviction goes by them."""
         touches = self.pending.take_touches()
         try:
-            return (yield from self._run(self._writes, operation, *args, touches))
+            return (yield from self._writes.flow(operation, *args, touches))
         except BaseException:
             self.pending.put_back(touches)
             raise
@@ -486,7 +418,7 @@ class ValueCache:
 
     def usage(self, namespace: str) -> Usage:
         """What the namespace and the database hold."""
-        return self._run_here(self._reads, index.usage, namespace)
+        return self._reads.run(index.usage, namespace)
 
     def at_hand(
         self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
@@ -495,7 +427,7 @@ class ValueCache:
         # What waits to be written is at hand as well.
         yield from step(self.flush, partial(asyncio.to_thread, self.flush))
         arguments = (namespace, prefix, fresh_after, absent_fresh_after)
-        return (yield from self._run(self._reads, listing.at_hand, *arguments))
+        return (yield from self._reads.flow(listing.at_hand, *arguments))
 
     def write_pending(self) -> Flow[None]:
         """Write the uses and counts that wait."""
@@ -512,7 +444,7 @@ class ValueCache:
         """Write what waits, before the file is closed."""
         self._writer.stop()
         # Later is too late.
-        self._writes.try_again()
+        self._writes.breaker.try_again()
         self._pause()
 
     def _pause(self) -> None:
@@ -532,9 +464,9 @@ class ValueCache:
         if self._database.is_gone():
             return
         try:
-            useless = self._run_here(self._reads, fence.namespaces, first, end)
+            useless = self._reads.run(fence.namespaces, first, end)
             for name in filter(is_of_no_use, useless):
-                while self._run_here(self._writes, fence.drop_some, name):
+                while self._writes.run(fence.drop_some, name):
                     pass
         except CacheError as error:
             # Then it goes as the least recently used.

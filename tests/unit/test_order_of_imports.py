@@ -22,7 +22,7 @@ CHAINS = [
     [{"admission"}, {"budget"}, {"index", "range_cache"}, {"byte_range"}],
     [{"sqlite_store"}, {"stored"}, {"index"}, {"values"}, {"checksum"}],
     [{"cache_store"}, {"sqlite_store"}, {"file_database"}, {"connection"}, {"migrate"}, {"errors"}],
-    [{"value_cache"}, {"file_database", "flight", "range_cache"}, {"clock", "flow"}],
+    [{"value_cache"}, {"database", "flight", "range_cache"}, {"clock", "flow"}],
 ]
 PAIRS = [pair for chain in CHAINS for pair in pairwise(chain)]
 LEVELS = [level for chain in CHAINS for level in chain]
