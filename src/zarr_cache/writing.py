@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from zarr_cache.flow import Flow
 
 
-UNKNOWN = -1
-"""In place of the revision of a write of which it is not known whether it has begun."""
-
-
 def write(
     cached: CachedSource, items: Sequence[tuple[str, Buffer | None]], to_source: Flow[None]
 ) -> Flow[None]:
@@ -38,25 +34,26 @@ def write(
     cached.has_moved()
     items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
-    begun: int | None = UNKNOWN
+    # As long as it is not known: an operation runs to its end even if the task is cancelled at it.
+    is_fenced = True
     try:
         begun = yield from _begin_write(cached, keys)
+        is_fenced = begun is not None
         yield from to_source
     except GeneratorExit:
         # Nothing can be waited for any more. What was begun stands, and the source is asked.
         raise
     except BaseException:
-        # It has failed or was cancelled, and only the source knows what it holds. What was begun
-        # has begun even if the task was cancelled at that: an operation runs to its end.
-        yield from _end_write(cached, keys, {}, begun)
+        # It has failed or was cancelled, and only the source knows what it holds.
+        yield from _end_write(cached, keys, {}, is_fenced=is_fenced)
         raise
-    is_known = begun is not None
+    answers: dict[str, Answer] = {}
     if cached.has_moved():
         # Where it was written to is not known. What was begun stands there, and is begun here.
-        begun, is_known = (yield from _begin_write(cached, keys)), False
-    kept = cached.settings.cache_set_data and is_known
-    answers = _written(cached, items, begun or 0) if kept else {}
-    yield from _end_write(cached, keys, answers, begun)
+        is_fenced = (yield from _begin_write(cached, keys)) is not None
+    elif begun is not None and cached.settings.cache_set_data:
+        answers = _written(cached, items, begun)
+    yield from _end_write(cached, keys, answers, is_fenced=is_fenced)
 
 
 def _begin_write(cached: CachedSource, keys: Sequence[str]) -> Flow[int | None]:
@@ -86,9 +83,9 @@ def _written(
 
 
 def _end_write(
-    cached: CachedSource, keys: Sequence[str], answers: Mapping[str, Answer], begun: int | None
+    cached: CachedSource, keys: Sequence[str], answers: Mapping[str, Answer], *, is_fenced: bool
 ) -> Flow[None]:
-    if begun is None:
+    if not is_fenced:
         # The key has no fence. What was removed on that account while the source was written to may
         # have been asked for and kept again since.
         yield from _fence_or_note(cached, "")
