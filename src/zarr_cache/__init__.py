@@ -21,8 +21,8 @@ from zarr_cache.errors import (
 )
 from zarr_cache.faults import CacheWarning
 from zarr_cache.namespace import register_namespace
+from zarr_cache.problem import Problem
 from zarr_cache.sqlite_store import SqliteStore
-from zarr_cache.verify import Problem
 from zarr_cache.warm_report import WarmPlan, WarmReport
 from zarr_cache.warming import warm, warm_async
 

@@ -76,13 +76,6 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
 RETURNING key
 """
 
-# What comes may be the least recently used itself.
-IS_THERE = """
-SELECT 1
-FROM entry
-WHERE id = :entry
-"""
-
 DISCARD = """
 DELETE FROM entry
 WHERE id = :entry AND checksum IS :checksum AND kind IS NOT 'stored'
@@ -426,7 +419,8 @@ def keep_bytes(
     if data is None:
         return
     make_room(connection, limits, removed)
-    if not removed.evicted or connection.execute(IS_THERE, {"entry": entry}).fetchone():
+    # What comes may have been the least recently used itself.
+    if not removed.evicted or index.is_there(connection, entry):
         keep(connection, entry, facts, data)
 
 

@@ -172,7 +172,7 @@ def make_some_room(connection: Connection, limits: Limits, removed: Removed) -> 
     """Remove some of the least recently used; tell whether the rest fits."""
     if limits.max_size is None:
         return True
-    excess = _cached_bytes(connection) + limits.ranges.nbytes - limits.max_size
+    excess = cached_bytes(connection) + limits.ranges.nbytes - limits.max_size
     if excess <= 0:
         return True
     oldest_range = limits.ranges.oldest_use()
@@ -188,7 +188,8 @@ def make_some_room(connection: Connection, limits: Limits, removed: Removed) -> 
     return False
 
 
-def _cached_bytes(connection: Connection) -> int:
+def cached_bytes(connection: Connection) -> int:
+    """Bytes of all values that are kept of sources."""
     row = connection.execute(CACHED_BYTES).fetchone()
     if row is None:
         raise FileDamagedError("a row of total is missing")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from zarr_cache.ages import Age
     from zarr_cache.flow import Flow
     from zarr_cache.index import Usage
-    from zarr_cache.verify import Problem
+    from zarr_cache.problem import Problem
 
 
 class CacheStore(WrapperStore[Store]):
@@ -285,11 +285,8 @@ class CacheStore(WrapperStore[Store]):
         return {
             "store": self._store,
             "cache_store": type(self._cache)() if is_in_memory else self._cache,
-            "max_age_seconds": self.max_age_seconds,
-            "max_size": self.max_size,
-            "cache_set_data": self.cache_set_data,
-            "max_age_absent_seconds": self.max_age_absent_seconds,
             "namespace": self._given_namespace,
+            **self._cached.settings._asdict(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -264,10 +264,9 @@ class CachedSource:
         else:
             self.statistics.hit(len(data))
 
-    def miss(self, buffer: Buffer | None, *, is_fetched: bool) -> None:
-        """Count a miss, with the bytes of `buffer` if the source was asked for it."""
-        nbytes = len(buffer) if is_fetched and buffer is not None else 0
-        self.statistics.add(misses=1, bytes_fetched=nbytes)
+    def miss(self, fetched: Buffer | None = None) -> None:
+        """Count a miss, with the bytes that were fetched for it."""
+        self.statistics.add(misses=1, bytes_fetched=0 if fetched is None else len(fetched))
 
     def is_kept(self, data: Data | None) -> bool:
         """Whether such an answer is kept at all: one that is stale at once or too large is not."""
@@ -305,11 +304,9 @@ class CachedSource:
         """Come under the limits, as far as the file can be written to."""
         yield from self.values.known(self.namespace)
         self.values.flush()
-        try:
-            removed = yield from self.values.enforce(self.namespace, self.limits())
-        except CacheError:
-            return  # the log tells why
-        self.count_removed(removed)
+        # The log tells why, if it cannot be written to.
+        with contextlib.suppress(CacheError):
+            yield from self.enforce_now(self.limits())
 
     def flush(self) -> None:
         """Write the answers, uses and counts that wait."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zarr_cache.budget import LATEST
 from zarr_cache.cache_store import CacheStore
 from zarr_cache.chunk_grid import StoredChunks
 from zarr_cache.flow import run
+from zarr_cache.index import NEVER
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,7 +64,7 @@ def at_hand(cached: CachedSource, prefix: str) -> Flow[dict[str, Kept]]:
         # The next read removes all of it.
         return {}
     limits = cached.limits()
-    absent_fresh_after = limits.absent_fresh_after if cached.believes_absent() else LATEST
+    absent_fresh_after = limits.absent_fresh_after if cached.believes_absent() else NEVER
     return (
         yield from cached.values.at_hand(
             cached.namespace, prefix, limits.fresh_after, absent_fresh_after

@@ -127,12 +127,6 @@ class Connection(sqlite3.Connection):
     log: Path | None = None
     is_read_only = False
     is_immutable = False
-    is_closed = False
-
-    def close(self) -> None:
-        """Close the connection; closing it again does nothing."""
-        self.is_closed = True
-        super().close()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

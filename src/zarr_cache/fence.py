@@ -281,7 +281,7 @@ def _fence(connection: Connection, statement: str, parameters: Parameters) -> tu
         # Nothing is stored in the namespace of a source: its row is there and cannot be found.
         raise FileDamagedError(f"no fence could be put at {parameters['key']!r}")
     number, entry = rows[0]
-    connection.execute(values.DELETE_PARTS, {"entry": entry})
+    values.delete(connection, entry)
     return number, entry
 
 

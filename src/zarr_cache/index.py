@@ -72,6 +72,12 @@ LEFT JOIN value ON value.entry = entry.id AND value.part = 0 AND entry.stored_at
 WHERE counter.id = 1
 """
 
+IS_THERE = """
+SELECT 1
+FROM entry
+WHERE id = :entry
+"""
+
 CHECKSUMS = """
 SELECT checksums
 FROM value
@@ -138,6 +144,11 @@ def nothing(connection: Connection) -> None:
 def peek(connection: Connection, namespace: str, key: str) -> Found:
     """What the file knows of the key, without its bytes."""
     return _facts(connection, namespace, key, NEVER, -1)[0]
+
+
+def is_there(connection: Connection, entry: int) -> bool:
+    """Whether there is an entry of this number."""
+    return connection.execute(IS_THERE, {"entry": entry}).fetchone() is not None
 
 
 def checksums(connection: Connection, entry: int) -> bytes | None:
@@ -253,17 +264,16 @@ WHERE namespace.name = :namespace
 """
 
 TOTAL = """
-SELECT kind, entries, bytes
+SELECT kind, bytes
 FROM total
 """
 
 
 class Usage(NamedTuple):
-    """How many entries and bytes, by kind of entry: of a namespace, and of the whole file."""
+    """How many entries and bytes, by kind of entry, of a namespace; and bytes of the whole file."""
 
     entries: dict[str, int]
     bytes: dict[str, int]
-    total_entries: dict[str, int]
     total_bytes: dict[str, int]
 
 
@@ -275,8 +285,7 @@ def usage(connection: Connection, namespace: str) -> Usage:
     return Usage(
         {kind: entries for kind, entries, _ in own},
         {kind: size for kind, _, size in own},
-        {kind: entries for kind, entries, _ in total},
-        {kind: size for kind, _, size in total},
+        dict(total),
     )
 
 

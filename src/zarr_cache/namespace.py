@@ -92,10 +92,8 @@ def name_of(source: Store) -> str:
     TypeError, ValueError
         A function given to `register_namespace` returned what is not a name.
     """
-    answer = _answer(source)
-    if isinstance(answer, Store):
-        return name_of(answer)
-    return answer or private.name_of(source, *_identity(source))
+    named, name = _named(source)
+    return name or private.name_of(named, *_identity(named))
 
 
 def changing_path(source: Any) -> Path | None:
@@ -110,13 +108,11 @@ def changing_path(source: Any) -> Path | None:
 
 def folder_of(source: Any) -> Path | None:
     """The folder of a local source, as it was given; None if it is none."""
-    answer = _answer(source)
-    if isinstance(answer, Store):
-        return folder_of(answer)
-    if type(source) is LocalStore:
-        return Path(source.root)
-    if type(source) is FsspecStore and answer is not None and answer.startswith("file:"):
-        return Path(source.path)
+    named, name = _named(source)
+    if type(named) is LocalStore:
+        return Path(named.root)
+    if type(named) is FsspecStore and name is not None and name.startswith("file:"):
+        return Path(named.path)
     return None
 
 
@@ -125,11 +121,15 @@ def reads_urls(source: Any) -> bool:
 
     ``a#b`` is then the key ``a`` to it, and ``a%20b`` is ``a b``.
     """
+    named, name = _named(source)
+    is_http = name is not None and name.startswith(("http://", "https://"))
+    return is_http and type(named) is FsspecStore
+
+
+def _named(source: Any) -> tuple[Any, str | None]:
+    """The store that is named, which may be one that `source` wraps, and its name if it has one."""
     answer = _answer(source)
-    if isinstance(answer, Store):
-        return reads_urls(answer)
-    is_http = answer is not None and answer.startswith(("http://", "https://"))
-    return is_http and type(source) is FsspecStore
+    return _named(answer) if isinstance(answer, Store) else (source, answer)
 
 
 def _answer(source: Any) -> str | Store | None:

@@ -105,7 +105,7 @@ def _fetch(
     if not leads:
         landed, buffer = yield from flight.wait()
         if landed:
-            cached.miss(buffer, is_fetched=False)
+            cached.miss()
             return buffer
     try:
         if leads and cached.values.flights.ended != ended:
@@ -147,7 +147,7 @@ def _ask(cached: CachedSource, key: str, request: ByteRequest | None) -> Flow[Bu
         lambda source: source.get_sync(key, prototype=prototype, byte_range=request),
         lambda source: source.get(key, prototype, request),
     )
-    cached.miss(buffer, is_fetched=True)
+    cached.miss(buffer)
     return buffer
 
 
@@ -342,7 +342,7 @@ def _follow_range(
     """What another is asking the source for; if it gets no answer, ask for oneself."""
     landed, buffer = yield from flight.wait()
     if landed:
-        cached.miss(buffer, is_fetched=False)
+        cached.miss()
     else:
         ended = cached.values.flights.ended
         buffer = yield from _fetch(cached, key, request, revision, ended)
@@ -381,7 +381,7 @@ def _ask_ranges(
     reader, batches = yield from call(cached.source, collect_sync, collect)
     for batch in batches:
         for _, buffer in batch:
-            cached.miss(buffer, is_fetched=True)
+            cached.miss(buffer)
     is_odd = reader.is_odd if isinstance(reader, MeasuredStore) else lambda _: False
     odd = {place for place in places if is_odd(byte_ranges[place])}
     return [[(places[place], buffer) for place, buffer in batch] for batch in batches], odd
@@ -402,7 +402,7 @@ def exists(cached: CachedSource, key: str) -> Flow[bool]:
             cached.hit(None)
             return False
     exists: bool = yield from call_async(cached.source, lambda source: source.exists(key))
-    cached.miss(None, is_fetched=True)
+    cached.miss()
     return exists
 
 
@@ -423,7 +423,7 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
         if _is_absent(cached, seen, key):
             cached.hit(None)
             raise FileNotFoundError(key)
-    cached.miss(None, is_fetched=True)
+    cached.miss()
     told: int = yield from call_async(cached.source, lambda source: source.getsize(key))
     return told
 

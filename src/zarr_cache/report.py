@@ -10,16 +10,15 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from zarr_cache import cache_file
+from zarr_cache.budget import LATEST
 from zarr_cache.clock import PersistentClock, resumed_ns
 from zarr_cache.file_database import NEWEST_STAMP
-from zarr_cache.index import NEVER, prefix_end
+from zarr_cache.index import prefix_end
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr_cache.connection import Connection
-
-KINDS = ("value", "absent", "stored", "fence")
 
 CACHED = ("value", "absent")
 """The kinds of entry that are answers of a source."""
@@ -124,12 +123,6 @@ WHERE entry.key = :key AND (:namespace IS NULL OR namespace.name = :namespace)
 ORDER BY namespace.name
 """
 
-CACHED_BYTES = """
-SELECT bytes
-FROM total
-WHERE kind = 'value'
-"""
-
 
 class Selection(NamedTuple):
     """Some of the entries of a file: those for which all of it is so.
@@ -151,9 +144,9 @@ class Selection(NamedTuple):
     namespace: str | None = None
     prefix: str = ""
     kinds: tuple[str, ...] = CACHED
-    stored_by: int = NEVER
-    used_by: int = NEVER
-    last: int = NEVER
+    stored_by: int = LATEST
+    used_by: int = LATEST
+    last: int = LATEST
 
     def parameters(self) -> dict[str, Any]:
         """For the statements that select."""
@@ -302,11 +295,6 @@ def entries(
 def amount(connection: Connection, selection: Selection) -> Amount:
     """How much that is."""
     return Amount(*connection.execute(COUNT, selection.parameters()).fetchone())
-
-
-def cached_bytes(connection: Connection) -> int:
-    """Bytes of all values that are kept of sources."""
-    return int(connection.execute(CACHED_BYTES).fetchone()[0])
 
 
 def explain(connection: Connection, key: str, namespace: str | None) -> list[Explanation]:

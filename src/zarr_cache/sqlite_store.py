@@ -18,8 +18,8 @@ from zarr_cache.connection import connect_to_refused
 from zarr_cache.errors import CacheError, FileDamagedError
 from zarr_cache.file_database import FileDatabase
 from zarr_cache.location import default_path
+from zarr_cache.problem import Problem
 from zarr_cache.sizes import format_size
-from zarr_cache.verify import Problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -172,6 +172,11 @@ class SqliteStore(Store):
         self._open_sync()
         await super()._open()
 
+    def _ensure_open_sync(self) -> None:
+        if not self._is_open:
+            self._open_sync()
+            self._is_open = True
+
     def _open_sync(self) -> None:
         if self.read_only and not self.path.exists():
             raise FileNotFoundError(
@@ -190,9 +195,7 @@ class SqliteStore(Store):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        if not self._is_open:
-            self._open_sync()
-            self._is_open = True
+        self._ensure_open_sync()
         return self.database.run(operation, *args, **kwargs)
 
     async def _run_async[**P, T](
@@ -201,9 +204,7 @@ class SqliteStore(Store):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        if not self._is_open:
-            self._open_sync()
-            self._is_open = True
+        self._ensure_open_sync()
         return await self.database.run_async(operation, *args, **kwargs)
 
     def verify(self, *, repair: bool = False) -> Iterator[Problem]:

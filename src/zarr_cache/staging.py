@@ -14,7 +14,7 @@ import itertools
 import sqlite3
 from typing import TYPE_CHECKING, Self
 
-from zarr_cache import private, values
+from zarr_cache import index, private, values
 from zarr_cache.budget import Removed, expire, make_room
 from zarr_cache.errors import CacheError, is_code
 from zarr_cache.index import NEW_NAMESPACE
@@ -54,12 +54,6 @@ UPDATE entry
 SET size = size + :nbytes
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND key = :key
 RETURNING id
-"""
-
-IS_THERE = """
-SELECT 1
-FROM entry
-WHERE id = :entry
 """
 
 # What the row of the key counts from here on is not to be counted twice, and must not be evicted.
@@ -128,7 +122,7 @@ class Staged:
             return False
         (self.entry,) = rows[0]
         make_room(connection, limits, removed)
-        return connection.execute(IS_THERE, {"entry": self.entry}).fetchone() is not None
+        return index.is_there(connection, self.entry)
 
     def shrink(self, connection: Connection) -> bool:
         """Count no more, in the transaction that keeps the value; False if it is not whole."""

@@ -128,7 +128,7 @@ def put(
                 "replace": replace,
             }
             for (entry,) in connection.execute(PUT, parameters).fetchall():
-                connection.execute(values.DELETE_PARTS, {"entry": entry})
+                values.delete(connection, entry)
                 values.write(connection, entry, facts, data)
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     type Totals = dict[tuple[Any, Any], tuple[Any, Any]]
 
-__all__ = ["Problem", "next_values", "repair_refused", "verify"]
-
 MOST_MESSAGES = 100
 """So many problems of pages and indexes are asked of SQLite."""
 

@@ -10,7 +10,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file, restart
 from zarr_cache import CacheStore, SqliteStore, verify_entries
-from zarr_cache.verify import Problem
+from zarr_cache.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zarr_cache.cli.file import existing, opened_to_write
+from zarr_cache.cli.file import existing, log_bytes, opened_to_write
 from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import print_json, say
 from zarr_cache.sizes import format_size
@@ -43,5 +43,4 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
 
 def _bytes_on_disk(path: Path) -> int:
     """Bytes of the file and its log."""
-    log = path.with_name(f"{path.name}-wal")
-    return path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+    return path.stat().st_size + log_bytes(path)

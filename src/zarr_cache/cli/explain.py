@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zarr_cache import ages, index, report
+from zarr_cache import ages, budget, index, report
 from zarr_cache.cache_file import marked_ns
 from zarr_cache.cli.file import existing, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize, Namespace
@@ -78,7 +78,7 @@ def explain(
     path = existing(cache_file)
     with opened_to_read(path) as connection:
         now = report.now_ns(connection, path)
-        room = None if max_size is None else max_size - report.cached_bytes(connection)
+        room = None if max_size is None else max_size - budget.cached_bytes(connection)
         told = [
             _Told(
                 each,

@@ -39,6 +39,12 @@ def existing(path: Path | None) -> Path:
     return path
 
 
+def log_bytes(path: Path) -> int:
+    """Bytes of the log of the file; 0 if it has none."""
+    log = cache_file.log_of(path)
+    return log.stat().st_size if log.exists() else 0
+
+
 @contextlib.contextmanager
 def told_on_one_line(path: Path) -> Iterator[None]:
     """Run the block, and end the command with one line if the file cannot be worked on."""
@@ -85,8 +91,7 @@ def _connect(path: Path) -> Connection:
 
 
 def _connect_to_read(path: Path) -> Connection:
-    log = path.with_name(f"{path.name}-wal")
-    is_in_use = log.exists()
+    is_in_use = cache_file.log_of(path).exists()
     # Not mode=ro: whoever reads so is not allowed to take away the files that a log needs.
     connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
     try:
@@ -120,8 +125,7 @@ def opened_to_write(path: Path) -> Iterator[SqliteStore]:
     Ends the command with one line if it cannot be opened, or if the block fails.
     """
     with told_on_one_line(path):
-        log = cache_file.log_of(path)
-        if path.stat().st_size == 0 and not (log.exists() and log.stat().st_size):
+        if path.stat().st_size == 0 and not log_bytes(path):
             # To open it would make a cache file of it.
             raise CacheError(f"{path}: an empty file, in which nothing was ever cached")
         store = SqliteStore(path)

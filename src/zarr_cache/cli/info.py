@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zarr_cache import ages, report
-from zarr_cache.cli.file import existing, opened_to_read
+from zarr_cache.cli.file import existing, log_bytes, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
 from zarr_cache.cli.terminal import (
     Column,
@@ -42,7 +42,7 @@ def info(
             {
                 "path": str(path),
                 "file_bytes": path.stat().st_size,
-                "log_bytes": _log_bytes(path),
+                "log_bytes": log_bytes(path),
                 "free_bytes": in_file.free_bytes,
                 "cached_bytes": cached,
                 "max_size": max_size,
@@ -59,15 +59,10 @@ def info(
         print_table(columns, rows)
 
 
-def _log_bytes(path: Path) -> int:
-    log = path.with_name(f"{path.name}-wal")
-    return log.stat().st_size if log.exists() else 0
-
-
 def _print_file(path: Path, in_file: Space, cached: int, max_size: int | None) -> None:
     say(f"{path}")
     say(
-        f"on disk: {format_size(path.stat().st_size)}, its log {format_size(_log_bytes(path))}, "
+        f"on disk: {format_size(path.stat().st_size)}, its log {format_size(log_bytes(path))}, "
         f"free within it {format_size(in_file.free_bytes)}"
     )
     if max_size is None:

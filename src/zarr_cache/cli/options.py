@@ -16,7 +16,8 @@ _SECONDS = {"": 1, "s": 1, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _AGE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.ASCII)
 
 
-def _size(text: str) -> int:
+def parse_size_option(text: str) -> int:
+    """Bytes of a size such as ``"20 GiB"``."""
     try:
         return parse_size(text)
     except ValueError as error:
@@ -49,7 +50,7 @@ Prefix = Annotated[str, typer.Option(help="Only keys that begin with this.")]
 MaxSize = Annotated[
     int | None,
     typer.Option(
-        parser=_size,
+        parser=parse_size_option,
         metavar="SIZE",
         help="The budget to compare with: a CacheStore has it, the file does not.",
     ),
@@ -63,7 +64,7 @@ MaxAge = Annotated[
 ToSize = Annotated[
     int | None,
     typer.Option(
-        parser=_size,
+        parser=parse_size_option,
         metavar="SIZE",
         help="The least recently used, until the values have at most this many bytes.",
     ),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zarr_cache import ages, fence, removal, report
+from zarr_cache import ages, budget, fence, removal, report
 from zarr_cache.cli.file import existing, opened_to_read, opened_to_write
 from zarr_cache.cli.options import (
     CacheFile,
@@ -130,7 +130,7 @@ def _words(amount: Amount) -> str:
 
 def _tell(path: Path, removed: Amount, *, is_dry_run: bool, as_json: bool) -> None:
     with opened_to_read(path) as connection:
-        kept = report.cached_bytes(connection)
+        kept = budget.cached_bytes(connection)
     if is_dry_run:
         kept -= removed.bytes
     if as_json:

@@ -7,19 +7,11 @@ import typer
 import zarr
 
 from zarr_cache.cli import source
-from zarr_cache.cli.options import CacheFile, Json, parse_age
+from zarr_cache.cli.options import CacheFile, Json, parse_age, parse_size_option
 from zarr_cache.cli.terminal import fail, print_json, say
 from zarr_cache.location import default_path
-from zarr_cache.sizes import parse_size
 from zarr_cache.warm_report import WarmPlan, WarmReport
 from zarr_cache.warming import warm_async
-
-
-def _budget(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def warm(
@@ -41,7 +33,7 @@ def warm(
     max_size: Annotated[
         int | None,
         typer.Option(
-            parser=_budget,
+            parser=parse_size_option,
             metavar="SIZE",
             help="Bytes that values may have in the file, such as '20 GiB'. Stops before it would "
             "evict what it has fetched.",
@@ -58,7 +50,7 @@ def warm(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests that are under way at once.")
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Fetch the chunks that a selection touches, so that a read of it makes no request.
 
@@ -84,7 +76,7 @@ def warm(
             return result
 
     result = source.run(url, array, run())
-    if json:
+    if as_json:
         print_json(_as_json(result))
     else:
         say(str(result))
