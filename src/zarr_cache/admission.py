@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from zarr_cache import byte_range, checksum, index, staging, values
-from zarr_cache.budget import make_room, under_limits
+from zarr_cache import checksum, index, staging, values
+from zarr_cache.answer import keep_bytes, seed_of
+from zarr_cache.budget import trim, under_limits
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
 from zarr_cache.outcome import Outcome
 from zarr_cache.pending import write_counts, write_touches
@@ -16,10 +17,8 @@ from zarr_cache.staging import Staging
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from zarr.abc.store import ByteRequest
-
+    from zarr_cache.answer import Answer
     from zarr_cache.budget import Limits, Removed
-    from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
     from zarr_cache.errors import CacheError
     from zarr_cache.flow import Flow
@@ -89,77 +88,6 @@ FROM namespace
 WHERE name = :namespace
 ON CONFLICT DO NOTHING
 """
-
-# More than one at a time, so that not each entry after the last allowed one has to remove one.
-TRIM = """
-DELETE FROM entry
-WHERE id IN (
-    SELECT id
-    FROM entry
-    WHERE kind = :kind
-    ORDER BY used_at, id
-    LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :most)
-)
-"""
-
-
-class Answer(NamedTuple):
-    """What the source said, to be kept.
-
-    Attributes
-    ----------
-    data
-        The whole value, or None: the source has no such key.
-    stored_at
-        Time at which the source was asked.
-    used_at
-        Stamp of this use.
-    revision
-        `Found.revision` from before the source was asked.
-    """
-
-    data: ByteArray | None
-    stored_at: int
-    used_at: int
-    revision: int
-
-    @property
-    def kind(self) -> str:
-        """The kind of entry that the answer becomes."""
-        return "absent" if self.data is None else "value"
-
-    @property
-    def size(self) -> int:
-        """Bytes of the value."""
-        return 0 if self.data is None else self.data.size
-
-    def instead_of(
-        self, found: Found, request: ByteRequest | None = None, fresh_after: int | None = None
-    ) -> Found:
-        """What the file will tell once this is in it, instead of what it tells now.
-
-        Parameters
-        ----------
-        request, fresh_after
-            Of a look-up for bytes; without `fresh_after` it is for facts.
-        """
-        if found.is_overtaken(self.revision, self.stored_at):
-            return found
-        if found.kind in {"value", "absent"} and found.stored_at > self.stored_at:
-            return found
-        data = None
-        if self.data is not None and fresh_after is not None and self.stored_at > fresh_after:
-            start, stop = byte_range.span(request, self.size)
-            data = self.data[start:stop]
-        return found._replace(
-            entry=None,
-            kind=self.kind,
-            size=self.size,
-            stored_at=self.stored_at,
-            writers=0,
-            data=data,
-            is_damaged=False,
-        )
 
 
 class Admission:
@@ -345,11 +273,6 @@ class Admissions:
                 self.taken_away(ended, pending)
 
 
-def facts_of(namespace: str, key: str, answer: Answer) -> int:
-    """The checksum of the facts of the entry that the answer becomes."""
-    return checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
-
-
 def _stage(connection: Connection, admission: Admission, stage: Staging) -> Staged | None:
     """Write the bytes of a large answer before it is kept; None if it is small."""
     namespace, answer, limits = admission.namespace, admission.answer, admission.limits
@@ -368,14 +291,14 @@ def _stage(connection: Connection, admission: Admission, stage: Staging) -> Stag
             values.delete(connection, found.entry)
         return True
 
-    facts = facts_of(namespace, admission.key, answer)
-    return stage.write(facts, answer.data, answer.stored_at, admission.used_at, is_wanted)
+    seed = seed_of(namespace, admission.key, answer)
+    return stage.write(seed, answer.data, answer.stored_at, admission.used_at, is_wanted)
 
 
 def _admit(connection: Connection, admission: Admission, keep: Keep, large: Staged | None) -> None:
     namespace, answer = admission.namespace, admission.answer
     used_at = admission.used_at_in_file = admission.used_at
-    facts = facts_of(namespace, admission.key, answer)
+    seed = seed_of(namespace, admission.key, answer)
     parameters = {
         "namespace": namespace,
         "key": admission.key,
@@ -385,7 +308,7 @@ def _admit(connection: Connection, admission: Admission, keep: Keep, large: Stag
         "used_at": used_at,
         "revision": answer.revision,
         "dead_before": answer.stored_at - LONGEST_WRITE_NS,
-        "checksum": facts,
+        "checksum": seed,
     }
     before = admission.removed_before
     with under_limits(connection, namespace, admission.limits, before) as removed:
@@ -396,32 +319,10 @@ def _admit(connection: Connection, admission: Admission, keep: Keep, large: Stag
         for (entry,) in rows:
             admission.entry = entry if large is None else large.entry
             how = keep if large is None else large.keep
-            keep_bytes(connection, entry, facts, answer.data, how, admission.limits, removed)
+            keep_bytes(connection, entry, seed, answer.data, how, admission.limits, removed)
         if answer.data is None:
-            connection.execute(TRIM, {"kind": "absent", "most": MOST_ABSENT})
+            trim(connection, "absent", MOST_ABSENT)
     admission.removed = removed if rows else before
-
-
-def keep_bytes(
-    connection: Connection,
-    entry: int,
-    facts: int,
-    data: ByteArray | None,
-    keep: Keep,
-    limits: Limits,
-    removed: Removed,
-) -> None:
-    """Keep the bytes of an entry whose row says already how many there are.
-
-    Makes room first: what goes leaves its pages to what comes, and the file does not grow.
-    """
-    values.delete(connection, entry)
-    if data is None:
-        return
-    make_room(connection, limits, removed)
-    # What comes may have been the least recently used itself.
-    if not removed.evicted or index.is_there(connection, entry):
-        keep(connection, entry, facts, data)
 
 
 def forget(

@@ -31,6 +31,18 @@ FROM total
 WHERE kind = 'value'
 """
 
+# The least recently used of a kind, as many as there are too many.
+TRIM = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE kind = :kind
+    ORDER BY used_at, id
+    LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :most)
+)
+"""
+
 # Walks the index by use from the oldest on, and stops where enough is freed or where the oldest
 # range entry in memory would go first: the cost is that of what goes, not of what is kept.
 EVICT = """
@@ -194,6 +206,11 @@ def cached_bytes(connection: Connection) -> int:
     if row is None:
         raise FileDamagedError("a row of total is missing")
     return int(row[0])
+
+
+def trim(connection: Connection, kind: str, most: int) -> None:
+    """Remove the least recently used entries of a kind that has no bytes, until `most` are left."""
+    connection.execute(TRIM, {"kind": kind, "most": most})
 
 
 def expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store, _store_supports_sync_io
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache import ages, html, index, private, reading, writing
+from zarr_cache import ages, html, index, private, reading, sizes, writing
 from zarr_cache.batch import ReadsBefore, chunks_to_read
 from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
@@ -19,7 +18,7 @@ from zarr_cache.errors import CacheError
 from zarr_cache.faults import Faults
 from zarr_cache.flow import is_on_loop, run, run_async
 from zarr_cache.namespace import changing_path, name_of, reads_urls
-from zarr_cache.sizes import format_size, parse_size
+from zarr_cache.sizes import format_size
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.statistics import Statistics
 from zarr_cache.store_cache import StoreCache
@@ -144,7 +143,7 @@ class CacheStore(WrapperStore[Store]):
         super().__init__(store)
         settings = Settings(
             max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
-            max_size=_checked_size(max_size),
+            max_size=sizes.checked("max_size", max_size),
             cache_set_data=cache_set_data,
             max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
         )
@@ -195,8 +194,6 @@ class CacheStore(WrapperStore[Store]):
     def namespace(self) -> str:
         """Name under which the file keeps what is read from the source."""
         return self._cached.namespace
-
-    # Opening and closing
 
     @classmethod
     async def open(cls, *args: Any, **kwargs: Any) -> Self:
@@ -296,8 +293,6 @@ class CacheStore(WrapperStore[Store]):
     def __str__(self) -> str:
         # Not the source's own, which may be a URL with a token.
         return f"cached-{self.namespace}"
-
-    # Telling what there is
 
     def __repr__(self) -> str:
         # What the source and its URL say of themselves may have a token in it; the name has not.
@@ -473,8 +468,6 @@ class CacheStore(WrapperStore[Store]):
         """
         await run_async(self._cached.fence(""))
 
-    # Reading
-
     async def get(
         self,
         key: str,
@@ -619,8 +612,6 @@ class CacheStore(WrapperStore[Store]):
         chunks = chunks_to_read()
         return chunks is not None and reading.expects_hits(self._cached, chunks)
 
-    # Writing
-
     async def set(self, key: str, value: Buffer) -> None:
         """Write the value to the source, and keep it if `cache_set_data`."""
         await run_async(self._set(key, value))
@@ -728,25 +719,6 @@ def _checked_namespace(namespace: object) -> str | None:
             f"process, got {namespace!r}"
         )
     return namespace
-
-
-def _checked_size(max_size: object) -> int | None:
-    """`max_size` in bytes, if it is one."""
-    if max_size is None:
-        return None
-    expected = (
-        "max_size must be a whole number of bytes, a string such as '20 GiB' or '500 MB', or None"
-    )
-    if isinstance(max_size, str):
-        try:
-            return parse_size(max_size)
-        except ValueError as error:
-            raise ValueError(f"{expected}, got {max_size!r}") from error
-    if not isinstance(max_size, Integral):
-        raise TypeError(f"{expected}, got {max_size!r}")
-    if max_size < 0:
-        raise ValueError(f"max_size must not be negative, got {max_size!r}")
-    return int(max_size)
 
 
 def _given(**settings: int | None) -> dict[str, int]:

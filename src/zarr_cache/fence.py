@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zarr_cache import index, key_order, pending, staging, values
-from zarr_cache.admission import TRIM, facts_of, keep_bytes
-from zarr_cache.budget import MOST_AT_ONCE, under_limits
+from zarr_cache.answer import keep_bytes, seed_of
+from zarr_cache.budget import MOST_AT_ONCE, trim, under_limits
 from zarr_cache.errors import FileDamagedError, FileLockedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
 from zarr_cache.staging import Staging
@@ -14,7 +14,7 @@ from zarr_cache.staging import Staging
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from zarr_cache.admission import Answer
+    from zarr_cache.answer import Answer
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.connection import Connection
     from zarr_cache.staging import Staged
@@ -111,51 +111,6 @@ RETURNING id
 """
 
 
-NAMESPACES = """
-SELECT name
-FROM namespace
-WHERE name >= :first AND name < :end
-"""
-
-REMOVE_SOME = """
-DELETE FROM entry
-WHERE id IN (
-    SELECT id
-    FROM entry
-    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND kind <> 'stored'
-    LIMIT :most
-)
-RETURNING id
-"""
-
-REMOVE_NAMESPACE = """
-DELETE FROM namespace
-WHERE name = :namespace
-"""
-
-
-def namespaces(connection: Connection, first: str, end: str) -> list[str]:
-    """The namespaces whose names are in the half-open interval."""
-    rows = connection.execute(NAMESPACES, {"first": first, "end": end})
-    return [name for (name,) in rows.fetchall()]
-
-
-def drop_some(connection: Connection, namespace: str) -> bool:
-    """Remove a namespace that is of no use any more, or some of what is in it.
-
-    Returns
-    -------
-    bool
-        Whether something is left to be removed.
-    """
-    with connection.writing():
-        parameters = {"namespace": namespace, "most": MOST_AT_ONCE}
-        removed = connection.execute(REMOVE_SOME, parameters).fetchall()
-        if len(removed) < MOST_AT_ONCE:
-            connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
-    return len(removed) == MOST_AT_ONCE
-
-
 def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now_ns: int) -> int:
     """Make what is kept of the keys unusable while the source is written to.
 
@@ -235,13 +190,13 @@ def _end_write(
                 if answer is not None and (staged is None or staged.shrink(connection)):
                     entry = _end_with_value(connection, namespace, key, answer, revision)
                 if answer is not None and entry is not None:
-                    facts = facts_of(namespace, key, answer)
+                    seed = seed_of(namespace, key, answer)
                     how = keep if staged is None else staged.keep
-                    keep_bytes(connection, entry, facts, answer.data, how, limits, removed)
+                    keep_bytes(connection, entry, seed, answer.data, how, limits, removed)
                 else:
                     _fence(connection, END_WRITE, {"key": key, **parameters})
                     removed.fenced.append(key)
-            connection.execute(TRIM, {"kind": "fence", "most": MOST_FENCES})
+            trim(connection, "fence", MOST_FENCES)
             stage.clear()
     return removed
 
@@ -261,8 +216,8 @@ def _stage(
             found = index.peek(connection, namespace, key)
             return found.fence <= begun and found.writers == 1
 
-        facts = facts_of(namespace, key, answer)
-        large[key] = stage.write(facts, answer.data, answer.stored_at, answer.used_at, is_wanted)
+        seed = seed_of(namespace, key, answer)
+        large[key] = stage.write(seed, answer.data, answer.stored_at, answer.used_at, is_wanted)
     return large
 
 
@@ -299,7 +254,7 @@ def _end_with_value(
             "used_at": answer.used_at,
             "begun": answer.revision,
             "revision": revision,
-            "checksum": facts_of(namespace, key, answer),
+            "checksum": seed_of(namespace, key, answer),
         },
     ).fetchall()
     return int(rows[0][0]) if rows else None

@@ -16,8 +16,8 @@ from functools import partial
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
-from zarr_cache import cache_file
-from zarr_cache.clock import PersistentClock, resumed_ns
+from zarr_cache import cache_file, marks, stamps
+from zarr_cache.clock import PersistentClock
 from zarr_cache.connection import (
     Connection,
     Turns,
@@ -48,22 +48,6 @@ if TYPE_CHECKING:
     from zarr_cache.cache_file import Place
 
 logger = logging.getLogger(__name__)
-
-# Along the index entry_by_use. No other stamp is newer: what is stored is used at that time.
-# A stamp from which the clock could not count on, far beyond the year 2100, is not one of ours.
-NEWEST_STAMP = """
-SELECT coalesce(max(used_at), 0)
-FROM (
-    SELECT max(used_at) AS used_at FROM entry WHERE kind = 'stored' AND used_at < 1 << 62
-    UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'value' AND used_at < 1 << 62
-    UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'absent' AND used_at < 1 << 62
-    UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'fence' AND used_at < 1 << 62
-)
-"""
-
 
 # Somebody's data, which is not set aside with what is only kept.
 STORED_ENTRIES = """
@@ -172,7 +156,7 @@ class FileDatabase:
                 written_ns = cache_file.written_ns(self.path)
                 connection = open_file(self.path, self._turns)
                 self._place = self._place or cache_file.place_of(self.path)
-                floor_ns = resumed_ns(self._read_first(connection), written_ns)
+                floor_ns = self._read_first(connection, written_ns)
             except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
                 raise self._translated(error) from error
             except OSError as error:
@@ -201,16 +185,16 @@ class FileDatabase:
             logger.info("%s: opened%s", self.path, how)
             return self._clock
 
-    def _read_first(self, connection: Connection) -> int:
-        """The newest stamp in the file; from then on its log is there, too."""
+    def _read_first(self, connection: Connection, written_ns: int) -> int:
+        """The time from which the file's clock goes on; from then on its log is there, too."""
         try:
             self._holds_stored = bool(connection.execute(STORED_ENTRIES).fetchone())
-            (floor_ns,) = connection.execute(NEWEST_STAMP).fetchone()
+            floor_ns = stamps.floor_ns(connection, written_ns)
         except BaseException:
             connection.close()
             raise
         self._log = cache_file.place_of(cache_file.log_of(self.path))
-        return int(floor_ns)
+        return floor_ns
 
     def _remember(self) -> None:
         """See to it that the file is closed at the end of the interpreter."""
@@ -382,10 +366,10 @@ class FileDatabase:
         return False
 
     def is_marked(self, namespace: str) -> bool:
-        """Whether nobody is to believe what is kept of the namespace, see `cache_file.mark_of`."""
+        """Whether nobody is to believe what is kept of the namespace, see `marks.mark_of`."""
         name = self._marks.get(namespace)
         if name is None:
-            name = self._marks[namespace] = str(cache_file.mark_of(self.path, namespace))
+            name = self._marks[namespace] = str(marks.mark_of(self.path, namespace))
         # At each operation: it makes no exception where there is none, as a stat would.
         return os.access(name, os.F_OK)
 
@@ -405,7 +389,7 @@ class FileDatabase:
         if self._is_refused:
             return False
         try:
-            cache_file.mark(self.path, namespace)
+            marks.mark(self.path, namespace)
         except (FileNotFoundError, NotADirectoryError):
             return False  # without its folder there is no file
         except OSError as error:
@@ -421,7 +405,7 @@ class FileDatabase:
             It cannot be looked at.
         """
         try:
-            return cache_file.marked_ns(self.path, namespace)
+            return marks.marked_ns(self.path, namespace)
         except OSError as error:
             raise StorageError(f"{self.path}: {error}") from error
 
@@ -434,7 +418,7 @@ class FileDatabase:
             It cannot be removed.
         """
         try:
-            cache_file.unmark(self.path, namespace, since_ns)
+            marks.unmark(self.path, namespace, since_ns)
         except OSError as error:
             raise StorageError(
                 f"{self.path}: what says not to believe it cannot be removed: {error}"

@@ -1,7 +1,8 @@
 """What is kept: how large, how old, under which revision.
 
-Every public function of this module, of `admission` and of `fence` that takes a connection is an
-operation: it runs from beginning to end, as one transaction unless it says otherwise.
+Public functions of this module, of `admission` and of `fence` that take a connection are
+operations: they run from beginning to end, as one transaction unless they say otherwise. Those of
+`answer` and `budget`, but for `budget.enforce`, are steps inside one.
 """
 
 from __future__ import annotations
@@ -122,6 +123,11 @@ class Found(NamedTuple):
     data: Data | None = None
     is_damaged: bool = False
 
+    @property
+    def row(self) -> tuple[object, ...]:
+        """What the row of the key says."""
+        return (self.entry, self.kind, self.size, self.stored_at, self.writers, self.checksum)
+
     def is_overtaken(self, revision: int, now_ns: int) -> bool:
         """Whether what was asked of the source at `revision` is no answer any more."""
         is_written = bool(self.writers) and self.stored_at > now_ns - LONGEST_WRITE_NS
@@ -184,7 +190,7 @@ def look_up(
             data = _bytes(connection, found, seed, request)
         except DamagedValueError:
             # Unless another value has taken its place since.
-            if _facts(connection, namespace, key, NEVER, -1)[0][3:9] == found[3:9]:
+            if _facts(connection, namespace, key, NEVER, -1)[0].row == found.row:
                 return found._replace(data=None, is_damaged=True)
         else:
             return found if data is found.data else found._replace(data=data)

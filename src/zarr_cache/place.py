@@ -221,9 +221,6 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-# Stores of obstore
-
-
 def of_object_store(store: Any) -> str | None:
     """Where a store of obstore lies."""
     kind, prefix = type(store).__name__, getattr(store, "prefix", None) or ""

@@ -8,7 +8,7 @@ from zarr.core.buffer import cpu
 
 from zarr_cache import ages
 from zarr_cache import byte_range as requests
-from zarr_cache.admission import Answer
+from zarr_cache.answer import Answer
 from zarr_cache.buffers import to_buffer, to_lasting_array
 from zarr_cache.cached_source import Seen
 from zarr_cache.calls import call, call_async

@@ -9,58 +9,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.budget import MOST_AT_ONCE
-from zarr_cache.report import CACHED, Amount
+from zarr_cache.problem import FIRST_ROW
+from zarr_cache.selection import CACHED, SELECTED, Amount
 
 if TYPE_CHECKING:
     from zarr_cache.connection import Connection
-    from zarr_cache.report import Selection
-
-BEFORE_ALL = -(2**63)
-"""Less than the number of every entry."""
+    from zarr_cache.selection import Selection
 
 # From the most recently used on: what does not fit any more goes, and all that was used before.
-NEWEST_VICTIM = """
+NEWEST_VICTIM = f"""
 SELECT used_at, id
 FROM (
     SELECT
         entry.used_at,
         entry.id,
         sum(entry.size) OVER (ORDER BY entry.used_at DESC, entry.id DESC) AS kept
-    FROM entry
-    JOIN namespace ON namespace.id = entry.namespace
-    WHERE (:namespace IS NULL OR namespace.name = :namespace)
-      AND entry.kind IN (SELECT value FROM json_each(:kinds))
-      AND entry.key >= :prefix
-      AND (:end IS NULL OR entry.key < :end)
-      AND entry.stored_at <= :stored_by
-      AND (entry.used_at, entry.id) <= (:used_by, :last)
+    {SELECTED}
 )
 WHERE kept > :max_size
 ORDER BY used_at DESC, id DESC
 LIMIT 1
-"""
+"""  # noqa: S608 - a constant of ours
 
-REMOVE = """
+REMOVE = f"""
 DELETE FROM entry
 WHERE id IN (
     SELECT entry.id
-    FROM entry
-    JOIN namespace ON namespace.id = entry.namespace
-    WHERE entry.id > :after
-      AND (:namespace IS NULL OR namespace.name = :namespace)
-      AND entry.kind IN (SELECT value FROM json_each(:kinds))
-      AND entry.key >= :prefix
-      AND (:end IS NULL OR entry.key < :end)
-      AND entry.stored_at <= :stored_by
-      AND (entry.used_at, entry.id) <= (:used_by, :last)
+    {SELECTED}
+      AND entry.id > :after
     ORDER BY entry.id
     LIMIT :most
 )
 RETURNING id, size
-"""
+"""  # noqa: S608 - the same
 
 
-class Removed(NamedTuple):
+class Step(NamedTuple):
     """What one step of `remove` removed, and where the next begins; None if it was the last."""
 
     amount: Amount
@@ -81,7 +65,7 @@ def too_much(connection: Connection, selection: Selection, max_size: int) -> Sel
     return None if row is None else of_values.until(*row)
 
 
-def remove(connection: Connection, selection: Selection, after: int = BEFORE_ALL) -> Removed:
+def remove(connection: Connection, selection: Selection, after: int = FIRST_ROW) -> Step:
     """Remove the next `MOST_AT_ONCE` of them, in the order of their numbers.
 
     Parameters
@@ -101,4 +85,4 @@ def remove(connection: Connection, selection: Selection, after: int = BEFORE_ALL
         rows = connection.execute(REMOVE, parameters).fetchall()
     amount = Amount(len(rows), sum(size for _, size in rows))
     is_last = len(rows) < MOST_AT_ONCE
-    return Removed(amount, None if is_last else max(entry for entry, _ in rows))
+    return Step(amount, None if is_last else max(entry for entry, _ in rows))

@@ -6,39 +6,23 @@ write of a store does.
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from zarr_cache import cache_file
-from zarr_cache.budget import LATEST
-from zarr_cache.clock import PersistentClock, resumed_ns
-from zarr_cache.file_database import NEWEST_STAMP
-from zarr_cache.index import prefix_end
+from zarr_cache import cache_file, stamps
+from zarr_cache.clock import PersistentClock
+from zarr_cache.selection import SELECTED, Amount
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr_cache.connection import Connection
-
-CACHED = ("value", "absent")
-"""The kinds of entry that are answers of a source."""
+    from zarr_cache.selection import Selection
 
 type Sort = Literal["key", "size", "stored", "used"]
 
-_SELECTED = """
-FROM entry
-JOIN namespace ON namespace.id = entry.namespace
-WHERE (:namespace IS NULL OR namespace.name = :namespace)
-  AND entry.kind IN (SELECT value FROM json_each(:kinds))
-  AND entry.key >= :prefix
-  AND (:end IS NULL OR entry.key < :end)
-  AND entry.stored_at <= :stored_by
-  AND (entry.used_at, entry.id) <= (:used_by, :last)
-"""
-
 COUNT = f"""
 SELECT count(*), coalesce(sum(entry.size), 0)
-{_SELECTED}
+{SELECTED}
 """
 
 _LIST = f"""
@@ -49,7 +33,7 @@ SELECT
     entry.size,
     entry.stored_at,
     entry.used_at
-{_SELECTED}
+{SELECTED}
 """
 
 # One statement an order: a parameter cannot name a column.
@@ -124,60 +108,6 @@ ORDER BY namespace.name
 """
 
 
-class Selection(NamedTuple):
-    """Some of the entries of a file: those for which all of it is so.
-
-    Attributes
-    ----------
-    namespace
-        Whose keys they are; None for any.
-    prefix
-        How the key begins.
-    kinds
-        Of which kind they are.
-    stored_by
-        When the source was asked, at the latest.
-    used_by, last
-        Last use, at the latest; of those last used at that very time, the entries up to this one.
-    """
-
-    namespace: str | None = None
-    prefix: str = ""
-    kinds: tuple[str, ...] = CACHED
-    stored_by: int = LATEST
-    used_by: int = LATEST
-    last: int = LATEST
-
-    def parameters(self) -> dict[str, Any]:
-        """For the statements that select."""
-        return {
-            "namespace": self.namespace,
-            "prefix": self.prefix,
-            "end": prefix_end(self.prefix),
-            "kinds": json.dumps(self.kinds),
-            "stored_by": self.stored_by,
-            "used_by": self.used_by,
-            "last": self.last,
-        }
-
-    def until(self, used_by: int, last: int) -> Self:
-        """Those of it that were last used then or before."""
-        return self._replace(used_by=used_by, last=last)
-
-
-class Amount(NamedTuple):
-    """How many entries, and bytes of their values."""
-
-    entries: int
-    bytes: int
-
-    def __add__(self, other: object) -> Amount:
-        """The sum, of both numbers."""
-        if not isinstance(other, Amount):
-            return NotImplemented
-        return Amount(self.entries + other.entries, self.bytes + other.bytes)
-
-
 class Listed(NamedTuple):
     """An entry, as `entries` lists it. Times are stamps of the file."""
 
@@ -238,8 +168,7 @@ class NamespaceReport(NamedTuple):
 
 def now_ns(connection: Connection, path: Path) -> int:
     """The time as whoever opened the file now would have it, from which ages count."""
-    (newest,) = connection.execute(NEWEST_STAMP).fetchone()
-    floor_ns = resumed_ns(newest, cache_file.written_ns(path))
+    floor_ns = stamps.floor_ns(connection, cache_file.written_ns(path))
     return PersistentClock(floor_ns=floor_ns).now_ns()
 
 

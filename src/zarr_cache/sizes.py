@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from numbers import Integral
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 """What `format_size` writes, each 1024 of the one before."""
@@ -35,6 +36,33 @@ def parse_size(text: str) -> int:
     if match is None or factor is None:
         raise ValueError(f"{text!r} is no size; expected such as '20 GiB', '500 MB' or '4096'")
     return int(Decimal(match[1]) * factor)
+
+
+def checked(name: str, size: object) -> int | None:
+    """`size` in bytes, if it is one; None for no limit.
+
+    Raises
+    ------
+    ValueError
+        It is negative, or a string that says no size; the message names it.
+    TypeError
+        It is neither a whole number nor a string nor None.
+    """
+    if size is None:
+        return None
+    expected = (
+        f"{name} must be a whole number of bytes, a string such as '20 GiB' or '500 MB', or None"
+    )
+    if isinstance(size, str):
+        try:
+            return parse_size(size)
+        except ValueError as error:
+            raise ValueError(f"{expected}, got {size!r}") from error
+    if not isinstance(size, Integral):
+        raise TypeError(f"{expected}, got {size!r}")
+    if size < 0:
+        raise ValueError(f"{name} must not be negative, got {size!r}")
+    return int(size)
 
 
 def format_size(nbytes: int) -> str:

@@ -254,8 +254,6 @@ class SqliteStore(Store):
         else:
             yield from verify.verify(self._run, repair=True)
 
-    # Reading
-
     async def get(
         self,
         key: str,
@@ -372,8 +370,6 @@ class SqliteStore(Store):
         """The names directly below the folder `prefix`, of keys and of folders, each once."""
         for child in await self._run_async(stored.children, _folder(prefix.rstrip("/"))):
             yield child
-
-    # Writing
 
     async def set(self, key: str, value: Buffer) -> None:
         """Store the value under the key, in place of one that is there."""

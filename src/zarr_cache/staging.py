@@ -105,13 +105,13 @@ class Staged:
         self.entry = 0
         _under_way.add(self._place["key"])
 
-    def begin(self, connection: Connection, facts: int, stored_at: int, used_at: int) -> None:
+    def begin(self, connection: Connection, seed: int, stored_at: int, used_at: int) -> None:
         """Make the entry, and remove those that could not be removed before."""
         connection.execute(NEW_NAMESPACE, self._place)
         for (key,) in connection.execute(STAGED, self._place).fetchall():
             if key not in _under_way:
                 connection.execute(REMOVE, self._place | {"key": key})
-        parameters = {"stored_at": stored_at, "used_at": used_at, "checksum": facts}
+        parameters = {"stored_at": stored_at, "used_at": used_at, "checksum": seed}
         for (entry,) in connection.execute(BEGIN, self._place | parameters).fetchall():
             values.delete(connection, entry)
 
@@ -187,7 +187,7 @@ class Staging:
 
     def write(
         self,
-        facts: int,
+        seed: int,
         data: ByteArray,
         stored_at: int,
         used_at: int,
@@ -197,7 +197,7 @@ class Staging:
 
         Parameters
         ----------
-        facts
+        seed
             The checksum of the facts of its entry to be.
         """
         staged = Staged()
@@ -208,12 +208,12 @@ class Staging:
         with connection.writing_much():
             write_touches(connection, self._touches)
             expire(connection, self._namespace, limits, removed)
-            staged.begin(connection, facts, stored_at, used_at)
+            staged.begin(connection, seed, stored_at, used_at)
         for part, piece in values.parts(data):
             with connection.writing_much():
                 if not (is_wanted() and staged.grow(connection, piece.size, limits, removed)):
                     return staged
-                values.write_part(connection, staged.entry, facts, part, piece)
+                values.write_part(connection, staged.entry, seed, part, piece)
         staged.is_whole = True
         return staged
 

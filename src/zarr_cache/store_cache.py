@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.admission import Answer
+    from zarr_cache.answer import Answer
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
     from zarr_cache.errors import CacheError
@@ -74,7 +74,7 @@ class StoreCache(ValueCache):
             return found
         buffer = yield from self._get(key)
         data = None if buffer is None else buffer.to_bytes()
-        facts = checksum.of_facts(namespace, key, "value", found.size, found.stored_at)
+        seed = checksum.of_facts(namespace, key, "value", found.size, found.stored_at)
         if data is None or len(data) != found.size:
             return found._replace(is_damaged=True)
         sums = self._reads.run(index.checksums, found.entry or 0)
@@ -83,7 +83,7 @@ class StoreCache(ValueCache):
             if sums is None and len(self._namespaces) > 1:
                 return found._replace(is_damaged=True)
             if sums is not None:
-                values.verify(facts, 0, data, sums)
+                values.verify(seed, 0, data, sums)
         except DamagedValueError:
             return found._replace(is_damaged=True)
         start, stop = byte_range.span(request, found.size)

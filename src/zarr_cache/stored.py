@@ -119,17 +119,17 @@ def put(
     with connection.writing():
         connection.execute(index.NEW_NAMESPACE, {"namespace": NAMESPACE})
         for key, data in items:
-            facts = checksum.of_facts(NAMESPACE, key, "stored", data.size, now_ns)
+            seed = checksum.of_facts(NAMESPACE, key, "stored", data.size, now_ns)
             parameters = {
                 "key": key,
                 "size": data.size,
                 "now": now_ns,
-                "checksum": facts,
+                "checksum": seed,
                 "replace": replace,
             }
             for (entry,) in connection.execute(PUT, parameters).fetchall():
                 values.delete(connection, entry)
-                values.write(connection, entry, facts, data)
+                values.write(connection, entry, seed, data)
 
 
 def delete(connection: Connection, key: str) -> None:

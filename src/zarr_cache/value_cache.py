@@ -19,6 +19,7 @@ from zarr_cache import (
     pending,
     private,
     space,
+    sweep,
     values,
 )
 from zarr_cache.admission import Admission, Admissions
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.admission import Answer
+    from zarr_cache.answer import Answer
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.clock import PersistentClock
     from zarr_cache.database import Database
@@ -464,9 +465,9 @@ class ValueCache:
         if self._database.is_gone():
             return
         try:
-            useless = self._reads.run(fence.namespaces, first, end)
+            useless = self._reads.run(sweep.namespaces, first, end)
             for name in filter(is_of_no_use, useless):
-                while self._writes.run(fence.drop_some, name):
+                while self._writes.run(sweep.drop_some, name):
                     pass
         except CacheError as error:
             # Then it goes as the least recently used.

@@ -225,7 +225,7 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
             yield problem(what, number, f"from 0 to {end - 1}")
     if entry.writers < 0 or (entry.writers and entry.kind != "fence"):
         yield problem("writers", entry.writers, "0 or more" if entry.kind == "fence" else 0)
-    seed = _facts_of(entry)
+    seed = _seed_of(entry)
     if entry.checksum != seed and entry.kind != "fence":
         yield problem("checksum", entry.checksum, seed)
         return
@@ -236,7 +236,7 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
         yield problem("bytes", wrong, f"the {entry.size} bytes that were written")
 
 
-def _facts_of(entry: Entry) -> int:
+def _seed_of(entry: Entry) -> int:
     """The checksum of the facts that the bytes are written with."""
     if is_staged(entry.namespace):
         # Those that it will have.

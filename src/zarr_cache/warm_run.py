@@ -221,8 +221,6 @@ class WarmRun:
         self._fetched = 0
         self._bytes_fetched = 0
 
-    # Look
-
     async def look(self, *, is_touching: bool) -> int:
         """Note what is at hand; return the bytes of its chunks.
 
@@ -255,8 +253,6 @@ class WarmRun:
 
     def _chunks(self) -> int:
         return sum(part.states.size for part in self._parts if part.is_chunks)
-
-    # Plan
 
     async def plan(self) -> WarmPlan:
         """What is to be fetched, by a look at the cache and at the sizes of a few chunks."""
@@ -307,8 +303,6 @@ class WarmRun:
             return await self._store.getsize(key)
         except FileNotFoundError:
             return 0
-
-    # Fetch
 
     async def fetch(self) -> WarmReport:
         """Bring to hand what is not, as far as the budget goes."""

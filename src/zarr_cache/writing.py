@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zarr_cache.admission import Answer
+from zarr_cache.answer import Answer
 from zarr_cache.buffers import to_array
 from zarr_cache.errors import CacheError
 from zarr_cache.index import is_storable

@@ -9,7 +9,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import buffer
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
-from zarr_cache.cache_file import mark, marked_ns, unmark
+from zarr_cache.marks import mark, marked_ns, unmark
 
 if TYPE_CHECKING:
     from pathlib import Path

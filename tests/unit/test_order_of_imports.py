@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +13,20 @@ import pytest
 import zarr_cache
 
 PACKAGE = Path(zarr_cache.__file__).parent
+DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
+# The modules in each line of the picture.
+LAYOUT = [
+    re.findall(r"(\w+)\.py", line)
+    for line in DESIGN.read_text(encoding="utf-8").partition("## Layout")[2].splitlines()
+]
 
 # Each from what is built on others to what they are built from. Those in one set do not know each
 # other.
 CHAINS = [
-    [{"cli.__init__"}, {"cache_store"}, {"store_cache"}, {"value_cache"}, {"fence"}, {"admission"}],
+    [{"cli.__init__"}, {"cache_store"}, {"store_cache"}, {"value_cache"}, {"admission", "fence"}],
     [{"cli.__init__"}, {"removal", "space"}],
-    [{"removal"}, {"report"}, {"index", "file_database"}],
-    [{"admission"}, {"budget"}, {"index", "range_cache"}, {"byte_range"}],
+    [{"removal", "report"}, {"selection"}, {"budget"}, {"index"}],
+    [{"admission", "fence"}, {"answer"}, {"budget"}, {"index", "range_cache"}, {"byte_range"}],
     [{"sqlite_store"}, {"stored"}, {"index"}, {"values"}, {"checksum"}],
     [{"cache_store"}, {"sqlite_store"}, {"file_database"}, {"connection"}, {"migrate"}, {"errors"}],
     [{"value_cache"}, {"database", "flight", "range_cache"}, {"clock", "flow"}],
@@ -90,6 +97,24 @@ def test_a_level_is_built_from_the_one_below_and_not_the_other_way(
 @pytest.mark.parametrize("level", LEVELS, ids=id_of)
 def test_modules_of_one_level_do_not_know_each_other(level: set[str]) -> None:
     assert not level & set().union(*map(reached, level))
+
+
+def test_the_design_lists_every_module_once() -> None:
+    ours = {name for name in MODULES if "." not in name and not name.startswith("__")}
+
+    assert sorted(ours) == sorted(name for line in LAYOUT for name in line)
+
+
+def test_a_module_imports_only_what_the_design_lists_below_it() -> None:
+    line_of = {name: number for number, line in enumerate(LAYOUT) for name in line}
+    upwards = {
+        f"{name} imports {other}"
+        for name, own_line in line_of.items()
+        for other in IMPORTS[name]
+        if line_of.get(other, len(LAYOUT)) < own_line
+    }
+
+    assert upwards == set()
 
 
 def test_nothing_below_the_command_knows_it() -> None:

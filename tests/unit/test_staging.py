@@ -35,7 +35,7 @@ from zarr_cache import (
     values,
     writer,
 )
-from zarr_cache.admission import Answer
+from zarr_cache.answer import Answer
 from zarr_cache.flow import run, run_async
 
 if TYPE_CHECKING:

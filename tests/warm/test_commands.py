@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from zarr.storage import LocalStore
 
 from tests.fakes import cached_keys
-from zarr_cache import CacheStore, SqliteStore, coverage, coverage_map
+from zarr_cache import CacheStore, SqliteStore, coverage, coverage_picture
 from zarr_cache.cli import app
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def test_without_pillow_a_png_is_refused_with_what_to_install(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command.lines("warm", "--array", "s")
-    monkeypatch.setattr(coverage_map, "has_pillow", lambda: False)
+    monkeypatch.setattr(coverage_picture, "has_pillow", lambda: False)
 
     line = command.failure("map", "--array", "s", "--output", "map.png")
 

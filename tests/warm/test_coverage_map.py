@@ -19,13 +19,11 @@ from zarr_cache import coverage, warm
 from zarr_cache.coverage_map import (
     COLOURS,
     NOTHING,
-    ON_WHITE,
     CoverageMap,
-    as_svg,
     as_text,
     map_of,
-    save_png,
 )
+from zarr_cache.coverage_picture import ON_WHITE, as_svg, save_png
 
 EXPECTED = Path(__file__).parent / "partly_warm.svg"
 

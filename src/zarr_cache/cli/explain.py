@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from zarr_cache import ages, budget, index, report
-from zarr_cache.cache_file import marked_ns
 from zarr_cache.cli.file import existing, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize, Namespace
 from zarr_cache.cli.terminal import (
@@ -18,7 +17,9 @@ from zarr_cache.cli.terminal import (
     print_json,
     say,
 )
-from zarr_cache.report import Explanation, Selection
+from zarr_cache.marks import marked_ns
+from zarr_cache.report import Explanation
+from zarr_cache.selection import CACHED, Selection
 from zarr_cache.sizes import format_size
 
 
@@ -102,12 +103,12 @@ def explain(
 
 
 def _is_distrusted(each: Explanation, path: Path) -> bool:
-    return each.kind in report.CACHED and marked_ns(path.resolve(), each.namespace) is not None
+    return each.kind in CACHED and marked_ns(path.resolve(), each.namespace) is not None
 
 
 def _fresh_until(each: Explanation, max_age: float | None, now: int) -> int | None:
     # What somebody stored has no age, and neither has an answer that no age is too great for.
-    if max_age is None or each.kind not in report.CACHED:
+    if max_age is None or each.kind not in CACHED:
         return None
     return each.stored_at + now - ages.fresh_after(max_age, now)
 

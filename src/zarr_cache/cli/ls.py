@@ -17,7 +17,8 @@ from zarr_cache.cli.terminal import (
     print_json,
     print_table,
 )
-from zarr_cache.report import Listed, Selection
+from zarr_cache.report import Listed
+from zarr_cache.selection import Selection
 from zarr_cache.sizes import format_size
 
 MOST_IN_TERMINAL = 100

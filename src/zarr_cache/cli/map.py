@@ -8,7 +8,7 @@ import typer
 import zarr
 from rich.console import Console
 
-from zarr_cache import coverage_map
+from zarr_cache import coverage_map, coverage_picture
 from zarr_cache.chunk_coverage import coverage
 from zarr_cache.cli import source
 from zarr_cache.cli.file import existing
@@ -50,7 +50,7 @@ def map_(
     ending = "" if output is None else output.suffix.lower()
     if output is not None and ending not in MOST_CELLS:
         fail(f"{output}: a map is drawn as .png or .svg")
-    if ending == ".png" and not coverage_map.has_pillow():
+    if ending == ".png" and not coverage_picture.has_pillow():
         fail("Pillow not installed: pip install 'zarr-cache[map]', or draw an .svg")
     path = existing(cache_file)
     console = Console()
@@ -81,9 +81,9 @@ def map_(
         return
     try:
         if ending == ".svg":
-            output.write_text(coverage_map.as_svg(drawn), encoding="utf-8")
+            output.write_text(coverage_picture.as_svg(drawn), encoding="utf-8")
         else:
-            coverage_map.save_png(drawn, output)
+            coverage_picture.save_png(drawn, output)
     except OSError as error:
         fail(f"{output}: {error.strerror or error}")
     say(f"{output}: {drawn.caption[0]}")

@@ -19,7 +19,8 @@ from zarr_cache.cli.options import (
 )
 from zarr_cache.cli.terminal import ask, count, print_json, say
 from zarr_cache.connection import Connection
-from zarr_cache.report import Amount, Selection
+from zarr_cache.problem import FIRST_ROW
+from zarr_cache.selection import Amount, Selection
 from zarr_cache.sizes import format_size
 from zarr_cache.sqlite_store import SqliteStore
 
@@ -95,7 +96,7 @@ def clear(
 
 
 def _before(age: float | None, now: int) -> int:
-    return Selection().used_by if age is None else ages.fresh_after(age, now)
+    return budget.LATEST if age is None else ages.fresh_after(age, now)
 
 
 def _found(connection: Connection, selection: Selection, to_size: int | None) -> Amount:
@@ -112,7 +113,7 @@ def _remove(store: SqliteStore, selection: Selection, to_size: int | None) -> Am
     if to_size is not None:
         chosen = store.database.run(removal.too_much, selection, to_size)
     removed = NOTHING
-    after: int | None = removal.BEFORE_ALL
+    after: int | None = FIRST_ROW
     try:
         while chosen is not None and after is not None:
             step = store.database.run(removal.remove, chosen, after)
