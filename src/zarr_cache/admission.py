@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from zarr_cache.values import Keep
 
 MOST_TOGETHER = 64
-"""So many answers are kept in one transaction, if they have no more than `staging.MOST_AT_ONCE`
-bytes."""
+"""At most this many answers are kept in one transaction, and no more bytes of them than
+`staging.MOST_AT_ONCE`, unless one alone has more."""
 
 MOST_ABSENT = 100_000
-"""So many absent entries are kept in a file."""
+"""At most this many absent entries are kept in a file."""
 
 # A row keeps its revision: it is that of the last write, and this is none. A row that says more
 # recently what the source holds stays, and so does one that a write has fenced since, or that a

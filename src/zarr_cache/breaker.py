@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIRST_NS = 1_000_000_000
-"""For so long the file is left alone after it has failed,"""
+"""How long the file is left alone after it has failed."""
 
 LONGEST_NS = 60 * 1_000_000_000
-"""and twice as long after each trial that fails as well, up to this."""
+"""After each trial that fails as well, it is left alone for twice as long, up to this."""
 
 
 class Breaker:

@@ -23,7 +23,7 @@ LATEST = 2**63 - 1
 """A time after every stamp."""
 
 MOST_AT_ONCE = 256
-"""So many entries go at a time: others may write in between, and the log stays short."""
+"""At most this many entries go at a time: others may write in between, and the log stays short."""
 
 CACHED_BYTES = """
 SELECT bytes

@@ -92,9 +92,9 @@ class CacheStore(WrapperStore[Store]):
 
     Notes
     -----
-    What the methods of `zarr.abc.store.Store` take and return is told there, and here what is
-    special to them. Errors are those of `store`; what writes raises ValueError if this is
-    read-only.
+    Parameters and return values of its methods are those of `zarr.abc.store.Store`; the docstrings
+    here say only what differs. Errors are those of `store`; what writes raises ValueError if this
+    is read-only.
 
     Examples
     --------

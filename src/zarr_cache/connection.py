@@ -58,10 +58,10 @@ WAL_BYTES = 4 * 2**20
 """The log is written back into the file when it has grown to this length, and cut to it."""
 
 LONG_WAL_BYTES = 8 * 2**20
-"""From this length on, what would be kept waits until the log can be begun anew,"""
+"""From this length on, what would be kept waits until the log can be begun anew."""
 
 MOST_WAL_BYTES = 12 * 2**20
-"""and if that cannot be while it is longer than this, nothing is kept: a reader may hold it."""
+"""While the log is longer than this and somebody who reads keeps it so, nothing is kept."""
 
 MOST_ROW_BYTES = 64 * 2**20
 """Longer than any row: a part of a value, or a key, and some numbers."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 type Parameters = dict[str, str | int]
 
 MOST_FENCES = 10_000
-"""So many fences are kept in a file. A fence that goes leaves its revision to its namespace."""
+"""At most this many fences are kept in a file. One that goes leaves its revision to its
+namespace."""
 
 NEXT_REVISION = """
 UPDATE counter

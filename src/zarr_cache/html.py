@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MOST_ROWS = 10
-"""So many namespaces of a file are shown one by one."""
+"""At most this many namespaces of a file are shown one by one."""
 
 _CARD = "max-width:44em;line-height:1.5;overflow-wrap:anywhere"
 _GRID = "display:grid;grid-template-columns:max-content 1fr;column-gap:1.5em"
@@ -89,7 +89,7 @@ def hits(rate: float | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """So many of something that has a plain plural."""
+    """How many of something there are, in words; its plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -74,23 +74,23 @@ class MemoryDatabase:
         return self.run(operation, *args, **kwargs)
 
     def is_gone(self) -> bool:
-        """It is there as long as the process."""
+        """False: it lives as long as the process."""
         return False
 
     def is_marked(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
-        """No other process reads it."""
+        """False: no other process could leave a mark."""
         return False
 
     def mark(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
-        """No other process reads it."""
+        """False: there is no other process to tell."""
         return False
 
     def marked_ns(self, namespace: str) -> int | None:  # noqa: ARG002 - as in a file
-        """No other process reads it."""
+        """None: there are no marks."""
         return None
 
     def unmark(self, namespace: str, since_ns: int) -> None:
-        """No other process reads it."""
+        """Do nothing: there are no marks."""
 
     def heal(self, error: FileDamagedError) -> Path | None:
         """Nothing is set aside: there is no file."""

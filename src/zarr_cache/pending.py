@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from zarr_cache.statistics import Statistics
 
 MOST_PENDING = 1024
-"""So many uses are gathered before they are written: a crash may lose as many,"""
+"""After this many uses they are written: a crash may lose as many."""
 
 LONGEST_PENDING_NS = 10 * 10**9
-"""and for so long, if there are more: other processes evict by what is in the file."""
+"""The first use waits no longer than this if more come: other processes evict by what is in the
+file."""
 
 MOST_TOUCHES = 100_000
-"""While the file cannot be written to, so many uses are remembered."""
+"""At most this many uses are remembered while the file cannot be written to."""
 
 TOUCH = """
 UPDATE entry

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from zarr_cache.index import Data, Found
 
 MOST_LOOKED_AT = 16
-"""Of how many chunks of a read it is looked at whether they are kept; of up to twice as many."""
+"""How many chunks of a large read are looked at to see whether they are kept: this many, and up to
+twice as many where the number does not divide."""
 
 type Batches = list[list[tuple[int, Buffer | None]]]
 """For each request to the source, buffers by the place of their byte range."""

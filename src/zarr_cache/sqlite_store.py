@@ -68,8 +68,8 @@ class SqliteStore(Store):
     operation raises `zarr_cache.StorageError` when SQLite cannot do it: nothing of it is done then.
     What writes raises ValueError if the store is read-only.
 
-    What the methods of `zarr.abc.store.Store` take and return is told there, and here what is
-    special to them.
+    Parameters and return values of its methods are those of `zarr.abc.store.Store`; the docstrings
+    here say only what differs.
 
     Examples
     --------

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zarr_cache.connection import Connection
 
 MOST_AT_ONCE = values.PART
-"""So many bytes of values are written in one transaction, and what is more is staged. Two parts
+"""At most this many bytes of values are written in one transaction; more are staged. Two parts
 would make the log 4 MiB longer; a part is the least that can be written."""
 
 NAME = "staged"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     type Totals = dict[tuple[Any, Any], tuple[Any, Any]]
 
 MOST_MESSAGES = 100
-"""So many problems of pages and indexes are asked of SQLite."""
+"""At most this many problems of pages and indexes are asked of SQLite."""
 
 COUNTER = """
 SELECT id, revision, fence

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from zarr_cache.problem import Run
 
 MOST_ENTRIES = 256
-"""So many entries are verified in one transaction,"""
+"""At most this many entries are verified in one transaction."""
 
 MOST_BYTES = 64 * 2**20
-"""and no more once they have so many bytes."""
+"""A transaction that has verified this many bytes takes no more entries."""
 
 KINDS = ("stored", "value", "absent", "fence")
 

@@ -86,7 +86,7 @@ def warm(
         Of an array, as ``array.oindex`` takes it: for each dimension an index, a slice, indices or
         a mask. Only for an array.
     max_concurrency
-        So many requests are under way at once; None: zarr's setting ``async.concurrency``.
+        How many requests may be under way at once; None: zarr's setting ``async.concurrency``.
     dry_run
         Whether to fetch no chunk, and tell what would be fetched. Asks the source for the sizes of
         up to 32 chunks of each array, where it can tell them without a read.

@@ -13,10 +13,10 @@ IDLE_SECONDS = 2.0
 """After so long without work the thread ends; the next work starts another."""
 
 QUIET_SECONDS = 0.01
-"""Work begins when no more of it has come for so long: readers in a hurry need the interpreter,"""
+"""Work begins once no more has come for this long: readers in a hurry need the interpreter."""
 
 LONGEST_SECONDS = 0.2
-"""but at the latest after this."""
+"""Work begins no later than this after the first of it."""
 
 
 class Writer:

@@ -55,7 +55,7 @@ class _Told:
 
     @property
     def evicted_after(self) -> int | None:
-        """So many bytes may still be kept of others before it is evicted."""
+        """How many bytes of others may still be kept before it is evicted."""
         if self.room is None or self.entry.bytes_before is None:
             return None
         return max(0, self.room + self.entry.bytes_before)

@@ -22,7 +22,7 @@ from zarr_cache.selection import Selection
 from zarr_cache.sizes import format_size
 
 MOST_IN_TERMINAL = 100
-"""So many entries are listed where somebody looks on, unless more are asked for."""
+"""At most this many entries are listed where somebody looks on, unless more are asked for."""
 
 
 class Kind(StrEnum):
