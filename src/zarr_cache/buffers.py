@@ -21,7 +21,11 @@ def to_array(value: Buffer) -> ByteArray:
 def to_lasting_array(value: Buffer) -> ByteArray:
     """As `to_array`, but the bytes stay as they are whatever the owner of `value` does to it."""
     array = to_array(value)
-    return array.copy() if array.flags.writeable else array
+    if array.flags.writeable:
+        array = array.copy()
+        # Whoever is given it as a hit must not change it either.
+        array.flags.writeable = False
+    return array
 
 
 def to_buffer(prototype: BufferPrototype | None, data: bytes | ByteArray) -> Buffer:

@@ -15,8 +15,9 @@ from zarr_cache.batch import ReadsBefore, chunks_to_read
 from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
+from zarr_cache.executor import begin_batch
 from zarr_cache.faults import Faults
-from zarr_cache.flow import is_on_loop, run, run_async
+from zarr_cache.flow import run, run_async, running_loop
 from zarr_cache.namespace import changing_path, name_of, reads_urls
 from zarr_cache.sizes import format_size
 from zarr_cache.sqlite_store import SqliteStore
@@ -603,14 +604,16 @@ class CacheStore(WrapperStore[Store]):
         Who asks outside of an event loop has chosen the sync methods already: the sharding codec
         asks whether all parts of a shard can be had in one call.
         """
-        if not is_on_loop():
+        if running_loop() is None:
             return True
-        if not _store_supports_sync_io(self._cache):
+        if not (_store_supports_sync_io(self._cache) and self._cached.values.is_known):
             return False
         if _store_supports_sync_io(self._store):
-            return True
+            return begin_batch(is_optional=False)
         chunks = chunks_to_read()
-        return chunks is not None and reading.expects_hits(self._cached, chunks)
+        expects_hits = chunks is not None and reading.expects_hits(self._cached, chunks)
+        # What is missing all the same is waited for, in a thread.
+        return expects_hits and begin_batch(is_optional=True)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write the value to the source, and keep it if `cache_set_data`."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from zarr_cache.flow import is_on_loop
+from zarr_cache.executor import may_wait_for
+from zarr_cache.flow import running_loop
 from zarr_cache.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -13,7 +14,19 @@ if TYPE_CHECKING:
 
 
 class Flight[T](Outcome[tuple[bool, T | None]]):
-    """A fetch under way: whether it has brought an answer, and the answer."""
+    """A fetch under way: whether it has brought an answer, and the answer.
+
+    Attributes
+    ----------
+    loop
+        The event loop on which it is led; None if it is led by a thread.
+    """
+
+    __slots__ = ("loop",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = running_loop()
 
     def land(self, answer: T) -> None:
         """Give the answer to all who follow."""
@@ -24,10 +37,9 @@ class Flight[T](Outcome[tuple[bool, T | None]]):
         self.set((False, None))
 
     def block(self) -> tuple[bool, T | None]:
-        """Wait in this thread, unless who leads may need its event loop."""
-        if is_on_loop() and not self.is_set:
-            return False, None
-        return super().block()
+        """Wait in this thread, unless who leads may need this thread itself."""
+        may_wait = running_loop() is None and (self.loop is None or may_wait_for(self.loop))
+        return super().block() if may_wait or self.is_set else (False, None)
 
 
 class Flights[K: Hashable, T]:

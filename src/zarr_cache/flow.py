@@ -28,13 +28,12 @@ def step[T](blocking: Callable[[], T], awaitable: Callable[[], Awaitable[T]]) ->
     return result
 
 
-def is_on_loop() -> bool:
-    """Whether this thread runs an event loop just now, which nothing must hold up."""
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that this thread runs just now, which nothing must hold up; None if none."""
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return None
 
 
 def run[T](flow: Flow[T]) -> T:

@@ -196,12 +196,16 @@ class RangeCache:
     def add(self, entry: RangeEntry, *, fence: int) -> None:
         """Keep what the source answered, unless it is at hand already.
 
-        What lies inside it is removed, and what was asked for before `fence`.
+        What lies inside it is removed, and what was asked for before `fence`. So it is not kept
+        itself if it was asked for before the last write to the key that anybody has heard of.
         """
         if not entry.data:
             return
         with self._lock:
             value = self._known(entry.namespace, entry.key, fence) or _Value(fence=fence)
+            if entry.revision < value.fence:
+                # A write has ended since, of which somebody else has heard.
+                return
             if self._covering(value, entry.request)[0] is not None:
                 return
             for inside in self._inside(value, entry):

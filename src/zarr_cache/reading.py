@@ -32,6 +32,9 @@ MOST_LOOKED_AT = 16
 """How many chunks of a large read are looked at to see whether they are kept: this many, and up to
 twice as many where the number does not divide."""
 
+ANSWERS = frozenset({"value", "absent"})
+"""The kinds of entries that say what the source holds."""
+
 type Batches = list[list[tuple[int, Buffer | None]]]
 """For each request to the source, buffers by the place of their byte range."""
 
@@ -53,7 +56,7 @@ def get(
     if _is_absent(cached, seen, key):
         cached.hit(None)
         return None
-    buffer = yield from _fetch(cached, key, request, seen.found.revision, ended)
+    buffer = yield from _fetch(cached, key, request, seen.found, ended)
     return as_type(prototype, buffer)
 
 
@@ -90,18 +93,19 @@ def _is_believed_absent(cached: CachedSource, seen: Seen) -> bool:
 
 
 def _fetch(
-    cached: CachedSource, key: str, request: ByteRequest | None, revision: int, ended: int
+    cached: CachedSource, key: str, request: ByteRequest | None, found: Found, ended: int
 ) -> Flow[Buffer | None]:
     """Ask the source, once for all who ask at once, and keep the answer.
 
     Parameters
     ----------
-    revision
-        Of the look-up that missed. Who asks at another one saw another write, and asks again.
+    found
+        By the look-up that missed. Who found another fence saw another write to the key, and asks
+        again.
     ended
         `Flights.ended` from before that look-up.
     """
-    place = (cached.namespace, key, request, revision)
+    place = (cached.namespace, key, request, found.fence)
     flight, leads = cached.values.flights.join(place)
     if not leads:
         landed, buffer = yield from flight.wait()
@@ -119,7 +123,7 @@ def _fetch(
         # Who follows may have another path to the place of that name.
         if leads and not cached.may_be_of_another(asked_at):
             flight.land(buffer)
-        yield from _keep(cached, key, [(request, buffer)], revision, asked_at)
+        yield from _keep(cached, key, [(request, buffer)], found.revision, asked_at)
     finally:
         if leads:
             cached.values.flights.end(place, flight)
@@ -186,7 +190,7 @@ def _keep_value(
         yield from cached.values.admit(
             cached.namespace, key, answer, cached.limits(), cached.what_became
         )
-    else:
+    elif (yield from cached.values.peek(cached.namespace, key)).kind in ANSWERS:
         yield from cached.values.forget(cached.namespace, key, revision, asked_at)
 
 
@@ -246,7 +250,7 @@ def get_ranges(
     batches: Batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
     missing = [place for place in range(len(byte_ranges)) if place not in at_hand]
     fetched = yield from _fetch_ranges(
-        cached, key, byte_ranges, missing, seen.found.revision, ended, settings
+        cached, key, byte_ranges, missing, seen.found, ended, settings
     )
     batches += [
         [(place, as_type(prototype, buffer)) for place, buffer in batch] for batch in fetched
@@ -281,13 +285,13 @@ def _fetch_ranges(
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     missing: list[int],
-    revision: int,
+    found: Found,
     ended: int,
     settings: dict[str, int],
 ) -> Flow[Batches]:
     """Ask the source once for all that is missing, but for what others are asking it for."""
     flights = cached.values.flights
-    asks = {place: (cached.namespace, key, byte_ranges[place], revision) for place in missing}
+    asks = {place: (cached.namespace, key, byte_ranges[place], found.fence) for place in missing}
     joined = {place: flights.join(ask) for place, ask in asks.items()}
     led = {place: flight for place, (flight, leads) in joined.items() if leads}
     try:
@@ -298,14 +302,16 @@ def _fetch_ranges(
                 flight.land(buffer)
                 batches.append([(place, buffer)])
         still = {place: flight for place, flight in led.items() if not flight.is_set}
-        batches += yield from _lead_ranges(cached, key, byte_ranges, still, revision, settings)
+        batches += yield from _lead_ranges(
+            cached, key, byte_ranges, still, found.revision, settings
+        )
     finally:
         for place, flight in led.items():
             flights.end(asks[place], flight)
     for place in missing:
         if place not in led:
             buffer = yield from _follow_range(
-                cached, key, byte_ranges[place], joined[place][0], revision
+                cached, key, byte_ranges[place], joined[place][0], found
             )
             batches.append([(place, buffer)])
     return batches
@@ -338,7 +344,7 @@ def _follow_range(
     key: str,
     request: ByteRequest | None,
     flight: Flight[Buffer | None],
-    revision: int,
+    found: Found,
 ) -> Flow[Buffer]:
     """What another is asking the source for; if it gets no answer, ask for oneself."""
     landed, buffer = yield from flight.wait()
@@ -346,7 +352,7 @@ def _follow_range(
         cached.miss()
     else:
         ended = cached.values.flights.ended
-        buffer = yield from _fetch(cached, key, request, revision, ended)
+        buffer = yield from _fetch(cached, key, request, found, ended)
     if buffer is None:
         raise _absent(key)
     return buffer

@@ -220,6 +220,11 @@ class StoreCache(ValueCache):
         finally:
             self.flights.end((), turn)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the store has been listed."""
+        return self._is_filled
+
     def _turn(self, *place: str) -> Flow[Flight[Buffer | None]]:
         """Wait until nobody else of this process is at `place`, and hold it until it is ended.
 

@@ -408,6 +408,11 @@ class ValueCache:
             raise
 
     @property
+    def is_known(self) -> bool:
+        """Whether `known` has nothing to wait for that an event loop would do."""
+        return True
+
+    @property
     def is_open(self) -> bool:
         """Whether the file is open."""
         return self._database.is_open

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -339,3 +341,47 @@ def opened(store: Store, mode: Any = "r") -> zarr.Array[Any]:
     """The only array of the store, at its root or in the group there."""
     node = zarr.open(store, mode=mode)
     return node if isinstance(node, zarr.Array) else next(iter(dict(node.arrays()).values()))
+
+
+ONE_THREAD = """
+import sys
+
+import numpy as np
+import zarr
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import FsspecStore
+
+from zarr_cache import CacheStore, SqliteStore
+
+folder = sys.argv[1]
+fused = "zarr.core.codec_pipeline.FusedCodecPipeline"
+zarr.config.set({"codec_pipeline.path": fused, "threading.max_workers": 1})
+data = np.arange(512, dtype="i4")
+zarr.create_array(f"{folder}/source", data=data, chunks=(8,), shards=(64,), compressors=None)
+# fsspec reads local files in the thread that a batch of the pipeline would hold.
+source = FsspecStore.from_url(f"file://{folder}/source", read_only=True)
+store = CacheStore(source, cache_store=SqliteStore(f"{folder}/cache.sqlite"))
+array = zarr.open_array(store, mode="r")
+for _ in range(2):
+    assert (array[3:500] == data[3:500]).all()
+# As if evicted: of each shard the index is left, so that what is asked for is taken to be at hand.
+ranges = store._cached.values.ranges
+for entry in list(ranges._by_use):
+    if isinstance(entry.request, RangeByteRequest):
+        ranges._remove(entry)
+assert (array[3:500] == data[3:500]).all()
+print("read")
+"""
+
+
+def test_a_source_that_needs_the_only_thread_of_the_executor_is_read(tmp_path: Path) -> None:
+    # It would wait for ever.
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_THREAD, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.stdout == "read\n"

@@ -331,6 +331,16 @@ def test_a_size_that_was_told_earlier_does_not_place_a_suffix_of_a_value_that_ha
     assert get(ranges, RangeByteRequest(6, 8)) is None
 
 
+def test_what_was_asked_for_before_a_write_that_others_have_heard_of_is_not_kept() -> None:
+    ranges = RangeCache()
+    request = RangeByteRequest(0, 3)
+    # Of another part, by who has looked at the key after the write.
+    ranges.add(RangeEntry(NAMESPACE, "a", RangeByteRequest(5, 8), b"new", 2, 7, 2), fence=7)
+    ranges.add(RangeEntry(NAMESPACE, "a", request, b"old", 1, 3, 3), fence=3)
+
+    assert ranges.get(NAMESPACE, "a", request, fence=7, fresh_after=0, used_at=4) is None
+
+
 def test_a_value_that_others_have_cut_short_leaves_the_accounts_right() -> None:
     ranges = RangeCache()
     add(ranges, RangeByteRequest(2, 6), b"2345", stored_at=1)

@@ -10,9 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.storage import MemoryStore
+from zarr.abc.store import (
+    OffsetByteRequest,
+    RangeByteRequest,
+    SuffixByteRequest,
+    _store_supports_sync_io,
+)
+from zarr.core.buffer import cpu
+from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import (
     PROTOTYPE,
@@ -354,6 +361,35 @@ async def test_tasks_that_miss_at_once_make_one_request(make: Maker) -> None:
     assert source.requests == {"get": 1}
 
 
+async def test_a_write_to_another_key_between_two_misses_makes_no_second_request(
+    make: Maker,
+) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    gate = source.hold_after("get")
+    one = asyncio.ensure_future(read(store, KEY))
+    await gate.reached()
+    await store.set("other", buffer(NEW))
+    other = asyncio.ensure_future(read(store, KEY))
+    await turns()
+    gate.open()
+
+    assert [await one, await other] == [OLD, OLD]
+    assert source.requests == {"get": 1, "set": 1}
+
+
+async def test_a_hit_cannot_be_changed_by_who_is_given_it(make: Maker) -> None:
+    held = np.frombuffer(bytearray(OLD), np.uint8)
+    source = MemoryStore({KEY: cpu.Buffer.from_array_like(held)})
+    store = make(source)
+    await read(store, KEY)
+    hit = await store.get(KEY, PROTOTYPE)
+
+    assert hit is not None
+    with pytest.raises(ValueError, match="read-only"):
+        hit.as_numpy_array()[0] = 0
+
+
 async def test_tasks_that_miss_the_same_range_at_once_make_one_request(make: Maker) -> None:
     source = HeldStore(memory())
     store = make(source)
@@ -455,6 +491,32 @@ async def test_a_sync_read_on_the_event_loop_of_its_leader_does_not_wait_for_it(
 
     assert answer is not None
     assert answer.to_bytes() == await leader == OLD
+
+
+async def test_threads_that_an_event_loop_needs_do_not_all_wait_for_it(
+    path: Path, tmp_path: Path
+) -> None:
+    # Reads in a thread of the executor, as a local source does.
+    source = HeldStore(LocalStore(tmp_path / "source"))
+    await source.set(KEY, buffer(OLD))
+    store = cached(source, path)
+    await store.exists("other")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    gate = source.hold_before("get")
+    leader = asyncio.ensure_future(read(store, KEY))
+    await gate.reached()
+
+    async def batch() -> Buffer | None:
+        # What zarr's fused pipeline does with a batch of chunks.
+        assert _store_supports_sync_io(store)
+        return await asyncio.to_thread(store.get_sync, KEY)
+
+    batches = [asyncio.ensure_future(batch()) for _ in range(2)]
+    await asyncio.wait(batches, return_when=asyncio.FIRST_COMPLETED)
+    gate.open()
+
+    assert await asyncio.gather(*batches) == [buffer(OLD)] * 2
+    assert await leader == OLD
 
 
 async def test_the_follower_of_a_failed_leader_gets_its_answer(make: Maker) -> None:
