@@ -351,6 +351,26 @@ class HeldStore(CountingStore):
                 after.wait_sync()
 
 
+class DetachedStore(HeldStore):
+    """A source that goes on with what it was asked for when nobody waits for it any more.
+
+    As one does that writes in threads, which no cancellation ends, and a server.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
+        task = asyncio.ensure_future(super()._ask(method, key, call))
+        self._under_way.add(task)
+        return await asyncio.shield(task)
+
+    async def settled(self) -> None:
+        """Wait until it has done all that it was asked for."""
+        await asyncio.wait(self._under_way)
+
+
 class FailingStore(CountingStore):
     """A counting source whose requests fail at the calls that the test names."""
 

@@ -315,6 +315,9 @@ def _admit(connection: Connection, admission: Admission, keep: Keep, large: Stag
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
         # What was staged is there no more if a write has overtaken it, or all else was used later.
         is_there = large is None or large.shrink(connection)
+        is_there = is_there and not index.is_being_removed(
+            connection, namespace, admission.key, answer.stored_at
+        )
         rows = connection.execute(ADMIT, parameters).fetchall() if is_there else []
         for (entry,) in rows:
             admission.entry = entry if large is None else large.entry

@@ -467,7 +467,7 @@ class CacheStore(WrapperStore[Store]):
         CacheError
             The file cannot be written to: call it again.
         """
-        await run_async(self._cached.fence(""))
+        await run_async(self._cached.clear())
 
     async def get(
         self,
@@ -665,16 +665,15 @@ class CacheStore(WrapperStore[Store]):
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete every key below the folder `prefix` from the source, and what is kept of them."""
-        folder = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
         self._check_writable()
         delete = call_async(self._store, lambda source: source.delete_dir(prefix))
-        await run_async(writing.remove(self._cached, folder, delete))
+        await run_async(writing.delete_dir(self._cached, prefix, delete))
 
     async def clear(self) -> None:
         """Delete every key from the source, and what is kept of them."""
         self._check_writable()
         clear = call_async(self._store, lambda source: source.clear())
-        await run_async(writing.remove(self._cached, "", clear))
+        await run_async(writing.remove_folder(self._cached, "", clear))
 
 
 def _named(store: Store) -> str:

@@ -229,7 +229,7 @@ class CachedSource:
         if self.folder is not None and self.folder != _working_directory():
             self.has_moved()
         if self.values.is_distrusted(self.namespace):
-            yield from self.fence("")
+            yield from self.clear()
 
     def _try_to_make_room(self) -> Flow[None]:
         """Come under the limits; where the file cannot be written to, what is in it is read."""
@@ -291,14 +291,11 @@ class CachedSource:
             if evictions:
                 self.values.tell_of_eviction(self.settings.max_size)
 
-    def fence(self, prefix: str) -> Flow[None]:
-        """Remove what is kept of the keys with this prefix; refuse what is being fetched."""
-        if not is_storable(prefix):
-            return
-        mark = None if prefix else self.values.marked_ns(self.namespace)
-        yield from self.values.fence_prefix(self.namespace, prefix)
-        if not prefix:
-            yield from self.values.trust(self.namespace, mark)
+    def clear(self) -> Flow[None]:
+        """Remove what is kept of the source; refuse what is being fetched."""
+        mark = self.values.marked_ns(self.namespace)
+        yield from self.values.clear(self.namespace)
+        yield from self.values.trust(self.namespace, mark)
 
     def enforce(self) -> Flow[None]:
         """Come under the limits, as far as the file can be written to."""

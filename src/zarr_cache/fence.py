@@ -88,7 +88,8 @@ RETURNING namespace, id
 """
 
 # A blob comes after every text. With an OR in its place, SQLite walks to the end of the namespace.
-# What is newer than the fence has been asked for or written since.
+# What is newer than the fence has been asked for or written since. A fence of a write that is under
+# way keeps nothing but that.
 REMOVE_SOME_OF_PREFIX = """
 DELETE FROM entry
 WHERE id IN (
@@ -98,6 +99,7 @@ WHERE id IN (
       AND key >= :prefix
       AND key < coalesce(:end, x'')
       AND kind <> 'stored'
+      AND (kind <> 'fence' OR writers = 0)
       AND revision < :revision
     LIMIT :most
 )
@@ -188,7 +190,11 @@ def _end_write(
                 answer = answers.get(key)
                 staged = large.get(key)
                 entry = None
-                if answer is not None and (staged is None or staged.shrink(connection)):
+                if (
+                    answer is not None
+                    and (staged is None or staged.shrink(connection))
+                    and not index.is_being_removed(connection, namespace, key, now_ns)
+                ):
                     entry = _end_with_value(connection, namespace, key, answer, revision)
                 if answer is not None and entry is not None:
                     seed = seed_of(namespace, key, answer)
@@ -268,6 +274,38 @@ def _raise_fence(connection: Connection, namespace: str, revision: int) -> int:
     if not rows:
         raise FileDamagedError(f"the namespace {namespace!r} is missing")
     return int(rows[0][0])
+
+
+def begin_removal(connection: Connection, namespace: str, folder: str, now_ns: int) -> list[str]:
+    """Remove what is kept of every key in a folder, and let nothing be kept of them until the end.
+
+    That is `end_removal`, or an hour later: who was removing it has died by then.
+
+    Parameters
+    ----------
+    folder
+        Its name with a slash at the end; empty for all keys.
+
+    Returns
+    -------
+    list of str
+        The keys removed.
+    """
+    begin_write(connection, namespace, [folder], now_ns)
+    return fence_prefix(connection, namespace, folder)
+
+
+def end_removal(connection: Connection, namespace: str, folder: str, now_ns: int) -> list[str]:
+    """Let the keys in a folder be kept again; return those that were removed once more.
+
+    What was asked for meanwhile may have been answered before or after the source removed it.
+    """
+    removed = fence_prefix(connection, namespace, folder)
+    with connection.writing():
+        revision = _next_revision(connection, namespace)
+        parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+        _fence(connection, END_WRITE, {"key": folder, **parameters})
+    return removed
 
 
 def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:

@@ -7,6 +7,7 @@ operations: they run from beginning to end, as one transaction unless they say o
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -77,6 +78,18 @@ IS_THERE = """
 SELECT 1
 FROM entry
 WHERE id = :entry
+"""
+
+# A folder that is being removed has a row of its own, under its name with a slash at the end: under
+# no name if all of a namespace is.
+BEING_REMOVED = """
+SELECT 1
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key IN (SELECT value FROM json_each(:folders))
+  AND writers > 0
+  AND stored_at > :dead_before
+LIMIT 1
 """
 
 CHECKSUMS = """
@@ -155,6 +168,21 @@ def peek(connection: Connection, namespace: str, key: str) -> Found:
 def is_there(connection: Connection, entry: int) -> bool:
     """Whether there is an entry of this number."""
     return connection.execute(IS_THERE, {"entry": entry}).fetchone() is not None
+
+
+def is_being_removed(connection: Connection, namespace: str, key: str, now_ns: int) -> bool:
+    """Whether a folder that the key is in is being removed from the source, see `fence`."""
+    parameters = {
+        "namespace": namespace,
+        "folders": json.dumps(folders_of(key)),
+        "dead_before": now_ns - LONGEST_WRITE_NS,
+    }
+    return connection.execute(BEING_REMOVED, parameters).fetchone() is not None
+
+
+def folders_of(key: str) -> list[str]:
+    """The folders that the key is in, from the whole of the hierarchy on, each with its slash."""
+    return [key[:end] for end in (0, *(at + 1 for at, each in enumerate(key) if each == "/"))]
 
 
 def checksums(connection: Connection, entry: int) -> bytes | None:

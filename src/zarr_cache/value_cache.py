@@ -201,6 +201,14 @@ class ValueCache:
         """Wait until what is kept can be told."""
         return self.opened()
 
+    def _waiting(self, namespace: str, key: str) -> Answer | None:
+        """An answer that is at hand and not in the file yet."""
+        answer = self._admissions.answer(namespace, key)
+        if answer is not None and self.is_being_removed(namespace, key, answer.stored_at):
+            # It will be refused.
+            return None
+        return answer
+
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, without its bytes."""
         yield from self.known(namespace)
@@ -208,7 +216,7 @@ class ValueCache:
 
     def peek_now(self, namespace: str, key: str) -> Found:
         """As `peek`, of a file that is open, at once."""
-        waiting = self._admissions.answer(namespace, key)
+        waiting = self._waiting(namespace, key)
         found = self._reads.run(index.peek, namespace, key)
         return found if waiting is None else waiting.instead_of(found)
 
@@ -221,7 +229,7 @@ class ValueCache:
         times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
         """
         # Before the file is looked at: what waits no more is in it.
-        waiting = self._admissions.answer(namespace, key)
+        waiting = self._waiting(namespace, key)
         found = self._reads.run(index.look_up, namespace, key, request, fresh_after, MOST_ON_LOOP)
         if found.data is not None:
             return found
@@ -234,7 +242,7 @@ class ValueCache:
     ) -> Flow[Found]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
         yield from self.opened()
-        waiting = self._admissions.answer(namespace, key)
+        waiting = self._waiting(namespace, key)
         found = yield from self._reads.flow(index.look_up, namespace, key, request, fresh_after)
         if found.data is None and waiting is not None:
             return waiting.instead_of(found, request, fresh_after)
@@ -244,7 +252,7 @@ class ValueCache:
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
     ) -> Flow[list[Found]]:
         """`look_up` for each request."""
-        waiting = self._admissions.answer(namespace, key)
+        waiting = self._waiting(namespace, key)
         arguments = (namespace, key, requests, fresh_after)
         found = yield from self._reads.flow(index.look_up_many, *arguments)
         if waiting is None:
@@ -393,10 +401,28 @@ class ValueCache:
         end_write = partial(fence.end_write, keep=self._keep)
         return self._with_touches(end_write, namespace, keys, answers, now_ns, limits)
 
-    def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
-        """Remove what is kept under a prefix, and refuse what is being fetched."""
-        self.ranges.remove(namespace, prefix)
-        return self._writes.flow(fence.fence_prefix, namespace, prefix)
+    def clear(self, namespace: str) -> Flow[list[str]]:
+        """Remove what is kept of a namespace, and refuse what is being fetched."""
+        self.ranges.remove(namespace)
+        return self._writes.flow(fence.fence_prefix, namespace, "")
+
+    def begin_removal(self, namespace: str, folder: str, now_ns: int) -> Flow[list[str]]:
+        """Remove what is kept of a folder, and let nothing be kept while the source removes it."""
+        self.ranges.remove(namespace, folder)
+        return self._writes.flow(fence.begin_removal, namespace, folder, now_ns)
+
+    def end_removal(self, namespace: str, folder: str, now_ns: int) -> Flow[list[str]]:
+        """Let what is in the folder be kept again."""
+        self.ranges.remove(namespace, folder)
+        return self._writes.flow(fence.end_removal, namespace, folder, now_ns)
+
+    def is_being_removed(self, namespace: str, key: str, now_ns: int) -> bool:
+        """Whether the source is removing a folder that the key is in."""
+        return self._reads.run(index.is_being_removed, namespace, key, now_ns)
+
+    def abandon_write(self, keys: Sequence[str]) -> Flow[None]:  # noqa: ARG002 - as in `StoreCache`
+        """Leave the keys as `begin_write` has left them: nobody knows when the source is done."""
+        yield from ()
 
     def _with_touches[T](self, operation: Callable[..., T], *args: object) -> Flow[T]:
         """Run an operation that writes the pending uses first: eviction goes by them."""

@@ -11,7 +11,7 @@ from zarr_cache.index import is_storable
 from zarr_cache.namespace import folder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from zarr.core.buffer import Buffer
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def write(
-    cached: CachedSource, items: Sequence[tuple[str, Buffer | None]], to_source: Flow[None]
+    cached: CachedSource,
+    items: Sequence[tuple[str, Buffer | None]],
+    to_source: Flow[None],
 ) -> Flow[None]:
     """Write to the source; no read that begins after it has returned sees what was before.
 
@@ -35,17 +37,21 @@ def write(
     items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
     # As long as it is not known: an operation runs to its end even if the task is cancelled at it.
-    is_fenced = True
+    is_fenced, is_asked = True, False
     try:
         begun = yield from _begin_write(cached, keys)
-        is_fenced = begun is not None
+        is_fenced, is_asked = begun is not None, True
         yield from to_source
     except GeneratorExit:
         # Nothing can be waited for any more. What was begun stands, and the source is asked.
         raise
-    except BaseException:
-        # It has failed or was cancelled, and only the source knows what it holds.
-        yield from _end_write(cached, keys, {}, is_fenced=is_fenced)
+    except BaseException as error:
+        # Only the source knows what it holds.
+        may_go_on = _may_go_on(error) if len(keys) > 1 else _is_cut_off(error)
+        if is_fenced and is_asked and may_go_on:
+            yield from _abandon(cached, keys)
+        else:
+            yield from _end_write(cached, keys, {}, is_fenced=is_fenced)
         raise
     answers: dict[str, Answer] = {}
     if cached.has_moved():
@@ -54,6 +60,28 @@ def write(
     elif begun is not None and cached.settings.cache_set_data:
         answers = _written(cached, items, begun)
     yield from _end_write(cached, keys, answers, is_fenced=is_fenced)
+
+
+REFUSALS = (NotImplementedError, TypeError, ValueError)
+"""What a source raises before it has done anything."""
+
+
+def _is_cut_off(error: BaseException) -> bool:
+    """Whether the source may go on with what it was asked for, although nobody waits for it.
+
+    A cancellation, or Ctrl-C, ends the wait for a thread or for another event loop and not what is
+    done there; and a server may do what it has been asked for. So nothing is kept of the keys until
+    the writer is taken for dead.
+    """
+    return not isinstance(error, Exception)
+
+
+def _may_go_on(error: BaseException) -> bool:
+    """Whether the source may go on with others of several keys when one has failed.
+
+    zarr's own ``_set_many`` raises the first error and leaves the others to themselves.
+    """
+    return not isinstance(error, REFUSALS)
 
 
 def _begin_write(cached: CachedSource, keys: Sequence[str]) -> Flow[int | None]:
@@ -88,7 +116,7 @@ def _end_write(
     if not is_fenced:
         # The key has no fence. What was removed on that account while the source was written to may
         # have been asked for and kept again since.
-        yield from _fence_or_note(cached, "")
+        yield from _clear(cached)
         return
     if keys:
         yield from cached.make_room(keys[0])
@@ -100,6 +128,13 @@ def _end_write(
         cached.count_removed(removed)
     except CacheError as error:
         # What was begun stands: nothing is kept of the keys until the writer is taken for dead.
+        cached.faults.note(error)
+
+
+def _abandon(cached: CachedSource, keys: Sequence[str]) -> Flow[None]:
+    try:
+        yield from cached.values.abandon_write(keys)
+    except CacheError as error:
         cached.faults.note(error)
 
 
@@ -115,34 +150,79 @@ def delete(cached: CachedSource, key: str, from_source: Flow[None]) -> Flow[None
     """
     folder = folder_of(cached.source)
     if folder is not None and (folder / key).is_dir():
-        from_source = remove(cached, f"{key.rstrip('/')}/" if key else "", from_source)
+        from_source = remove_folder(cached, f"{key.rstrip('/')}/" if key else "", from_source)
     yield from write(cached, [(key, None)], from_source)
 
 
-def remove(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Flow[None]:
-    """Remove the keys that begin with `prefix`; no later read sees what was there before.
+def delete_dir(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Flow[None]:
+    """Remove a folder, and a key of the same name, which fsspec takes for the folder as well.
 
     Parameters
     ----------
     from_source
-        Removes them from the source.
+        Removes it from the source.
+    """
+    if prefix and not prefix.endswith("/"):
+        removal = remove_folder(cached, f"{prefix}/", from_source)
+        yield from write(cached, [(prefix, None)], removal)
+    else:
+        yield from remove_folder(cached, prefix, from_source)
+
+
+def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) -> Flow[None]:
+    """Remove a folder; no later read sees what was in it.
+
+    Parameters
+    ----------
+    folder
+        Its name with a slash at the end; empty for all keys.
+    from_source
+        Removes it from the source.
     """
     cached.has_moved()
-    yield from _fence_or_note(cached, prefix)
+    if not is_storable(folder):
+        # Nothing is kept of the keys in it.
+        yield from from_source
+        return
+    is_fenced, is_asked = True, False
     try:
+        is_fenced = yield from _recorded(cached, cached.values.begin_removal, folder)
+        is_asked = True
         yield from from_source
     except GeneratorExit:
         raise
-    except BaseException:
-        yield from _fence_or_note(cached, prefix)
+    except BaseException as error:
+        if not (is_fenced and is_asked and _may_go_on(error)):
+            yield from _end_removal(cached, folder, is_fenced=is_fenced)
         raise
-    # Once more: what was asked for meanwhile may have been answered before or after.
-    yield from _fence_or_note(cached, prefix)
+    yield from _end_removal(cached, folder, is_fenced=is_fenced)
 
 
-def _fence_or_note(cached: CachedSource, prefix: str) -> Flow[None]:
+def _end_removal(cached: CachedSource, folder: str, *, is_fenced: bool) -> Flow[None]:
+    if is_fenced:
+        yield from _recorded(cached, cached.values.end_removal, folder)
+    else:
+        yield from _clear(cached)
+
+
+def _recorded(
+    cached: CachedSource, operation: Callable[[str, str, int], Flow[object]], folder: str
+) -> Flow[bool]:
+    """Whether the cache could take the beginning or the end of a removal."""
     try:
-        yield from cached.fence(prefix)
+        yield from cached.values.opened()
+        yield from operation(cached.namespace, folder, cached.values.clock().stamp_ns())
+    except CacheError as error:
+        yield from cached.values.distrust(cached.namespace)
+        cached.faults.note(error)
+        return False
+    return True
+
+
+def _clear(cached: CachedSource) -> Flow[None]:
+    """Remove all that is kept of the source: what of it is wrong is not known."""
+    try:
+        yield from cached.clear()
     except CacheError as error:
         yield from cached.values.distrust(cached.namespace)
         cached.faults.note(error)
