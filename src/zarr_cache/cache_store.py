@@ -502,7 +502,8 @@ class CacheStore(WrapperStore[Store]):
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
         """The ranges, first those that are at hand, in one batch.
 
-        What is left goes to the source in one ``get_ranges``, and comes in its batches.
+        What is left goes to the source in one ``get_ranges``, and comes in its batches. If that
+        fails, what came before is kept, and comes first.
 
         Raises
         ------
@@ -515,8 +516,11 @@ class CacheStore(WrapperStore[Store]):
             max_coalesced_bytes=max_coalesced_bytes,
         )
         flow = reading.get_ranges(self._cached, key, byte_ranges, prototype, settings)
-        for batch in await run_async(flow):
+        batches, error = await run_async(flow)
+        for batch in batches:
             yield batch
+        if error is not None:
+            raise error
 
     def get_ranges_sync(
         self,
@@ -529,7 +533,10 @@ class CacheStore(WrapperStore[Store]):
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, without an event loop where the source has no need of one."""
         settings = _given(max_gap_bytes=max_gap_bytes, max_coalesced_bytes=max_coalesced_bytes)
-        batches = run(reading.get_ranges(self._cached, key, byte_ranges, prototype, settings))
+        flow = reading.get_ranges(self._cached, key, byte_ranges, prototype, settings)
+        batches, error = run(flow)
+        if error is not None:
+            raise error
         return [piece for batch in batches for piece in batch]
 
     async def get_partial_values(
@@ -568,8 +575,11 @@ class CacheStore(WrapperStore[Store]):
                     for number, buffer in batch:
                         place = of_key[number]
                         answers[place] = reading.as_type(asked[place][1], buffer)
-            except* FileNotFoundError:
-                pass  # absent, and None already
+            except ExceptionGroup as group:
+                # What is absent is None already. Else, as `get` would raise it.
+                _, others = group.split(FileNotFoundError)
+                if others is not None:
+                    raise others.exceptions[0] from group
 
         await asyncio.gather(*(answer(key, of_key) for key, of_key in places.items()))
         return answers

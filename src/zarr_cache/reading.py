@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from zarr.core.buffer import cpu
 
@@ -37,6 +37,21 @@ ANSWERS = frozenset({"value", "absent"})
 
 type Batches = list[list[tuple[int, Buffer | None]]]
 """For each request to the source, buffers by the place of their byte range."""
+
+
+class Pieces(NamedTuple):
+    """What came of byte ranges.
+
+    Attributes
+    ----------
+    batches
+        What was at hand, and what the source answered until it failed.
+    error
+        With what it failed, as zarr's ``get_ranges`` raises it; None if it did not.
+    """
+
+    batches: Batches
+    error: Exception | None
 
 
 def get(
@@ -226,37 +241,39 @@ def get_ranges(
     byte_ranges: Sequence[ByteRequest | None],
     prototype: BufferPrototype,
     settings: dict[str, int],
-) -> Flow[Batches]:
-    """Batches of the byte ranges by their place: what is at hand first, then the source's.
+) -> Flow[Pieces]:
+    """The byte ranges by their place: what is at hand first, then the source's.
 
-    Raises
-    ------
-    BaseExceptionGroup
-        As from the source; with a `FileNotFoundError` in it if there is no such key.
+    If there is no such key, the error is a group with a `FileNotFoundError` in it.
     """
     for request in byte_ranges:
         requests.check(request)
     if not byte_ranges:
-        return []
+        return Pieces([], None)
     ended = cached.values.flights.ended
     seen = yield from cached.look_up(key, with_data=False)
     if seen is None:
         places = list(range(len(byte_ranges)))
         pieces, _ = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
-        return [[(place, as_type(prototype, buffer)) for place, buffer in b] for b in pieces]
+        return _as_types(prototype, pieces)
     if _is_absent(cached, seen, key):
         cached.hit(None)
-        raise _absent(key)
+        return Pieces([], _absent(key))
     at_hand = yield from _ranges_at_hand(cached, seen, key, byte_ranges)
-    batches: Batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
+    first: Batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
     missing = [place for place in range(len(byte_ranges)) if place not in at_hand]
     fetched = yield from _fetch_ranges(
         cached, key, byte_ranges, missing, seen.found, ended, settings
     )
-    batches += [
-        [(place, as_type(prototype, buffer)) for place, buffer in batch] for batch in fetched
+    batches, error = _as_types(prototype, fetched)
+    return Pieces([*first, *batches] if at_hand else batches, error)
+
+
+def _as_types(prototype: BufferPrototype, pieces: Pieces) -> Pieces:
+    batches = [
+        [(place, as_type(prototype, buffer)) for place, buffer in batch] for batch in pieces.batches
     ]
-    return [batch for batch in batches if batch]
+    return Pieces(batches, pieces.error)
 
 
 def _ranges_at_hand(
@@ -289,7 +306,7 @@ def _fetch_ranges(
     found: Found,
     ended: int,
     settings: dict[str, int],
-) -> Flow[Batches]:
+) -> Flow[Pieces]:
     """Ask the source once for all that is missing, but for what others are asking it for."""
     flights = cached.values.flights
     asks = {place: (cached.namespace, key, byte_ranges[place], found.fence) for place in missing}
@@ -303,19 +320,23 @@ def _fetch_ranges(
                 flight.land(buffer)
                 batches.append([(place, buffer)])
         still = {place: flight for place, flight in led.items() if not flight.is_set}
-        batches += yield from _lead_ranges(
+        fetched, error = yield from _lead_ranges(
             cached, key, byte_ranges, still, found.revision, settings
         )
     finally:
         for place, flight in led.items():
             flights.end(asks[place], flight)
+    batches += fetched
     for place in missing:
-        if place not in led:
-            buffer = yield from _follow_range(
-                cached, key, byte_ranges[place], joined[place][0], found
-            )
-            batches.append([(place, buffer)])
-    return batches
+        if place not in led and error is None:
+            flight = joined[place][0]
+            try:
+                buffer = yield from _follow_range(cached, key, byte_ranges[place], flight, found)
+            except Exception as failure:  # noqa: BLE001 - whatever the source raises
+                error = ExceptionGroup(FAILED, [failure])
+            else:
+                batches.append([(place, buffer)])
+    return Pieces(batches, error)
 
 
 def _lead_ranges(
@@ -325,19 +346,19 @@ def _lead_ranges(
     led: dict[int, Flight[Buffer | None]],
     revision: int,
     settings: dict[str, int],
-) -> Flow[Batches]:
+) -> Flow[Pieces]:
     """Ask the source for the byte ranges at the places in `led`, and keep the answers."""
     if not led:
-        return []
+        return Pieces([], None)
     asked_at = cached.values.clock().now_ns()
-    batches, odd = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
-    pieces = [piece for batch in batches for piece in batch]
+    asked, odd = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
+    pieces = [piece for batch in asked.batches for piece in batch]
     # All of them land before one is kept: whoever follows waits for nothing else.
     for place, buffer in () if cached.may_be_of_another(asked_at) else pieces:
         led[place].land(buffer)
     answers = [(byte_ranges[place], buffer) for place, buffer in pieces if place not in odd]
     yield from _keep(cached, key, answers, revision, asked_at)
-    return batches
+    return asked
 
 
 def _follow_range(
@@ -355,7 +376,7 @@ def _follow_range(
         ended = cached.values.flights.ended
         buffer = yield from _fetch(cached, key, request, found, ended)
     if buffer is None:
-        raise _absent(key)
+        raise FileNotFoundError(key)
     return buffer
 
 
@@ -365,34 +386,41 @@ def _ask_ranges(
     byte_ranges: Sequence[ByteRequest | None],
     places: list[int],
     settings: dict[str, int],
-) -> Flow[tuple[Batches, set[int]]]:
+) -> Flow[tuple[Pieces, set[int]]]:
     """What the source answers in one ``get_ranges``, by place in `byte_ranges`.
 
     Returns
     -------
     tuple
-        Its batches, and the places whose bytes may be others than were asked for.
+        What came of it, and the places whose bytes may be others than were asked for.
     """
     asked = [byte_ranges[place] for place in places]
     prototype = cpu.buffer_prototype
 
-    async def collect(source: Store) -> tuple[Store, Batches]:
+    async def collect(source: Store) -> tuple[Store, Pieces]:
         reader = measured(source, "get_ranges")
-        batches = reader.get_ranges(key, asked, prototype=prototype, **settings)
-        return reader, [list(batch) async for batch in batches]
+        batches: Batches = []
+        try:
+            async for batch in reader.get_ranges(key, asked, prototype=prototype, **settings):
+                batches.append(list(batch))
+        except Exception as error:  # noqa: BLE001 - raised when what came before it is kept
+            return reader, Pieces(batches, error)
+        return reader, Pieces(batches, None)
 
-    def collect_sync(source: Store) -> tuple[Store, Batches]:
+    def collect_sync(source: Store) -> tuple[Store, Pieces]:
         reader = measured(source, "get_ranges_sync")
         chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
-        return reader, [list(reader.get_ranges_sync(key, asked, prototype=prototype, **chosen))]
+        pieces = reader.get_ranges_sync(key, asked, prototype=prototype, **chosen)
+        return reader, Pieces([list(pieces)], None)
 
-    reader, batches = yield from call(cached.source, collect_sync, collect)
+    reader, (batches, error) = yield from call(cached.source, collect_sync, collect)
     for batch in batches:
         for _, buffer in batch:
             cached.miss(buffer)
     is_odd = reader.is_odd if isinstance(reader, MeasuredStore) else lambda _: False
     odd = {place for place in places if is_odd(byte_ranges[place])}
-    return [[(places[place], buffer) for place, buffer in batch] for batch in batches], odd
+    batches = [[(places[place], buffer) for place, buffer in batch] for batch in batches]
+    return Pieces(batches, error), odd
 
 
 def exists(cached: CachedSource, key: str) -> Flow[bool]:
@@ -491,7 +519,10 @@ def as_type(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
     return prototype.buffer.from_buffer(buffer)
 
 
-def _absent(key: str) -> BaseExceptionGroup[FileNotFoundError]:
+FAILED = "chunk read failed"
+"""What zarr's ``get_ranges`` says when it raises."""
+
+
+def _absent(key: str) -> ExceptionGroup[FileNotFoundError]:
     """What zarr's ``get_ranges`` raises for a key that is not there."""
-    msg = "chunk read failed"
-    return BaseExceptionGroup(msg, [FileNotFoundError(key)])
+    return ExceptionGroup(FAILED, [FileNotFoundError(key)])

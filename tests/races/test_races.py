@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr.abc.store import ByteRequest, Store
-    from zarr.core.buffer import Buffer
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 type Maker = Callable[..., CacheStore]
 
@@ -402,6 +402,73 @@ async def test_tasks_that_miss_the_same_range_at_once_make_one_request(make: Mak
 
     assert await asyncio.gather(*reads) == [OLD[:3]] * 16
     assert source.requests == {"get": 1}
+
+
+class EndsEarly(MemoryStore):
+    """A source that fails where a range begins at the eighth byte, after a while."""
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        if isinstance(byte_range, RangeByteRequest) and byte_range.start == 8:
+            await turns()
+            raise OSError(key)
+        return await super().get(key, prototype, byte_range)
+
+
+async def pieces(store: Store, *asked: ByteRequest) -> list[tuple[int, bytes]]:
+    """What came of the ranges, each as a request of its own."""
+    came: list[tuple[int, bytes]] = []
+    with contextlib.suppress(ExceptionGroup):
+        async for batch in store.get_ranges(KEY, asked, prototype=PROTOTYPE, max_gap_bytes=1):
+            came += [(place, piece.to_bytes()) for place, piece in batch if piece is not None]
+    return came
+
+
+async def all_pieces(store: Store, *asked: ByteRequest) -> None:
+    async for _ in store.get_ranges(KEY, asked, prototype=PROTOTYPE):
+        pass
+
+
+async def test_what_came_of_ranges_before_one_failed_is_handed_on_and_kept(make: Maker) -> None:
+    source = CountingStore(EndsEarly({KEY: buffer(OLD)}))
+    store = make(source)
+    came = await pieces(store, RangeByteRequest(0, 3), RangeByteRequest(8, 9))
+    source.reset()
+
+    assert came == [(0, OLD[:3])]
+    assert await read(store, KEY, RangeByteRequest(0, 3)) == OLD[:3]
+    assert source.requests == {}
+
+
+async def test_the_follower_of_ranges_that_failed_fails_as_its_leader_does(make: Maker) -> None:
+    source = HeldStore(EndsEarly({KEY: buffer(OLD)}))
+    store = make(source)
+    gate = source.hold_before("get_ranges")
+    leader = asyncio.ensure_future(all_pieces(store, RangeByteRequest(8, 9)))
+    await gate.reached()
+    follower = asyncio.ensure_future(all_pieces(store, RangeByteRequest(8, 9)))
+    await turns()
+    gate.open()
+    await asyncio.wait([leader, follower])
+
+    for each in (leader.exception(), follower.exception()):
+        assert isinstance(each, ExceptionGroup)
+        assert [type(error) for error in each.exceptions] == [OSError]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_partial_values_that_fail_raise_what_the_source_does(
+    number: int, make: Maker
+) -> None:
+    store = make(EndsEarly({KEY: buffer(OLD)}))
+    asked = [(KEY, RangeByteRequest(8, 9 + place)) for place in range(number)]
+
+    with pytest.raises(OSError, match=KEY):
+        await store.get_partial_values(PROTOTYPE, asked)
 
 
 async def test_ranges_that_others_are_fetching_are_not_fetched_again(make: Maker) -> None:
