@@ -81,14 +81,16 @@ WHERE id = :entry
 """
 
 # A folder that is being removed has a row of its own, under its name with a slash at the end: under
-# no name if all of a namespace is.
+# no name if all of a namespace is. CROSS JOIN keeps the order: most namespaces have no fence at all.
 BEING_REMOVED = """
 SELECT 1
-FROM entry
-WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-  AND key IN (SELECT value FROM json_each(:folders))
-  AND writers > 0
-  AND stored_at > :dead_before
+FROM namespace
+CROSS JOIN usage ON usage.namespace = namespace.id AND usage.kind = 'fence' AND usage.entries > 0
+CROSS JOIN json_each(:folders) AS folder
+CROSS JOIN entry ON entry.namespace = namespace.id AND entry.key = folder.value
+WHERE namespace.name = :namespace
+  AND entry.writers > 0
+  AND entry.stored_at > :dead_before
 LIMIT 1
 """
 
