@@ -92,6 +92,11 @@ def log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
+def shared_memory_of(path: Path) -> Path:
+    """Where SQLite keeps the index of the log, which all who have the file open share."""
+    return path.with_name(f"{path.name}-shm")
+
+
 def place_of(path: Path) -> Place | None:
     """Which file the path names now; None when there is none."""
     try:
@@ -197,17 +202,23 @@ def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
             raise ForeignFileError(path, found="something that is no cache file any more")
         now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
         aside = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")
-        # The log first, and whoever opens the file in between makes another: a log that stays
-        # behind would be taken for that of the new file.
-        for suffix in ("-shm", "-wal", "", "-shm", "-wal"):
-            with contextlib.suppress(FileNotFoundError):
-                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        # The file first: without its log it would be what it was before the last transactions,
+        # fences among them. A log without its file is nothing: see `drop_orphans`. All or none,
+        # since the folder may let us rename one and not the other.
+        with contextlib.ExitStack() as undo:
+            path.rename(aside)
+            undo.callback(aside.rename, path)
+            for beside in (log_of, shared_memory_of):
+                with contextlib.suppress(FileNotFoundError):
+                    beside(path).rename(beside(aside))
+                    undo.callback(beside(aside).rename, beside(path))
+            undo.pop_all()
         return aside
 
 
 def is_writable(path: Path) -> bool:
     """Whether this process may write to the file and to what lies beside it."""
-    beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    beside = (log_of(path), shared_memory_of(path))
     # As whom the process acts, where the system tells that from who has started it.
     acting = os.access in os.supports_effective_ids
     return all(
@@ -229,7 +240,36 @@ def drop_log(path: Path, log: Place | None) -> None:
     if log is None or place_of(log_of(path)) != log:
         return
     log_of(path).unlink(missing_ok=True)
-    path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
+    shared_memory_of(path).unlink(missing_ok=True)
+
+
+def has_orphans(path: Path) -> bool:
+    """Whether a log, or its index, lies where there is no file.
+
+    A process may have died while it set the file aside, or somebody has removed the file alone.
+    """
+    # The file last: another process may be making one, and makes it before its log.
+    beside = (log_of(path), shared_memory_of(path))
+    return any(each.exists(follow_symlinks=False) for each in beside) and not path.exists()
+
+
+def drop_orphans(path: Path) -> None:
+    """Remove what `has_orphans` tells of, so that a file can be begun there.
+
+    SQLite would remove the log, but take the index for that of the new file. That is shared with
+    whoever still has the file open that was here, and says what is in another log.
+
+    Raises
+    ------
+    FileLockedError
+        As `locked_folder`.
+    OSError
+        It cannot be removed.
+    """
+    with locked_folder(path, is_shared=False):
+        if has_orphans(path):
+            log_of(path).unlink(missing_ok=True)
+            shared_memory_of(path).unlink(missing_ok=True)
 
 
 def is_ours(path: Path) -> bool:

@@ -15,10 +15,13 @@ from zarr_cache import migrate, schema
 from zarr_cache.cache_file import (
     APPLICATION_ID,
     BUSY_TIMEOUT_SECONDS,
+    drop_orphans,
+    has_orphans,
     locked_folder,
     log_of,
     refuse_foreign,
     refuse_network,
+    shared_memory_of,
 )
 from zarr_cache.errors import FileLockedError, StorageError, is_code
 from zarr_cache.sizes import parse_size
@@ -295,15 +298,23 @@ def open_file(path: Path, turns: Turns) -> Connection:
         SQLite's log does not work where the path is.
     """
     refuse_network(path)
-    with locked_folder(path, is_shared=True):
-        try:
-            _make(path)
-            refuse_foreign(path)
-            return _open_newest(path, turns)
-        except (sqlite3.OperationalError, OSError) as error:
-            if not (_is_read_only(error) and path.is_file()):
-                raise
-            return reopen_read_only(path, turns)
+    while True:
+        with locked_folder(path, is_shared=True):
+            if not has_orphans(path):
+                return _open_as_it_may(path, turns)
+        # Not while others open the file: what one of them has just made is no orphan.
+        drop_orphans(path)
+
+
+def _open_as_it_may(path: Path, turns: Turns) -> Connection:
+    try:
+        _make(path)
+        refuse_foreign(path)
+        return _open_newest(path, turns)
+    except (sqlite3.OperationalError, OSError) as error:
+        if not (_is_read_only(error) and path.is_file()):
+            raise
+        return reopen_read_only(path, turns)
 
 
 def _make(path: Path) -> None:
@@ -317,7 +328,7 @@ def _make(path: Path) -> None:
         # while nothing could be written would keep everything from being written now.
         mode = stat.S_IMODE(path.stat().st_mode)
         if log_of(path).stat().st_size == 0:
-            for beside in (log_of(path), path.with_name(f"{path.name}-shm")):
+            for beside in (log_of(path), shared_memory_of(path)):
                 if stat.S_IMODE(beside.stat().st_mode) != mode:
                     beside.chmod(mode)
 

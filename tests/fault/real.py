@@ -167,3 +167,19 @@ def mode(path: Path, mode: int) -> Iterator[None]:
             yield
     finally:
         path.chmod(before)
+
+
+@contextlib.contextmanager
+def mounted_file(path: Path) -> Iterator[None]:
+    """Mount the file on itself, as for a container that is given one file: it has to stay there."""
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or umount is None or not is_root():
+        pytest.skip("only root can mount a file")
+    command = [mount, "--bind", str(path), str(path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a file cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run([umount, "-l", str(path)], check=True)

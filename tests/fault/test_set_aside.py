@@ -1,0 +1,130 @@
+"""A file is never left without its log, which has the last transactions and fences among them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import LocalStore
+
+from tests.fakes import buffer, restart
+from tests.fault.children import run_child
+from tests.fault.real import held, is_root, modes_that_apply, mounted_file
+from tests.fault.sources import SURFACES, VALUES, new_cache, new_source, read_all, settle, told
+from zarr_cache.cache_file import log_of, place_of, set_aside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from warnings import WarningMessage
+
+    from tests.fault.sources import Read
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no open file is renamed there")
+
+WRITE = """
+from zarr.storage import LocalStore
+store = new_cache(LocalStore(path.parent / "source"), path)
+store.set_sync("k", buffer(arguments[0].encode()))
+tell()
+os._exit(0)
+"""
+
+SET_ASIDE = """
+import signal
+from zarr_cache.cache_file import place_of, set_aside
+
+renamed, rename = [], Path.rename
+
+def rename_and_die(self, target):
+    rename(self, target)
+    renamed.append(self.name)
+    if len(renamed) == int(arguments[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Path.rename = rename_and_die
+set_aside(path, place_of(path))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file with an old value, whose log has the newer one."""
+    path = tmp_path / "cache.sqlite"
+    store = new_cache(LocalStore(tmp_path / "source"), path)
+    store.set_sync("k", buffer(b"old"))
+    restart(store)
+    assert run_child(path, WRITE, "new").code == 0
+    assert log_of(path).stat().st_size > 0
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (each for each in folder.iterdir() if each.is_file())
+    return {file.name: file.read_bytes() for file in files}
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("moved.db"))
+
+
+def give_away(path: Path) -> None:
+    """Let the folder be somebody else's who keeps their files, and the log be theirs."""
+    path.parent.chmod(0o1777)
+    for each in (path.parent, log_of(path)):
+        os.chown(each, 65534, 65534)
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+async def test_a_process_killed_while_it_sets_a_file_aside_brings_no_old_value_back(
+    path: Path, surface: Read, renames: int, warned: list[WarningMessage]
+) -> None:
+    child = run_child(path, SET_ASIDE, str(renames))
+    store = new_cache(LocalStore(path.parent / "source"), path)
+    found = [await surface(store, "k") for _ in range(2)]
+
+    assert child.code == -signal.SIGKILL
+    assert found == [b"new"] * 2
+    assert told(warned) == []
+
+
+def test_a_file_that_has_to_stay_where_it_is_keeps_its_log(path: Path) -> None:
+    with mounted_file(path):
+        before = contents(path.parent)
+        with pytest.raises(OSError, match="busy"):
+            set_aside(path, place_of(path))
+        after = contents(path.parent)
+
+    assert after == before
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can give files away")
+def test_a_log_that_has_to_stay_where_it_is_keeps_its_file(path: Path) -> None:
+    give_away(path)
+    before = contents(path.parent)
+    with modes_that_apply(), pytest.raises(PermissionError):
+        set_aside(path, place_of(path))
+
+    assert contents(path.parent) == before
+
+
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+async def test_a_new_file_shares_no_memory_with_the_one_that_somebody_still_has_open(
+    path: Path, surface: Read, warned: list[WarningMessage]
+) -> None:
+    source = new_source()
+    store = new_cache(source, path)
+    with held(path, "CREATE TABLE theirs (a)"):
+        moved(path)
+        await read_all(surface, store)
+        settle(store)
+        source.reset()
+        found = await read_all(surface, store)
+        faults = store.cache_stats()["faults"]
+
+    assert found == VALUES
+    assert (faults, source.requests.total()) == (0, 0)
+    assert told(warned) == []
