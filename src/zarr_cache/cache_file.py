@@ -87,6 +87,15 @@ class Place(NamedTuple):
     inode: int
 
 
+class State(NamedTuple):
+    """What is another as soon as somebody writes to a file, or is about to."""
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    has_log: bool
+
+
 def log_of(path: Path) -> Path:
     """Where SQLite keeps the write-ahead log of the file."""
     return path.with_name(f"{path.name}-wal")
@@ -104,6 +113,14 @@ def place_of(path: Path) -> Place | None:
     except FileNotFoundError:
         return None
     return Place(found.st_dev, found.st_ino)
+
+
+def state_of(path: Path, found: os.stat_result) -> State:
+    """The state of a file of which the system has told `found`.
+
+    Its times go in steps of some milliseconds. To open a file, to write and to close takes longer.
+    """
+    return State(found.st_size, found.st_mtime_ns, found.st_ctime_ns, log_of(path).exists())
 
 
 def written_ns(path: Path) -> int:

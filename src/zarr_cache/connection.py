@@ -22,6 +22,7 @@ from zarr_cache.cache_file import (
     refuse_foreign,
     refuse_network,
     shared_memory_of,
+    state_of,
 )
 from zarr_cache.errors import FileLockedError, StorageError, is_code
 from zarr_cache.sizes import parse_size
@@ -29,6 +30,8 @@ from zarr_cache.sizes import parse_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from zarr_cache.cache_file import State
 
 OLDEST_SQLITE = (3, 40)
 """An older one may take the schema of a file for damage."""
@@ -124,12 +127,35 @@ class Turns:
 
 
 class Connection(sqlite3.Connection):
-    """A connection whose transactions are blocks of code."""
+    """A connection whose transactions are blocks of code.
+
+    Attributes
+    ----------
+    is_immutable
+        Whether SQLite takes the file to stay as it is: it neither looks for a log nor reads a page
+        again that it has read.
+    """
 
     turns: Turns
     log: Path | None = None
     is_read_only = False
     is_immutable = False
+    _state: State | None = None
+
+    def is_outdated(self, path: Path, found: os.stat_result) -> bool:
+        """Whether somebody has written to a file that was taken to stay as it is.
+
+        Parameters
+        ----------
+        path, found
+            The file, and what the system tells of it now.
+        """
+        return self.is_immutable and self._state != state_of(path, found)
+
+    def take_to_stay(self, state: State) -> None:
+        """Note what the file was before SQLite was told that it stays as it is."""
+        self.is_immutable = True
+        self._state = state
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -361,16 +387,23 @@ def reopen_read_only(path: Path, turns: Turns) -> Connection:
     ------
     sqlite3.OperationalError
         It cannot be read either: it is being written to, or of an older schema.
+    StorageError
+        It is gone.
     """
+    # Before it is opened: what somebody writes meanwhile is seen by the next operation.
+    try:
+        state = state_of(path, path.stat())
+    except OSError as error:
+        raise StorageError(f"{path}: {error}") from error
     try:
         return _open_read_only(path, "mode=ro", turns)
     except sqlite3.OperationalError as error:
         # Reading along with a log takes a file beside it. Without a log nobody writes, and the file
         # is read as it is.
-        if not _is_read_only(error) or log_of(path).exists():
+        if not _is_read_only(error) or state.has_log:
             raise
     connection = _open_read_only(path, "immutable=1", turns)
-    connection.is_immutable = True
+    connection.take_to_stay(state)
     return connection
 
 

@@ -350,8 +350,10 @@ class FileDatabase:
             # What is mapped into memory beyond its end must not be touched. Mostly it has given
             # space back; if somebody has cut it, SQLite will find out.
             self._forget_connections()
-        elif self._is_immutable and cache_file.log_of(self.path).exists():
-            # Somebody writes, and what was taken to stay as it is does not.
+        elif self._is_read_only and any(
+            each.is_outdated(self.path, now) for each in self._connections
+        ):
+            # Somebody writes, or has written, and what was taken to stay as it is does not.
             self._forget_connections()
         self._size = size
 

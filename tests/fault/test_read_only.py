@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.fakes import buffer, leave_process, restart
+from tests.fault.children import run_child
 from tests.fault.real import mode, read_only_disk
 from tests.fault.sources import (
     KEYS,
@@ -149,3 +150,30 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     assert during == [expected] * 2
     assert after == [expected] * 2
     assert len(told(warned)) == 1
+
+
+WRITE = """
+store = new_cache(new_source(), path)
+store.set_sync(KEYS[0], buffer(b"written"))
+tell()
+"""
+
+ENDS = {"closed": "store.close()", "killed": "os._exit(0)"}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=list(ENDS))
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@pytest.mark.parametrize("fault", [FAULTS["the folder"], FAULTS["the disk"]], indirect=True)
+async def test_what_others_who_can_write_have_written_is_seen_also_while_it_is_open(
+    path: Path, fault: Fault, surface: Read, end: str, warned: list[WarningMessage]
+) -> None:
+    store = new_cache(new_source(), path)
+    with fault.begin(path):
+        before = await surface(store, KEYS[0])
+    assert run_child(path, WRITE + end).code == 0
+    with fault.begin(path):
+        after = await surface(store, KEYS[0])
+
+    assert before == VALUES[KEYS[0]]
+    assert after == b"written"
+    assert len(told(warned)) <= 1
