@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import sys
 import tempfile
 import time
@@ -370,8 +371,7 @@ def refuse_foreign(path: Path) -> None:
     FileDamagedError
         It is ours, and its header is damaged.
     """
-    if path.is_dir():
-        raise ForeignFileError(path, found="a folder")
+    _refuse_what_is_no_file(path)
     # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
     # ("How To Corrupt An SQLite Database File", 2.2).
     # First without the log and without locks, which leaves nothing beside somebody else's file.
@@ -401,6 +401,28 @@ def refuse_foreign(path: Path) -> None:
             raise ForeignFileError(path, found="not an SQLite database") from error
         raise
     _judge(path, identity)
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Raise unless there is a file, and nothing but files where SQLite has its own beside it.
+
+    To read a pipe or a terminal may take for ever, and to open a device may do something. A link
+    would lead to a file that is somebody else's.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    found = {path: path.stat()}
+    for beside in (log_of(path), shared_memory_of(path), journal):
+        with contextlib.suppress(FileNotFoundError):
+            found[beside] = beside.lstat()
+    for each, its in found.items():
+        if not stat.S_ISREG(its.st_mode):
+            raise ForeignFileError(each, found=_kind_of(its))
+
+
+def _kind_of(found: os.stat_result) -> str:
+    if stat.S_ISDIR(found.st_mode):
+        return "a folder"
+    return "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
 
 
 def _is_database_by_now(path: Path) -> bool:

@@ -336,6 +336,7 @@ def _open_as_it_may(path: Path, turns: Turns) -> Connection:
     try:
         _make(path)
         refuse_foreign(path)
+        _give_its_mode_to_its_log(path)
         return _open_newest(path, turns)
     except (sqlite3.OperationalError, OSError) as error:
         if not (_is_read_only(error) and path.is_file()):
@@ -349,14 +350,27 @@ def _make(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _give_its_mode_to_its_log(path: Path) -> None:
+    """Let an empty log, and its index, have the mode of the file.
+
+    SQLite gives what it makes beside the file the mode that the file has then. What was made while
+    nothing could be written would keep everything from being written now.
+    """
     with contextlib.suppress(FileNotFoundError, PermissionError):
-        # SQLite gives what it makes beside the file the mode that the file has then. What was made
-        # while nothing could be written would keep everything from being written now.
         mode = stat.S_IMODE(path.stat().st_mode)
         if log_of(path).stat().st_size == 0:
             for beside in (log_of(path), shared_memory_of(path)):
-                if stat.S_IMODE(beside.stat().st_mode) != mode:
+                found = beside.lstat()
+                if _is_our_file(found) and stat.S_IMODE(found.st_mode) != mode:
                     beside.chmod(mode)
+
+
+def _is_our_file(found: os.stat_result) -> bool:
+    """Whether it is a file, and this user's: in a shared folder others may have put it there."""
+    is_ours = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+    return stat.S_ISREG(found.st_mode) and is_ours
 
 
 def _open_newest(path: Path, turns: Turns) -> Connection:

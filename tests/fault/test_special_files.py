@@ -1,0 +1,167 @@
+"""What is no file is never opened: to read it may take for ever, or do something."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes import leave_process, restart
+from tests.fault.real import is_root
+from tests.fault.sources import SURFACES, VALUES, new_cache, new_source, read_all, settle, told
+from zarr_cache import ForeignFileError, SqliteStore
+from zarr_cache.connection import _give_its_mode_to_its_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from warnings import WarningMessage
+
+    from tests.fault.sources import Read
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="all that has a name there is a file"),
+    # Who looks what it is must not open it either.
+    pytest.mark.leaves_damage,
+]
+
+
+def named_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+def a_terminal(path: Path) -> None:
+    path.symlink_to("/dev/ptmx")
+
+
+def full_device(path: Path) -> None:
+    path.symlink_to("/dev/full")
+
+
+def null_device(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+KINDS = [named_pipe, a_socket, a_terminal, full_device, null_device]
+
+
+def facts(path: Path) -> os.stat_result:
+    return path.lstat()
+
+
+each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+each_kind = pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+
+
+def put_in_place(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
+
+
+def forge_link(path: Path, suffix: str, victim: Path) -> None:
+    """Let a file that everybody may write have a link to somebody's own beside it."""
+    victim.write_bytes(b"a key")
+    victim.chmod(0o600)
+    path.chmod(0o666)
+    path.with_name(f"{path.name}-wal").touch()
+    path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.with_name(path.name + suffix).symlink_to(victim)
+
+
+@each_surface
+@each_kind
+async def test_reads_go_to_the_source_and_nothing_is_begun_in_its_place(
+    path: Path, surface: Read, make: Callable[[Path], None], warned: list[WarningMessage]
+) -> None:
+    make(path)
+    before = facts(path)
+    store = new_cache(new_source(), path)
+    found = [await read_all(surface, store) for _ in range(2)]
+    # A device has one path, by which this process would remember it for the next test.
+    leave_process(store)
+
+    assert found == [VALUES] * 2
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert facts(path) == before
+    assert len(warned) == 1
+    assert "not a regular file" in told(warned)[0]
+
+
+@each_surface
+@each_kind
+async def test_also_when_it_is_put_there_while_the_file_is_open(
+    path: Path, surface: Read, make: Callable[[Path], None], warned: list[WarningMessage]
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_all(surface, store)
+    settle(store)
+    put_in_place(path, make)
+    before = facts(path)
+    found = [await read_all(surface, store) for _ in range(2)]
+
+    assert found == [VALUES] * 2
+    assert facts(path) == before
+    assert len(warned) == 1
+    assert "not a regular file" in told(warned)[0]
+
+
+@each_surface
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+async def test_nor_is_a_pipe_opened_that_has_the_name_of_what_sqlite_keeps_beside_the_file(
+    path: Path, surface: Read, suffix: str, warned: list[WarningMessage]
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_all(surface, store)
+    restart(store)
+    named_pipe(path.with_name(path.name + suffix))
+    found = await read_all(surface, new_cache(new_source(), path))
+
+    assert found == VALUES
+    assert f"{path.name}{suffix}: not a regular file" in told(warned)[0]
+
+
+@each_surface
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+async def test_what_a_link_beside_the_file_leads_to_keeps_its_bytes_and_its_mode(
+    path: Path, surface: Read, suffix: str, warned: list[WarningMessage]
+) -> None:
+    store = new_cache(new_source(), path)
+    await read_all(surface, store)
+    restart(store)
+    victim = path.with_name("id_ed25519")
+    forge_link(path, suffix, victim)
+    found = await read_all(surface, new_cache(new_source(), path))
+
+    assert found == VALUES
+    assert victim.read_bytes() == b"a key"
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+    assert f"{path.name}{suffix}: a symbolic link" in told(warned)[0]
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can give files away")
+def test_a_log_of_somebody_else_keeps_its_mode(path: Path) -> None:
+    SqliteStore(path).get_sync("k")
+    restart(SqliteStore(path))
+    path.chmod(0o666)
+    log = path.with_name(f"{path.name}-wal")
+    log.touch(0o600)
+    os.chown(log, 65534, 65534)
+    _give_its_mode_to_its_log(path)
+
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_a_store_says_what_it_found(path: Path) -> None:
+    named_pipe(path)
+
+    with pytest.raises(ForeignFileError, match=f"^{path}: not a regular file, .*name another"):
+        SqliteStore(path).get_sync("k")
