@@ -19,6 +19,7 @@ from zarr_cache.errors import (
     FileDamagedError,
     FileLockedError,
     ForeignFileError,
+    HardLinkedFileError,
     NetworkFileSystemError,
     NewerSchemaError,
     is_code,
@@ -368,6 +369,8 @@ def refuse_foreign(path: Path) -> None:
     ------
     ForeignFileError, NewerSchemaError
         The file is left byte for byte as it was.
+    HardLinkedFileError
+        It has more than one name.
     FileDamagedError
         It is ours, and its header is damaged.
     """
@@ -407,7 +410,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
     """Raise unless there is a file, and nothing but files where SQLite has its own beside it.
 
     To read a pipe or a terminal may take for ever, and to open a device may do something. A link
-    would lead to a file that is somebody else's.
+    would lead to a file that is somebody else's, and so may another name of a file.
     """
     journal = path.with_name(f"{path.name}-journal")
     found = {path: path.stat()}
@@ -417,6 +420,8 @@ def _refuse_what_is_no_file(path: Path) -> None:
     for each, its in found.items():
         if not stat.S_ISREG(its.st_mode):
             raise ForeignFileError(each, found=_kind_of(its))
+        if its.st_nlink > 1:
+            raise HardLinkedFileError(each, its.st_nlink)
 
 
 def _kind_of(found: os.stat_result) -> str:

@@ -316,6 +316,8 @@ def open_file(path: Path, turns: Turns) -> Connection:
     ------
     ForeignFileError, NewerSchemaError
         The file is left byte for byte as it was.
+    HardLinkedFileError
+        It has more than one name.
     FileDamagedError
         It is ours, and its header or its schema is damaged.
     MigrationError

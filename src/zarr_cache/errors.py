@@ -119,6 +119,27 @@ class NetworkFileSystemError(StorageError):
         )
 
 
+class HardLinkedFileError(StorageError):
+    """The file has more than one name and is not opened: copy it, and name the copy.
+
+    SQLite's log is named after the file, so each name would have a log of its own, and who uses one
+    would not see what is written by another (https://www.sqlite.org/howtocorrupt.html, 2.5).
+
+    Parameters
+    ----------
+    path
+        The file, or what SQLite keeps beside it.
+    names
+        How many names it has.
+    """
+
+    def __init__(self, path: Path, names: int) -> None:
+        super().__init__(
+            f"{path}: a file of {names} names (hard links), each of which would have a log of its "
+            "own; copy it and put the copy in its place, or name another file"
+        )
+
+
 class LeftAloneError(StorageError):
     """The file has failed just now and is left alone for a while; then it is tried again."""
 
