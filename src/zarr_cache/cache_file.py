@@ -22,6 +22,7 @@ from zarr_cache.errors import (
     HardLinkedFileError,
     NetworkFileSystemError,
     NewerSchemaError,
+    StorageError,
     is_code,
 )
 
@@ -77,6 +78,12 @@ _OVER_A_NETWORK = frozenset(
         "smbfs",
     }
 )
+
+MOST_COPIED_BYTES = 32 * 2**20
+"""More than is in a file of ours, and its log, of which the log alone tells whose it is."""
+
+MOST_SCHEMA_ROW_BYTES = 2**20
+"""Nobody writes a longer text of a table or view, and SQLite holds each in memory."""
 
 MOUNTS = Path("/proc/self/mounts")
 """Where Linux tells what is mounted where, see proc(5)."""
@@ -390,7 +397,8 @@ def refuse_foreign(path: Path) -> None:
                 _refuse_what_is_no_database(path, error)
         else:
             _judge(path, identity)
-            if not (log.exists() and log.stat().st_size):
+            # Beside a file without a page SQLite removes whatever log there is.
+            if not (path.stat().st_size and log.exists() and log.stat().st_size):
                 return
             if identity == _Identity():
                 _judge(path, _identity_of_copy(path, log))
@@ -449,7 +457,16 @@ def _identity_of_copy(path: Path, log: Path) -> _Identity:
     """As `_identity`, of a copy of the file with its log: SQLite writes beside what it reads.
 
     The file itself has nothing in it yet, and nothing in this process has it open.
+
+    Raises
+    ------
+    ForeignFileError
+        They are too long to be ours, and are not copied.
     """
+    nbytes = path.stat().st_size + log.stat().st_size
+    if nbytes > MOST_COPIED_BYTES:
+        found = f"an empty database with a log, of {nbytes} bytes together"
+        raise ForeignFileError(path, found=found)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
         shutil.copyfile(path, copy)
@@ -465,16 +482,30 @@ def _identity(path: Path, how: str) -> _Identity:
         timeout=BUSY_TIMEOUT_SECONDS,
         autocommit=True,
     )
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_SCHEMA_ROW_BYTES)
     try:
         # All of one state of the file: another process may be creating it.
         connection.execute("BEGIN")
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        (ours,) = connection.execute(OUR_TABLES).fetchone()
+        count, ours = _objects(connection)
+    except sqlite3.DataError as error:
+        if application_id == APPLICATION_ID:
+            raise StorageError(
+                f"{path}: its schema has a text of more than {MOST_SCHEMA_ROW_BYTES} bytes and is "
+                "not read; remove what somebody has added to it, or use another file"
+            ) from error
+        return _Identity(application_id, version, objects=1)
     finally:
         connection.close()
     return _Identity(application_id, version, count, ours)
+
+
+def _objects(connection: sqlite3.Connection) -> tuple[int, int]:
+    """How many tables, views... there are, and how many tables of our names."""
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (ours,) = connection.execute(OUR_TABLES).fetchone()
+    return count, ours
 
 
 def _judge(path: Path, identity: _Identity) -> None:

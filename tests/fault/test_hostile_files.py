@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import sys
 import tracemalloc
 from contextlib import closing
 from itertools import chain
@@ -20,6 +21,7 @@ from zarr.storage import MemoryStore
 
 import zarr_cache
 from tests.fakes import CountingStore, buffer, open_file, read, restart
+from tests.fault.children import run_child
 from zarr_cache import CacheStore, FileDamagedError, SqliteStore, checksum, connection, schema
 from zarr_cache.cache_file import APPLICATION_ID
 from zarr_cache.connection import Turns, connect
@@ -107,6 +109,33 @@ def use(path: Path) -> CacheStore:
         store.set_sync("c/0", buffer(VALUES["c/0"]))
         restart(store)
     return store
+
+
+READ = """
+import os
+
+def most_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+source = MemoryStore({"k": buffer(b"value")})
+with CacheStore(source, cache_store=SqliteStore(path.with_name("other.sqlite"))) as other:
+    other.get_sync("k")
+before = most_bytes()
+found = CacheStore(source, cache_store=SqliteStore(path), namespace="source").get_sync("k")
+tell(right=found.to_bytes() == b"value", more=most_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the most that was taken")
+def test_a_long_text_in_the_schema_takes_no_memory(path: Path) -> None:
+    forge_schema(path, f"CREATE VIEW people AS SELECT '{'x' * 32 * 2**20}'")
+    child = run_child(path, READ)
+
+    assert child.code == 0, child.errors
+    assert child.facts["right"]
+    assert child.facts["more"] < 16 * 2**20
+    assert "its schema has a text of more than 1048576 bytes" in child.facts["warned"][0]
 
 
 # As whoever forges a file can.

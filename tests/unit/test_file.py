@@ -22,7 +22,7 @@ from zarr_cache import (
     SqliteStore,
     migrate,
 )
-from zarr_cache.cache_file import APPLICATION_ID
+from zarr_cache.cache_file import APPLICATION_ID, MOST_COPIED_BYTES, MOST_SCHEMA_ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,6 +273,15 @@ async def test_a_foreign_file_is_left_as_it_was_by_the_async_surface(
 NEWER = f"PRAGMA user_version = {migrate.newest() + 1}"
 
 
+def test_a_foreign_database_with_a_long_text_in_its_schema_is_foreign(path: Path) -> None:
+    write_database(path, f"CREATE VIEW theirs AS SELECT '{'x' * MOST_SCHEMA_ROW_BYTES}'")
+    before = path.read_bytes()
+
+    with pytest.raises(ForeignFileError, match="an SQLite database with application_id 0x0"):
+        SqliteStore(path).get_sync("k")
+    assert path.read_bytes() == before
+
+
 def newer_schema(path: Path) -> None:
     write_database(path, f"PRAGMA application_id = {APPLICATION_ID}", TABLE, NEWER)
 
@@ -330,6 +339,46 @@ def test_a_log_that_goes_while_it_is_looked_at_is_no_error(
     SqliteStore(path).set_sync("k", buffer(b"value"))
 
     assert is_cache_file(path)
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are copied to look at them."""
+    names: list[str] = []
+    copyfile = shutil.copyfile
+
+    def copy(source: Path, target: Path) -> None:
+        names.append(source.name)
+        copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    return names
+
+
+def test_a_log_beside_a_file_without_a_byte_is_not_looked_at(path: Path, copied: list[str]) -> None:
+    path.touch()
+    log = path.with_name(f"{path.name}-wal")
+    log.touch()
+    os.truncate(log, 3 * 2**30)
+    SqliteStore(path).set_sync("k", buffer(b"value"))
+
+    assert copied == []
+    assert is_cache_file(path)
+    assert log.stat().st_size < MOST_COPIED_BYTES
+
+
+def test_a_log_that_is_too_long_to_be_ours_is_not_copied_to_look_at_it(
+    path: Path, copied: list[str]
+) -> None:
+    database_in_its_log(path)
+    log = path.with_name(f"{path.name}-wal")
+    os.truncate(log, MOST_COPIED_BYTES)
+    before = path.read_bytes(), log.stat().st_mtime_ns
+
+    with pytest.raises(ForeignFileError, match=f"^{path}: an empty database with a log, of "):
+        SqliteStore(path).get_sync("k")
+    assert copied == []
+    assert (path.read_bytes(), log.stat().st_mtime_ns) == before
 
 
 def test_our_own_file_is_ours_also_while_the_mark_is_in_its_log(path: Path) -> None:
