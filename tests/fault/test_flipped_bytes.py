@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.abc.store import RangeByteRequest
 from zarr.core.sync import sync
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import STRESS, CountingStore, buffer, open_file, restart
+from tests.fault.children import run_child
 from zarr_cache import CacheStore, SqliteStore, connection
 
 if TYPE_CHECKING:
@@ -299,3 +300,37 @@ def test_a_value_that_says_it_is_text_comes_from_the_source(whole: Path, tmp_pat
 
     assert data.count(value) == 1
     assert answers == RIGHT
+
+
+WRITE = """
+from zarr.storage import LocalStore
+store = CacheStore(
+    LocalStore(path.parent / "source"), cache_store=SqliteStore(path), namespace="source"
+)
+store.set_sync("k", buffer(arguments[0].encode()))
+tell()
+os._exit(0)
+"""
+
+
+def test_a_flipped_byte_in_the_log_of_a_killed_process_does_what_a_power_cut_may_do(
+    path: Path,
+) -> None:
+    source = LocalStore(path.parent / "source")
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    store.set_sync("k", buffer(b"old"))
+    restart(store)
+    assert run_child(path, WRITE, "new").code == 0
+    log = path.with_name(f"{path.name}-wal")
+    content = bytearray(log.read_bytes())
+    # Of the first frame. SQLite takes a log to end before the first checksum that does not hold.
+    content[100] ^= 1
+    log.write_bytes(content)
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    found = store.get_sync("k")
+    problems = list(store.verify())
+    restart(store)
+
+    # As operations.md says. The file is whole, and what clears it helps.
+    assert found == buffer(b"old")
+    assert problems == []
