@@ -81,7 +81,7 @@ WHERE id = :entry
 """
 
 # A folder that is being removed has a row of its own, under its name with a slash at the end: under
-# no name if all of a namespace is. CROSS JOIN keeps the order: most namespaces have no fence at all.
+# no name if all of a namespace is. CROSS JOIN keeps the order: most namespaces have no fence.
 BEING_REMOVED = """
 SELECT 1
 FROM namespace
