@@ -219,7 +219,8 @@ class SqliteStore(Store):
         ----------
         repair
             Whether to remove what is wrong: entries of a cache, which are fetched again, bytes of
-            no entry, triggers that are not ours; totals are counted anew and indexes made anew.
+            no entry, triggers that are not ours; totals are counted anew. Where SQLite finds a page
+            or an index that is wrong, indexes are made anew, and no answer of a source stays.
             What somebody has stored with a `SqliteStore` is told and never removed: read what can
             still be read of it by ranges, and `delete` it or `set` it again.
 

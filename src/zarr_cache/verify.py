@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zarr_cache import schema
+from zarr_cache.budget import MOST_AT_ONCE
 from zarr_cache.errors import FileDamagedError
 from zarr_cache.problem import END, REVISIONS_END, Problem, checked, run_on
 from zarr_cache.verify_entries import FENCE_ALL, KINDS, MOST_ENTRIES, verify_entries, verify_orphans
@@ -21,6 +23,56 @@ if TYPE_CHECKING:
 
 MOST_MESSAGES = 100
 """At most this many problems of pages and indexes are asked of SQLite."""
+
+# With what fences a key as well: an index that is made anew may come upon two rows of one key.
+REMOVE_DOUBLES = """
+DELETE FROM entry
+WHERE kind IS NOT 'stored'
+  AND writers = 0
+  AND id IN (
+    SELECT id
+    FROM (
+        SELECT id, count(*) OVER (PARTITION BY namespace, key) AS rows
+        FROM entry NOT INDEXED
+    )
+    WHERE rows > 1
+)
+"""
+
+# All in the transaction that makes the indexes anew, which is why the bytes stay for the moment.
+DISBELIEVE = """
+UPDATE entry
+SET kind = 'fence',
+    size = 0,
+    used_at = 0
+WHERE kind IN ('value', 'absent')
+"""
+
+# No write leaves a fence that was never used.
+REMOVE_SOME_DISBELIEVED = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE kind = 'fence' AND used_at = 0 AND writers = 0
+    LIMIT :most
+)
+RETURNING id
+"""
+
+NEXT_REVISION = """
+UPDATE counter
+SET revision = revision + 1,
+    fence = revision + 1
+WHERE revision BETWEEN 0 AND :end - 2
+"""
+
+# What is being fetched is refused.
+RAISE_FENCES = """
+UPDATE namespace
+SET fence = (SELECT revision FROM counter)
+WHERE fence < (SELECT revision FROM counter)
+"""
 
 COUNTER = """
 SELECT id, revision, fence
@@ -159,6 +211,9 @@ def verify(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterato
         pages = run(checked, _find_pages, _fix_pages, repair=repair)
         if not repair:
             yield from pages
+        elif pages:
+            while run(_remove_some_disbelieved):
+                pass
         yield from run(checked, _find_counter, _fix_counter, repair=repair)
         yield from run(checked, _find_namespaces, _fix_namespaces, repair=repair)
         yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
@@ -221,8 +276,47 @@ def _find_pages(connection: Connection) -> list[Problem]:
 
 
 def _fix_pages(connection: Connection, _: list[Problem]) -> None:
+    """Make the indexes anew, and believe nothing that was kept while they were wrong.
+
+    A write that was led to another row by an index has fenced that one. The row that it should have
+    found is found again now, with what was there before.
+    """
+    are_wrong = _are_pages_wrong(connection)
     # All of them: a message names the index in words that may change.
-    connection.execute("REINDEX")
+    try:
+        connection.execute("REINDEX")
+    except sqlite3.IntegrityError:
+        _remove_doubles(connection)
+        connection.execute("REINDEX")
+    if are_wrong:
+        connection.execute(NEXT_REVISION, {"end": REVISIONS_END})
+        connection.execute(RAISE_FENCES)
+        connection.execute(DISBELIEVE)
+
+
+def _are_pages_wrong(connection: Connection) -> bool:
+    """Whether anything is but the values that a row may have, which no index depends on."""
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    try:
+        return connection.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]
+    finally:
+        connection.execute("PRAGMA ignore_check_constraints = OFF")
+
+
+def _remove_doubles(connection: Connection) -> None:
+    """Remove the entries of which a key has two: a write did not find the one that was there."""
+    # Otherwise a row that its index lacks is one that cannot be removed.
+    connection.execute("PRAGMA writable_schema = ON")
+    try:
+        connection.execute(REMOVE_DOUBLES)
+    finally:
+        connection.execute("PRAGMA writable_schema = OFF")
+
+
+def _remove_some_disbelieved(connection: Connection) -> int:
+    """Remove some of what is not believed any more; tell how many."""
+    with connection.writing():
+        return len(connection.execute(REMOVE_SOME_DISBELIEVED, {"most": MOST_AT_ONCE}).fetchall())
 
 
 def _find_counter(connection: Connection) -> list[Problem]:

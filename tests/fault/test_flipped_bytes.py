@@ -7,8 +7,10 @@ tries n times as many; at 200 it is each byte of the file.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,11 +20,10 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import STRESS, CountingStore, buffer, open_file, restart
 from tests.fault.children import run_child
-from zarr_cache import CacheStore, SqliteStore, connection
+from zarr_cache import CacheStore, SqliteStore, connection, key_order
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PAGE_SIZE = 1024
@@ -243,15 +244,15 @@ def test_no_byte_that_says_where_rows_are_lets_a_write_be_followed_by_what_was_b
 FOLDERS = {f"{folder}/{number}": b"old" for folder in "acd" for number in range(12)}
 
 
-def where_keys_of_a_folder_are_looked_for(path: Path) -> list[int]:
-    """Bytes of the keys that begin with ``c/`` in the pages of indexes, and of what is before."""
+def where_keys_are_looked_for(path: Path, *, before: int = 0, after: int = 0) -> list[int]:
+    """Bytes of the keys that begin with ``c/`` in the pages of indexes, and some beside each."""
     data = path.read_bytes()
     return [
         position
         for page in range(0, len(data), PAGE_SIZE)
         if data[page] in (2, 10)
         for key in re.finditer(rb"c/\d+", data[page : page + PAGE_SIZE])
-        for position in range(page + key.start() - 4, page + key.end())
+        for position in range(page + key.start() - before, page + key.end() + after)
     ]
 
 
@@ -269,7 +270,7 @@ def test_no_byte_that_says_where_rows_are_lets_a_folder_come_back_that_was_delet
         store.get_sync(key)
     restart(store)
     came_back = {}
-    for position in where_keys_of_a_folder_are_looked_for(whole):
+    for position in where_keys_are_looked_for(whole, before=4):
         clear(flipped.parent)
         data = bytearray(whole.read_bytes())
         data[position] ^= flip
@@ -285,6 +286,92 @@ def test_no_byte_that_says_where_rows_are_lets_a_folder_come_back_that_was_delet
             came_back[position] = found
 
     assert came_back == {}
+
+
+FLIPS = (0x01, 0x02, 0x04, 0x80, 0xFF)[:STRESS]
+
+
+def flipped_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
+    """Files with ``c/0`` to ``c/11`` in them, each with another byte of an index that is another.
+
+    One of a key, or of the number of its row, which is behind it.
+    """
+    monkeypatch.setattr(connection, "PAGE_SIZE", PAGE_SIZE)
+    whole, flipped = tmp_path / "whole.sqlite", tmp_path / "copies" / "flipped.sqlite"
+    store = source_of_numbers(whole)
+    for key in NUMBERS:
+        store.get_sync(key)
+    restart(store)
+    for position in where_keys_are_looked_for(whole, after=1):
+        for flip in FLIPS:
+            clear(flipped.parent)
+            data = bytearray(whole.read_bytes())
+            data[position] ^= flip
+            flipped.write_bytes(data)
+            yield flipped, position
+
+
+NUMBERS = [f"c/{number}" for number in range(12)]
+
+
+def source_of_numbers(path: Path) -> CacheStore:
+    source = MemoryStore({key: buffer(b"old") for key in NUMBERS})
+    return CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+
+
+def write_half(store: CacheStore) -> dict[str, bytes]:
+    """What the source holds when every other key has been written."""
+    for key in NUMBERS[::2]:
+        store.set_sync(key, buffer(b"new"))
+    return {key: b"old" if number % 2 else b"new" for number, key in enumerate(NUMBERS)}
+
+
+def numbers(store: CacheStore) -> dict[str, bytes]:
+    found = {key: store.get_sync(key) for key in NUMBERS}
+    return {key: b"" if value is None else value.to_bytes() for key, value in found.items()}
+
+
+@pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+@pytest.mark.leaves_damage
+def test_no_byte_of_an_index_lets_an_index_made_anew_bring_back_an_old_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came_back = {}
+    for path, position in flipped_copies(tmp_path, monkeypatch):
+        store = source_of_numbers(path)
+        held = write_half(store)
+        restart(store)
+        with open_file(path) as db, contextlib.suppress(sqlite3.IntegrityError):
+            db.execute("REINDEX")
+        again = CacheStore(store._store, cache_store=SqliteStore(path), namespace="source")
+        found = numbers(again)
+        restart(again)
+        if found != held:
+            came_back[position] = found
+
+    assert came_back == {}
+
+
+@pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+@pytest.mark.leaves_damage
+def test_no_byte_of_an_index_lets_a_repair_bring_back_an_old_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the write had not noticed: it looks at a few rows, and damage may be beside them.
+    monkeypatch.setattr(key_order, "check", lambda *_: None)
+    came_back, problems = {}, set()
+    for path, position in flipped_copies(tmp_path, monkeypatch):
+        store = source_of_numbers(path)
+        held = write_half(store)
+        problems |= {(each.what, each.is_repaired) for each in store.verify(repair=True)}
+        problems |= {(each.what, False) for each in store.verify()}
+        found = numbers(store)
+        restart(store)
+        if found != held:
+            came_back[position] = found
+
+    assert came_back == {}
+    assert problems == {("page", True)}
 
 
 @pytest.mark.leaves_damage
