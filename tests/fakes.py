@@ -23,6 +23,7 @@ from zarr.storage import WrapperStore
 
 from zarr_cache import CacheStore, SqliteStore, register_namespace
 from zarr_cache.file_database import FileDatabase
+from zarr_cache.store_cache import StoreCache
 from zarr_cache.value_cache import ValueCache
 
 if TYPE_CHECKING:
@@ -656,9 +657,12 @@ def restart(*stores: Store) -> None:
 def leave_process(store: Store) -> None:
     """Go on in another process, as far as a cache file can tell, while `store` stays open.
 
-    A `SqliteStore` made from here on on the same file shares nothing with `store` but the file.
+    A `SqliteStore` made from here on on the same file shares nothing with `store` but the file, and
+    a CacheStore over the same other store nothing but that.
     """
     cache = store._cache if isinstance(store, CacheStore) else store
+    if isinstance(store, CacheStore) and isinstance(store._cached.values, StoreCache):
+        StoreCache._all.discard(store._cached.values)
     if isinstance(cache, SqliteStore):
         FileDatabase._by_path.pop(cache.path, None)
 

@@ -89,6 +89,22 @@ WHERE name = :namespace
 ON CONFLICT DO NOTHING
 """
 
+# Another store has one place for a key, whoever's it is.
+TAKE_PLACE = """
+DELETE FROM entry
+WHERE namespace IN (SELECT id FROM namespace WHERE name <> :namespace)
+  AND key = :key
+  AND kind = 'value'
+"""
+
+HAS_PLACE = """
+SELECT 1
+FROM entry
+WHERE namespace IN (SELECT id FROM namespace)
+  AND key = :key
+  AND kind = 'value'
+"""
+
 
 class Admission:
     """An answer that is to be kept.
@@ -347,6 +363,17 @@ def discard(connection: Connection, found: Found) -> list[str]:
     parameters = {"entry": found.entry, "checksum": found.checksum}
     with connection.writing():
         return [key for (key,) in connection.execute(DISCARD, parameters).fetchall()]
+
+
+def take_place(connection: Connection, namespace: str, key: str) -> None:
+    """Remove the values of this key of all other namespaces, of which the bytes are to go."""
+    with connection.writing():
+        connection.execute(TAKE_PLACE, {"namespace": namespace, "key": key})
+
+
+def has_place(connection: Connection, key: str) -> bool:
+    """Whether there is a value of this key, in whatever namespace."""
+    return connection.execute(HAS_PLACE, {"key": key}).fetchone() is not None
 
 
 def adopt(connection: Connection, namespace: str, sizes: Sequence[tuple[str, int]]) -> None:

@@ -59,7 +59,9 @@ class CacheStore(WrapperStore[Store]):
         The source. What it holds is the truth.
     cache_store
         Where full values are kept: a `SqliteStore`, or any store that takes writes and deletes,
-        which the cache then takes for its own. None: ``SqliteStore()``, one file for each user.
+        which the cache then takes for its own. What other processes do in such a store it cannot
+        know: give it one that no other process, and no other source before, keeps values in. None:
+        ``SqliteStore()``, one file for each user.
     max_age_seconds
         For how many seconds an answer is fresh; ``"infinity"`` or None for ever. Means the same
         within a process and across restarts.
@@ -151,7 +153,7 @@ class CacheStore(WrapperStore[Store]):
         values = (
             ValueCache.of(cache_store.database)
             if isinstance(cache_store, SqliteStore)
-            else StoreCache(cache_store)
+            else StoreCache.over(cache_store, name_of)
         )
         _refuse_itself(store, values, name)
         values.pending.gather()

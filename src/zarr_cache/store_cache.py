@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from zarr.core.buffer import cpu
 
-from zarr_cache import admission, byte_range, checksum, index, values
+from zarr_cache import admission, byte_range, checksum, index, value_cache, values
 from zarr_cache.admission import Admission
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import StorageError
@@ -36,7 +37,13 @@ class StoreCache(ValueCache):
     """Full values under their own keys in `store`; one that is not what was put there is a miss.
 
     The index is filled at first use from what the store lists. Nothing tells how old that is, so
-    it counts as older than any finite age.
+    it counts as older than any finite age; nor whose it is, so it counts as that of the first
+    source, until there is another.
+
+    The store has one place for a key, whoever's it is. So a value of one namespace takes the place
+    of that of another, and its entry goes first.
+
+    Get one from `over`: two over one store would not know of each other's values.
 
     Parameters
     ----------
@@ -44,16 +51,46 @@ class StoreCache(ValueCache):
         Any store that supports deletes.
     """
 
+    _all: ClassVar[weakref.WeakSet[StoreCache]] = weakref.WeakSet()
+
     _keep = staticmethod(values.write_checksums)
 
     def __init__(self, store: Store) -> None:
         super().__init__(MemoryDatabase())
-        self._store = store
+        self.store = store
         self._is_filled = not store.supports_listing
         # Keys of which there may be bytes in the store that the index does not know of.
         self._left: set[str] = set()
         # More than one if the path of the source has led elsewhere. The store has one key for all.
         self._namespaces: set[str] = set()
+
+    def _begin(self) -> None:
+        super()._begin()
+        # Keys of which there are bytes in the store that the index is about to know of.
+        self._coming: set[str] = set()
+
+    @classmethod
+    def over(cls, store: Store, name_of: Callable[[Store], str]) -> StoreCache:
+        """The one of this process for what `store` is.
+
+        Parameters
+        ----------
+        name_of
+            Tells which stores have the same values. What a relative path leads to, or what the
+            object is in the child of a fork, may be another now than it was.
+        """
+        name = name_of(store)
+        with value_cache.making():
+            for each in cls._all:
+                if name_of(each.store) == name:
+                    return each
+            cache = cls(store)
+            cls._all.add(cache)
+            return cache
+
+    def has_value(self, key: str) -> bool:
+        """Whether the store has a value of this key that the index knows of."""
+        return self._reads.run(admission.has_place, key)
 
     def glance(
         self,
@@ -74,20 +111,27 @@ class StoreCache(ValueCache):
             return found
         buffer = yield from self._get(key)
         data = None if buffer is None else buffer.to_bytes()
-        seed = checksum.of_facts(namespace, key, "value", found.size, found.stored_at)
-        if data is None or len(data) != found.size:
-            return found._replace(is_damaged=True)
-        sums = self._reads.run(index.checksums, found.entry or 0)
-        try:
-            # What was there before this CacheStore has none: is it still that?
-            if sums is None and len(self._namespaces) > 1:
-                return found._replace(is_damaged=True)
-            if sums is not None:
-                values.verify(seed, 0, data, sums)
-        except DamagedValueError:
-            return found._replace(is_damaged=True)
+        if data is None or not self._is_right(namespace, key, found, data):
+            # Unless another value has taken its place since.
+            again = self.peek_now(namespace, key)
+            return found._replace(is_damaged=True) if again.row == found.row else again
         start, stop = byte_range.span(request, found.size)
         return found._replace(data=data[start:stop])
+
+    def _is_right(self, namespace: str, key: str, found: Found, data: bytes) -> bool:
+        """Whether these are the bytes that the entry was made for."""
+        if len(data) != found.size:
+            return False
+        sums = self._reads.run(index.checksums, found.entry or 0)
+        if sums is None:
+            # It was there before: is it still that, and of this source?
+            return len(self._namespaces) == 1
+        seed = checksum.of_facts(namespace, key, "value", found.size, found.stored_at)
+        try:
+            values.verify(seed, 0, data, sums)
+        except DamagedValueError:
+            return False
+        return True
 
     def look_up_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
@@ -121,8 +165,7 @@ class StoreCache(ValueCache):
         finally:
             self.flights.end((key,), turn)
         if mine.removed is not None:
-            # What was stale under this very key has already been replaced.
-            yield from self._delete({*mine.removed.evicted, *mine.removed.expired} - {key})
+            yield from self._delete([*mine.removed.evicted, *mine.removed.expired])
 
     def _put_away(self, mine: Admission) -> Flow[None]:
         """Keep the bytes and the entry, the one not without the other."""
@@ -131,11 +174,14 @@ class StoreCache(ValueCache):
         if found.is_overtaken(answer.revision, answer.stored_at):
             mine.end(None)
             return
-        if answer.data is not None:
-            yield from self._set(key, answer.data)
-        self._admissions.add(mine)
-        # Nothing in memory is worth another thread.
-        self.write_waiting()
+        try:
+            if answer.data is not None:
+                yield from self._set(mine.namespace, key, answer.data)
+            self._admissions.add(mine)
+            # Nothing in memory is worth another thread.
+            self.write_waiting()
+        finally:
+            self._coming.discard(key)
         if mine.removed is None:
             # Overtaken since. Who did that has its turn before it returns.
             yield from self._delete([key])
@@ -192,10 +238,13 @@ class StoreCache(ValueCache):
         limits: Limits,
     ) -> Flow[Removed]:
         self._namespaces.add(namespace)
-        for key, answer in answers.items():
-            if answer.data is not None:
-                yield from self._set(key, answer.data)
-        removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
+        try:
+            for key, answer in answers.items():
+                if answer.data is not None:
+                    yield from self._set(namespace, key, answer.data)
+            removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
+        finally:
+            self._coming.difference_update(answers)
         yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
         return removed
 
@@ -230,7 +279,7 @@ class StoreCache(ValueCache):
         turn = yield from self._turn()
         try:
             if not self._is_filled:
-                sizes = yield from self._checked(call_async(self._store, _sizes))
+                sizes = yield from self._checked(call_async(self.store, _sizes))
                 self._writes.run(admission.adopt, namespace, sizes)
                 self._is_filled = True
         finally:
@@ -256,7 +305,7 @@ class StoreCache(ValueCache):
             yield from flight.wait()
             if not flight.is_set:
                 raise StorageError(
-                    f"{self._store}: a task of this event loop is at work on it, which a call "
+                    f"{self.store}: a task of this event loop is at work on it, which a call "
                     "that is not awaited cannot wait for"
                 )
 
@@ -264,19 +313,22 @@ class StoreCache(ValueCache):
         prototype = cpu.buffer_prototype
         return self._checked(
             call(
-                self._store,
+                self.store,
                 lambda store: store.get_sync(key, prototype=prototype),
                 lambda store: store.get(key, prototype),
             )
         )
 
-    def _set(self, key: str, data: ByteArray) -> Flow[None]:
+    def _set(self, namespace: str, key: str, data: ByteArray) -> Flow[None]:
+        """Put bytes in the place of the key; in `_coming` until the index knows of them."""
         buffer = cpu.Buffer.from_array_like(data)
+        self._coming.add(key)
+        self._writes.run(admission.take_place, namespace, key)
         self._left.discard(key)
         try:
             yield from self._checked(
                 call(
-                    self._store,
+                    self.store,
                     lambda store: store.set_sync(key, buffer),
                     lambda store: store.set(key, buffer),
                 )
@@ -287,7 +339,7 @@ class StoreCache(ValueCache):
             raise
 
     def _delete(self, keys: Iterable[str]) -> Flow[None]:
-        """Delete these, and those of which that has failed before."""
+        """Delete these and those of which that has failed before, where nothing else is there."""
         self._left.update(keys)
         if self._left:
             yield from to_its_end(self._delete_left)
@@ -295,14 +347,15 @@ class StoreCache(ValueCache):
     def _delete_left(self) -> Flow[None]:
         for key in sorted(self._left):
             # Unless it has been put there anew, or has been deleted by another.
-            if key in self._left:
-                yield from self._delete_one(key)
+            if key in self._left and key not in self._coming:
+                if not self.has_value(key):
+                    yield from self._delete_one(key)
                 self._left.discard(key)
 
     def _delete_one(self, key: str) -> Flow[None]:
         return self._checked(
             call(
-                self._store,
+                self.store,
                 lambda store: store.delete_sync(key),
                 lambda store: store.delete(key),
             )
@@ -313,7 +366,7 @@ class StoreCache(ValueCache):
         try:
             return (yield from called)
         except Exception as error:
-            raise StorageError(f"{self._store}: {type(error).__name__}: {error}") from error
+            raise StorageError(f"{self.store}: {type(error).__name__}: {error}") from error
 
 
 async def _sizes(store: Store) -> list[tuple[str, int]]:

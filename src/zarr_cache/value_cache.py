@@ -71,6 +71,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def making() -> threading.Lock:
+    """Held by who looks for one of this process, and makes it if there is none."""
+    return _making
+
+
 class ValueCache:
     """What this process keeps over one database, shared by every CacheStore over it.
 
@@ -130,7 +135,7 @@ class ValueCache:
     @classmethod
     def of(cls, database: Database) -> ValueCache:
         """The one of this process for the database."""
-        with _making:
+        with making():
             reference = cls._by_database.get(database)
             cache = reference() if reference else None
             if cache is None:

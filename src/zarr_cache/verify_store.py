@@ -56,16 +56,16 @@ def _verify_listed(
 ) -> Iterator[Problem]:
     """Yield what the store holds and the index does not know."""
     # Two looks: a value that is being kept is in the store for a moment before it is in the index.
-    unknown = _unknown(kept, store, namespace)
-    for key in sorted(unknown and unknown & _unknown(kept, store, namespace)):
+    unknown = _unknown(kept, store)
+    for key in sorted(unknown and unknown & _unknown(kept, store)):
         if repair:
             run(call_async(store, partial(_delete, key=key)))
         yield Problem("orphan", "a value", "a key of the index", namespace, key, is_repaired=repair)
 
 
-def _unknown(kept: StoreCache, store: Store, namespace: str) -> set[str]:
+def _unknown(kept: StoreCache, store: Store) -> set[str]:
     listed = run(call_async(store, _listed))
-    return {key for key in listed if run(kept.peek(namespace, key)).kind != "value"}
+    return {key for key in listed if not kept.has_value(key)}
 
 
 async def _listed(store: Store) -> list[str]:

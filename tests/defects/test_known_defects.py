@@ -631,6 +631,25 @@ async def test_two_sources_in_one_cache_keep_apart(subject: Subject, tmp_path: P
     assert answers == [b"one", b"other"] * 2
 
 
+@pytest.mark.parametrize("is_on_disk", [True, False], ids=["LocalStore", "MemoryStore"])
+@row("B23: two sources over one cache store")
+async def test_two_sources_in_one_other_store_keep_apart(
+    is_on_disk: bool, subject: Subject, tmp_path: Path
+) -> None:
+    in_memory = MemoryStore()
+    stores = []
+    for name in ("one", "other"):
+        local = LocalStore(tmp_path / name)
+        await local.set("zarr.json", buffer(name.encode()))
+        # Another object for the same folder, and the same for the same memory.
+        kept = LocalStore(tmp_path / "kept") if is_on_disk else in_memory
+        stores.append(subject.over(local, kept))
+
+    answers = [await read(store, "zarr.json") for store in stores * 2]
+
+    assert answers == [b"one", b"other"] * 2
+
+
 @row("B29: a bit flipped on disk is served")
 async def test_a_bit_flipped_on_disk_is_not_served(subject: Subject, source: CountingStore) -> None:
     first = subject.open(source)

@@ -6,13 +6,18 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from zarr.storage import MemoryStore
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import LocalStore, MemoryStore
 
-from tests.fakes import CountingStore, FailingStore, Gate, HeldStore, buffer, read
+from tests.fakes import CountingStore, FailingStore, Gate, HeldStore, buffer, leave_process, read
 from zarr_cache import CacheStore, CacheWarning
 from zarr_cache.errors import StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
 OLD, NEW = b"old" * 100, b"new" * 100
@@ -24,6 +29,12 @@ def source_of(data: bytes) -> MemoryStore:
 
 def cached(source: CountingStore, kept: MemoryStore, *, cache_set_data: bool = True) -> CacheStore:
     return CacheStore(source, cache_store=kept, namespace="source", cache_set_data=cache_set_data)
+
+
+def next_process(store: CacheStore, source: CountingStore, kept: MemoryStore) -> CacheStore:
+    """What another process has of the values of `store`."""
+    leave_process(store)
+    return cached(source, kept)
 
 
 @pytest.mark.parametrize("cache_set_data", [True, False])
@@ -40,7 +51,7 @@ async def test_an_answer_that_a_write_has_overtaken_is_not_left_for_the_next_pro
     await reading
 
     # What another process finds: the values, and nothing that is known of them.
-    assert await read(cached(source, kept), "k") == NEW
+    assert await read(next_process(store, source, kept), "k") == NEW
     assert await read(store, "k") == NEW
 
 
@@ -70,7 +81,7 @@ async def test_a_write_that_overtakes_an_answer_while_it_is_put_away_is_what_sta
     gate.open()
     await asyncio.gather(reading, writing)
 
-    assert await read(cached(source, kept), "k") == NEW
+    assert await read(next_process(store, source, kept), "k") == NEW
     assert await read(store, "k") == NEW
 
 
@@ -143,7 +154,8 @@ async def test_a_removal_that_is_cancelled_leaves_nothing_for_the_next_process()
         await task
     await store.delete_dir("a")
 
-    assert [await read(cached(source, held), key) for key in ("a/0", "a/1")] == [None, None]
+    after = next_process(store, source, held)
+    assert [await read(after, key) for key in ("a/0", "a/1")] == [None, None]
 
 
 async def test_what_could_not_be_deleted_is_deleted_with_what_goes_next() -> None:
@@ -159,7 +171,7 @@ async def test_what_could_not_be_deleted_is_deleted_with_what_goes_next() -> Non
     await store.delete("b")
 
     assert lengths(held) == 0
-    assert await read(cached(source, held), "a") is None
+    assert await read(next_process(store, source, held), "a") is None
 
 
 async def test_what_could_not_be_put_away_for_certain_does_not_stay() -> None:
@@ -174,3 +186,162 @@ async def test_what_could_not_be_put_away_for_certain_does_not_stay() -> None:
     assert await read(store, "b") == OLD
 
     assert store.cache_info()["file_size"] == lengths(held) == len(OLD)
+
+
+# Two CacheStores over one other store
+
+
+@pytest.fixture(params=["folder", "dictionary", "object"])
+def make_kept(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Makes a store for what is kept: another object each time, or not, and always the same one."""
+    memory = MemoryStore()
+    makers: dict[str, Callable[[], Store]] = {
+        "folder": lambda: LocalStore(tmp_path / "kept"),
+        "dictionary": lambda: MemoryStore(memory._store_dict),
+        "object": lambda: memory,
+    }
+    return makers[request.param]
+
+
+def two(source: Store, make_kept: Callable[[], Store]) -> tuple[CacheStore, CacheStore]:
+    """Two CacheStores of one source."""
+    one, other = (CacheStore(source, cache_store=make_kept(), namespace="source") for _ in "ab")
+    return one, other
+
+
+async def test_what_was_kept_before_a_write_of_the_other_is_not_read_after_it(
+    make_kept: Callable[[], Store],
+) -> None:
+    one, other = two(CountingStore(source_of(OLD)), make_kept)
+    before = [await read(one, "k"), await read(one, "k", RangeByteRequest(0, 3))]
+
+    await other.set("k", buffer(NEW))
+
+    assert before == [OLD, OLD[:3]]
+    assert await read(one, "k", RangeByteRequest(0, 3)) == NEW[:3]
+    assert await read(one, "k") == NEW
+
+
+async def test_a_range_that_was_kept_before_a_write_of_the_other_is_not_read_after_it(
+    make_kept: Callable[[], Store],
+) -> None:
+    one, other = two(CountingStore(source_of(OLD)), make_kept)
+    before = await read(one, "k", RangeByteRequest(0, 3))
+
+    await other.set("k", buffer(NEW))
+
+    assert before == OLD[:3]
+    assert await read(one, "k", RangeByteRequest(0, 3)) == NEW[:3]
+
+
+async def test_what_the_other_deleted_is_not_read(make_kept: Callable[[], Store]) -> None:
+    source = CountingStore(MemoryStore({"a/k": buffer(OLD), "b": buffer(OLD)}))
+    one, other = two(source, make_kept)
+    before = [await read(one, key) for key in ("a/k", "b")]
+
+    await other.delete_dir("a")
+    await other.delete("b")
+
+    assert before == [OLD, OLD]
+    assert [await read(one, key) for key in ("a/k", "b")] == [None, None]
+
+
+async def test_an_absence_is_not_believed_after_a_write_of_the_other(
+    make_kept: Callable[[], Store],
+) -> None:
+    one, other = two(CountingStore(MemoryStore()), make_kept)
+    view = one.with_read_only(read_only=True)
+    before = await read(view, "k")
+
+    await other.set("k", buffer(NEW))
+
+    assert before is None
+    assert await read(view, "k") == NEW
+
+
+async def test_both_that_miss_at_once_make_one_request(make_kept: Callable[[], Store]) -> None:
+    source = HeldStore(source_of(OLD))
+    one, other = two(source, make_kept)
+    gate = source.hold_after("get")
+    reads = [asyncio.create_task(read(store, "k")) for store in (one, other)]
+    await gate.reached()
+    await asyncio.sleep(0)
+    gate.open()
+
+    assert await asyncio.gather(*reads) == [OLD, OLD]
+    assert source.requests == {"get": 1}
+
+
+def two_sources(kept: Store) -> tuple[CacheStore, CacheStore]:
+    """CacheStores of two sources, one with the old value and one with the new."""
+    one, other = (CountingStore(source_of(data)) for data in (OLD, NEW))
+    return (
+        CacheStore(one, cache_store=kept, namespace="one"),
+        CacheStore(other, cache_store=kept, namespace="other"),
+    )
+
+
+async def test_a_value_of_one_source_takes_the_place_of_that_of_another() -> None:
+    kept = MemoryStore()
+    one, other = two_sources(kept)
+    answers = [await read(store, "k") for store in (one, other, one)]
+
+    assert answers == [OLD, NEW, OLD]
+    assert [value.to_bytes() for value in kept._store_dict.values()] == [OLD]
+    assert one.cache_info()["file_size"] == len(OLD)
+    assert [store.cache_info()["cached_keys"] for store in (one, other)] == [1, 0]
+    assert [store.cache_stats()["damaged"] for store in (one, other)] == [0, 0]
+    assert list(one.verify()) == list(other.verify()) == []
+
+
+async def test_a_write_to_one_source_leaves_what_is_kept_of_the_other() -> None:
+    one, other = two_sources(MemoryStore())
+    await read(one, "k")
+
+    await other.delete("k")
+    await other.clear_cache()
+
+    assert await read(one, "k") == OLD
+    assert one.cache_stats()["hits"] == 1
+
+
+async def test_a_value_that_is_being_put_away_stays_when_the_key_of_another_source_goes() -> None:
+    kept = HeldStore(MemoryStore())
+    one, other = two_sources(kept)
+    await other.delete("k")
+    gate = kept.hold_after("set")
+    reading = asyncio.create_task(read(one, "k"))
+    await gate.reached()
+
+    await other.clear_cache()
+    gate.open()
+    await reading
+
+    assert await read(one, "k") == OLD
+    assert one.cache_stats()["hits"] == 1
+
+
+async def test_a_value_that_another_source_takes_the_place_of_while_it_is_read_is_a_miss() -> None:
+    held = MemoryStore()
+    kept = HeldStore(held)
+    one, other = two_sources(kept)
+    await read(one, "k")
+    gate = kept.hold_before("get")
+    reading = asyncio.create_task(read(one, "k"))
+    await gate.reached()
+    assert await read(other, "k") == NEW
+    gate.open()
+
+    assert await reading == OLD
+    assert one.cache_stats()["damaged"] == 0
+
+
+async def test_what_was_there_before_is_believed_as_long_as_there_is_one_source() -> None:
+    kept = MemoryStore({"k": buffer(b"who knows whose" * 20)})
+    one, other = two_sources(kept)
+    before = await read(one, "k")
+    await read(other, "another key")
+
+    assert before == b"who knows whose" * 20
+    assert await read(one, "k") == OLD
+    assert await read(other, "k") == NEW

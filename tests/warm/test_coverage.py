@@ -179,6 +179,7 @@ def test_any_store_has_coverage() -> None:
     kept = MemoryStore()
     first = CacheStore(rows(4), cache_store=kept)
     zarr.open_array(first, path="a/b", mode="r")[1:3]
+    restart(first)
     again = CacheStore(rows(4), cache_store=kept)
 
     found = coverage(zarr.open_array(again, path="a/b", mode="r"))
