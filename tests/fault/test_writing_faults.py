@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import logging
 import re
 import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,7 +35,7 @@ from tests.fault.sources import (
     settle,
     told,
 )
-from zarr_cache import connection
+from zarr_cache import StorageError, connection
 from zarr_cache.file_database import FileDatabase
 
 if TYPE_CHECKING:
@@ -335,16 +336,28 @@ async def test_what_is_written_meanwhile_is_followed_by_no_old_read_after_a_rest
 LOCKED = "BEGIN IMMEDIATE"
 
 
+def no_mark(*_: object) -> bool:
+    raise StorageError("no mark can be made, as the test asked")
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
 @pytest.mark.usefixtures("short_waits", "warned")
 async def test_a_write_that_could_not_be_recorded_is_not_forgotten_with_its_cache_store(
     path: Path,
+    is_marked: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # What is captured holds the error, and with it all that was at work.
+    caplog.set_level(logging.CRITICAL, "zarr_cache")
+    if not is_marked:
+        monkeypatch.setattr(FileDatabase, "mark", no_mark)
     source = new_source()
     store = new_cache(source, path)
     await read_all(SURFACES["async"], store)
     settle(store)
     with held(path, LOCKED):
-        await store.set(KEYS[0], buffer(b"written"))
+        store.set_sync(KEYS[0], buffer(b"written"))
         store.close()
         del store
         gc.collect()

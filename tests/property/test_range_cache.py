@@ -341,6 +341,20 @@ def test_what_was_asked_for_before_a_write_that_others_have_heard_of_is_not_kept
     assert ranges.get(NAMESPACE, "a", request, fence=7, fresh_after=0, used_at=4) is None
 
 
+def test_what_was_asked_for_after_a_write_stays_when_that_is_heard_of() -> None:
+    ranges = RangeCache()
+    old, new = RangeByteRequest(0, 3), RangeByteRequest(5, 8)
+    ranges.add(RangeEntry(NAMESPACE, "a", old, b"old", 1, 3, 1), fence=3)
+    # By who has looked at the key before the write of revision 7, and asked after it.
+    ranges.add(RangeEntry(NAMESPACE, "a", new, b"new", 2, 7, 2), fence=3)
+    found = [
+        ranges.get(NAMESPACE, "a", request, fence=7, fresh_after=0, used_at=4)
+        for request in (old, new)
+    ]
+
+    assert found == [None, b"new"]
+
+
 def test_a_value_that_others_have_cut_short_leaves_the_accounts_right() -> None:
     ranges = RangeCache()
     add(ranges, RangeByteRequest(2, 6), b"2345", stored_at=1)

@@ -224,6 +224,18 @@ async def all_answers(store: Store) -> list[object]:
     ]
 
 
+async def read_part(store: Store) -> bytes | None:
+    return await read(store, KEY, RangeByteRequest(0, 3))
+
+
+async def read_pieces(store: Store) -> bytes | None:
+    """The same by ``get_ranges``."""
+    return dict(await pieces(store, RangeByteRequest(0, 3))).get(0)
+
+
+METHODS: dict[object, str] = {read_part: "get", read_pieces: "get_ranges"}
+
+
 @of_each_writer
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize(("slow_read", "method"), READS)
@@ -290,6 +302,98 @@ async def test_what_was_cached_before_a_write_is_not_read_after_it(
 
     assert before == [OLD[:3], OLD[-3:], OLD[1:], True, OLD]
     assert await all_answers(reader) == await all_answers(source._store)
+
+
+@pytest.mark.parametrize("ask", [read_part, read_pieces])
+@pytest.mark.parametrize("write", [set_, delete])
+async def test_a_read_that_began_after_a_write_does_not_get_what_was_asked_for_before_it(
+    ask: Callable[[Store], Awaitable[bytes | None]],
+    write: Callable[[Store], Awaitable[None]],
+    make: Maker,
+) -> None:
+    source = HeldStore(memory())
+    store = make(source, cache_set_data=False)
+    gate = source.hold_after(METHODS[ask])
+    slow = asyncio.ensure_future(ask(store))
+    await gate.reached()
+    await write(store)
+    async with asyncio.timeout(30):
+        after = await ask(store)
+    gate.open()
+
+    assert await slow == OLD[:3]
+    assert after == await ask(source._store)
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+@pytest.mark.parametrize("write", [delete, delete_dir, clear])
+async def test_what_is_read_while_keys_are_removed_is_not_believed_after_it(
+    write: Callable[[Store], Awaitable[None]], is_failing: bool, make: Maker
+) -> None:
+    failing = FailingStore(memory())
+    source = HeldStore(failing)
+    store = make(source)
+    if is_failing:
+        # As of a server that does what it was asked for, and whose answer is lost.
+        failing.fail(write.__name__, is_done_first=True)
+    gate = source.hold_before(write.__name__)
+    removal = asyncio.ensure_future(write(store))
+    await gate.reached()
+    during = [await read(store, KEY, RangeByteRequest(0, 3)), await read(store, KEY)]
+    gate.open()
+    await asyncio.wait({removal})
+
+    assert isinstance(removal.exception(), OSError) == is_failing
+    assert during == [OLD[:3], OLD]
+    assert [await read_part(store), await read(store, KEY)] == [None, None]
+
+
+class WithoutRemoval(CountingStore):
+    """A source that removes no folders, and says so before it has done anything."""
+
+    async def delete_dir(self, prefix: str) -> None:
+        raise NotImplementedError(prefix)
+
+
+@pytest.mark.parametrize(("kind", "error"), [(CountingStore, None), (WithoutRemoval, "a")])
+async def test_a_folder_is_cached_again_when_its_removal_has_ended_or_was_refused(
+    kind: type[CountingStore], error: str | None, path: Path
+) -> None:
+    source = kind(memory())
+    store = cached(source, path)
+    refused = pytest.raises(NotImplementedError, match=error) if error else contextlib.nullcontext()
+    with refused:
+        await store.delete_dir("a")
+    await store.set("a/other", buffer(NEW))
+    source.reset()
+
+    assert await read(store, "a/other") == NEW
+    assert source.requests == {}
+    assert writers(path) == 0
+
+
+@of_each_writer
+async def test_nothing_is_kept_of_a_key_while_one_of_two_writes_of_it_is_under_way(
+    writer_of: Callable[..., CacheStore], path: Path
+) -> None:
+    source = HeldStore(memory())
+    one = cached(source, path)
+    other = writer_of(one, lambda: cached(source, path))
+    gate = source.hold_before("set")
+    slow = asyncio.ensure_future(one.set(KEY, buffer(b"slow")))
+    await gate.reached()
+    await other.set(KEY, buffer(b"quick"))
+    kept = [cached_keys(path)]
+    during = await read(other, KEY)
+    other.flush()
+    kept.append(cached_keys(path))
+    gate.open()
+    await slow
+
+    # The slow one may never end, and come to the source all the same.
+    assert kept == [set(), set()]
+    assert during == b"quick"
+    assert await read(other, KEY) == b"slow"
 
 
 @of_each_writer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +12,8 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import buffer, open_file, restart
 from zarr_cache import CacheStore, CacheWarning, SqliteStore, StorageError, connection
-from zarr_cache.connection import mmap_bytes
+from zarr_cache.cache_file import log_of
+from zarr_cache.connection import Turns, connect, mmap_bytes
 from zarr_cache.file_database import FileDatabase
 from zarr_cache.memory_database import MemoryDatabase
 
@@ -119,3 +122,83 @@ def test_a_database_in_memory_goes_on_after_a_transaction_that_was_left_open() -
         database.run(interrupted)
 
     assert database.run(lambda connection: connection.in_transaction) is False
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_no_row_is_read_that_is_longer_than_any_of_ours(longer: int) -> None:
+    nbytes = connection.MOST_ROW_BYTES + longer
+    with closing(connect(":memory:", Turns())) as db:
+        db.execute("CREATE TABLE long (data BLOB)")
+        if longer:
+            with pytest.raises(sqlite3.DataError, match="too big"):
+                db.execute("SELECT length(zeroblob(?) || '')", (nbytes,)).fetchone()
+        else:
+            assert db.execute("SELECT length(zeroblob(?))", (nbytes,)).fetchone() == (nbytes,)
+
+
+def test_a_log_that_has_become_long_is_begun_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CHECKPOINT_SECONDS", 0)
+    store = SqliteStore(path)
+    store.set_sync("first", buffer(b""))
+    with open_file(path) as reader:
+        # What it sees cannot be written over.
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entry").fetchone()
+        for number in range(9):
+            store.set_sync(str(number), buffer(bytes(2**20)))
+    long = log_of(path).stat().st_size
+    monkeypatch.setattr(connection, "CHECKPOINT_SECONDS", 30)
+    is_short = FileDatabase.of(path).run(lambda db: db.keep_log_short())
+
+    assert 8 * 2**20 < long < 12 * 2**20
+    assert is_short
+    assert log_of(path).stat().st_size == 0
+
+
+class NotedLock:
+    """A lock that tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.is_waited_for = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.is_waited_for.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_who_queued_behind_one_that_was_locked_out_does_not_wait_as_long_once_more() -> None:
+    turns, lock = Turns(), NotedLock()
+    turns._lock = lock  # type: ignore[assignment] # as much of it as is used
+    tried, is_told = [], []
+
+    def queue() -> None:
+        try:
+            with turns.turn():
+                tried.append("queued")
+        except sqlite3.OperationalError as error:
+            is_told.append(error.sqlite_errorcode == sqlite3.SQLITE_BUSY)
+
+    queued = threading.Thread(target=queue)
+    locked = sqlite3.OperationalError("database is locked")
+    locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+    def wait_for_the_file() -> None:
+        queued.start()
+        lock.is_waited_for.wait()
+        raise locked
+
+    with pytest.raises(sqlite3.OperationalError), turns.turn():
+        wait_for_the_file()
+    queued.join()
+    with turns.turn():
+        tried.append("came later")
+
+    assert is_told == [True]
+    assert tried == ["came later"]

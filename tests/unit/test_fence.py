@@ -1,0 +1,71 @@
+"""Fences: how many there are, and what stays where many keys are removed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from zarr.storage import MemoryStore
+
+from tests.fakes import CountingStore, buffer, cached_keys, open_file, read
+from zarr_cache import CacheStore, SqliteStore, fence
+from zarr_cache.connection import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pytest
+
+KEYS = [f"c/{number}" for number in range(6)]
+
+
+def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
+    source = CountingStore(MemoryStore({key: buffer(b"old") for key in KEYS}))
+    return source, CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+
+
+def fences(path: Path) -> list[str]:
+    """Keys of the fences, the oldest first."""
+    with open_file(path) as db:
+        rows = db.execute("SELECT key FROM entry WHERE kind = 'fence' ORDER BY used_at").fetchall()
+    return [key for (key,) in rows]
+
+
+async def test_what_is_written_between_two_steps_of_a_removal_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, store = source_and_store(path)
+    for key in KEYS:
+        await read(store, key)
+    store.flush()
+    monkeypatch.setattr(fence, "MOST_AT_ONCE", 2)
+    begin = Connection.writing_much
+    steps = []
+
+    @contextlib.contextmanager
+    def write_first(connection: Connection) -> Iterator[None]:
+        steps.append(connection)
+        if len(steps) == 1:
+            store.set_sync(KEYS[0], buffer(b"new"))
+        with begin(connection):
+            yield
+
+    monkeypatch.setattr(Connection, "writing_much", write_first)
+    await store.clear_cache()
+    source.reset()
+
+    assert cached_keys(path) == {KEYS[0]}
+    assert await read(store, KEYS[0]) == b"new"
+    assert source.requests == {}
+
+
+async def test_the_oldest_fences_go_when_there_are_too_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence, "MOST_FENCES", 3)
+    _, store = source_and_store(path)
+    for key in KEYS:
+        await store.delete(key)
+
+    assert fences(path) == KEYS[-3:]
