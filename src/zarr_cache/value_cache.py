@@ -298,12 +298,14 @@ class ValueCache:
             self.write_soon()
 
     def write_waiting(self) -> None:
-        """Write the answers that wait, and the uses if they are due."""
+        """Write the answers that wait now, and the uses if they are due."""
         if self._database.is_gone():
             # Whoever deleted it wants no other, until somebody reads.
             self._forget_waiting()
             return
-        while len(self._admissions):
+        # What comes meanwhile is for who brings it: otherwise this would not end while any comes.
+        left = len(self._admissions)
+        while left > 0:
             ended: list[Admission] = []
             failure = None
             try:
@@ -317,6 +319,9 @@ class ValueCache:
                 # Also when Ctrl-C comes: others may wait for these.
                 for each in ended:
                     each.end(failure)
+            if not ended:
+                break  # others have taken them
+            left -= len(ended)
         if self.pending.are_due:
             self._write_pending_now()
         if self._is_unswept:
