@@ -38,6 +38,7 @@ from zarr_cache.errors import (
     UnstorableKeyError,
     translated,
 )
+from zarr_cache.flow import in_thread
 from zarr_cache.loop_connection import LoopConnection
 
 if TYPE_CHECKING:
@@ -599,7 +600,10 @@ class FileDatabase:
                 own = self._translated(error)
                 if not isinstance(own, FileReadOnlyError):
                     raise own from error
-                return await asyncio.to_thread(partial(self.run, operation, *args, **kwargs))
+                return await in_thread(partial(self.run, operation, *args, **kwargs))
+            except RuntimeError:
+                # No thread can be started. Better that the loop waits than that a read fails.
+                return self.run(operation, *args, **kwargs)
 
     def _guarded[**P, T](
         self,
@@ -660,7 +664,7 @@ class FileDatabase:
                         self._connections.discard(its.connection)
                     await its.close()
         # It may wait for another process that creates the file.
-        await asyncio.to_thread(self._open)
+        await in_thread(self._open)
         use = Use()
         try:
             connection = self._take(use)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from typing import TYPE_CHECKING, Any, Concatenate
 
 import aiosqlite
@@ -54,12 +53,19 @@ class LoopConnection(aiosqlite.Connection):
         return is_started and self._thread.is_alive() and not self._is_ending
 
     async def start(self) -> None:
-        """Start the thread; a cancellation leaves nothing behind."""
+        """Start the thread; a cancellation leaves nothing behind.
+
+        Raises
+        ------
+        RuntimeError
+            No thread can be started.
+        """
         try:
             await self
         except BaseException:
-            # aiosqlite has told the thread to end. It must not outlive the loop, see `run`.
-            self._thread.join()
+            if self._thread.is_alive():
+                # aiosqlite has told it to end. It must not outlive the loop, see `run`.
+                self._thread.join()
             raise
 
     async def close(self) -> None:
@@ -103,7 +109,9 @@ class LoopConnection(aiosqlite.Connection):
         """
         if not self._thread.is_alive() or self._connection is None:
             return
-        if _running_loop() is self._loop:
+        here = _running_loop()
+        if here is self._loop or not (here is None or self._loop.is_running()):
+            # Its thread tells this loop, which need not go on for that.
             self.stop()
             self._thread.join()
         elif self._loop.is_running():
@@ -116,12 +124,8 @@ class LoopConnection(aiosqlite.Connection):
                     "goes on",
                     BUSY_TIMEOUT_SECONDS,
                 )
-        elif _running_loop() is None:
-            asyncio.run(self.close())
         else:
-            thread = threading.Thread(target=lambda: asyncio.run(self.close()))
-            thread.start()
-            thread.join()
+            asyncio.run(self.close())
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -25,7 +24,7 @@ from zarr_cache import (
 from zarr_cache.admission import Admission, Admissions
 from zarr_cache.errors import CacheError, LeftAloneError
 from zarr_cache.flight import Flights
-from zarr_cache.flow import run, step
+from zarr_cache.flow import run, threaded
 from zarr_cache.guarded import Guarded
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
@@ -146,9 +145,8 @@ class ValueCache:
         is_known = namespace in self._unrecorded
         self._unrecorded.add(namespace)
         self._distrusting.add(self)
-        mark = partial(self._database.mark, namespace)
         try:
-            is_marked = yield from step(mark, partial(asyncio.to_thread, mark))
+            is_marked = yield from threaded(partial(self._database.mark, namespace))
         except CacheError as error:
             if not is_known:
                 logger.warning(
@@ -170,9 +168,8 @@ class ValueCache:
         """Believe what is kept of the namespace: what could be wrong has been removed."""
         self._forget_unrecorded(namespace)
         if mark is not None:
-            unmark = partial(self._database.unmark, namespace, mark)
             try:
-                yield from step(unmark, partial(asyncio.to_thread, unmark))
+                yield from threaded(partial(self._database.unmark, namespace, mark))
             except CacheError as error:
                 # Then the next reads need not try.
                 raise self._writes.failed(error) from error
@@ -462,7 +459,7 @@ class ValueCache:
     ) -> Flow[dict[str, Kept]]:
         """What is kept and fresh of the keys with this prefix, without its bytes."""
         # What waits to be written is at hand as well.
-        yield from step(self.flush, partial(asyncio.to_thread, self.flush))
+        yield from threaded(self.flush)
         arguments = (namespace, prefix, fresh_after, absent_fresh_after)
         return (yield from self._reads.flow(listing.at_hand, *arguments))
 
