@@ -223,7 +223,7 @@ class ValueCache:
         """As `look_up`, of a file that is open, at once; None where something must be waited for.
 
         What is small is read on the event loop itself: a step to another thread and back costs some
-        times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
+        times as much as the read, and a reader waits for no writer. See docs/decisions/0005.
         """
         # Before the file is looked at: what waits no more is in it.
         waiting = self._waiting(namespace, key)
