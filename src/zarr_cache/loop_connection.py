@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate
 import aiosqlite
 
 from zarr_cache.cache_file import BUSY_TIMEOUT_SECONDS
+from zarr_cache.flow import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +110,7 @@ class LoopConnection(aiosqlite.Connection):
         """
         if not self._thread.is_alive() or self._connection is None:
             return
-        here = _running_loop()
+        here = running_loop()
         if here is self._loop or not (here is None or self._loop.is_running()):
             # Its thread tells this loop, which need not go on for that.
             self.stop()
@@ -126,10 +127,3 @@ class LoopConnection(aiosqlite.Connection):
                 )
         else:
             asyncio.run(self.close())
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
