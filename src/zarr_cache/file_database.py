@@ -84,8 +84,11 @@ class Use:
     written in C, and not between assignments: what must not come apart is assigned, not called.
     """
 
-    connection: Connection | None = None
-    has_ended = False
+    __slots__ = ("connection", "has_ended")
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.has_ended = False
 
 
 class FileDatabase:
