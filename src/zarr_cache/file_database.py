@@ -11,7 +11,6 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections import deque
 from functools import partial
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, ClassVar, Concatenate
@@ -39,10 +38,11 @@ from zarr_cache.errors import (
     UnstorableKeyError,
     translated,
 )
+from zarr_cache.flow import in_thread
 from zarr_cache.loop_connection import LoopConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from zarr_cache.cache_file import Place
@@ -68,6 +68,27 @@ LIMIT 1
 FAILURES = (sqlite3.Error, MemoryError, UnicodeError, FileDamagedError)
 """What an operation raises when the file fails it. Python encodes keys, some of which are no text,
 and decodes SQLite's messages, some of which tell bytes of a damaged schema that are none."""
+
+
+RECHECK_SECONDS = 0.05
+"""How often is looked whether an operation has ended: Ctrl-C may come before it is told."""
+
+_forking = threading.Lock()
+"""Held from before a fork until after it: no operation begins."""
+
+
+class Use:
+    """An operation under way, and the connection it has taken out of those that are idle.
+
+    Ctrl-C raises where a function begins, where a loop begins anew and after a call of what is
+    written in C, and not between assignments: what must not come apart is assigned, not called.
+    """
+
+    __slots__ = ("connection", "has_ended")
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.has_ended = False
 
 
 class FileDatabase:
@@ -108,13 +129,14 @@ class FileDatabase:
     def _begin(self) -> None:
         """Start without connections: at first, and in the child of a fork."""
         self._lock = threading.RLock()
-        # Operations under way, and whether those that come wait until none is.
-        self._under_way = 0
-        self._is_quiet = False
+        # Operations under way, with those that have ended and are not put back, and who waits until
+        # none is: no other begins then.
+        self._under_way: set[Use] = set()
+        self._waiting: set[object] = set()
         self._changed = threading.Condition(self._lock)
         self._turns = Turns()
         self._connections: set[Connection] = set()
-        self._idle: deque[Connection] = deque()
+        self._idle: list[Connection] = []
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnection] = {}
         self._starting: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self._clock: PersistentClock | None = None
@@ -173,14 +195,13 @@ class FileDatabase:
             self._is_read_only = connection.is_read_only
             self._is_immutable = connection.is_immutable
             self._size = 0
-            self._connections.add(connection)
-            self._idle.append(connection)
             if self._clock is None:
                 self._clock = PersistentClock(floor_ns=floor_ns)
             else:
                 self._clock.begin_anew(floor_ns=floor_ns)
-            self.is_open = True
             self._remember()
+            self._connections.add(connection)
+            self._idle, self.is_open = [connection], True
             how = " for reading only" if self._is_read_only else ""
             logger.info("%s: opened%s", self.path, how)
             return self._clock
@@ -230,12 +251,13 @@ class FileDatabase:
         StorageError
             SQLite refused; what the operation had written is rolled back.
         """
+        use = Use()
         try:
-            connection = self._take()
             try:
-                return operation(connection, *args, **kwargs)
+                return operation(self._take(use), *args, **kwargs)
             finally:
-                self._put_back(connection)
+                use.has_ended = True
+                self._put_back(use)
         except FAILURES as error:
             own = self._translated(error)
             if not isinstance(own, FileReadOnlyError):
@@ -249,16 +271,18 @@ class FileDatabase:
         **kwargs: P.kwargs,
     ) -> T:
         """As `run`, after what could not be written to: it may have been opened at a bad time."""
-        with self._lock, self._quiet():
+        with self._lock:
+            self._wait_until_unused()
             # What one connection found that it may not write, all others believe as well.
             self._close_all()
             self._open()
+        use = Use()
         try:
-            connection = self._take()
             try:
-                return operation(connection, *args, **kwargs)
+                return operation(self._take(use), *args, **kwargs)
             finally:
-                self._put_back(connection)
+                use.has_ended = True
+                self._put_back(use)
         except FAILURES as error:
             own = self._translated(error)
             if isinstance(own, FileReadOnlyError) and self._is_of_another_version(error):
@@ -297,38 +321,48 @@ class FileDatabase:
             own.place = self._place
         return own
 
-    def _take(self) -> Connection:
-        """A connection for an operation, which `_put_back` takes again."""
+    def _take(self, use: Use) -> Connection:
+        """A connection for an operation. `_put_back` takes it again, once the use has ended."""
         with self._lock:
             # The child of a fork could hang on SQLite's own locks, and a file that is in use is not
             # set aside.
-            while self._is_quiet:
-                self._changed.wait()
+            while self._waiting or _forking.locked():
+                self._changed.wait(RECHECK_SECONDS)
             if self.is_open:
                 self._look_at_file()
             if not self.is_open:
                 self._open()
-            connection = self._idle.pop() if self._idle else self._connect()
-            self._under_way += 1
+            if not self._idle:
+                # Ctrl-C may have come before they were put back.
+                for ended in [each for each in self._under_way if each.has_ended]:
+                    self._put_back(ended)
+            self._under_way.add(use)
+            if self._idle:
+                # Nothing is called in between: it would be lost, or belong to two.
+                use.connection = connection = self._idle[-1]
+                del self._idle[-1]
+            else:
+                use.connection = connection = self._connect()
             return connection
 
-    def _put_back(self, connection: Connection) -> None:
+    def _put_back(self, use: Use) -> None:
+        """Count the operation no more; whoever needs its connection does so if this cannot."""
         with self._lock:
-            self._end_operation()
-            self._drop_unended(connection)
-            if connection in self._connections:
-                self._idle.append(connection)
-                return
-        # It was in use while the others were closed, or is in the middle of something.
-        connection.close()
-
-    def _drop_unended(self, connection: Connection) -> None:
-        """Use the connection no more if its transaction has not ended: it would see nothing new.
-
-        An end may fail, and Ctrl-C may come before it.
-        """
-        if connection in self._connections and connection.in_transaction:
-            self._connections.discard(connection)
+            connection, use.connection = use.connection, None
+            if connection is not None:
+                # One in a transaction would see nothing new. The end of it may have failed, and
+                # Ctrl-C may have come before it.
+                if connection in self._connections and not connection.in_transaction:
+                    self._idle.append(connection)
+                    connection = None
+                else:
+                    self._connections.discard(connection)
+            self._under_way.discard(use)
+            if self._waiting:
+                self._changed.notify_all()
+        if connection is not None:
+            # It was in use while the others were closed, or is in the middle of something.
+            connection.close()
 
     def _look_at_file(self) -> None:
         """Forget the connections if the path names another file by now, or none."""
@@ -428,7 +462,8 @@ class FileDatabase:
 
     def _lose(self, why: str) -> None:
         # Before anything is forgotten: who does not get the lock finds the loss again.
-        with self._quiet(), cache_file.locked_folder(self.path, is_shared=False):
+        self._wait_until_unused()
+        with cache_file.locked_folder(self.path, is_shared=False):
             logger.warning("%s: %s; it is opened anew", self.path, why)
             # What is in the log goes into the file that was, wherever that is now.
             for connection in self._idle:
@@ -443,11 +478,21 @@ class FileDatabase:
     def _forget_connections(self) -> None:
         """Close the connections that nobody uses, and leave the others to those who do."""
         with self._lock:
-            for connection in self._idle:
+            for connection in self._forgotten():
                 connection.close()
-            self._idle.clear()
-            self._connections.clear()
-            self.is_open = False
+
+    def _forgotten(self) -> set[Connection]:
+        """Have no connections any more; return those that nobody uses, which are to be closed."""
+        under_way = {each for each in self._under_way if not each.has_ended}
+        used = {each.connection for each in under_way}
+        used |= {each.connection for each in self._by_loop.values()}
+        # Not only the idle ones: Ctrl-C may have come before one was put back.
+        unused = {each for each in self._connections if each not in used}
+        none: set[Connection] = set()
+        # Before they are closed: none that is closed may be taken.
+        self._under_way, self._idle = under_way, []
+        self._connections, self.is_open = none, False
+        return unused
 
     def _close_all(self) -> None:
         """Close every connection, while no operation is under way."""
@@ -471,14 +516,14 @@ class FileDatabase:
         """
         with self._lock:
             try:
-                with self._quiet():
-                    if self._may_hold_stored():
-                        raise StorageError(
-                            f"{error}; it holds values that were stored with SqliteStore and is "
-                            f"left where it is: see 'zarr-cache verify -f {self.path}'"
-                        )
-                    self._close_all()
-                    aside = cache_file.set_aside(self.path, error.place)
+                self._wait_until_unused()
+                if self._may_hold_stored():
+                    raise StorageError(
+                        f"{error}; it holds values that were stored with SqliteStore and is "
+                        f"left where it is: see 'zarr-cache verify -f {self.path}'"
+                    )
+                self._close_all()
+                aside = cache_file.set_aside(self.path, error.place)
             except OSError as failure:
                 raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
             if aside is not None:
@@ -501,44 +546,37 @@ class FileDatabase:
             pass  # too damaged to tell now
         return self._holds_stored
 
-    @contextlib.contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Run the block while no operation is under way, and let none begin."""
-        self._be_quiet()
+    def _wait_until_unused(self) -> None:
+        """Wait until no operation is under way; none begins while the caller holds the lock."""
+        mine = object()
         try:
-            yield
+            self._waiting.add(mine)
+            while not all(each.has_ended for each in self._under_way):
+                self._changed.wait(RECHECK_SECONDS)
         finally:
-            self._end_quiet()
+            self._waiting.discard(mine)
+            self._changed.notify_all()
 
-    def _be_quiet(self) -> None:
-        """Wait until no operation is under way, and let none begin."""
-        while self._is_quiet:
-            self._changed.wait()
-        self._is_quiet = True
-        while self._under_way:
-            self._changed.wait()
-
-    def _end_quiet(self) -> None:
-        self._is_quiet = False
-        self._changed.notify_all()
+    def pause(self) -> None:
+        """Write what waits, before a fork."""
+        if self.is_open:
+            for write in self.before_pause:
+                write()
 
     def before_fork(self) -> None:
-        """Close every connection, once no thread is inside SQLite, and let none in.
+        """Close every connection, once no thread is inside SQLite.
 
         SQLite remembers which files a process has open and locked. A child inherits the memory and
         not the locks, and would write without any ("How To Corrupt An SQLite Database File", 2.6).
         """
-        if self.is_open:
-            for write in self.before_pause:
-                write()
         with self._lock:
-            self._be_quiet()
+            self._wait_until_unused()
             self._close_all()
 
     def after_fork_in_parent(self) -> None:
-        """Let operations begin again."""
+        """Tell those who wait that operations may begin again."""
         with self._lock:
-            self._end_quiet()
+            self._changed.notify_all()
 
     async def run_async[**P, T](
         self,
@@ -565,7 +603,10 @@ class FileDatabase:
                 own = self._translated(error)
                 if not isinstance(own, FileReadOnlyError):
                     raise own from error
-                return await asyncio.to_thread(partial(self.run, operation, *args, **kwargs))
+                return await in_thread(partial(self.run, operation, *args, **kwargs))
+            except RuntimeError:
+                # No thread can be started. Better that the loop waits than that a read fails.
+                return self.run(operation, *args, **kwargs)
 
     def _guarded[**P, T](
         self,
@@ -574,33 +615,33 @@ class FileDatabase:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        with self._lock:
-            while self._is_quiet:
-                self._changed.wait()
-            if self.is_open:
-                self._look_at_file()
-            is_usable = connection in self._connections
-            if is_usable:
-                self._under_way += 1
-        if not is_usable:
-            # Closed, or of a file that is gone, while this waited for its turn.
-            return self.run(operation, *args, **kwargs)
+        use, is_usable = Use(), False
         try:
-            return operation(connection, *args, **kwargs)
+            with self._lock:
+                while self._waiting or _forking.locked():
+                    self._changed.wait(RECHECK_SECONDS)
+                if self.is_open:
+                    self._look_at_file()
+                is_usable = connection in self._connections
+                if is_usable:
+                    self._under_way.add(use)
+            if is_usable:
+                return operation(connection, *args, **kwargs)
         except FAILURES as error:
             own = self._translated(error)
             if not isinstance(own, FileReadOnlyError):
                 raise own from error
         finally:
+            use.has_ended = True
             with self._lock:
-                self._end_operation()
-                self._drop_unended(connection)
+                self._put_back(use)
+                if connection in self._connections and connection.in_transaction:
+                    # As in `_put_back`.
+                    self._connections.discard(connection)
+        if not is_usable:
+            # Closed, or of a file that is gone, while this waited for its turn.
+            return self.run(operation, *args, **kwargs)
         return self._run_reopened(operation, *args, **kwargs)
-
-    def _end_operation(self) -> None:
-        self._under_way -= 1
-        if self._is_quiet:
-            self._changed.notify_all()
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make a connection for `loop`; tasks that ask at once wait for the same one."""
@@ -622,16 +663,22 @@ class FileDatabase:
                 # Another loop that starts at the same time may have come before.
                 its = self._by_loop.pop(ended, None)
                 if its is not None:
+                    with self._lock:
+                        self._connections.discard(its.connection)
                     await its.close()
         # It may wait for another process that creates the file.
-        await asyncio.to_thread(self._open)
-        connection = self._take()
-        loop_connection = LoopConnection(loop, connection)
-        with self._lock:
-            # From here on it is the loop's, and whoever closes every connection finds it there. It
-            # is not in use: this loop's own thread may wait until none is.
-            self._by_loop[loop] = loop_connection
-            self._end_operation()
+        await in_thread(self._open)
+        use = Use()
+        try:
+            connection = self._take(use)
+            loop_connection = LoopConnection(loop, connection)
+            with self._lock:
+                # From here on it is the loop's, and whoever closes every connection finds it there.
+                # It is not in use: this loop's own thread may wait until none is.
+                self._by_loop[loop], use.connection = loop_connection, None
+        finally:
+            use.has_ended = True
+            self._put_back(use)
         try:
             await loop_connection.start()
         except BaseException:
@@ -669,17 +716,14 @@ class FileDatabase:
     def _close_connections(self) -> None:
         with self._lock:
             loop_connections = list(self._by_loop.values())
-            idle = list(self._idle)
+            unused = self._forgotten()
             self._by_loop.clear()
-            self._idle.clear()
-            self._connections.clear()
-            self.is_open = False
             # Not when all are closed: it may be open again by then.
             with self._registry_lock:
                 self._opened.discard(self)
         for loop_connection in loop_connections:
             loop_connection.end()
-        for connection in idle:
+        for connection in unused:
             connection.close()
         if self.is_gone():
             # If the lock is not to be had, SQLite removes the log when a file is begun beside it.
@@ -706,8 +750,14 @@ def _close_databases() -> None:
 
 
 def _before_fork() -> None:
-    for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
-        database.before_fork()
+    try:
+        for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+            database.pause()
+    finally:
+        # Nothing that is raised here keeps the fork from being made.
+        _forking.acquire()
+        for database in list(FileDatabase._by_path.values()):  # noqa: SLF001 - of this module
+            database.before_fork()
 
 
 def _after_fork_in_parent() -> None:
@@ -724,8 +774,8 @@ def _after_fork_in_child() -> None:
 
 atexit.register(_close_databases)
 if hasattr(os, "register_at_fork"):
+    # Ctrl-C during the fork raises where the first function of Python begins after it.
     os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
+        before=_before_fork, after_in_parent=_forking.release, after_in_child=_forking.release
     )
+    os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

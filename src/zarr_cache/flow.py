@@ -8,7 +8,10 @@ exceptions, is said once. See docs/decisions/0003.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -26,6 +29,40 @@ def step[T](blocking: Callable[[], T], awaitable: Callable[[], Awaitable[T]]) ->
     """Yield one step and return its result: ``result = yield from step(...)``."""
     result: T = yield Step(blocking, awaitable)
     return result
+
+
+def threaded[T](function: Callable[[], T]) -> Flow[T]:
+    """Call the function, on the async surface as `in_thread`."""
+    return step(function, partial(in_thread, function))
+
+
+async def in_thread[T](function: Callable[[], T]) -> T:
+    """Call the function in another thread, or in this one where no other can be started.
+
+    Not by ``asyncio.to_thread``: where a thread could not be started for it, none can be for the
+    end of the loop either, and what it was asked to call is called by whichever comes later.
+    """
+    result: Future[T] = Future()
+    # Who waits may be cancelled, and the result is not.
+    result.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - it is for who waits
+            result.set_exception(error)
+
+    thread = threading.Thread(target=call, name="zarr-cache", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return function()
+    try:
+        return await asyncio.wrap_future(result)
+    except asyncio.CancelledError:
+        # It must not go on after the loop has ended.
+        thread.join()
+        raise
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from typing import TYPE_CHECKING, Any, Concatenate
 
 import aiosqlite
 
 from zarr_cache.cache_file import BUSY_TIMEOUT_SECONDS
+from zarr_cache.flow import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,12 +54,19 @@ class LoopConnection(aiosqlite.Connection):
         return is_started and self._thread.is_alive() and not self._is_ending
 
     async def start(self) -> None:
-        """Start the thread; a cancellation leaves nothing behind."""
+        """Start the thread; a cancellation leaves nothing behind.
+
+        Raises
+        ------
+        RuntimeError
+            No thread can be started.
+        """
         try:
             await self
         except BaseException:
-            # aiosqlite has told the thread to end. It must not outlive the loop, see `run`.
-            self._thread.join()
+            if self._thread.is_alive():
+                # aiosqlite has told it to end. It must not outlive the loop, see `run`.
+                self._thread.join()
             raise
 
     async def close(self) -> None:
@@ -103,7 +110,9 @@ class LoopConnection(aiosqlite.Connection):
         """
         if not self._thread.is_alive() or self._connection is None:
             return
-        if _running_loop() is self._loop:
+        here = running_loop()
+        if here is self._loop or not (here is None or self._loop.is_running()):
+            # Its thread tells this loop, which need not go on for that.
             self.stop()
             self._thread.join()
         elif self._loop.is_running():
@@ -116,16 +125,5 @@ class LoopConnection(aiosqlite.Connection):
                     "goes on",
                     BUSY_TIMEOUT_SECONDS,
                 )
-        elif _running_loop() is None:
-            asyncio.run(self.close())
         else:
-            thread = threading.Thread(target=lambda: asyncio.run(self.close()))
-            thread.start()
-            thread.join()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+            asyncio.run(self.close())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -25,7 +24,7 @@ from zarr_cache import (
 from zarr_cache.admission import Admission, Admissions
 from zarr_cache.errors import CacheError, LeftAloneError
 from zarr_cache.flight import Flights
-from zarr_cache.flow import run, step
+from zarr_cache.flow import run, threaded
 from zarr_cache.guarded import Guarded
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
@@ -151,9 +150,8 @@ class ValueCache:
         is_known = namespace in self._unrecorded
         self._unrecorded.add(namespace)
         self._distrusting.add(self)
-        mark = partial(self._database.mark, namespace)
         try:
-            is_marked = yield from step(mark, partial(asyncio.to_thread, mark))
+            is_marked = yield from threaded(partial(self._database.mark, namespace))
         except CacheError as error:
             if not is_known:
                 logger.warning(
@@ -175,9 +173,8 @@ class ValueCache:
         """Believe what is kept of the namespace: what could be wrong has been removed."""
         self._forget_unrecorded(namespace)
         if mark is not None:
-            unmark = partial(self._database.unmark, namespace, mark)
             try:
-                yield from step(unmark, partial(asyncio.to_thread, unmark))
+                yield from threaded(partial(self._database.unmark, namespace, mark))
             except CacheError as error:
                 # Then the next reads need not try.
                 raise self._writes.failed(error) from error
@@ -231,7 +228,7 @@ class ValueCache:
         """As `look_up`, of a file that is open, at once; None where something must be waited for.
 
         What is small is read on the event loop itself: a step to another thread and back costs some
-        times as much as the read, and a reader waits for no lock. See docs/decisions/0005.
+        times as much as the read, and a reader waits for no writer. See docs/decisions/0005.
         """
         # Before the file is looked at: what waits no more is in it.
         waiting = self._waiting(namespace, key)
@@ -303,12 +300,14 @@ class ValueCache:
             self.write_soon()
 
     def write_waiting(self) -> None:
-        """Write the answers that wait, and the uses if they are due."""
+        """Write the answers that wait now, and the uses if they are due."""
         if self._database.is_gone():
             # Whoever deleted it wants no other, until somebody reads.
             self._forget_waiting()
             return
-        while len(self._admissions):
+        # What comes meanwhile is for who brings it: otherwise this would not end while any comes.
+        left = len(self._admissions)
+        while left > 0:
             ended: list[Admission] = []
             failure = None
             try:
@@ -322,6 +321,9 @@ class ValueCache:
                 # Also when Ctrl-C comes: others may wait for these.
                 for each in ended:
                     each.end(failure)
+            if not ended:
+                break  # others have taken them
+            left -= len(ended)
         if self.pending.are_due:
             self._write_pending_now()
         if self._is_unswept:
@@ -462,7 +464,7 @@ class ValueCache:
     ) -> Flow[dict[str, Kept]]:
         """What is kept and fresh of the keys with this prefix, without its bytes."""
         # What waits to be written is at hand as well.
-        yield from step(self.flush, partial(asyncio.to_thread, self.flush))
+        yield from threaded(self.flush)
         arguments = (namespace, prefix, fresh_after, absent_fresh_after)
         return (yield from self._reads.flow(listing.at_hand, *arguments))
 

@@ -30,70 +30,74 @@ class Writer:
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
-        self._changed = threading.Condition()
+        # Not the condition is entered, which is written in Python: Ctrl-C could come in between.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        # The one that goes on when it has done a round of work.
         self._thread: threading.Thread | None = None
-        self._has_work = self._is_urgent = False
-        self._is_gathering = self._is_stopping = False
+        self._has_work = self._is_urgent = self._is_gathering = False
 
     def wake(self, *, is_urgent: bool = False) -> None:
         """See to it that the work is done soon; if it is urgent, at once."""
-        with self._changed:
+        with self._lock:
             self._has_work = True
             self._is_urgent |= is_urgent
             if self._thread is not None:
                 if is_urgent or not self._is_gathering:
-                    self._changed.notify()
+                    self._changed.notify_all()
                 return
             # A daemon: a program that never closes anything ends, and what waits is written then.
-            self._thread = threading.Thread(target=self._run, name="zarr-cache", daemon=True)
+            thread = threading.Thread(target=self._run, name="zarr-cache", daemon=True)
             try:
-                self._thread.start()
+                thread.start()
             except RuntimeError:
-                # No thread can be started while the interpreter ends.
-                self._thread = None
+                pass  # none can be started, for a limit or while the interpreter ends
             else:
+                self._thread = thread
                 return
         self._work()
 
     def stop(self) -> None:
-        """End the thread when it has done what it is doing."""
-        with self._changed:
-            thread = self._thread
-            self._is_stopping = True
-            self._changed.notify()
+        """End the thread once what there is to do now is done; what comes later starts another."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._changed.notify_all()
         if thread is not None:
             thread.join()
-        with self._changed:
-            self._is_stopping = False
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._wait_for_work():
-                    self._thread = None
+        mine, goes_on = threading.current_thread(), True
+        while goes_on:
+            with self._lock:
+                if not self._wait_for_work(mine):
                     return
-                self._gather()
+                self._gather(mine)
+                # While others always bring more, this round is the last all the same.
+                goes_on = self._thread is mine
             try:
                 self._work()
             except BaseException:
                 # Which is told as of any thread. The next work starts another.
-                with self._changed:
-                    self._thread = None
+                with self._lock:
+                    if self._thread is mine:
+                        self._thread = None
                 raise
 
-    def _wait_for_work(self) -> bool:
+    def _wait_for_work(self, mine: threading.Thread) -> bool:
         """Whether there is work; if not, the thread is to end."""
         while not self._has_work:
-            is_woken = not self._is_stopping and self._changed.wait(IDLE_SECONDS)
-            if self._is_stopping or not (is_woken or self._has_work):
+            if self._thread is not mine:
                 return False
+            is_woken = self._changed.wait(IDLE_SECONDS)
+            if self._thread is mine and not (is_woken or self._has_work):
+                self._thread = None
         return True
 
-    def _gather(self) -> None:
+    def _gather(self, mine: threading.Thread) -> None:
         """Wait while more work comes."""
         deadline = time.monotonic() + LONGEST_SECONDS
         self._is_gathering = True
-        while not (self._is_urgent or self._is_stopping or time.monotonic() > deadline):
+        while self._thread is mine and not self._is_urgent and time.monotonic() <= deadline:
             self._has_work = False
             self._changed.wait(QUIET_SECONDS)
             if not self._has_work:

@@ -172,6 +172,7 @@ async def test_a_lock_is_waited_for_once_by_several_forks_and_once_by_who_closes
         await read_all(SURFACES["async"], store, KEPT)
         numbers.append(statements.number("BEGIN IMMEDIATE"))
         for _ in range(3):
+            database.pause()
             database.before_fork()
             database.after_fork_in_parent()
             await read_all(SURFACES["async"], store, KEPT)

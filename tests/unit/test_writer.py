@@ -47,6 +47,46 @@ def test_work_that_comes_while_work_is_done_is_done_after_it() -> None:
     subject.stop()
 
 
+def test_a_stop_waits_for_what_is_being_done_and_not_for_what_comes_meanwhile() -> None:
+    began, is_over, done = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def work() -> None:
+        # As while others always bring more.
+        if not is_over.is_set():
+            subject.wake(is_urgent=True)
+        began.set()
+        done.release()
+
+    subject = Writer(work)
+    subject.wake(is_urgent=True)
+    began.wait()
+    subject.stop()
+
+    # It is done all the same, by another thread.
+    done.acquire()
+    done.acquire()
+    is_over.set()
+    subject.stop()
+
+
+def test_a_thread_that_was_stopped_leaves_what_comes_to_another() -> None:
+    threads: list[threading.Thread] = []
+    done = threading.Semaphore(0)
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        done.release()
+
+    subject = Writer(work)
+    for _ in range(2):
+        subject.wake()
+        done.acquire()
+        subject.stop()
+        assert not threads[-1].is_alive()
+
+    assert threads[0] is not threads[1]
+
+
 def test_a_thread_without_work_ends_and_work_starts_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
