@@ -146,7 +146,7 @@ class FileDatabase:
         self._size = 0
         self._log: Place | None = None
         self._holds_stored = False
-        self._is_read_only = self._is_immutable = self._is_refused = False
+        self._is_read_only = self._is_refused = False
 
     @classmethod
     def of(cls, path: Path) -> FileDatabase:
@@ -193,7 +193,6 @@ class FileDatabase:
                 raise
             self._is_refused = False
             self._is_read_only = connection.is_read_only
-            self._is_immutable = connection.is_immutable
             self._size = 0
             if self._clock is None:
                 self._clock = PersistentClock(floor_ns=floor_ns)

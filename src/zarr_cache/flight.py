@@ -57,22 +57,18 @@ class Flights[K: Hashable, T]:
         self._under_way: dict[K, Flight[T]] = {}
         self.ended = 0
 
-    def join(self, key: K) -> tuple[Flight[T], bool]:
-        """The flight for `key`, and whether the caller leads it.
+    def join(self, key: K, mine: Flight[T]) -> Flight[T]:
+        """The flight for `key`: `mine`, which the caller leads, or that of another.
 
-        Who leads calls `end` in the end, whatever happens.
+        The caller calls `end` in the end, whatever happens: Ctrl-C may come before this returns.
         """
         with self._lock:
-            flight = self._under_way.get(key)
-            if flight is not None:
-                return flight, False
-            flight = self._under_way[key] = Flight()
-            return flight, True
+            return self._under_way.setdefault(key, mine)
 
-    def end(self, key: K, flight: Flight[T]) -> None:
+    def end(self, key: K, mine: Flight[T]) -> None:
         """Nobody joins any more; who has no answer by now asks for itself."""
         with self._lock:
-            self.ended += 1
-            if self._under_way.get(key) is flight:
+            if self._under_way.get(key) is mine:
+                self.ended += 1
                 del self._under_way[key]
-        flight.fail()
+        mine.fail()

@@ -13,6 +13,7 @@ from zarr_cache.buffers import to_buffer, to_lasting_array
 from zarr_cache.cached_source import Seen
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
+from zarr_cache.flight import Flight
 from zarr_cache.measured import MeasuredStore, measured
 from zarr_cache.range_cache import RangeEntry
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from zarr_cache.batch import Chunk
     from zarr_cache.cached_source import CachedSource
-    from zarr_cache.flight import Flight
     from zarr_cache.flow import Flow
     from zarr_cache.index import Data, Found
 
@@ -121,13 +121,15 @@ def _fetch(
         `Flights.ended` from before that look-up.
     """
     place = (cached.namespace, key, request, found.fence)
-    flight, leads = cached.values.flights.join(place)
-    if not leads:
-        landed, buffer = yield from flight.wait()
-        if landed:
-            cached.miss()
-            return buffer
+    mine: Flight[Buffer | None] = Flight()
     try:
+        flight = cached.values.flights.join(place, mine)
+        leads = flight is mine
+        if not leads:
+            landed, buffer = yield from flight.wait()
+            if landed:
+                cached.miss()
+                return buffer
         if leads and cached.values.flights.ended != ended:
             is_here, buffer = yield from _look_again(cached, key, request)
             if is_here:
@@ -140,8 +142,7 @@ def _fetch(
             flight.land(buffer)
         yield from _keep(cached, key, [(request, buffer)], found.revision, asked_at)
     finally:
-        if leads:
-            cached.values.flights.end(place, flight)
+        cached.values.flights.end(place, mine)
     return buffer
 
 
@@ -310,9 +311,10 @@ def _fetch_ranges(
     """Ask the source once for all that is missing, but for what others are asking it for."""
     flights = cached.values.flights
     asks = {place: (cached.namespace, key, byte_ranges[place], found.fence) for place in missing}
-    joined = {place: flights.join(ask) for place, ask in asks.items()}
-    led = {place: flight for place, (flight, leads) in joined.items() if leads}
+    mine: dict[int, Flight[Buffer | None]] = {place: Flight() for place in missing}
     try:
+        joined = {place: flights.join(ask, mine[place]) for place, ask in asks.items()}
+        led = {place: flight for place, flight in joined.items() if flight is mine[place]}
         batches: Batches = []
         for place, flight in led.items() if flights.ended != ended else ():
             is_here, buffer = yield from _look_again(cached, key, byte_ranges[place])
@@ -324,12 +326,12 @@ def _fetch_ranges(
             cached, key, byte_ranges, still, found.revision, settings
         )
     finally:
-        for place, flight in led.items():
+        for place, flight in mine.items():
             flights.end(asks[place], flight)
     batches += fetched
     for place in missing:
         if place not in led and error is None:
-            flight = joined[place][0]
+            flight = joined[place]
             try:
                 buffer = yield from _follow_range(cached, key, byte_ranges[place], flight, found)
             except Exception as failure:  # noqa: BLE001 - whatever the source raises

@@ -12,6 +12,7 @@ from zarr_cache import admission, byte_range, checksum, index, value_cache, valu
 from zarr_cache.admission import Admission
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import StorageError
+from zarr_cache.flight import Flight
 from zarr_cache.flow import to_its_end
 from zarr_cache.memory_database import MemoryDatabase
 from zarr_cache.value_cache import ValueCache
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
     from zarr_cache.errors import CacheError
-    from zarr_cache.flight import Flight
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found
     from zarr_cache.listing import Kept
@@ -298,10 +298,11 @@ class StoreCache(ValueCache):
         StorageError
             A task is that needs the event loop of this very thread.
         """
+        mine: Flight[Buffer | None] = Flight()
         while True:
-            flight, leads = self.flights.join(place)
-            if leads:
-                return flight
+            flight = self.flights.join(place, mine)
+            if flight is mine:
+                return mine
             yield from flight.wait()
             if not flight.is_set:
                 raise StorageError(

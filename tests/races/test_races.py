@@ -42,6 +42,7 @@ from tests.fakes import (
     writers,
 )
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
+from zarr_cache.flight import Flights
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -689,6 +690,25 @@ async def test_threads_that_an_event_loop_needs_do_not_all_wait_for_it(
 
     assert await asyncio.gather(*batches) == [buffer(OLD)] * 2
     assert await leader == OLD
+
+
+def test_a_read_that_ctrl_c_has_ended_at_once_keeps_nobody_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = Flights.join
+
+    def interrupted(*args: Any) -> Any:
+        # Where Python delivers it: behind the call, before its result is assigned.
+        join(*args)
+        raise KeyboardInterrupt
+
+    store = cached(CountingStore(memory()), path)
+    monkeypatch.setattr(Flights, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.get_sync(KEY)
+    monkeypatch.undo()
+
+    assert store.get_sync(KEY) == buffer(OLD)
 
 
 async def test_the_follower_of_a_failed_leader_gets_its_answer(make: Maker) -> None:
