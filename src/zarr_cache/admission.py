@@ -338,14 +338,14 @@ def forget(
         "revision": revision,
         "stored_at": stored_at,
     }
-    with connection.writing():
+    with connection.writing_much():
         return [key for (key,) in connection.execute(FORGET, parameters).fetchall()]
 
 
 def discard(connection: Connection, found: Found) -> list[str]:
     """Remove a damaged entry; another that has taken its place meanwhile stays."""
     parameters = {"entry": found.entry, "checksum": found.checksum}
-    with connection.writing():
+    with connection.writing_much():
         return [key for (key,) in connection.execute(DISCARD, parameters).fetchall()]
 
 

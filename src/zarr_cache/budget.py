@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 LATEST = 2**63 - 1
 """A time after every stamp."""
 
-MOST_AT_ONCE = 256
-"""At most this many entries go at a time: others may write in between, and the log stays short."""
+MOST_AT_ONCE = 64
+"""At most this many entries go at a time: others may write in between, and the log stays short. In
+a large file each may lie on five pages of its own."""
 
 CACHED_BYTES = """
 SELECT bytes
@@ -164,7 +165,8 @@ def enforce(
         Time of the last use by entry, as far as it waits to be written: eviction goes by them.
     """
     removed = Removed()
-    with connection.writing():
+    touches = pending.write_most(connection, touches)
+    with connection.writing_much():
         pending.write_touches(connection, touches)
         expire(connection, namespace, limits, removed)
         fits = make_some_room(connection, limits, removed)

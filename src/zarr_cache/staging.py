@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Self
 
 from zarr_cache import index, private, values
 from zarr_cache.budget import Removed, expire, make_room
-from zarr_cache.errors import CacheError, is_code
+from zarr_cache.errors import CacheError, FileLockedError, is_code
 from zarr_cache.index import NEW_NAMESPACE
-from zarr_cache.pending import write_touches
+from zarr_cache.pending import write_most, write_touches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -174,6 +174,10 @@ class Staging:
         self._staged: list[Staged] = []
 
     def __enter__(self) -> Self:
+        # If the log is long, what is to be kept is refused all the same, and what only ends needs
+        # none of this.
+        with contextlib.suppress(FileLockedError):
+            write_most(self._connection, self._touches)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:

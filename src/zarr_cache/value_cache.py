@@ -350,7 +350,7 @@ class ValueCache:
 
     def write_soon(self) -> None:
         """Write the uses and counts that wait, in another thread."""
-        if self._writes.breaker.is_closed:
+        if not self._writes.breaker.is_left_alone:
             self._writer.wake()
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
@@ -399,7 +399,11 @@ class ValueCache:
     ) -> Flow[Removed]:
         """Let the keys be asked for again, and keep what the source is known to hold."""
         end_write = partial(fence.end_write, keep=self._keep)
-        return self._with_touches(end_write, namespace, keys, answers, now_ns, limits)
+        arguments = (namespace, keys, answers, now_ns, limits)
+        if answers:
+            return self._with_touches(end_write, *arguments)
+        # Nothing comes for which anything would have to go.
+        return self._writes.flow(end_write, *arguments, {})
 
     def clear(self, namespace: str) -> Flow[list[str]]:
         """Remove what is kept of a namespace, and refuse what is being fetched."""

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from zarr.storage import MemoryStore
@@ -25,16 +25,18 @@ from tests.fakes import (
 )
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.real import HANG_SECONDS, held
-from tests.fault.sources import new_cache, read_sync, settle, told
-from zarr_cache import budget
+from tests.fault.sources import LONGEST_SECONDS, new_cache, read_sync, settle, told
+from zarr_cache import SqliteStore, budget, connection, fence, pending
+from zarr_cache.pending import MOST_PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
     from warnings import WarningMessage
 
-    from tests.fakes import Statements
+    from tests.fakes import HeldTime, Statements
     from zarr_cache import CacheStore
+    from zarr_cache.connection import Connection
 
 MIB = 2**20
 
@@ -222,6 +224,116 @@ async def test_the_log_stays_short_under_a_reader_that_does_not_end(
     assert again == [bytes(SIZES[int(key) % len(SIZES)]) for key in keys[:20]]
     assert counting.requests.total() == 0
     assert len(warned) <= 1, told(warned)
+
+
+def log_bytes(path: Path) -> int:
+    """Length of the log."""
+    return path.with_name(f"{path.name}-wal").stat().st_size
+
+
+async def test_the_log_stays_short_under_a_long_reader_whatever_is_written(
+    path: Path, warned: list[WarningMessage], held_time: HeldTime
+) -> None:
+    source = MemoryStore({f"{number}": buffer(bytes(1000)) for number in range(3000)})
+    counting = CountingStore(source)
+    store = new_cache(counting, path, max_size=MAX_SIZE)
+    for key in list(source._store_dict):
+        await read(store, key)
+    settle(store)
+    longest = 0
+    found, expected = [], []
+    with held(path, "BEGIN", "SELECT count(*) FROM entry"):
+        for number in range(1000):
+            key = f"{number % 50}"
+            await store.set(key, buffer(b"%d" % number))
+            found += [await read_sync(store, key), await read(store, f"{number}")]
+            expected += [b"%d" % number] * (1 if number >= 50 else 2)
+            expected += [] if number < 50 else [bytes(1000)]
+            longest = max(longest, log_bytes(path))
+    held_time.step(LONGEST_SECONDS)
+    for _ in range(2):
+        for number in range(50):
+            await read(store, f"{number}")
+        settle(store)
+    counting.reset()
+    again = [await read(store, f"{number}") for number in range(50)]
+
+    assert found == expected
+    assert connection.LONG_WAL_BYTES < longest <= connection.MOST_WAL_BYTES
+    assert again == [b"%d" % (950 + number) for number in range(50)]
+    assert counting.requests.total() == 0
+    assert len(warned) <= 1, told(warned)
+
+
+async def test_the_log_stays_short_under_a_long_reader_when_there_are_only_hits(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = MemoryStore({f"{number}": buffer(bytes(100)) for number in range(3000)})
+    counting = CountingStore(source)
+    store = new_cache(counting, path, max_size=MAX_SIZE)
+    for key in list(source._store_dict):
+        store.get_sync(key)
+    settle(store)
+    counting.reset()
+    longest = 0
+    with held(path, "BEGIN", "SELECT count(*) FROM entry"):
+        for number in range(10_000):
+            # All over the file.
+            store.get_sync(f"{number * 7919 % 3000}")
+            if number % 1000 == 0:
+                settle(store)
+                longest = max(longest, log_bytes(path))
+    waiting = len(store._cached.values.pending)
+    held_time.step(LONGEST_SECONDS)
+    store.get_sync("0")
+    settle(store)
+
+    assert counting.requests.total() == 0
+    assert connection.LONG_WAL_BYTES < longest <= connection.MOST_WAL_BYTES
+    assert waiting > MOST_PENDING
+    assert len(store._cached.values.pending) == 0
+
+
+async def test_a_write_whose_end_the_log_has_no_room_for_ends_without_its_value(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = CountingStore(MemoryStore())
+    store = new_cache(counting, path)
+    await read(store, "other")
+    counting.reset()
+    begin_write = fence.begin_write
+
+    def begin_and_fill_the_log(db: Connection, *arguments: Any) -> int:
+        revision = begin_write(db, *arguments)
+        SqliteStore(path).set_sync("long", buffer(bytes(connection.MOST_WAL_BYTES)))
+        return revision
+
+    with held(path, "BEGIN", "SELECT count(*) FROM entry"):
+        monkeypatch.setattr(fence, "begin_write", begin_and_fill_the_log)
+        await store.set("k", buffer(b"value"))
+    found = [await read(store, "k"), await read(store, "k")]
+
+    assert found == [b"value"] * 2
+    assert counting.requests == {"set": 1, "get": 1}
+
+
+async def test_many_uses_are_written_in_short_transactions(
+    path: Path, statements: Statements
+) -> None:
+    # In a single one they would change most pages of a large file, and the log would hold them all.
+    source = MemoryStore({f"{number}": buffer(bytes(10)) for number in range(MOST_PENDING - 1)})
+    store = new_cache(source, path)
+    for key in list(source._store_dict):
+        store.get_sync(key)
+    store.flush()
+    for key in list(source._store_dict):
+        store.get_sync(key)
+    before = statements.number("BEGIN IMMEDIATE")
+    store.flush()
+    transactions = statements.number("BEGIN IMMEDIATE") - before
+
+    assert len(store._cached.values.pending) == 0
+    assert transactions >= MOST_PENDING / pending.MOST_AT_ONCE
 
 
 async def test_space_comes_back_when_the_budget_is_lowered(path: Path) -> None:
