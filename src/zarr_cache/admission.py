@@ -252,8 +252,10 @@ class Admissions:
                 return
             touches, counts = pending.take_touches(), pending.take_counts()
             try:
-                first = ended[0]
-                with Staging(connection, first.namespace, first.limits, touches) as stage:
+                first, coming = ended[0], sum(admission.answer.size for admission in ended)
+                with Staging(connection, first.namespace, first.limits, touches, coming) as stage:
+                    if stage.removed.evicted or stage.removed.evicted_ranges:
+                        first.removed = first.removed_before = stage.removed
                     large = _stage(connection, first, stage)
                     with connection.writing_much():
                         write_touches(connection, touches)
