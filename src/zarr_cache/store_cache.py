@@ -44,6 +44,8 @@ class StoreCache(ValueCache):
         Any store that supports deletes.
     """
 
+    has_pages = False
+
     _keep = staticmethod(values.write_checksums)
 
     def __init__(self, store: Store) -> None:
