@@ -268,8 +268,10 @@ class Admissions:
                 return
             touches, counts = pending.take_touches(), pending.take_counts()
             try:
-                first = ended[0]
-                with Staging(connection, first.namespace, first.limits, touches) as stage:
+                first, coming = ended[0], sum(admission.answer.size for admission in ended)
+                with Staging(connection, first.namespace, first.limits, touches, coming) as stage:
+                    if stage.removed.evicted or stage.removed.evicted_ranges:
+                        first.removed = first.removed_before = stage.removed
                     large = _stage(connection, first, stage)
                     with connection.writing_much():
                         write_touches(connection, touches)
@@ -354,14 +356,14 @@ def forget(
         "revision": revision,
         "stored_at": stored_at,
     }
-    with connection.writing():
+    with connection.writing_much():
         return [key for (key,) in connection.execute(FORGET, parameters).fetchall()]
 
 
 def discard(connection: Connection, found: Found) -> list[str]:
     """Remove a damaged entry; another that has taken its place meanwhile stays."""
     parameters = {"entry": found.entry, "checksum": found.checksum}
-    with connection.writing():
+    with connection.writing_much():
         return [key for (key,) in connection.execute(DISCARD, parameters).fetchall()]
 
 

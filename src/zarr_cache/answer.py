@@ -97,7 +97,8 @@ def keep_bytes(
     values.delete(connection, entry)
     if data is None:
         return
-    make_room(connection, limits, removed)
+    # What is larger than a part has been staged, and its bytes are there.
+    make_room(connection, limits, removed, data.size if data.size <= values.PART else 0)
     # What comes may have been the least recently used itself.
     if not removed.evicted or index.is_there(connection, entry):
         keep(connection, entry, seed, data)

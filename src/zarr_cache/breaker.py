@@ -39,10 +39,15 @@ class Breaker:
         """Whether operations go through."""
         return self._error is None
 
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether nothing is to be tried just now."""
+        return self._error is not None and clock.monotonic_ns() < self._until_ns
+
     def look(self) -> None:
         """As `check`, for one who will not try: whoever does is not kept from it."""
         error = self._error
-        if error is not None and clock.monotonic_ns() < self._until_ns:
+        if error is not None and self.is_left_alone:
             raise LeftAloneError(f"{error} (left alone for a while)")
 
     def check(self) -> None:

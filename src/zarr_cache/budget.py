@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import pending
+from zarr_cache import pending, space
 from zarr_cache.errors import FileDamagedError
 from zarr_cache.index import EVER
 
@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 LATEST = 2**63 - 1
 """A time after every stamp."""
 
-MOST_AT_ONCE = 256
-"""At most this many entries go at a time: others may write in between, and the log stays short."""
+MOST_AT_ONCE = 64
+"""At most this many entries go at a time: others may write in between, and the log stays short. In
+a large file each may lie on five pages of its own."""
+
+MOST_STEPS = 4
+"""At most so many times as many go in the transaction that keeps one value for which pages lack."""
+
+SMALL = 4096
+"""The bytes of up to so many values of this size that are kept together matter little."""
 
 CACHED_BYTES = """
 SELECT bytes
@@ -71,6 +78,50 @@ WITH RECURSIVE victim (id, used_at, freed) AS (
 DELETE FROM entry
 WHERE id IN (SELECT id FROM victim)
 RETURNING key
+"""
+
+# The least recently used of all that is not stored, as many as have so many bytes about. The fence
+# of a write that is under way stays.
+EVICT_ANY = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM (
+        SELECT id, sum(size + :row_bytes) OVER (ORDER BY used_at, id) - size - :row_bytes AS freed
+        FROM (
+            SELECT id, used_at, size
+            FROM (
+                SELECT id, used_at, size
+                FROM entry
+                WHERE kind = 'value'
+                ORDER BY used_at, id
+                LIMIT :most
+            )
+            UNION ALL
+            SELECT id, used_at, size
+            FROM (
+                SELECT id, used_at, size
+                FROM entry
+                WHERE kind = 'absent'
+                ORDER BY used_at, id
+                LIMIT :most
+            )
+            UNION ALL
+            SELECT id, used_at, size
+            FROM (
+                SELECT id, used_at, size
+                FROM entry
+                WHERE kind = 'fence' AND writers = 0
+                ORDER BY used_at, id
+                LIMIT :most
+            )
+            ORDER BY used_at, id
+            LIMIT :most
+        )
+    )
+    WHERE freed < :excess
+)
+RETURNING kind, key
 """
 
 EXPIRE = """
@@ -164,27 +215,111 @@ def enforce(
         Time of the last use by entry, as far as it waits to be written: eviction goes by them.
     """
     removed = Removed()
-    with connection.writing():
+    touches = pending.write_most(connection, touches)
+    with connection.writing_much():
         pending.write_touches(connection, touches)
         expire(connection, namespace, limits, removed)
         fits = make_some_room(connection, limits, removed)
     while not fits:
         with connection.writing_much():
             fits = make_some_room(connection, limits, removed)
+    make_way(connection, limits, touches, removed)
     return removed
 
 
-def make_room(connection: Connection, limits: Limits, removed: Removed) -> None:
-    """Remove the least recently used, in the file and in memory alike, until the rest fits."""
+def make_way(
+    connection: Connection,
+    limits: Limits,
+    touches: Mapping[int, int],
+    removed: Removed,
+    coming: int = 0,
+) -> None:
+    """Come under the limit of pages, in as many transactions as it takes.
+
+    Parameters
+    ----------
+    touches
+        Time of the last use by entry, as far as it waits to be written: eviction goes by them.
+    coming
+        Bytes that are about to be written. What goes for them because of `max_size` goes as well,
+        unless that is little.
+    """
+    if limits.max_size is None or connection.log is None:
+        return
+    while True:
+        found = space.in_use(connection)
+        excess = found.value_bytes + limits.ranges.nbytes + coming - limits.max_size
+        goes_by_size = excess * found.values > MOST_AT_ONCE * found.value_bytes
+        if not goes_by_size and pages_excess(found, limits, coming) <= 0:
+            return
+        with connection.writing_much():
+            pending.write_touches(connection, touches)
+            if goes_by_size:
+                is_left = not make_some_room(connection, limits, removed, coming)
+            else:
+                is_left = free_some_pages(connection, limits, removed, coming)
+        if not is_left:
+            return
+
+
+def make_room(connection: Connection, limits: Limits, removed: Removed, coming: int = 0) -> None:
+    """Remove the least recently used, in the file and in memory alike, until the rest fits.
+
+    Parameters
+    ----------
+    coming
+        Bytes that are about to be written, and are in the totals already.
+    """
     while not make_some_room(connection, limits, removed):
         pass
+    if coming <= SMALL or limits.max_size is None or connection.log is None:
+        return
+    for _ in range(MOST_STEPS):
+        if not free_some_pages(connection, limits, removed, coming, is_counted=True):
+            return
 
 
-def make_some_room(connection: Connection, limits: Limits, removed: Removed) -> bool:
+def pages_excess(
+    found: space.InUse, limits: Limits, coming: int, *, is_counted: bool = False
+) -> int:
+    """Bytes of the pages that must be freed for what is coming, which may be none.
+
+    Parameters
+    ----------
+    is_counted
+        Whether what is coming is in the totals already.
+    """
+    max_size = limits.max_size or 0
+    value_bytes = found.value_bytes + (0 if is_counted else coming)
+    goes_by_size = max(0, value_bytes + limits.ranges.nbytes - max_size)
+    return found.pages_in_use + coming - goes_by_size - found.most_bytes(max_size)
+
+
+def free_some_pages(
+    connection: Connection,
+    limits: Limits,
+    removed: Removed,
+    coming: int = 0,
+    *,
+    is_counted: bool = False,
+) -> bool:
+    """Remove some of the least recently used if too many pages are in use; tell whether any was."""
+    excess = pages_excess(space.in_use(connection), limits, coming, is_counted=is_counted)
+    if excess <= 0:
+        return False
+    parameters = {"excess": excess, "row_bytes": space.ROW_BYTES, "most": MOST_AT_ONCE}
+    rows = connection.execute(EVICT_ANY, parameters).fetchall()
+    removed.evicted += [key for kind, key in rows if kind != "fence"]
+    return bool(rows)
+
+
+def make_some_room(
+    connection: Connection, limits: Limits, removed: Removed, coming: int = 0
+) -> bool:
     """Remove some of the least recently used; tell whether the rest fits."""
     if limits.max_size is None:
         return True
-    excess = cached_bytes(connection) + limits.ranges.nbytes - limits.max_size
+    excess = cached_bytes(connection) + limits.ranges.nbytes + coming - limits.max_size
     if excess <= 0:
         return True
     oldest_range = limits.ranges.oldest_use()

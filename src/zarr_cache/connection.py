@@ -64,16 +64,20 @@ WAL_BYTES = 4 * 2**20
 """The log is written back into the file when it has grown to this length, and cut to it."""
 
 LONG_WAL_BYTES = 8 * 2**20
-"""From this length on, what would be kept waits until the log can be begun anew."""
+"""From this length on, what would be written waits until the log can be begun anew. While somebody
+who reads keeps it so long, nothing is written."""
 
-MOST_WAL_BYTES = 12 * 2**20
-"""While the log is longer than this and somebody who reads keeps it so, nothing is kept."""
+MOST_WAL_BYTES = LONG_WAL_BYTES + WAL_BYTES + 2**19
+"""The log is no longer than this: one transaction, of a part of a value and some rows, more."""
 
 MOST_ROW_BYTES = 64 * 2**20
 """Longer than any row: a part of a value, or a key, and some numbers."""
 
 CHECKPOINT_SECONDS = 2.0
 """How long is waited for readers, so that the log can be begun anew."""
+
+CHECKPOINT_TURN_SECONDS = 0.2
+"""How long of this at a time: meanwhile nobody else can write."""
 
 _PRAGMAS = f"""
 PRAGMA trusted_schema = OFF;
@@ -94,7 +98,7 @@ class Turns:
     Attributes
     ----------
     not_before
-        Time of ``time.monotonic`` before which nobody tries again to begin a long log anew.
+        Time of ``time.monotonic`` before which nobody waits again for a long log to be begun anew.
     """
 
     def __init__(self) -> None:
@@ -159,7 +163,10 @@ class Connection(sqlite3.Connection):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Run the block as one write transaction; an exception rolls it back."""
+        """Run the block as one write transaction; an exception rolls it back.
+
+        However long the log is: for what somebody stores, and for what must end that was begun.
+        """
         with self.turns.turn():
             self.execute("BEGIN IMMEDIATE")
             try:
@@ -181,53 +188,58 @@ class Connection(sqlite3.Connection):
             As `keep_log_short`.
         """
         while True:
-            is_short = self.keep_log_short()
+            self.keep_log_short()
             with self.writing():
                 # Others may have written since.
-                if self._log_bytes() <= LONG_WAL_BYTES or not is_short:
+                if not self.has_long_log():
                     yield
                     return
 
-    def _log_bytes(self) -> int:
+    def has_long_log(self) -> bool:
+        """Whether the log is longer than `LONG_WAL_BYTES`."""
         try:
-            return 0 if self.log is None else self.log.stat().st_size
+            return self.log is not None and self.log.stat().st_size > LONG_WAL_BYTES
         except FileNotFoundError as error:
             # What is written to it from now on nobody else would see.
             raise deleted(self.log) from error
 
-    def keep_log_short(self) -> bool:
+    def keep_log_short(self) -> None:
         """Write the log back and begin it anew, if it has become long.
-
-        Returns
-        -------
-        bool
-            Whether it is short. It is not while somebody has been reading for long.
 
         Raises
         ------
         FileLockedError
-            For that reason it has become too long.
+            Somebody has been reading for long and keeps it so.
         """
+        if not self.has_long_log():
+            return
         deadline = time.monotonic() + CHECKPOINT_SECONDS
-        while (length := self._log_bytes()) > LONG_WAL_BYTES:
+        while not self._begin_log_anew():
             now = time.monotonic()
             if now > deadline:
                 # Nor does everybody else wait for it in turn.
                 self.turns.not_before = now + CHECKPOINT_SECONDS
             if now < self.turns.not_before:
-                if length > MOST_WAL_BYTES:
-                    raise FileLockedError(
-                        f"{self.log}: longer than {MOST_WAL_BYTES} bytes, and somebody who reads "
-                        "keeps it from being written back; nothing is kept meanwhile"
-                    )
-                return False
-            with self.turns.turn():
-                (is_busy, *_) = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not is_busy:
-                return True
+                raise FileLockedError(
+                    f"{self.log}: longer than {LONG_WAL_BYTES} bytes, and somebody who reads keeps "
+                    "it from being written back; nothing is kept meanwhile"
+                )
             # Somebody else is at it, and SQLite answers BUSY without asking the busy handler.
             time.sleep(0.002)
-        return True
+            if not self.has_long_log():
+                return
+
+    def _begin_log_anew(self) -> bool:
+        """Write the log back and cut it; False if that cannot be had soon."""
+        (timeout_ms,) = self.execute("PRAGMA busy_timeout").fetchone()
+        with self.turns.turn():
+            # It holds the write lock while it waits for readers.
+            self.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TURN_SECONDS * 1000:.0f}")
+            try:
+                (is_busy, *_) = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.execute(f"PRAGMA busy_timeout = {timeout_ms}")
+        return not is_busy
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

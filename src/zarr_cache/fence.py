@@ -122,7 +122,7 @@ def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now
     int
         The revision of this write, for `end_write`.
     """
-    with connection.writing():
+    with connection.writing_much():
         revision = _next_revision(connection, namespace)
         parameters: Parameters = {
             "namespace": namespace,
@@ -318,7 +318,7 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
     list of str
         The keys removed.
     """
-    with connection.writing():
+    with connection.writing_much():
         revision = _next_revision(connection, namespace)
         number = _raise_fence(connection, namespace, revision)
         parameters = {

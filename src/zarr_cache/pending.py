@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from itertools import batched
 from typing import TYPE_CHECKING
 
 from zarr_cache.index import NEW_NAMESPACE
@@ -23,6 +24,10 @@ file."""
 
 MOST_TOUCHES = 100_000
 """At most this many uses are remembered while the file cannot be written to."""
+
+MOST_AT_ONCE = 128
+"""At most this many uses are written in one transaction: in a large file each changes two pages of
+its own."""
 
 TOUCH = """
 UPDATE entry
@@ -120,7 +125,7 @@ class Pending:
 def write(
     connection: Connection, counts: Mapping[str, Mapping[str, int]], touches: Mapping[int, int]
 ) -> None:
-    """Write the uses and counts that were gathered in memory.
+    """Write the uses and counts that were gathered in memory, in short transactions.
 
     Parameters
     ----------
@@ -129,14 +134,33 @@ def write(
     touches
         Time of the last use, by entry.
     """
-    with connection.writing():
+    touches = write_most(connection, touches)
+    with connection.writing_much():
         write_touches(connection, touches)
         write_counts(connection, counts)
 
 
+def write_most(connection: Connection, touches: Mapping[int, int]) -> Mapping[int, int]:
+    """Write the uses, some in each transaction, but for the last, which another takes along.
+
+    Returns
+    -------
+    Mapping of int to int
+        Those that are left.
+    """
+    *most, rest = batched(touches.items(), MOST_AT_ONCE) if touches else [()]
+    for some in most:
+        with connection.writing_much():
+            write_touches(connection, dict(some))
+    return dict(rest)
+
+
 def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
-    """Write the uses into a transaction that is under way."""
-    if touches:
+    """Write the uses into a transaction that is under way, unless the log is long.
+
+    Then they are dropped: it is a transaction that only ends what was begun.
+    """
+    if touches and not connection.has_long_log():
         connection.executemany(
             TOUCH, [{"entry": entry, "used_at": used_at} for entry, used_at in touches.items()]
         )

@@ -81,7 +81,7 @@ def remove(connection: Connection, selection: Selection, after: int = FIRST_ROW)
     if not set(selection.kinds) <= set(CACHED):
         raise ValueError(f"only {CACHED} can be removed, not {selection.kinds}")
     parameters = selection.parameters() | {"after": after, "most": MOST_AT_ONCE}
-    with connection.writing():
+    with connection.writing_much():
         rows = connection.execute(REMOVE, parameters).fetchall()
     amount = Amount(len(rows), sum(size for _, size in rows))
     is_last = len(rows) < MOST_AT_ONCE

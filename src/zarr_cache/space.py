@@ -1,8 +1,12 @@
-"""Pages that hold nothing any more, and how the file gives them back: operations."""
+"""Pages of the file: how many may be in use, and giving back those that are not: operations."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache import checksum, values
+from zarr_cache.connection import PAGE_SIZE
+from zarr_cache.errors import FileDamagedError
 
 if TYPE_CHECKING:
     from zarr_cache.connection import Connection
@@ -13,8 +17,59 @@ STEP_BYTES = 2**20
 MOST_FREE_BYTES = 4 * 2**20
 """So much may stay free in a file that is in use, for what comes next."""
 
+ROOM_BYTES = 2 * 2**20
+"""What is in use of the file may be so much more than 1.1 times `max_size`. With a MiB for what a
+transaction adds, and the log, this is less than 16 MiB. See docs/decisions/0012."""
+
+ROW_BYTES = 256
+"""About what a row takes with its places in the indexes, in bytes: so much is freed with each."""
+
+STORED_ROW_BYTES = 1024
+"""The same of what is stored, which is not ours to remove: rather too much than too little."""
+
 INCREMENTAL = 2
 """What ``PRAGMA auto_vacuum`` tells of a file that can give pages back."""
+
+
+# `PRAGMA page_count` and `freelist_count` are in the header of the file: nothing is walked.
+IN_USE = """
+SELECT
+    page_count * page_size,
+    (page_count - freelist_count) * page_size,
+    value.entries,
+    value.bytes,
+    stored.entries,
+    stored.bytes
+FROM pragma_page_count, pragma_page_size, pragma_freelist_count, total AS value, total AS stored
+WHERE value.kind = 'value' AND stored.kind = 'stored'
+"""
+
+
+def most_bytes(max_size: int) -> int:
+    """How many bytes of pages may be in use for answers."""
+    return max_size * 11 // 10 + ROOM_BYTES
+
+
+def bytes_on_disk(nbytes: int) -> int:
+    """About how many bytes of pages a value of so many bytes has, with its row."""
+    whole, rest = divmod(nbytes, values.PART)
+    return ROW_BYTES + whole * _bytes_of_part(values.PART) + (_bytes_of_part(rest) if rest else 0)
+
+
+def _bytes_of_part(nbytes: int) -> int:
+    """The same of one part alone: how much SQLite leaves in the page of its row, and in others.
+
+    See "Cell Payload Overflow Pages" in https://www.sqlite.org/fileformat.html.
+    """
+    payload = nbytes + checksum.LENGTH * -(-nbytes // checksum.BLOCK) + 16
+    here, most_here = payload, PAGE_SIZE - 35
+    if payload > most_here:
+        least_here = (PAGE_SIZE - 12) * 32 // 255 - 23
+        here = least_here + (payload - least_here) % (PAGE_SIZE - 4)
+        if here > most_here:
+            here = least_here
+    rows_of_a_page = (PAGE_SIZE - 8) // (here + 12)
+    return -(-(payload - here) // (PAGE_SIZE - 4)) * PAGE_SIZE + PAGE_SIZE // rows_of_a_page
 
 
 class Space(NamedTuple):
@@ -23,6 +78,30 @@ class Space(NamedTuple):
     bytes: int
     free_bytes: int
     can_shrink: bool
+
+
+class InUse(NamedTuple):
+    """What the file holds, in bytes of its pages and of its values.
+
+    Attributes
+    ----------
+    pages
+        All of them, whether they hold something or not.
+    pages_in_use
+        Those that do.
+    """
+
+    pages: int
+    pages_in_use: int
+    values: int
+    value_bytes: int
+    stored: int
+    stored_bytes: int
+
+    def most_bytes(self, max_size: int) -> int:
+        """How many bytes of pages may be in use."""
+        stored = 2 * self.stored_bytes + STORED_ROW_BYTES * self.stored
+        return most_bytes(max_size) + stored
 
 
 def space(connection: Connection) -> Space:
@@ -35,10 +114,26 @@ def space(connection: Connection) -> Space:
     return Space(pages * page_size, free * page_size, auto_vacuum == INCREMENTAL)
 
 
-def has_much_free(connection: Connection) -> bool:
-    """Whether more is free than `MOST_FREE_BYTES`, and can be given back."""
+def in_use(connection: Connection) -> InUse:
+    """What the file holds."""
+    row = connection.execute(IN_USE).fetchone()
+    # On a page that is damaged, a column has another type than its table allows.
+    if row is None or not all(type(number) is int for number in row):
+        raise FileDamagedError("a total is missing, or is no integer")
+    return InUse(*row)
+
+
+def has_much_free(connection: Connection, max_size: int | None) -> bool:
+    """Whether so many pages hold nothing that some are to be given back.
+
+    Of a file that has more pages than may be in use, those that make a step.
+    """
     found = space(connection)
-    return found.can_shrink and found.free_bytes > MOST_FREE_BYTES
+    if not found.can_shrink or found.free_bytes < STEP_BYTES:
+        return False
+    if found.free_bytes > MOST_FREE_BYTES:
+        return True
+    return max_size is not None and found.bytes > in_use(connection).most_bytes(max_size)
 
 
 def give_back(connection: Connection) -> int:

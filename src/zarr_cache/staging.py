@@ -15,10 +15,10 @@ import sqlite3
 from typing import TYPE_CHECKING, Self
 
 from zarr_cache import index, private, values
-from zarr_cache.budget import Removed, expire, make_room
-from zarr_cache.errors import CacheError, is_code
+from zarr_cache.budget import Removed, expire, make_room, make_way
+from zarr_cache.errors import CacheError, FileLockedError, is_code
 from zarr_cache.index import NEW_NAMESPACE
-from zarr_cache.pending import write_touches
+from zarr_cache.pending import write_most, write_touches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,7 +121,7 @@ class Staged:
         if not rows:
             return False
         (self.entry,) = rows[0]
-        make_room(connection, limits, removed)
+        make_room(connection, limits, removed, nbytes)
         return index.is_there(connection, self.entry)
 
     def shrink(self, connection: Connection) -> bool:
@@ -156,6 +156,8 @@ class Staging:
         Whose values these are.
     touches
         Uses that wait to be written: eviction goes by them.
+    coming
+        Bytes that the transaction will write, as far as is known.
 
     Attributes
     ----------
@@ -164,17 +166,31 @@ class Staging:
     """
 
     def __init__(
-        self, connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
+        self,
+        connection: Connection,
+        namespace: str,
+        limits: Limits,
+        touches: Mapping[int, int],
+        coming: int = 0,
     ) -> None:
         self.removed = Removed()
         self._connection = connection
         self._namespace = namespace
         self._limits = limits
         self._touches = touches
+        self._coming = coming
         self._staged: list[Staged] = []
 
     def __enter__(self) -> Self:
+        # If the log is long, what is to be kept is refused all the same, and what only ends needs
+        # none of this.
+        with contextlib.suppress(FileLockedError):
+            write_most(self._connection, self._touches)
+            self._make_way(min(self._coming, MOST_AT_ONCE))
         return self
+
+    def _make_way(self, coming: int) -> None:
+        make_way(self._connection, self._limits, self._touches, self.removed, coming)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         # Another process holds the lock, and one wait for it is enough.
@@ -210,6 +226,7 @@ class Staging:
             expire(connection, self._namespace, limits, removed)
             staged.begin(connection, seed, stored_at, used_at)
         for part, piece in values.parts(data):
+            self._make_way(piece.size)
             with connection.writing_much():
                 if not (is_wanted() and staged.grow(connection, piece.size, limits, removed)):
                     return staged

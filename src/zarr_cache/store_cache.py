@@ -51,6 +51,8 @@ class StoreCache(ValueCache):
         Any store that supports deletes.
     """
 
+    has_pages = False
+
     _all: ClassVar[weakref.WeakSet[StoreCache]] = weakref.WeakSet()
 
     _keep = staticmethod(values.write_checksums)

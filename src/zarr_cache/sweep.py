@@ -46,7 +46,7 @@ def drop_some(connection: Connection, namespace: str) -> bool:
     bool
         Whether something is left to be removed.
     """
-    with connection.writing():
+    with connection.writing_much():
         parameters = {"namespace": namespace, "most": MOST_AT_ONCE}
         removed = connection.execute(REMOVE_SOME, parameters).fetchall()
         if len(removed) < MOST_AT_ONCE:

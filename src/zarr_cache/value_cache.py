@@ -97,6 +97,9 @@ class ValueCache:
     # Those with something in `_unrecorded`, which must not be forgotten with the last CacheStore.
     _distrusting: ClassVar[set[ValueCache]] = set()
 
+    has_pages: ClassVar[bool] = True
+    """Whether values are in the pages of a file, which are limited."""
+
     _keep: Keep = staticmethod(values.write)
 
     def __init__(self, database: Database) -> None:
@@ -118,6 +121,8 @@ class ValueCache:
         self.flights: Flights[tuple[object, ...], Buffer | None] = Flights()
         self.pending = Pending()
         self._admissions = Admissions()
+        # The last that somebody has asked for, by which pages are given back.
+        self._max_size: int | None = None
         # Whether it is still to be seen what processes that have ended have left.
         self._is_unswept = True
         self._has_evicted = False
@@ -285,6 +290,7 @@ class ValueCache:
         """
         if not self._writes.breaker.is_closed:
             self._writes.breaker.look()
+        self._max_size = limits.max_size
         mine = Admission(namespace, key, answer, limits, told)
         self._admissions.add(mine)
         nbytes = self._admissions.nbytes
@@ -344,7 +350,7 @@ class ValueCache:
         if self._database.is_gone():
             return
         try:
-            while self._reads.run(space.has_much_free):
+            while self._reads.run(space.has_much_free, self._max_size):
                 self._writes.run(space.give_back)
                 self.write_waiting()
         except CacheError as error:
@@ -357,7 +363,7 @@ class ValueCache:
 
     def write_soon(self) -> None:
         """Write the uses and counts that wait, in another thread."""
-        if self._writes.breaker.is_closed:
+        if not self._writes.breaker.is_left_alone:
             self._writer.wake()
 
     def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
@@ -365,6 +371,7 @@ class ValueCache:
         if not self._writes.breaker.is_closed:
             # Before the uses are gathered for nothing, at each hit.
             self._writes.breaker.look()
+        self._max_size = limits.max_size
         removed = yield from self._with_touches(budget.enforce, namespace, limits)
         if removed.evicted:
             # The pages that are free now may be many.
@@ -405,8 +412,13 @@ class ValueCache:
         limits: Limits,
     ) -> Flow[Removed]:
         """Let the keys be asked for again, and keep what the source is known to hold."""
+        self._max_size = limits.max_size
         end_write = partial(fence.end_write, keep=self._keep)
-        return self._with_touches(end_write, namespace, keys, answers, now_ns, limits)
+        arguments = (namespace, keys, answers, now_ns, limits)
+        if answers:
+            return self._with_touches(end_write, *arguments)
+        # Nothing comes for which anything would have to go.
+        return self._writes.flow(end_write, *arguments, {})
 
     def clear(self, namespace: str) -> Flow[list[str]]:
         """Remove what is kept of a namespace, and refuse what is being fetched."""

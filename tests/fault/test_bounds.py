@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from zarr.storage import MemoryStore
@@ -20,21 +20,24 @@ from tests.fakes import (
     buffer,
     cached_bytes,
     cached_keys,
+    open_file,
     read,
     restart,
 )
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.real import HANG_SECONDS, held
-from tests.fault.sources import new_cache, read_sync, settle, told
-from zarr_cache import budget
+from tests.fault.sources import LONGEST_SECONDS, new_cache, read_sync, settle, told
+from zarr_cache import SqliteStore, budget, connection, fence, pending, space
+from zarr_cache.pending import MOST_PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
     from warnings import WarningMessage
 
-    from tests.fakes import Statements
+    from tests.fakes import HeldTime, Statements
     from zarr_cache import CacheStore
+    from zarr_cache.connection import Connection
 
 MIB = 2**20
 
@@ -192,6 +195,131 @@ def test_the_disk_holds_little_more_than_one_large_value_while_it_is_kept(
     assert worst <= most(max_size)
 
 
+def most_pages(max_size: int) -> int:
+    """Bytes that the file alone may have, without its log: a MiB is for one transaction."""
+    return max_size * 11 // 10 + space.ROOM_BYTES + MIB
+
+
+class Small(NamedTuple):
+    """Answers that take more of the disk than their bytes."""
+
+    max_size: int
+    number: int
+    value: bytes | None
+    prefix: str = ""
+
+
+@pytest.mark.parametrize(
+    "small",
+    [
+        Small(MIB, 25_000, bytes(20)),
+        Small(8 * MIB, 28_000, bytes(300)),
+        Small(16 * MIB, 2_500, bytes(10_000)),
+        Small(MIB, 30_000, None),
+        Small(MIB, 12_000, None, "g" * 250),
+    ],
+    ids=["20 B", "300 B", "10 kB", "absent", "absent, long keys"],
+)
+def test_rows_and_pages_that_are_not_full_count_for_the_disk(path: Path, small: Small) -> None:
+    keys = [f"{small.prefix}/c/{number}" for number in range(small.number)]
+    value = None if small.value is None else buffer(small.value)
+    source = CountingStore(MemoryStore({} if value is None else dict.fromkeys(keys, value)))
+    settings = {"max_size": small.max_size, "max_age_absent_seconds": 3600}
+    store = new_cache(source, path, **settings)
+    worst = 0
+    for number, key in enumerate(keys):
+        store.get_sync(key)
+        if number % 100 == 0:
+            worst = max(worst, on_disk(path))
+    settle(store)
+    worst = max(worst, on_disk(path))
+    tell_worst(
+        f"{small.number} answers of {small.value and len(small.value)}", worst, small.max_size
+    )
+    source.reset()
+    for key in keys[-1000:]:
+        store.get_sync(key)
+    with open_file(path) as shell:
+        (pages,) = shell.execute("PRAGMA page_count").fetchone()
+        (in_use,) = shell.execute(
+            "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
+        ).fetchone()
+
+    assert worst <= most(small.max_size)
+    assert pages * connection.PAGE_SIZE <= most_pages(small.max_size)
+    # Nor is less kept than there is room for, and the last of all is.
+    assert in_use * connection.PAGE_SIZE >= most_pages(small.max_size) - 2 * MIB
+    assert source.requests.total() == 0
+    assert store.cache_stats()["evictions"] > 0
+
+
+def test_the_disk_holds_little_more_than_the_budget_while_four_processes_read_values_of_10_kb(
+    path: Path,
+) -> None:
+    # Each has a page of 16 KiB.
+    worst, processes = read_by_four(path, MAX_SIZE, 10 * MAX_SIZE // 4, 10_000)
+    answers = [process.communicate(timeout=HANG_SECONDS) for process in processes]
+    tell_worst("values of 10 kB, four processes", worst)
+
+    assert [process.returncode for process in processes] == [0] * 4, answers
+    assert [out for out, _ in answers] == ['{"faults": 0, "warned": []}\n'] * 4
+    assert MAX_SIZE // 2 <= cached_bytes(path) <= MAX_SIZE
+    assert worst <= most(MAX_SIZE)
+
+
+async def test_fences_of_long_keys_count_for_the_disk(path: Path) -> None:
+    store = new_cache(MemoryStore(), path, max_size=MIB, cache_set_data=False)
+    for number in range(0, 10_000, 100):
+        keys = [f"{'g' * 250}/{number + n}" for n in range(100)]
+        await store._set_many([(key, buffer(b"value")) for key in keys])
+    await store.set("last", buffer(b"value"))
+    with open_file(path) as shell:
+        (pages,) = shell.execute("PRAGMA page_count").fetchone()
+        fences = shell.execute("SELECT entries FROM total WHERE kind = 'fence'").fetchone()
+
+    assert pages * connection.PAGE_SIZE <= most_pages(MIB)
+    assert fences > (1000,)
+
+
+async def test_a_value_of_a_part_takes_the_place_of_many_small_ones_in_short_transactions(
+    path: Path,
+) -> None:
+    keys = [f"{number}" for number in range(25_000)]
+    source = MemoryStore(dict.fromkeys(keys, buffer(bytes(150))))
+    source._store_dict["large"] = buffer(bytes(4 * MIB))
+    store = new_cache(source, path, max_size=5 * MIB)
+    for key in keys:
+        store.get_sync(key)
+    settle(store)
+    found = await read(store, "large")
+    settle(store)
+
+    assert found == bytes(4 * MIB)
+    assert "large" in cached_keys(path)
+    assert cached_bytes(path) <= 5 * MIB
+    assert on_disk(path) <= most(5 * MIB)
+    assert log_bytes(path) <= connection.MOST_WAL_BYTES
+
+
+async def test_what_is_stored_in_the_same_file_takes_no_room_from_what_is_cached(
+    path: Path,
+) -> None:
+    number = 20_000
+    stored = SqliteStore(path)
+    await stored._set_many([(f"{n}", buffer(bytes(20))) for n in range(number)])
+    source = CountingStore(MemoryStore({f"{n}": buffer(bytes(1000)) for n in range(90)}))
+    store = new_cache(source, path, max_size=100_000)
+    for _ in range(2):
+        found = [await read(store, f"{n}") for n in range(90)]
+        settle(store)
+
+    assert on_disk(path) > most_pages(100_000)
+    assert found == [bytes(1000)] * 90
+    assert source.requests == {"get": 90}
+    assert store.cache_stats()["evictions"] == 0
+    assert [await read(stored, f"{n}") for n in (0, number - 1)] == [bytes(20)] * 2
+
+
 async def test_the_log_stays_short_under_a_reader_that_does_not_end(
     path: Path, warned: list[WarningMessage]
 ) -> None:
@@ -222,6 +350,116 @@ async def test_the_log_stays_short_under_a_reader_that_does_not_end(
     assert again == [bytes(SIZES[int(key) % len(SIZES)]) for key in keys[:20]]
     assert counting.requests.total() == 0
     assert len(warned) <= 1, told(warned)
+
+
+def log_bytes(path: Path) -> int:
+    """Length of the log."""
+    return path.with_name(f"{path.name}-wal").stat().st_size
+
+
+async def test_the_log_stays_short_under_a_long_reader_whatever_is_written(
+    path: Path, warned: list[WarningMessage], held_time: HeldTime
+) -> None:
+    source = MemoryStore({f"{number}": buffer(bytes(1000)) for number in range(3000)})
+    counting = CountingStore(source)
+    store = new_cache(counting, path, max_size=MAX_SIZE)
+    for key in list(source._store_dict):
+        await read(store, key)
+    settle(store)
+    longest = 0
+    found, expected = [], []
+    with held(path, "BEGIN", "SELECT count(*) FROM entry"):
+        for number in range(1000):
+            key = f"{number % 50}"
+            await store.set(key, buffer(b"%d" % number))
+            found += [await read_sync(store, key), await read(store, f"{number}")]
+            expected += [b"%d" % number] * (1 if number >= 50 else 2)
+            expected += [] if number < 50 else [bytes(1000)]
+            longest = max(longest, log_bytes(path))
+    held_time.step(LONGEST_SECONDS)
+    for _ in range(2):
+        for number in range(50):
+            await read(store, f"{number}")
+        settle(store)
+    counting.reset()
+    again = [await read(store, f"{number}") for number in range(50)]
+
+    assert found == expected
+    assert connection.LONG_WAL_BYTES < longest <= connection.MOST_WAL_BYTES
+    assert again == [b"%d" % (950 + number) for number in range(50)]
+    assert counting.requests.total() == 0
+    assert len(warned) <= 1, told(warned)
+
+
+async def test_the_log_stays_short_under_a_long_reader_when_there_are_only_hits(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = MemoryStore({f"{number}": buffer(bytes(100)) for number in range(3000)})
+    counting = CountingStore(source)
+    store = new_cache(counting, path, max_size=MAX_SIZE)
+    for key in list(source._store_dict):
+        store.get_sync(key)
+    settle(store)
+    counting.reset()
+    longest = 0
+    with held(path, "BEGIN", "SELECT count(*) FROM entry"):
+        for number in range(10_000):
+            # All over the file.
+            store.get_sync(f"{number * 7919 % 3000}")
+            if number % 1000 == 0:
+                settle(store)
+                longest = max(longest, log_bytes(path))
+    waiting = len(store._cached.values.pending)
+    held_time.step(LONGEST_SECONDS)
+    store.get_sync("0")
+    settle(store)
+
+    assert counting.requests.total() == 0
+    assert connection.LONG_WAL_BYTES < longest <= connection.MOST_WAL_BYTES
+    assert waiting > MOST_PENDING
+    assert len(store._cached.values.pending) == 0
+
+
+async def test_a_write_whose_end_the_log_has_no_room_for_ends_without_its_value(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = CountingStore(MemoryStore())
+    store = new_cache(counting, path)
+    await read(store, "other")
+    counting.reset()
+    begin_write = fence.begin_write
+
+    def begin_and_fill_the_log(db: Connection, *arguments: Any) -> int:
+        revision = begin_write(db, *arguments)
+        SqliteStore(path).set_sync("long", buffer(bytes(connection.MOST_WAL_BYTES)))
+        return revision
+
+    with held(path, "BEGIN", "SELECT count(*) FROM entry"):
+        monkeypatch.setattr(fence, "begin_write", begin_and_fill_the_log)
+        await store.set("k", buffer(b"value"))
+    found = [await read(store, "k"), await read(store, "k")]
+
+    assert found == [b"value"] * 2
+    assert counting.requests == {"set": 1, "get": 1}
+
+
+async def test_many_uses_are_written_in_short_transactions(
+    path: Path, statements: Statements
+) -> None:
+    # In a single one they would change most pages of a large file, and the log would hold them all.
+    source = MemoryStore({f"{number}": buffer(bytes(10)) for number in range(MOST_PENDING - 1)})
+    store = new_cache(source, path)
+    for key in list(source._store_dict):
+        store.get_sync(key)
+    store.flush()
+    for key in list(source._store_dict):
+        store.get_sync(key)
+    before = statements.number("BEGIN IMMEDIATE")
+    store.flush()
+    transactions = statements.number("BEGIN IMMEDIATE") - before
+
+    assert len(store._cached.values.pending) == 0
+    assert transactions >= MOST_PENDING / pending.MOST_AT_ONCE
 
 
 async def test_space_comes_back_when_the_budget_is_lowered(path: Path) -> None:

@@ -24,7 +24,7 @@ LAYOUT = [
 # other.
 CHAINS = [
     [{"cli.__init__"}, {"cache_store"}, {"store_cache"}, {"value_cache"}, {"admission", "fence"}],
-    [{"cli.__init__"}, {"removal", "space"}],
+    [{"cli.__init__"}, {"removal"}, {"budget"}, {"space"}],
     [{"removal", "report"}, {"selection"}, {"budget"}, {"index"}],
     [{"admission", "fence"}, {"answer"}, {"budget"}, {"index", "range_cache"}, {"byte_range"}],
     [{"sqlite_store"}, {"stored"}, {"index"}, {"values"}, {"checksum"}],
