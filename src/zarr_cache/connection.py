@@ -12,19 +12,17 @@ import time
 from typing import TYPE_CHECKING
 
 from zarr_cache import migrate, schema
+from zarr_cache.aside import drop_orphans, has_orphans
 from zarr_cache.cache_file import (
-    APPLICATION_ID,
     BUSY_TIMEOUT_SECONDS,
-    drop_orphans,
-    has_orphans,
     locked_folder,
     log_of,
-    refuse_foreign,
-    refuse_network,
     shared_memory_of,
     state_of,
 )
 from zarr_cache.errors import FileLockedError, StorageError, is_code
+from zarr_cache.network import refuse_network
+from zarr_cache.owner import APPLICATION_ID, refuse_foreign
 from zarr_cache.sizes import parse_size
 
 if TYPE_CHECKING:

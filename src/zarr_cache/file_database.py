@@ -16,6 +16,7 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
 from zarr_cache import cache_file, marks, stamps
+from zarr_cache.aside import drop_log, set_aside
 from zarr_cache.clock import PersistentClock
 from zarr_cache.connection import (
     Connection,
@@ -470,7 +471,7 @@ class FileDatabase:
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             self._close_all()
             with contextlib.suppress(OSError):
-                cache_file.drop_log(self.path, self._log)
+                drop_log(self.path, self._log)
         for forget in self.after_loss:
             forget()
 
@@ -522,7 +523,7 @@ class FileDatabase:
                         f"left where it is: see 'zarr-cache verify -f {self.path}'"
                     )
                 self._close_all()
-                aside = cache_file.set_aside(self.path, error.place)
+                aside = set_aside(self.path, error.place)
             except OSError as failure:
                 raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
             if aside is not None:
@@ -730,7 +731,7 @@ class FileDatabase:
                 contextlib.suppress(OSError, FileLockedError),
                 cache_file.locked_folder(self.path, is_shared=False),
             ):
-                cache_file.drop_log(self.path, self._log)
+                drop_log(self.path, self._log)
 
     def after_fork_in_child(self) -> None:
         """Forget the threads, which are the parent's."""

@@ -8,9 +8,9 @@ import weakref
 from typing import TYPE_CHECKING, Concatenate
 
 from zarr_cache import migrate
-from zarr_cache.cache_file import APPLICATION_ID
 from zarr_cache.clock import PersistentClock
 from zarr_cache.connection import Connection, Turns, connect
+from zarr_cache.owner import APPLICATION_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,8 +23,8 @@ import zarr_cache
 from tests.fakes import CountingStore, buffer, open_file, read, restart
 from tests.fault.children import run_child
 from zarr_cache import CacheStore, FileDamagedError, SqliteStore, checksum, connection, schema
-from zarr_cache.cache_file import APPLICATION_ID
 from zarr_cache.connection import Turns, connect
+from zarr_cache.owner import APPLICATION_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

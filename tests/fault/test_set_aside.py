@@ -14,7 +14,8 @@ from tests.fakes import buffer, restart
 from tests.fault.children import run_child
 from tests.fault.real import held, is_root, modes_that_apply, mounted_file
 from tests.fault.sources import SURFACES, VALUES, new_cache, new_source, read_all, settle, told
-from zarr_cache.cache_file import log_of, place_of, set_aside
+from zarr_cache.aside import set_aside
+from zarr_cache.cache_file import log_of, place_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,8 @@ os._exit(0)
 
 SET_ASIDE = """
 import signal
-from zarr_cache.cache_file import place_of, set_aside
+from zarr_cache.aside import set_aside
+from zarr_cache.cache_file import place_of
 
 renamed, rename = [], Path.rename
 

@@ -10,9 +10,11 @@ import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, HeldTime, buffer, open_file, read, restart
-from zarr_cache import CacheStore, CacheWarning, SqliteStore, cache_file
-from zarr_cache.cache_file import Place, drop_log, is_ours, log_of, place_of, set_aside
+from zarr_cache import CacheStore, CacheWarning, SqliteStore, network, owner
+from zarr_cache.aside import drop_log, set_aside
+from zarr_cache.cache_file import Place, log_of, place_of
 from zarr_cache.errors import ForeignFileError, NetworkFileSystemError
+from zarr_cache.owner import is_ours
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +25,7 @@ def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What Linux would tell of what is mounted."""
     file = tmp_path / "mounts"
     file.write_text("/dev/vda1 / ext4 rw 0 0\n", encoding="utf-8")
-    monkeypatch.setattr(cache_file, "MOUNTS", file)
+    monkeypatch.setattr(network, "MOUNTS", file)
     return file
 
 
@@ -69,7 +71,7 @@ def test_a_local_disk_within_a_network_file_system_is_local(tmp_path: Path, moun
 def test_a_file_is_taken_where_nothing_tells_what_is_mounted(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_file, "MOUNTS", path.parent / "no such file")
+    monkeypatch.setattr(network, "MOUNTS", path.parent / "no such file")
 
     assert SqliteStore(path).get_sync("k") is None
 
@@ -164,7 +166,7 @@ def test_a_file_that_was_zeros_when_it_was_looked_at_may_be_one_by_now(
     restart(SqliteStore(made))
     # As SQLite leaves a mapped file for a moment when it makes it longer.
     path.write_bytes(bytes(made.stat().st_size))
-    look = cache_file._identity
+    look = owner._identity
 
     def look_too_early(path: Path, how: str) -> Any:
         try:
@@ -173,6 +175,6 @@ def test_a_file_that_was_zeros_when_it_was_looked_at_may_be_one_by_now(
             shutil.copyfile(made, path)
             raise
 
-    monkeypatch.setattr(cache_file, "_identity", look_too_early)
+    monkeypatch.setattr(owner, "_identity", look_too_early)
 
     assert SqliteStore(path).get_sync("k") == buffer(b"value")

@@ -22,7 +22,7 @@ from zarr_cache import (
     SqliteStore,
     migrate,
 )
-from zarr_cache.cache_file import APPLICATION_ID, MOST_COPIED_BYTES, MOST_SCHEMA_ROW_BYTES
+from zarr_cache.owner import APPLICATION_ID, MOST_COPIED_BYTES, MOST_SCHEMA_ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

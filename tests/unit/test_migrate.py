@@ -11,8 +11,8 @@ import pytest
 
 from tests.fakes import open_file
 from zarr_cache import CacheError, MigrationError, SqliteStore, migrate
-from zarr_cache.cache_file import APPLICATION_ID
 from zarr_cache.connection import Turns, connect
+from zarr_cache.owner import APPLICATION_ID
 
 if TYPE_CHECKING:
     import sqlite3

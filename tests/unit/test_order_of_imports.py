@@ -133,4 +133,4 @@ def test_two_modules_call_connect() -> None:
     }
 
     # The one before it is known whether the file is ours, the other for all that comes after.
-    assert calling == {"cache_file", "connection"}
+    assert calling == {"connection", "owner"}

@@ -13,7 +13,7 @@ import pytest
 from tests.fakes import buffer, open_file
 from tests.upgrade.kept import FOLDER, kept_schema, printed
 from zarr_cache import SqliteStore, migrate
-from zarr_cache.cache_file import APPLICATION_ID
+from zarr_cache.owner import APPLICATION_ID
 
 if TYPE_CHECKING:
     from pathlib import Path

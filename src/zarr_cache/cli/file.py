@@ -12,6 +12,8 @@ from zarr_cache.cli.terminal import fail
 from zarr_cache.connection import Turns, connect, reopen_read_only
 from zarr_cache.errors import CacheError, is_code, translated
 from zarr_cache.location import default_path
+from zarr_cache.network import refuse_network
+from zarr_cache.owner import refuse_foreign
 from zarr_cache.sqlite_store import SqliteStore
 
 if TYPE_CHECKING:
@@ -74,8 +76,8 @@ def opened_to_read(path: Path) -> Iterator[Connection]:
     Ends the command with one line if that fails, or if the block does.
     """
     with told_on_one_line(path):
-        cache_file.refuse_network(path)
-        cache_file.refuse_foreign(path)
+        refuse_network(path)
+        refuse_foreign(path)
         with contextlib.closing(_connect(path)) as connection:
             yield connection
 
