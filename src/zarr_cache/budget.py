@@ -44,7 +44,7 @@ DELETE FROM entry
 WHERE id IN (
     SELECT id
     FROM entry
-    WHERE kind = :kind
+    WHERE kind = :kind AND (writers = 0 OR stored_at <= :dead_before)
     ORDER BY used_at, id
     LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :most)
 )
@@ -343,9 +343,16 @@ def cached_bytes(connection: Connection) -> int:
     return int(row[0])
 
 
-def trim(connection: Connection, kind: str, most: int) -> None:
-    """Remove the least recently used entries of a kind that has no bytes, until `most` are left."""
-    connection.execute(TRIM, {"kind": kind, "most": most})
+def trim(connection: Connection, kind: str, most: int, dead_before: int) -> None:
+    """Remove the least recently used entries of a kind that has no bytes, until `most` are left.
+
+    Parameters
+    ----------
+    dead_before
+        Fences of writes that began later and have not ended stay.
+    """
+    parameters = {"kind": kind, "most": most, "dead_before": dead_before}
+    connection.execute(TRIM, parameters)
 
 
 def expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:

@@ -32,7 +32,9 @@ SET revision = revision + 1
 RETURNING revision
 """
 
-# Nothing that is asked of the source from here on is kept until the write has ended.
+# Nothing that is asked of the source from here on is kept until the write has ended. While there
+# are writers, `stored_at` is when the first of them began: one that never ends is taken for dead an
+# hour later, however often others write to the key meanwhile.
 # Not `<>`: a kind that is NULL, on a page that is damaged, would keep its row.
 BEGIN_WRITE = """
 INSERT INTO entry (
@@ -44,7 +46,9 @@ WHERE name = :namespace
 ON CONFLICT (namespace, key) DO UPDATE
 SET kind = 'fence',
     size = 0,
-    stored_at = excluded.stored_at,
+    stored_at = CASE
+        WHEN writers > 0 AND stored_at > :dead_before THEN stored_at ELSE excluded.stored_at
+    END,
     used_at = excluded.used_at,
     revision = excluded.revision,
     writers = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writers + 1 END
@@ -79,7 +83,7 @@ WHERE name = :namespace
 ON CONFLICT (namespace, key) DO UPDATE
 SET kind = 'fence',
     size = 0,
-    stored_at = excluded.stored_at,
+    stored_at = CASE WHEN writers > 1 THEN stored_at ELSE excluded.stored_at END,
     used_at = excluded.used_at,
     revision = excluded.revision,
     writers = max(0, writers - 1)
@@ -114,13 +118,16 @@ RETURNING id
 """
 
 
-def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now_ns: int) -> int:
+def begin_write(
+    connection: Connection, namespace: str, keys: Sequence[str], now_ns: int, begun: list[int]
+) -> None:
     """Make what is kept of the keys unusable while the source is written to.
 
-    Returns
-    -------
-    int
-        The revision of this write, for `end_write`.
+    Parameters
+    ----------
+    begun
+        Is given the revision of this write, for `end_write`. Who is cancelled while this runs, in
+        another thread, finds it there: only what has begun is to be ended.
     """
     with connection.writing_much():
         revision = _next_revision(connection, namespace)
@@ -133,7 +140,7 @@ def begin_write(connection: Connection, namespace: str, keys: Sequence[str], now
         for key in keys:
             number, entry = _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
             key_order.check(connection, number, key, entry)
-    return revision
+    begun.append(revision)
 
 
 def end_write(
@@ -203,7 +210,7 @@ def _end_write(
                 else:
                     _fence(connection, END_WRITE, {"key": key, **parameters})
                     removed.fenced.append(key)
-            trim(connection, "fence", MOST_FENCES)
+            trim(connection, "fence", MOST_FENCES, now_ns - LONGEST_WRITE_NS)
             stage.clear()
     return removed
 
@@ -274,38 +281,6 @@ def _raise_fence(connection: Connection, namespace: str, revision: int) -> int:
     if not rows:
         raise FileDamagedError(f"the namespace {namespace!r} is missing")
     return int(rows[0][0])
-
-
-def begin_removal(connection: Connection, namespace: str, folder: str, now_ns: int) -> list[str]:
-    """Remove what is kept of every key in a folder, and let nothing be kept of them until the end.
-
-    That is `end_removal`, or an hour later: who was removing it has died by then.
-
-    Parameters
-    ----------
-    folder
-        Its name with a slash at the end; empty for all keys.
-
-    Returns
-    -------
-    list of str
-        The keys removed.
-    """
-    begin_write(connection, namespace, [folder], now_ns)
-    return fence_prefix(connection, namespace, folder)
-
-
-def end_removal(connection: Connection, namespace: str, folder: str, now_ns: int) -> list[str]:
-    """Let the keys in a folder be kept again; return those that were removed once more.
-
-    What was asked for meanwhile may have been answered before or after the source removed it.
-    """
-    removed = fence_prefix(connection, namespace, folder)
-    with connection.writing():
-        revision = _next_revision(connection, namespace)
-        parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
-        _fence(connection, END_WRITE, {"key": folder, **parameters})
-    return removed
 
 
 def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:

@@ -250,22 +250,10 @@ class StoreCache(ValueCache):
         yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
         return removed
 
-    def clear(self, namespace: str) -> Flow[list[str]]:
-        """Remove what is kept of a namespace, and refuse what is being fetched."""
+    def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
+        """Remove what is kept under a prefix, and refuse what is being fetched."""
         yield from self.known(namespace)
-        return (yield from self._removed(super().clear(namespace)))
-
-    def begin_removal(self, namespace: str, folder: str, now_ns: int) -> Flow[list[str]]:
-        """Remove what is kept of a folder, and let nothing be kept while the source removes it."""
-        yield from self.known(namespace)
-        return (yield from self._removed(super().begin_removal(namespace, folder, now_ns)))
-
-    def end_removal(self, namespace: str, folder: str, now_ns: int) -> Flow[list[str]]:
-        """Let what is in the folder be kept again."""
-        return (yield from self._removed(super().end_removal(namespace, folder, now_ns)))
-
-    def _removed(self, operation: Flow[list[str]]) -> Flow[list[str]]:
-        removed = yield from operation
+        removed = yield from super().fence_prefix(namespace, prefix)
         yield from self._delete(removed)
         return removed
 

@@ -88,6 +88,8 @@ class ValueCache:
         Fetches under way.
     pending
         Uses and counts that wait to be written.
+    unended
+        Folders, each with its namespace, that the file takes to be under removal, wrongly.
     """
 
     _by_database: ClassVar[weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]]] = (
@@ -121,6 +123,7 @@ class ValueCache:
         self.flights: Flights[tuple[object, ...], Buffer | None] = Flights()
         self.pending = Pending()
         self._admissions = Admissions()
+        self.unended: set[tuple[str, str]] = set()
         # The last that somebody has asked for, by which pages are given back.
         self._max_size: int | None = None
         # Whether it is still to be seen what processes that have ended have left.
@@ -399,9 +402,19 @@ class ValueCache:
         """Remove a damaged entry; return the keys removed."""
         return self._writes.flow(admission.discard, found)
 
-    def begin_write(self, namespace: str, keys: Sequence[str], now_ns: int) -> Flow[int]:
-        """Make what is kept of the keys unusable while the source is written to."""
-        return self._writes.flow(fence.begin_write, namespace, keys, now_ns)
+    def begin_write(
+        self, namespace: str, keys: Sequence[str], now_ns: int, begun: list[int]
+    ) -> Flow[None]:
+        """Make what is kept of the keys unusable while the source is written to.
+
+        Parameters
+        ----------
+        begun
+            Is given the revision of the write as soon as it has begun.
+        """
+        for key in keys:
+            self.ranges.remove_key(namespace, key)
+        return self._writes.flow(fence.begin_write, namespace, keys, now_ns, begun)
 
     def end_write(
         self,
@@ -420,20 +433,10 @@ class ValueCache:
         # Nothing comes for which anything would have to go.
         return self._writes.flow(end_write, *arguments, {})
 
-    def clear(self, namespace: str) -> Flow[list[str]]:
-        """Remove what is kept of a namespace, and refuse what is being fetched."""
-        self.ranges.remove(namespace)
-        return self._writes.flow(fence.fence_prefix, namespace, "")
-
-    def begin_removal(self, namespace: str, folder: str, now_ns: int) -> Flow[list[str]]:
-        """Remove what is kept of a folder, and let nothing be kept while the source removes it."""
-        self.ranges.remove(namespace, folder)
-        return self._writes.flow(fence.begin_removal, namespace, folder, now_ns)
-
-    def end_removal(self, namespace: str, folder: str, now_ns: int) -> Flow[list[str]]:
-        """Let what is in the folder be kept again."""
-        self.ranges.remove(namespace, folder)
-        return self._writes.flow(fence.end_removal, namespace, folder, now_ns)
+    def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
+        """Remove what is kept under a prefix, and refuse what is being fetched."""
+        self.ranges.remove(namespace, prefix)
+        return self._writes.flow(fence.fence_prefix, namespace, prefix)
 
     def is_being_removed(self, namespace: str, key: str, now_ns: int) -> bool:
         """Whether the source is removing a folder that the key is in."""

@@ -11,7 +11,7 @@ from zarr_cache.index import is_storable
 from zarr_cache.namespace import folder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from zarr.core.buffer import Buffer
 
@@ -34,13 +34,14 @@ def write(
         Writes to the source.
     """
     cached.has_moved()
+    namespace = cached.namespace
     items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
-    # As long as it is not known: an operation runs to its end even if the task is cancelled at it.
-    is_fenced, is_asked = True, False
+    begun: list[int] = []
+    is_recorded, is_asked = True, False
     try:
-        begun = yield from _begin_write(cached, keys)
-        is_fenced, is_asked = begun is not None, True
+        is_recorded = yield from _begin_write(cached, namespace, keys, begun)
+        is_asked = True
         yield from to_source
     except GeneratorExit:
         # Nothing can be waited for any more. What was begun stands, and the source is asked.
@@ -48,22 +49,35 @@ def write(
     except BaseException as error:
         # Only the source knows what it holds.
         may_go_on = _may_go_on(error) if len(keys) > 1 else _is_cut_off(error)
-        if is_fenced and is_asked and may_go_on:
+        if begun and is_asked and may_go_on:
             yield from _abandon(cached, keys)
         else:
-            yield from _end_write(cached, keys, {}, is_fenced=is_fenced)
+            yield from _end_write(cached, namespace, keys, {}, begun)
+        if not is_recorded:
+            yield from _clear(cached)
         raise
     answers: dict[str, Answer] = {}
-    if cached.has_moved():
-        # Where it was written to is not known. What was begun stands there, and is begun here.
-        is_fenced = (yield from _begin_write(cached, keys)) is not None
-    elif begun is not None and cached.settings.cache_set_data:
-        answers = _written(cached, items, begun)
-    yield from _end_write(cached, keys, answers, is_fenced=is_fenced)
+    has_moved = cached.has_moved() or cached.namespace != namespace
+    if begun and cached.settings.cache_set_data and not has_moved:
+        answers = _written(cached, items, begun[0])
+    yield from _end_write(cached, namespace, keys, answers, begun)
+    if has_moved:
+        # Where it was written to is not known.
+        begun.clear()
+        is_recorded = yield from _begin_write(cached, cached.namespace, keys, begun)
+        yield from _end_write(cached, cached.namespace, keys, {}, begun)
+    if not is_recorded:
+        # The key has no fence. What was removed on that account while the source was written to may
+        # have been asked for and kept again since.
+        yield from _clear(cached)
 
 
 REFUSALS = (NotImplementedError, TypeError, ValueError)
 """What a source raises before it has done anything."""
+
+
+CUT_OFF = (ConnectionError, TimeoutError)
+"""What tells that nobody has waited for the end."""
 
 
 def _is_cut_off(error: BaseException) -> bool:
@@ -73,7 +87,7 @@ def _is_cut_off(error: BaseException) -> bool:
     done there; and a server may do what it has been asked for. So nothing is kept of the keys until
     the writer is taken for dead.
     """
-    return not isinstance(error, Exception)
+    return not isinstance(error, Exception) or isinstance(error, CUT_OFF)
 
 
 def _may_go_on(error: BaseException) -> bool:
@@ -84,18 +98,19 @@ def _may_go_on(error: BaseException) -> bool:
     return not isinstance(error, REFUSALS)
 
 
-def _begin_write(cached: CachedSource, keys: Sequence[str]) -> Flow[int | None]:
-    """Make what is kept of the keys unusable; None when the cache cannot."""
+def _begin_write(
+    cached: CachedSource, namespace: str, keys: Sequence[str], begun: list[int]
+) -> Flow[bool]:
+    """Make what is kept of the keys unusable; False when the cache cannot."""
     try:
         yield from cached.values.opened()
-        for key in keys:
-            cached.values.ranges.remove_key(cached.namespace, key)
         now_ns = cached.values.clock().stamp_ns()
-        return (yield from cached.values.begin_write(cached.namespace, keys, now_ns))
+        yield from cached.values.begin_write(namespace, keys, now_ns, begun)
     except CacheError as error:
-        yield from cached.values.distrust(cached.namespace)
+        yield from cached.values.distrust(namespace)
         cached.faults.note(error)
-        return None
+        return False
+    return True
 
 
 def _written(
@@ -111,24 +126,33 @@ def _written(
 
 
 def _end_write(
-    cached: CachedSource, keys: Sequence[str], answers: Mapping[str, Answer], *, is_fenced: bool
-) -> Flow[None]:
-    if not is_fenced:
-        # The key has no fence. What was removed on that account while the source was written to may
-        # have been asked for and kept again since.
-        yield from _clear(cached)
-        return
-    if keys:
-        yield from cached.make_room(keys[0])
+    cached: CachedSource,
+    namespace: str,
+    keys: Sequence[str],
+    answers: Mapping[str, Answer],
+    begun: Sequence[int],
+) -> Flow[bool]:
+    """Let the keys be asked for again, if the write has begun: no other's is ended in its place.
+
+    Returns
+    -------
+    bool
+        Whether the cache knows that it has ended.
+    """
+    if not (begun and keys):
+        return True
+    yield from cached.make_room(keys[0])
     try:
         now_ns = cached.values.clock().stamp_ns()
         removed = yield from cached.values.end_write(
-            cached.namespace, keys, answers, now_ns, cached.limits()
+            namespace, keys, answers, now_ns, cached.limits()
         )
         cached.count_removed(removed)
     except CacheError as error:
         # What was begun stands: nothing is kept of the keys until the writer is taken for dead.
         cached.faults.note(error)
+        return False
+    return True
 
 
 def _abandon(cached: CachedSource, keys: Sequence[str]) -> Flow[None]:
@@ -184,36 +208,44 @@ def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) ->
         # Nothing is kept of the keys in it.
         yield from from_source
         return
-    is_fenced, is_asked = True, False
+    namespace = cached.namespace
+    begun: list[int] = []
+    is_recorded, is_asked = True, False
     try:
-        is_fenced = yield from _recorded(cached, cached.values.begin_removal, folder)
+        # While it is removed, it has a writer as a key has. See `index.is_being_removed`.
+        is_recorded = yield from _begin_write(cached, namespace, [folder], begun)
+        is_recorded &= yield from _fence(cached, namespace, folder)
         is_asked = True
         yield from from_source
     except GeneratorExit:
         raise
     except BaseException as error:
-        if not (is_fenced and is_asked and _may_go_on(error)):
-            yield from _end_removal(cached, folder, is_fenced=is_fenced)
+        if not (begun and is_recorded and is_asked and _is_cut_off(error)):
+            yield from _end_removal(cached, namespace, folder, begun, is_recorded=is_recorded)
         raise
-    yield from _end_removal(cached, folder, is_fenced=is_fenced)
+    yield from _end_removal(cached, namespace, folder, begun, is_recorded=is_recorded)
 
 
-def _end_removal(cached: CachedSource, folder: str, *, is_fenced: bool) -> Flow[None]:
-    if is_fenced:
-        yield from _recorded(cached, cached.values.end_removal, folder)
-    else:
+def _end_removal(
+    cached: CachedSource, namespace: str, folder: str, begun: list[int], *, is_recorded: bool
+) -> Flow[None]:
+    # What was asked for meanwhile may have been answered before or after.
+    for each in dict.fromkeys((namespace, cached.namespace)):
+        yield from _fence(cached, each, folder)
+    if not (yield from _end_write(cached, namespace, [folder], {}, begun)):
+        # All that is in it would not be kept for an hour. Who can write to the file next ends it.
+        cached.values.unended.add((namespace, folder))
+        yield from cached.values.distrust(namespace)
+    if not is_recorded:
         yield from _clear(cached)
 
 
-def _recorded(
-    cached: CachedSource, operation: Callable[[str, str, int], Flow[object]], folder: str
-) -> Flow[bool]:
-    """Whether the cache could take the beginning or the end of a removal."""
+def _fence(cached: CachedSource, namespace: str, folder: str) -> Flow[bool]:
+    """Remove what is kept of a folder, and refuse what is being fetched; False when it cannot."""
     try:
-        yield from cached.values.opened()
-        yield from operation(cached.namespace, folder, cached.values.clock().stamp_ns())
+        yield from cached.values.fence_prefix(namespace, folder)
     except CacheError as error:
-        yield from cached.values.distrust(cached.namespace)
+        yield from cached.values.distrust(namespace)
         cached.faults.note(error)
         return False
     return True

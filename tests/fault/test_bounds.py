@@ -429,10 +429,9 @@ async def test_a_write_whose_end_the_log_has_no_room_for_ends_without_its_value(
     counting.reset()
     begin_write = fence.begin_write
 
-    def begin_and_fill_the_log(db: Connection, *arguments: Any) -> int:
-        revision = begin_write(db, *arguments)
+    def begin_and_fill_the_log(db: Connection, *arguments: Any) -> None:
+        begin_write(db, *arguments)
         SqliteStore(path).set_sync("long", buffer(bytes(connection.MOST_WAL_BYTES)))
-        return revision
 
     with held(path, "BEGIN", "SELECT count(*) FROM entry"):
         monkeypatch.setattr(fence, "begin_write", begin_and_fill_the_log)

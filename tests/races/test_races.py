@@ -887,6 +887,67 @@ async def test_what_set_many_goes_on_to_write_after_it_has_failed_is_seen(make: 
     assert await read(store, KEY) == everything(source)[KEY] == NEW
 
 
+def test_a_write_cancelled_before_it_has_begun_ends_no_other(path: Path) -> None:
+    async def cut_off(value: bytes, reached: Callable[[], Awaitable[None]]) -> None:
+        write = asyncio.ensure_future(store.set(KEY, buffer(value)))
+        await reached()
+        write.cancel()
+        await asyncio.wait([write])
+
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_before("set")
+    asyncio.run(cut_off(NEW, gate.reached))
+    # Each event loop has yet to get its connection to the file.
+    for steps in range(3):
+        asyncio.run(cut_off(b"other", partial(turns, steps)))
+    before = asyncio.run(read(store, KEY))
+    store.flush()
+    # What the first one asked for is done now.
+    asyncio.run(source._store.set(KEY, buffer(NEW)))
+
+    assert before == OLD
+    assert asyncio.run(read(store, KEY)) == NEW
+
+
+async def test_a_key_that_is_written_to_every_half_hour_is_cached_again_after_a_cancelled_write(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_before("set")
+    write = asyncio.ensure_future(set_(store))
+    await gate.reached()
+    write.cancel()
+    await asyncio.wait([write])
+    for _ in range(3):
+        held_time.step(1801)
+        await store.set(KEY, buffer(b"last"))
+    source.reset()
+
+    assert await read(store, KEY) == b"last"
+    assert source.requests == {}
+
+
+@pytest.mark.parametrize("error", [PermissionError, NotImplementedError, FileNotFoundError])
+async def test_what_the_source_refuses_to_clear_is_cached_again(
+    error: type[Exception], make: Maker
+) -> None:
+    class Source(MemoryStore):
+        async def clear(self) -> None:
+            raise error(KEY)
+
+    source = CountingStore(Source({KEY: buffer(OLD)}))
+    store = make(source)
+    with pytest.raises(error):
+        await store.clear()
+    await read(store, KEY)
+    source.reset()
+
+    assert await read(store, KEY) == OLD
+    assert source.requests == {}
+
+
 async def test_a_folder_whose_removal_was_killed_is_not_kept_as_it_was(path: Path) -> None:
     source = HeldStore(memory())
     killed = cached(source, path)

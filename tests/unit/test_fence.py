@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, buffer, cached_keys, open_file, read
-from zarr_cache import CacheStore, SqliteStore, fence
+from tests.fakes import CountingStore, buffer, cached_keys, open_file, read, writers
+from zarr_cache import CacheStore, CacheWarning, SqliteStore, fence
 from zarr_cache.connection import Connection
+from zarr_cache.errors import FileLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import pytest
 
 KEYS = [f"c/{number}" for number in range(6)]
 
@@ -32,6 +33,43 @@ def fences(path: Path) -> list[str]:
     return [key for (key,) in rows]
 
 
+async def test_a_fence_of_a_write_that_is_under_way_is_not_among_those_that_are_too_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, store = source_and_store(path)
+    monkeypatch.setattr(fence, "MOST_FENCES", 2)
+    begun: list[int] = []
+    values = store._cached.values
+    now_ns = values.clock().now_ns()
+    values._database.run(fence.begin_write, "source", [KEYS[0]], now_ns, begun)
+    for key in KEYS[1:]:
+        await store.delete(key)
+
+    assert KEYS[0] in fences(path)
+    assert len(begun) == 1
+
+
+async def test_a_removal_of_whose_end_the_file_could_not_be_told_ends_at_the_next_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(*_: object, **__: object) -> None:
+        raise FileLockedError(f"{path}: database is locked")
+
+    source, store = source_and_store(path)
+    await read(store, KEYS[0])
+    monkeypatch.setattr(fence, "end_write", locked)
+    with pytest.warns(CacheWarning, match="locked"):
+        await store.delete_dir("other/")
+    monkeypatch.undo()
+    store._cached.values._writes.breaker.try_again()
+    await read(store, KEYS[0])
+    source.reset()
+
+    assert await read(store, KEYS[0]) == b"old"
+    assert source.requests == {}
+    assert writers(path) == 0
+
+
 async def test_what_is_written_between_two_steps_of_a_removal_stays(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +84,7 @@ async def test_what_is_written_between_two_steps_of_a_removal_stays(
     @contextlib.contextmanager
     def write_first(connection: Connection) -> Iterator[None]:
         steps.append(connection)
-        if len(steps) == 1:
+        if len(steps) == 2:
             store.set_sync(KEYS[0], buffer(b"new"))
         with begin(connection):
             yield
