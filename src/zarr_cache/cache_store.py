@@ -577,8 +577,10 @@ class CacheStore(WrapperStore[Store]):
                     for number, buffer in batch:
                         place = of_key[number]
                         answers[place] = reading.as_type(asked[place][1], buffer)
+            except FileNotFoundError:
+                pass  # as a source may raise it by itself; what is absent is None already
             except ExceptionGroup as group:
-                # What is absent is None already. Else, as `get` would raise it.
+                # The same. Else, as `get` would raise it.
                 _, others = group.split(FileNotFoundError)
                 if others is not None:
                     raise others.exceptions[0] from group

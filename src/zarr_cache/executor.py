@@ -16,9 +16,10 @@ import weakref
 from zarr.core.config import config
 
 _lock = threading.Lock()
-_batches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Task[object]]] = (
-    weakref.WeakKeyDictionary()
-)
+# A task holds its loop: one that never ends, since its loop was closed, must not be held here.
+_batches: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, weakref.WeakSet[asyncio.Task[object]]
+] = weakref.WeakKeyDictionary()
 
 
 def _after_fork() -> None:
@@ -46,7 +47,10 @@ def begin_batch(*, is_optional: bool) -> bool:
         return not is_optional
     loop = task.get_loop()
     with _lock:
-        tasks = _batches.setdefault(loop, set())
+        for each in list(_batches):
+            if each.is_closed():
+                del _batches[each]
+        tasks = _batches.setdefault(loop, weakref.WeakSet())
         if task in tasks:
             return True
         if is_optional and len(tasks) + 1 >= _threads_of(loop):

@@ -107,7 +107,7 @@ WHERE id IN (
       AND revision < :revision
     LIMIT :most
 )
-RETURNING key
+RETURNING key, kind
 """
 
 RAISE_FENCE = """
@@ -291,7 +291,8 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
     Returns
     -------
     list of str
-        The keys removed.
+        The keys of the values removed. An absence or a fence has no bytes anywhere, and the fence
+        of a folder has no key.
     """
     with connection.writing_much():
         revision = _next_revision(connection, namespace)
@@ -310,4 +311,4 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
             some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
             key_order.check(connection, number, prefix)
         removed += some
-    return [key for (key,) in removed]
+    return [key for key, kind in removed if kind == "value"]

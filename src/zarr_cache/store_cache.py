@@ -27,10 +27,21 @@ if TYPE_CHECKING:
     from zarr_cache.answer import Answer
     from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
+    from zarr_cache.connection import Connection
     from zarr_cache.errors import CacheError
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found
     from zarr_cache.listing import Kept
+
+HAS_VALUES_BELOW = """
+SELECT 1
+FROM entry
+WHERE namespace IN (SELECT id FROM namespace)
+  AND key >= :first
+  AND key < :end
+  AND kind = 'value'
+LIMIT 1
+"""
 
 
 class StoreCache(ValueCache):
@@ -173,7 +184,8 @@ class StoreCache(ValueCache):
         """Keep the bytes and the entry, the one not without the other."""
         key, answer = mine.key, mine.answer
         found = yield from self.peek(mine.namespace, key)
-        if found.is_overtaken(answer.revision, answer.stored_at):
+        can_be_kept = answer.data is None or _is_name(key)
+        if not can_be_kept or found.is_overtaken(answer.revision, answer.stored_at):
             mine.end(None)
             return
         try:
@@ -240,6 +252,9 @@ class StoreCache(ValueCache):
         limits: Limits,
     ) -> Flow[Removed]:
         self._namespaces.add(namespace)
+        answers = {
+            key: answer for key, answer in answers.items() if answer.data is None or _is_name(key)
+        }
         try:
             for key, answer in answers.items():
                 if answer.data is not None:
@@ -331,25 +346,54 @@ class StoreCache(ValueCache):
 
     def _delete(self, keys: Iterable[str]) -> Flow[None]:
         """Delete these and those of which that has failed before, where nothing else is there."""
-        self._left.update(keys)
+        self._left.update(filter(_is_name, keys))
         if self._left:
             yield from to_its_end(self._delete_left)
 
     def _delete_left(self) -> Flow[None]:
+        failure = None
         for key in sorted(self._left):
             # Unless it has been put there anew, or has been deleted by another.
             if key in self._left and key not in self._coming:
-                if not self.has_value(key):
-                    yield from self._delete_one(key)
-                self._left.discard(key)
+                try:
+                    if not self.has_value(key):
+                        yield from self._delete_one(key)
+                except StorageError as error:
+                    # It is tried again with what goes next. The others can go all the same.
+                    failure = error
+                else:
+                    self._left.discard(key)
+        if failure is not None:
+            raise failure
 
     def _delete_one(self, key: str) -> Flow[None]:
-        return self._checked(
-            call(
-                self.store,
-                lambda store: store.delete_sync(key),
-                lambda store: store.delete(key),
+        """Delete a value; a folder of that name stays, with all that is in it."""
+        if self._may_be_folder(key) and (yield from self._get(key)) is None:
+            return
+        try:
+            yield from self._checked(
+                call(
+                    self.store,
+                    lambda store: store.delete_sync(key),
+                    lambda store: store.delete(key),
+                )
             )
+        except StorageError:
+            # As fsspec's local file system refuses to delete an empty folder.
+            if (yield from self._get(key)) is not None:
+                raise
+
+    def _may_be_folder(self, key: str) -> bool:
+        """Whether there are values below the key, or may be.
+
+        A store of files has no value of that name then, and some delete the folder: a `LocalStore`
+        does. In other stores there may be both.
+        """
+        folder = f"{key}/"
+        return (
+            not self._is_filled
+            or any(each.startswith(folder) for each in tuple(self._coming))
+            or self._reads.run(_has_values_below, folder)
         )
 
     def _checked[T](self, called: Flow[T]) -> Flow[T]:
@@ -360,5 +404,18 @@ class StoreCache(ValueCache):
             raise StorageError(f"{self.store}: {type(error).__name__}: {error}") from error
 
 
+def _is_name(key: str) -> bool:
+    """Whether it can be that of a value: to some stores, what ends with a slash is a folder.
+
+    They would delete all that is in it, and the empty key is all there is.
+    """
+    return key != "" and not key.endswith("/")
+
+
+def _has_values_below(connection: Connection, folder: str) -> bool:
+    parameters = {"first": folder, "end": index.prefix_end(folder)}
+    return connection.execute(HAS_VALUES_BELOW, parameters).fetchone() is not None
+
+
 async def _sizes(store: Store) -> list[tuple[str, int]]:
-    return [(key, await store.getsize(key)) async for key in store.list()]
+    return [(key, await store.getsize(key)) async for key in store.list() if _is_name(key)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from zarr.abc.store import RangeByteRequest
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, FailingStore, Gate, HeldStore, buffer, leave_process, read
 from zarr_cache import CacheStore, CacheWarning
@@ -345,3 +345,134 @@ async def test_what_was_there_before_is_believed_as_long_as_there_is_one_source(
     assert before == b"who knows whose" * 20
     assert await read(one, "k") == OLD
     assert await read(other, "k") == NEW
+
+
+# Names that are of a key and of a folder
+
+
+@pytest.fixture(params=["LocalStore", "FsspecStore"])
+def kept_in_files(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "LocalStore":
+        return LocalStore(tmp_path / "kept")
+    options = {"auto_mkdir": True}
+    return FsspecStore.from_url((tmp_path / "kept").as_uri(), storage_options=options)
+
+
+KEYS_OF_OTHER = ("a/b/k", "a/k", "c/k")
+
+
+async def with_values_of_other(kept: Store) -> tuple[CacheStore, CacheStore]:
+    """CacheStores of two sources, and all that is kept is of the other."""
+    one = CacheStore(MemoryStore(), cache_store=kept, namespace="one")
+    source = CountingStore(MemoryStore({key: buffer(NEW) for key in KEYS_OF_OTHER}))
+    other = CacheStore(source, cache_store=kept, namespace="other")
+    assert [await read(other, key) for key in KEYS_OF_OTHER] == [NEW] * len(KEYS_OF_OTHER)
+    return one, other
+
+
+async def assert_other_has_its_values(one: CacheStore, other: CacheStore, kept: Store) -> None:
+    hits = other.cache_stats()["hits"]
+    assert [await read(other, key) for key in KEYS_OF_OTHER] == [NEW] * len(KEYS_OF_OTHER)
+    assert other.cache_stats()["hits"] - hits == len(KEYS_OF_OTHER)
+    assert {key async for key in kept.list()} == set(KEYS_OF_OTHER)
+    for store in (one, other):
+        assert store.cache_stats()["faults"] == store.cache_stats()["damaged"] == 0
+
+
+async def test_all_keys_of_a_source_go_twice_and_those_of_another_stay(
+    kept_in_files: Store,
+) -> None:
+    one, other = await with_values_of_other(kept_in_files)
+
+    await one.clear()
+    await one.clear_cache()
+
+    await assert_other_has_its_values(one, other, kept_in_files)
+
+
+async def test_a_folder_of_a_source_goes_after_one_in_it_and_that_of_another_stays(
+    kept_in_files: Store,
+) -> None:
+    one, other = await with_values_of_other(kept_in_files)
+
+    await one.delete_dir("a/b/")
+    await one.delete_dir("a/")
+    await one.delete_dir("a")
+
+    await assert_other_has_its_values(one, other, kept_in_files)
+
+
+async def test_a_key_goes_and_the_folder_of_that_name_of_another_source_stays(
+    kept_in_files: Store,
+) -> None:
+    one, other = await with_values_of_other(kept_in_files)
+
+    await one.delete("a")
+    await one.delete("a/b")
+    await one.delete("")
+
+    await assert_other_has_its_values(one, other, kept_in_files)
+
+
+async def test_a_key_goes_and_the_folder_that_is_not_known_of_yet_stays(
+    kept_in_files: Store,
+) -> None:
+    _, other = await with_values_of_other(kept_in_files)
+    leave_process(other)
+    one = CacheStore(MemoryStore(), cache_store=kept_in_files, namespace="one")
+
+    await one.delete("c")
+
+    assert {key async for key in kept_in_files.list()} == set(KEYS_OF_OTHER)
+
+
+async def test_an_empty_folder_is_no_value_that_could_not_be_deleted(kept_in_files: Store) -> None:
+    source = MemoryStore({"a/b/k": buffer(OLD)})
+    store = CacheStore(source, cache_store=kept_in_files, namespace="source")
+    await read(store, "a/b/k")
+
+    await store.delete_dir("a")
+    await store.delete("a/b")
+
+    assert [key async for key in kept_in_files.list()] == []
+    assert store.cache_stats()["faults"] == 0
+
+
+async def test_a_value_goes_where_a_store_has_others_below_its_name() -> None:
+    kept = MemoryStore()
+    source = MemoryStore({key: buffer(OLD) for key in ("a", "a/b")})
+    store = CacheStore(source, cache_store=kept, namespace="source")
+    assert [await read(store, key) for key in ("a", "a/b")] == [OLD, OLD]
+
+    await store.delete("a")
+
+    assert set(kept._store_dict) == {"a/b"}
+
+
+async def test_what_no_key_ends_with_in_a_store_of_files_is_not_kept() -> None:
+    kept = MemoryStore({"b/": buffer(NEW)})
+    source = MemoryStore({key: buffer(OLD) for key in ("", "a/", "b/")})
+    store = CacheStore(source, cache_store=kept, namespace="source")
+    answers = [await read(store, key) for key in ("", "a/", "b/")]
+    await store.set("a/", buffer(NEW))
+
+    assert answers == [OLD, OLD, OLD]
+    assert await read(store, "a/") == NEW
+    assert set(kept._store_dict) == {"b/"}
+
+
+async def test_a_value_that_cannot_be_deleted_keeps_no_other_from_it() -> None:
+    keys = ["a", "b", "c"]
+    source = CountingStore(MemoryStore({key: buffer(OLD) for key in keys}))
+    held = MemoryStore()
+    kept = FailingStore(held)
+    store = CacheStore(source, cache_store=kept, namespace="source")
+    assert [await read(store, key) for key in keys] == [OLD] * 3
+    kept.fail("delete")
+
+    with pytest.raises(StorageError, match="failed, as the test asked"):
+        await store.clear_cache()
+
+    assert set(held._store_dict) == {"a"}
+    await store.clear_cache()
+    assert held._store_dict == {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from zarr_cache.executor import begin_batch, may_wait_for
@@ -63,3 +65,38 @@ async def test_an_executor_with_one_thread_has_none_to_spare() -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
     assert not begin_batch(is_optional=True)
+
+
+def closed_with_a_batch() -> weakref.ref[asyncio.AbstractEventLoop]:
+    """A loop that was closed while a task that had given a batch to a thread was under way."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(begun(asyncio.Event(), is_optional=False))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert not task.done()
+    # Nobody is to be told that it never ended.
+    loop.set_exception_handler(lambda _loop, _context: None)
+    return weakref.ref(loop)
+
+
+def test_a_loop_that_was_closed_with_a_batch_under_way_is_collected() -> None:
+    loop = closed_with_a_batch()
+    gc.collect()
+
+    assert loop() is None
+
+
+def test_a_loop_that_was_closed_is_forgotten_at_the_next_batch() -> None:
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _loop, _context: None)
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    task = loop.create_task(begun(asyncio.Event(), is_optional=False))
+    loop.run_until_complete(asyncio.sleep(0))
+    before = may_wait_for(loop)
+    loop.close()
+
+    asyncio.run(begin(1, is_optional=False))
+
+    assert not task.done()
+    assert not before
+    assert may_wait_for(loop)
