@@ -268,7 +268,10 @@ class Admissions:
                 return
             touches, counts = pending.take_touches(), pending.take_counts()
             try:
-                first, coming = ended[0], sum(admission.answer.size for admission in ended)
+                first = ended[0]
+                wanted = [admission for admission in ended if not admission.is_needless]
+                sizes = [(each.namespace, each.key, each.answer.size) for each in wanted]
+                coming = staging.bytes_coming(connection, first.limits, sizes)
                 with Staging(connection, first.namespace, first.limits, touches, coming) as stage:
                     if stage.removed.evicted or stage.removed.evicted_ranges:
                         first.removed = first.removed_before = stage.removed

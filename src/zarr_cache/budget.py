@@ -81,7 +81,7 @@ RETURNING key
 """
 
 # The least recently used of all that is not stored, as many as have so many bytes about. The fence
-# of a write that is under way stays.
+# of a write that is under way stays, unless its writer is taken for dead.
 EVICT_ANY = """
 DELETE FROM entry
 WHERE id IN (
@@ -111,7 +111,7 @@ WHERE id IN (
             FROM (
                 SELECT id, used_at, size
                 FROM entry
-                WHERE kind = 'fence' AND writers = 0
+                WHERE kind = 'fence' AND (writers = 0 OR stored_at <= :dead_before)
                 ORDER BY used_at, id
                 LIMIT :most
             )
@@ -151,12 +151,15 @@ class Limits(NamedTuple):
     fresh_after
         A value stored at this time or earlier is stale, and an absence stored at
         `absent_fresh_after` or earlier.
+    dead_before
+        A write that began at this time or earlier is taken for dead.
     """
 
     max_size: int | None
     ranges: RangeCache
     fresh_after: int
     absent_fresh_after: int
+    dead_before: int = EVER
 
     def are_exceeded(self, cached_bytes: int) -> bool:
         """Whether there is too much, with so many bytes of value entries in the file."""
@@ -262,6 +265,15 @@ def make_way(
             return
 
 
+def has_room(connection: Connection, limits: Limits, coming: int) -> bool:
+    """Whether so many bytes more fit, and nothing goes for them."""
+    if limits.max_size is None or connection.log is None:
+        return True
+    if limits.are_exceeded(cached_bytes(connection) + coming):
+        return False
+    return pages_excess(space.in_use(connection), limits, coming) <= 0
+
+
 def make_room(connection: Connection, limits: Limits, removed: Removed, coming: int = 0) -> None:
     """Remove the least recently used, in the file and in memory alike, until the rest fits.
 
@@ -290,9 +302,11 @@ def pages_excess(
         Whether what is coming is in the totals already.
     """
     max_size = limits.max_size or 0
+    if not found.is_limited(max_size):
+        return 0
     value_bytes = found.value_bytes + (0 if is_counted else coming)
     goes_by_size = max(0, value_bytes + limits.ranges.nbytes - max_size)
-    return found.pages_in_use + coming - goes_by_size - found.most_bytes(max_size)
+    return found.most_of_answers + coming - goes_by_size - space.most_bytes(max_size)
 
 
 def free_some_pages(
@@ -307,7 +321,12 @@ def free_some_pages(
     excess = pages_excess(space.in_use(connection), limits, coming, is_counted=is_counted)
     if excess <= 0:
         return False
-    parameters = {"excess": excess, "row_bytes": space.ROW_BYTES, "most": MOST_AT_ONCE}
+    parameters = {
+        "excess": excess,
+        "row_bytes": space.ROW_BYTES,
+        "dead_before": limits.dead_before,
+        "most": MOST_AT_ONCE,
+    }
     rows = connection.execute(EVICT_ANY, parameters).fetchall()
     removed.evicted += [key for kind, key in rows if kind != "fence"]
     return bool(rows)

@@ -24,8 +24,11 @@ transaction adds, and the log, this is less than 16 MiB. See docs/decisions/0012
 ROW_BYTES = 256
 """About what a row takes with its places in the indexes, in bytes: so much is freed with each."""
 
+MOST_ROW_BYTES = 4096
+"""No row takes more than this and twice the bytes of its value, but for very long keys."""
+
 STORED_ROW_BYTES = 1024
-"""The same of what is stored, which is not ours to remove: rather too much than too little."""
+"""What a row takes of what is stored: rather too much than too little."""
 
 INCREMENTAL = 2
 """What ``PRAGMA auto_vacuum`` tells of a file that can give pages back."""
@@ -39,9 +42,21 @@ SELECT
     value.entries,
     value.bytes,
     stored.entries,
-    stored.bytes
-FROM pragma_page_count, pragma_page_size, pragma_freelist_count, total AS value, total AS stored
-WHERE value.kind = 'value' AND stored.kind = 'stored'
+    stored.bytes,
+    absent.entries,
+    fence.entries
+FROM
+    pragma_page_count,
+    pragma_page_size,
+    pragma_freelist_count,
+    total AS value,
+    total AS stored,
+    total AS absent,
+    total AS fence
+WHERE value.kind = 'value'
+  AND stored.kind = 'stored'
+  AND absent.kind = 'absent'
+  AND fence.kind = 'fence'
 """
 
 
@@ -97,11 +112,28 @@ class InUse(NamedTuple):
     value_bytes: int
     stored: int
     stored_bytes: int
+    absent: int
+    fences: int
 
     def most_bytes(self, max_size: int) -> int:
-        """How many bytes of pages may be in use."""
+        """How many bytes of pages may be in use, with what is stored."""
         stored = 2 * self.stored_bytes + STORED_ROW_BYTES * self.stored
         return most_bytes(max_size) + stored
+
+    @property
+    def most_of_answers(self) -> int:
+        """At most so many bytes of the pages in use are there for answers and fences."""
+        rows = self.values + self.absent + self.fences
+        return min(self.pages_in_use, 2 * self.value_bytes + MOST_ROW_BYTES * rows)
+
+    def is_limited(self, max_size: int) -> bool:
+        """Whether pages may lack for answers: they do not where others would hold too many.
+
+        What is stored may leave its pages half empty, and nobody knows what a table of somebody's
+        own takes. Neither is ours to remove, and to remove all else would not help.
+        """
+        others = self.pages_in_use - self.most_of_answers
+        return self.stored == 0 and others <= most_bytes(max_size)
 
 
 def space(connection: Connection) -> Space:

@@ -15,13 +15,13 @@ import sqlite3
 from typing import TYPE_CHECKING, Self
 
 from zarr_cache import index, private, values
-from zarr_cache.budget import Removed, expire, make_room, make_way
+from zarr_cache.budget import SMALL, Removed, expire, has_room, make_room, make_way
 from zarr_cache.errors import CacheError, FileLockedError, is_code
 from zarr_cache.index import NEW_NAMESPACE
 from zarr_cache.pending import write_most, write_touches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from zarr_cache.budget import Limits
     from zarr_cache.checksum import ByteArray
@@ -81,6 +81,14 @@ WHERE id = :entry
 REMOVE = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND key = :key
+"""
+
+SIZE_NOW = """
+SELECT size
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND kind = 'value'
 """
 
 # Of this process, whatever the file.
@@ -238,6 +246,26 @@ class Staging:
         """Remove what nothing has been given to, in a transaction that is under way."""
         for staged in self._staged:
             staged.remove(self._connection)
+
+
+def bytes_coming(
+    connection: Connection, limits: Limits, answers: Iterable[tuple[str, str, int]]
+) -> int:
+    """How many bytes more the file will have with answers of these namespaces, keys and sizes.
+
+    Rather too many: what a value takes the place of is looked for, which costs, only where there is
+    no room for all of them and they are not few.
+    """
+    answers = list(answers)
+    coming = sum(size for _, _, size in answers)
+    if coming <= SMALL or has_room(connection, limits, coming):
+        return coming
+    more: dict[tuple[str, str], int] = {}
+    for namespace, key, size in answers:
+        row = connection.execute(SIZE_NOW, {"namespace": namespace, "key": key}).fetchone()
+        before = 0 if row is None else int(row[0])
+        more[namespace, key] = max(more.get((namespace, key), 0), size - before)
+    return sum(more.values())
 
 
 def is_large(connection: Connection, nbytes: int) -> bool:

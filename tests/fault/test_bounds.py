@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pytest
 from zarr.storage import MemoryStore
 
@@ -28,6 +29,9 @@ from tests.fault.children import BEGIN, ROOT
 from tests.fault.real import HANG_SECONDS, held
 from tests.fault.sources import LONGEST_SECONDS, new_cache, read_sync, settle, told
 from zarr_cache import SqliteStore, budget, connection, fence, pending, space
+from zarr_cache.admission import Admission
+from zarr_cache.answer import Answer
+from zarr_cache.index import LONGEST_WRITE_NS
 from zarr_cache.pending import MOST_PENDING
 
 if TYPE_CHECKING:
@@ -318,6 +322,88 @@ async def test_what_is_stored_in_the_same_file_takes_no_room_from_what_is_cached
     assert source.requests == {"get": 90}
     assert store.cache_stats()["evictions"] == 0
     assert [await read(stored, f"{n}") for n in (0, number - 1)] == [bytes(20)] * 2
+
+
+async def read_three_times(path: Path) -> tuple[int, int]:
+    """Read values of 400 kB in all with 1 MiB for them; tell requests and evictions."""
+    source = CountingStore(MemoryStore({f"{n}": buffer(bytes(20_000)) for n in range(20)}))
+    store = new_cache(source, path, max_size=MIB)
+    for _ in range(3):
+        for n in range(20):
+            assert await read(store, f"{n}") == bytes(20_000)
+        settle(store)
+    return source.requests.total(), store.cache_stats()["evictions"]
+
+
+async def test_holes_between_what_is_stored_take_no_room_from_what_is_cached(path: Path) -> None:
+    stored = SqliteStore(path)
+    await stored._set_many([(f"{n}", buffer(bytes(6000))) for n in range(2000)])
+    for n in range(0, 2000, 2):
+        await stored.delete(f"{n}")
+
+    assert await read_three_times(path) == (20, 0)
+    assert await read(stored, "1") == bytes(6000)
+
+
+@pytest.mark.parametrize("size", [3_000_000, 40_000_000], ids=["less than may be", "more"])
+async def test_a_table_of_somebodys_own_takes_no_room_from_what_is_cached(
+    path: Path, size: int
+) -> None:
+    await read(new_cache(MemoryStore(), path), "absent")
+    with open_file(path) as shell:
+        shell.execute("CREATE TABLE mine (data)")
+        shell.execute("INSERT INTO mine VALUES (zeroblob(?))", (size,))
+        shell.commit()
+
+    assert await read_three_times(path) == (20, 0)
+
+
+async def test_fences_of_writes_that_died_go_before_what_was_used_since(path: Path) -> None:
+    source = MemoryStore({f"{n}": buffer(bytes(20_000)) for n in range(20)})
+    store = new_cache(source, path)
+    for key in list(source._store_dict):
+        await read(store, key)
+    settle(store)
+    values = store._cached.values
+    begun = values.clock().now_ns() - 2 * LONGEST_WRITE_NS
+    for number in range(40):
+        keys = [f"{'g' * 50}/{number}/{n}" for n in range(500)]
+        values._database.run(fence.begin_write, "source", keys, begun)
+    limits = store._cached.limits()._replace(max_size=MIB)
+    alive = limits._replace(dead_before=begun - 1)
+    dead = limits._replace(dead_before=begun)
+    removed = values._database.run(budget.enforce, "source", dead, {})
+    with open_file(path) as shell:
+        (left,) = shell.execute("SELECT entries FROM total WHERE kind = 'fence'").fetchone()
+        (pages,) = shell.execute(
+            "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
+        ).fetchone()
+    again = values._database.run(budget.enforce, "source", alive, {})
+
+    assert removed.evicted == again.evicted == []
+    assert cached_keys(path) == set(source._store_dict)
+    assert 0 < left < 20_000
+    assert pages * connection.PAGE_SIZE <= space.most_bytes(MIB)
+
+
+async def test_values_that_are_kept_once_more_take_no_room_from_others(path: Path) -> None:
+    sizes = {f"{n}": 1000 for n in range(1000)} | {f"large/{n}": 60_000 for n in range(20)}
+    source = MemoryStore({key: buffer(bytes(size)) for key, size in sizes.items()})
+    store = new_cache(source, path, max_size=sum(sizes.values()))
+    for key in sizes:
+        await read(store, key)
+    settle(store)
+    values, limits = store._cached.values, store._cached.limits()
+    revision = values.peek_now("source", "large/0").revision
+    # As two processes have them that missed at once, and one key twice.
+    for key in [f"large/{n % 20}" for n in range(30)]:
+        now = values.clock()
+        answer = Answer(np.zeros(60_000, np.uint8), now.now_ns(), now.stamp_ns(), revision)
+        values._admissions.add(Admission("source", key, answer, limits, store._cached.what_became))
+    store.flush()
+
+    assert cached_keys(path) == set(sizes)
+    assert store.cache_stats()["evictions"] == 0
 
 
 async def test_the_log_stays_short_under_a_reader_that_does_not_end(
