@@ -345,7 +345,7 @@ def _admit(connection: Connection, admission: Admission, keep: Keep, large: Stag
             how = keep if large is None else large.keep
             keep_bytes(connection, entry, seed, answer.data, how, admission.limits, removed)
         if answer.data is None:
-            trim(connection, "absent", MOST_ABSENT, answer.stored_at - LONGEST_WRITE_NS)
+            trim(connection, "absent", MOST_ABSENT, admission.limits.dead_before)
     admission.removed = removed if rows else before
 
 

@@ -12,7 +12,7 @@ from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
-from zarr_cache.index import is_storable
+from zarr_cache.index import LONGEST_WRITE_NS, is_storable
 from zarr_cache.namespace import name_of
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ class CachedSource:
             self.values.ranges,
             ages.fresh_after(settings.max_age_seconds, now_ns),
             self.absent_fresh_after(now_ns),
+            now_ns - LONGEST_WRITE_NS,
         )
 
     def absent_fresh_after(self, now_ns: int) -> int:

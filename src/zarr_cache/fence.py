@@ -210,7 +210,7 @@ def _end_write(
                 else:
                     _fence(connection, END_WRITE, {"key": key, **parameters})
                     removed.fenced.append(key)
-            trim(connection, "fence", MOST_FENCES, now_ns - LONGEST_WRITE_NS)
+            trim(connection, "fence", MOST_FENCES, limits.dead_before)
             stage.clear()
     return removed
 

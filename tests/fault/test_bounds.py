@@ -368,7 +368,7 @@ async def test_fences_of_writes_that_died_go_before_what_was_used_since(path: Pa
     begun = values.clock().now_ns() - 2 * LONGEST_WRITE_NS
     for number in range(40):
         keys = [f"{'g' * 50}/{number}/{n}" for n in range(500)]
-        values._database.run(fence.begin_write, "source", keys, begun)
+        values._database.run(fence.begin_write, "source", keys, begun, [])
     limits = store._cached.limits()._replace(max_size=MIB)
     alive = limits._replace(dead_before=begun - 1)
     dead = limits._replace(dead_before=begun)
