@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from zarr_cache.flow import Flow
 
 
+REFUSALS = (NotImplementedError, TypeError, ValueError)
+"""What a source raises before it has done anything."""
+
+CUT_OFF = (ConnectionError, TimeoutError)
+"""What a source raises that has not waited for the end."""
+
+
 def write(
     cached: CachedSource,
     items: Sequence[tuple[str, Buffer | None]],
@@ -70,14 +77,6 @@ def write(
         # The key has no fence. What was removed on that account while the source was written to may
         # have been asked for and kept again since.
         yield from _clear(cached)
-
-
-REFUSALS = (NotImplementedError, TypeError, ValueError)
-"""What a source raises before it has done anything."""
-
-
-CUT_OFF = (ConnectionError, TimeoutError)
-"""What tells that nobody has waited for the end."""
 
 
 def _is_cut_off(error: BaseException) -> bool:
