@@ -26,8 +26,16 @@ MOST_TOUCHES = 100_000
 """At most this many uses are remembered while the file cannot be written to."""
 
 MOST_AT_ONCE = 128
-"""At most this many uses are written in one transaction: in a large file each changes two pages of
-its own."""
+"""At most this many uses are written in one transaction of a file with many entries, where each
+changes two pages of its own: the log stays short."""
+
+FEW_ENTRIES = 16_384
+"""The rows and indexes of so many entries have no more pages than `MOST_AT_ONCE` uses change."""
+
+ENTRIES = """
+SELECT sum(entries)
+FROM total
+"""
 
 TOUCH = """
 UPDATE entry
@@ -148,11 +156,18 @@ def write_most(connection: Connection, touches: Mapping[int, int]) -> Mapping[in
     Mapping of int to int
         Those that are left.
     """
-    *most, rest = batched(touches.items(), MOST_AT_ONCE) if touches else [()]
+    if len(touches) <= MOST_AT_ONCE or _has_few_entries(connection):
+        return touches
+    *most, rest = batched(touches.items(), MOST_AT_ONCE)
     for some in most:
         with connection.writing_much():
             write_touches(connection, dict(some))
     return dict(rest)
+
+
+def _has_few_entries(connection: Connection) -> bool:
+    (entries,) = connection.execute(ENTRIES).fetchone()
+    return bool(entries is None or entries <= FEW_ENTRIES)
 
 
 def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
