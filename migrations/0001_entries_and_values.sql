@@ -1,9 +1,9 @@
 -- 0001: what is kept, how large and how old it is, who goes next, and the bytes themselves.
 --
 -- Times are integers: nanoseconds since the Unix epoch as PersistentClock tells them.
--- Sizes are bytes. Facts and bytes are apart, so that walking the facts never reads the bytes.
--- Totals, the removal of bytes and the fence of a namespace are kept by triggers, so that an edit in
--- the sqlite3 shell leaves them right.
+-- Sizes and places are bytes. Facts and bytes are apart, so that walking the facts never reads bytes.
+-- Totals, the removal of bytes, the free space of the data file and the fence of a namespace are kept
+-- by triggers, so that an edit in the sqlite3 shell leaves them right.
 
 -- Whose keys these are: the name of a source without credentials, or of a hierarchy kept here.
 CREATE TABLE namespace (
@@ -47,13 +47,50 @@ CREATE INDEX entry_by_use ON entry (kind, used_at, id, size);
 CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at);
 
 -- The bytes of an entry, raw as the source gave them, in parts numbered from 0. All parts but the
--- last have the same length. An entry of size 0 has none.
+-- last have the same length. An entry of size 0 has none. The bytes of a large value of a source are
+-- in the data file, and the parts of that value have checksums only.
 CREATE TABLE value (
     entry     INTEGER NOT NULL REFERENCES entry (id),
     part      INTEGER NOT NULL CHECK (part >= 0),
-    checksums BLOB    NOT NULL,          -- XXH3 of each block of data, 8 bytes each, big-endian
-    data      BLOB    NOT NULL,
+    checksums BLOB    NOT NULL,          -- XXH3 of each block of bytes, 8 bytes each, big-endian
+    data      BLOB    NOT NULL,          -- empty where the bytes are in the data file
     PRIMARY KEY (entry, part)
+) STRICT;
+
+-- The data file: the bytes of large values, in a file of the same name with "-data" at its end. One
+-- row. Space is given out and taken back in extents that begin and end at multiples of 4096.
+CREATE TABLE data_file (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    identity BLOB    NOT NULL CHECK (length(identity) = 16),  -- random; also in the file's header
+    length   INTEGER NOT NULL CHECK (length >= 4096)          -- where its last extent ends
+) STRICT;
+INSERT INTO data_file (id, identity, length) VALUES (1, randomblob(16), 4096);
+
+-- Space of the data file that is in use. An extent begins where another ends, or free space does.
+CREATE TABLE extent (
+    entry  INTEGER NOT NULL,             -- its id; the negative id of a reservation until it is kept
+    start  INTEGER NOT NULL CHECK (start >= 0),      -- which byte of the value it begins with
+    place  INTEGER NOT NULL CHECK (place >= 4096),   -- where in the data file it begins
+    length INTEGER NOT NULL CHECK (length > 0),
+    PRIMARY KEY (entry, start)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX extent_by_place ON extent (place);
+
+-- Space of the data file that is not in use. No two touch, and none touches the end of the file.
+CREATE TABLE free_extent (
+    place  INTEGER PRIMARY KEY,
+    length INTEGER NOT NULL CHECK (length > 0)
+) STRICT;
+-- Best fit.
+CREATE INDEX free_extent_by_length ON free_extent (length, place);
+
+-- Space that a process has taken and is writing to. It counts for the budget, and is given back when
+-- the writer has died: when nobody holds its lock any more, or at the latest at `until`.
+CREATE TABLE reservation (
+    id    INTEGER PRIMARY KEY CHECK (id > 0),  -- random: no two have the same, not even in turn
+    bytes INTEGER NOT NULL CHECK (bytes >= 0),
+    owner INTEGER NOT NULL,              -- which byte of the data file its writer has locked
+    until INTEGER NOT NULL
 ) STRICT;
 
 -- Totals of a namespace, and of the file.
@@ -103,6 +140,7 @@ CREATE TRIGGER entry_after_delete AFTER DELETE ON entry BEGIN
     UPDATE usage SET entries = entries - 1, bytes = bytes - old.size
     WHERE namespace = old.namespace AND kind = old.kind;
     DELETE FROM value WHERE entry = old.id;
+    DELETE FROM extent WHERE entry = old.id;
     -- What the row knew about writes must outlive it.
     UPDATE namespace SET fence = old.revision
     WHERE id = old.namespace AND fence < old.revision;
@@ -112,6 +150,33 @@ CREATE TRIGGER entry_after_update AFTER UPDATE OF namespace, kind, size ON entry
     WHERE namespace = old.namespace AND kind = old.kind;
     UPDATE usage SET entries = entries + 1, bytes = bytes + new.size
     WHERE namespace = new.namespace AND kind = new.kind;
+END;
+CREATE TRIGGER reservation_after_delete AFTER DELETE ON reservation BEGIN
+    DELETE FROM extent WHERE entry = -old.id;
+END;
+CREATE TRIGGER extent_after_delete AFTER DELETE ON extent BEGIN
+    -- Free, as one with the free space on either side.
+    INSERT INTO free_extent (place, length)
+    SELECT min(place), sum(length)
+    FROM (
+        SELECT old.place AS place, old.length AS length
+        UNION ALL
+        SELECT place, length
+        FROM free_extent
+        WHERE place = old.place + old.length
+        UNION ALL
+        SELECT place, length
+        FROM (SELECT place, length FROM free_extent WHERE place < old.place ORDER BY place DESC LIMIT 1)
+        WHERE place + length = old.place
+    )
+    WHERE true
+    ON CONFLICT (place) DO UPDATE SET length = excluded.length;
+    DELETE FROM free_extent WHERE place = old.place + old.length;
+    -- At the end of the file it is cut off.
+    UPDATE data_file
+    SET length = (SELECT max(place) FROM free_extent)
+    WHERE length = (SELECT place + length FROM free_extent ORDER BY place DESC LIMIT 1);
+    DELETE FROM free_extent WHERE place >= (SELECT length FROM data_file);
 END;
 CREATE TRIGGER usage_after_update AFTER UPDATE OF entries, bytes ON usage BEGIN
     UPDATE total SET entries = entries + new.entries - old.entries, bytes = bytes + new.bytes - old.bytes

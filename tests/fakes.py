@@ -21,7 +21,8 @@ from zarr.abc.store import Store
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from zarr_cache import CacheStore, SqliteStore, register_namespace
+from zarr_cache import CacheStore, SqliteStore, checksum, extents, register_namespace
+from zarr_cache import values as values_module
 from zarr_cache.file_database import FileDatabase
 from zarr_cache.store_cache import StoreCache
 from zarr_cache.value_cache import ValueCache
@@ -617,30 +618,40 @@ def _written_down(
     return WrittenDown
 
 
-class BetweenParts(Statements):
-    """Lets something happen once, when so many parts of a value have been written.
+class WhileWriting:
+    """Lets something happen once, while a large value is on its way into the data file.
 
-    It happens in the thread that writes, before it begins the next transaction.
+    It happens in the thread that writes, which holds no lock of the database then.
 
     Attributes
     ----------
     happens
         What is to happen.
+    is_written
+        Whether that is after the bytes have been written, and not before.
     """
 
-    def __init__(self, parts: int = 1) -> None:
-        super().__init__()
+    def __init__(self, patch: pytest.MonkeyPatch, *, is_written: bool = False) -> None:
         self.happens: Callable[[], object] | None = None
-        self._parts = parts
+        self.is_written = is_written
+        self._write = extents.write
+        patch.setattr(extents, "write", self._write_and_happen)
 
-    def run(self, text: str, connection: sqlite3.Connection | None) -> None:
-        super().run(text, connection)
-        happens = self.happens
-        if happens and text == "BEGIN IMMEDIATE":
-            if self.number("INSERT INTO value") < self._parts:
-                return
-            self.happens = None
+    def _write_and_happen(self, *arguments: Any) -> Any:
+        happens, self.happens = self.happens, None
+        if happens and not self.is_written:
             happens()
+        written = self._write(*arguments)
+        if happens and self.is_written:
+            happens()
+        return written
+
+
+def take_for_large(patch: pytest.MonkeyPatch, nbytes: int) -> None:
+    """Let values of so many bytes be in the data file, in parts of two blocks each."""
+    patch.setattr(checksum, "BLOCK", 4)
+    patch.setattr(values_module, "PART", 8)
+    patch.setattr(extents, "LEAST", nbytes)
 
 
 def restart(*stores: Store) -> None:
@@ -700,6 +711,7 @@ class Accounts(NamedTuple):
     total: list[tuple[object, ...]]
     orphans: list[tuple[object, ...]]
     incomplete: list[tuple[object, ...]]
+    space: list[tuple[object, ...]]
     integrity: list[tuple[object, ...]]
 
 
@@ -737,13 +749,46 @@ FROM value
 WHERE entry NOT IN (SELECT id FROM entry)
 """
 
-# An entry of kind 'absent' or 'fence' has size 0, and so no bytes.
+# An entry of kind 'absent' or 'fence' has size 0, and so no bytes. Those of a large value are in the
+# data file, in whole blocks.
 INCOMPLETE = """
 SELECT entry.id, entry.key, entry.kind, entry.size
 FROM entry
 LEFT JOIN value ON value.entry = entry.id
 GROUP BY entry.id
-HAVING entry.size <> TOTAL(LENGTH(value.data))
+HAVING CASE
+    WHEN EXISTS (SELECT 1 FROM extent WHERE extent.entry = entry.id)
+    THEN (entry.size + 4095) / 4096 * 4096 <> (
+        SELECT TOTAL(extent.length) FROM extent WHERE extent.entry = entry.id
+    ) OR TOTAL(LENGTH(value.data)) <> 0 OR entry.kind <> 'value'
+    ELSE entry.size <> TOTAL(LENGTH(value.data))
+END
+"""
+
+# Extents and free space, in the order of the data file, each with where the one before it ends.
+LOST_OR_SHARED = """
+SELECT *
+FROM (
+    SELECT place, length, whose, LAG(place + length, 1, 4096) OVER (ORDER BY place) AS before
+    FROM (
+        SELECT place, length, entry AS whose FROM extent
+        UNION ALL SELECT place, length, NULL FROM free_extent
+    )
+    UNION ALL
+    SELECT length, 0, 'the end', (
+        SELECT MAX(4096, COALESCE(MAX(place + length), 0))
+        FROM (SELECT place, length FROM extent UNION ALL SELECT place, length FROM free_extent)
+    )
+    FROM data_file
+)
+WHERE place <> before
+"""
+
+# Of a value or of a reservation, each has its space.
+OF_NOTHING = """
+SELECT entry, place
+FROM extent
+WHERE entry NOT IN (SELECT id FROM entry UNION ALL SELECT -id FROM reservation)
 """
 
 
@@ -758,6 +803,7 @@ def assert_accounts(path: Path) -> None:
             total=db.execute(TOTAL).fetchall(),
             orphans=db.execute(ORPHANS).fetchall(),
             incomplete=db.execute(INCOMPLETE).fetchall(),
+            space=db.execute(LOST_OR_SHARED).fetchall() + db.execute(OF_NOTHING).fetchall(),
             integrity=db.execute("PRAGMA integrity_check").fetchall(),
         )
         counted = Accounts(
@@ -765,6 +811,7 @@ def assert_accounts(path: Path) -> None:
             total=db.execute(TOTAL_COUNTED).fetchall(),
             orphans=[],
             incomplete=[],
+            space=[],
             integrity=[("ok",)],
         )
 

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
-from zarr_cache import checksum, index, staging, values
-from zarr_cache.answer import keep_bytes, seed_of
-from zarr_cache.budget import trim, under_limits
+from zarr_cache import checksum, extents, index, values
+from zarr_cache.answer import seed_of
+from zarr_cache.budget import Removed, cached_bytes, evict_ahead, trim, under_limits
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
+from zarr_cache.large_values import LargeValue, written
 from zarr_cache.outcome import Outcome
 from zarr_cache.pending import write_counts, write_touches
-from zarr_cache.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from zarr_cache.answer import Answer
-    from zarr_cache.budget import Limits, Removed
+    from zarr_cache.budget import Limits
     from zarr_cache.connection import Connection
     from zarr_cache.errors import CacheError
     from zarr_cache.flow import Flow
     from zarr_cache.index import Found
+    from zarr_cache.large_values import WrittenValues
     from zarr_cache.pending import Pending
-    from zarr_cache.staging import Staged
     from zarr_cache.values import Keep
 
 MOST_TOGETHER = 64
-"""At most this many answers are kept in one transaction, and no more bytes of them than
-`staging.MOST_AT_ONCE`, unless one alone has more."""
+"""At most this many answers are kept in one transaction, and `values.MOST_BYTES` of those that are
+in the database."""
+
+MOST_LARGE_BYTES = 8 * 2**20
+"""At most so many bytes of large values are written at a time, and no more than half of `max_size`,
+unless one alone has more: they are in nobody's way, and are not counted twice for long."""
 
 MOST_ABSENT = 100_000
 """At most this many absent entries are kept in a file."""
@@ -131,7 +136,7 @@ class Admission:
         self.used_at = self.used_at_in_file = answer.used_at
         self.entry: int | None = None
         self.removed: Removed | None = None
-        # While it was staged, which stays so whatever becomes of it.
+        # For it, before its own transaction: that stays so whatever becomes of it.
         self.removed_before: Removed | None = None
         self.is_needless = False
         self._told = told
@@ -201,23 +206,33 @@ class Admissions:
     def forget(self, namespace: str, key: str) -> None:
         """Do not keep what waits for the key."""
         with self._lock:
-            # What is being staged as well: nothing of it is in the file yet that could be removed.
+            # What is being written as well: it has no entry yet that could be removed.
             for admission in (*self._waiting, *self._taken):
                 if (admission.namespace, admission.key) == (namespace, key):
                     admission.is_needless = True
 
-    def take(self) -> list[Admission]:
+    def take(self, connection: Connection | None = None) -> list[Admission]:
         """Some of those that wait, but not so many that the next waits for long.
 
         They are at hand until `taken_away`.
+
+        Parameters
+        ----------
+        connection
+            To what they are to be kept in; None if they are not.
         """
         taken: list[Admission] = []
-        nbytes = 0
+        small = large = 0
         with self._lock:
             while self._waiting and len(taken) < MOST_TOGETHER:
-                nbytes += self._waiting[0].answer.size
-                if taken and nbytes > staging.MOST_AT_ONCE:
-                    break  # a large one is alone
+                first = self._waiting[0]
+                size = first.answer.size
+                if connection is not None and extents.is_large(connection, size):
+                    large += size
+                else:
+                    small += size
+                if taken and (small > values.MOST_BYTES or large > _most_large(first.limits)):
+                    break
                 taken.append(self._waiting.popleft())
             self._taken += taken
             self.being_kept += sum(admission.answer.size for admission in taken)
@@ -248,7 +263,7 @@ class Admissions:
     def admit_some(
         self, connection: Connection, ended: list[Admission], pending: Pending, keep: Keep
     ) -> None:
-        """Keep some of those that wait, in one transaction, or a large one in several.
+        """Keep some of those that wait, in one transaction; large values are written before it.
 
         Parameters
         ----------
@@ -258,66 +273,88 @@ class Admissions:
             Uses that wait to be written: they are first, since eviction goes by them. Counts go
             along: a process that always has something to keep would write none by themselves.
         keep
-            Where the bytes go.
+            Where the bytes of small values go.
         """
         with self._turn:
             # When the file was opened anew, the same ones are tried once more.
             if not ended:
-                ended += self.take()
+                ended += self.take(connection)
             if not ended:
                 return
             touches, counts = pending.take_touches(), pending.take_counts()
+            removed = Removed()
             try:
                 first = ended[0]
-                wanted = [admission for admission in ended if not admission.is_needless]
-                sizes = [(each.namespace, each.key, each.answer.size) for each in wanted]
-                coming = staging.bytes_coming(connection, first.limits, sizes)
-                with Staging(connection, first.namespace, first.limits, touches, coming) as stage:
-                    if stage.removed.evicted or stage.removed.evicted_ranges:
-                        first.removed = first.removed_before = stage.removed
-                    large = _stage(connection, first, stage)
+                limits = first.limits
+                wanted = [each for each in ended if not each.is_needless]
+                large = _large(connection, wanted)
+                coming = sum(each.answer.size for each in wanted)
+                evict_ahead(connection, limits, touches, removed, coming)
+                with written(
+                    connection, first.namespace, limits, touches, large, removed
+                ) as values_written:
+                    if removed.evicted or removed.evicted_ranges or removed.expired:
+                        first.removed = first.removed_before = removed
                     with connection.writing_much():
                         write_touches(connection, touches)
                         for admission in ended:
                             if not admission.is_needless:
-                                _admit(connection, admission, keep, large)
+                                _admit(connection, admission, keep, values_written)
                         write_counts(connection, counts)
-                        stage.clear()
+                        values_written.release(connection)
             except BaseException:
                 pending.put_back(touches)
                 pending.put_back_counts(counts)
                 for admission in ended:
                     admission.entry = None
                     admission.removed = admission.removed_before
+                if ended and (removed.evicted or removed.evicted_ranges or removed.expired):
+                    ended[0].removed = removed
                 raise
             finally:
                 self.taken_away(ended, pending)
 
 
-def _stage(connection: Connection, admission: Admission, stage: Staging) -> Staged | None:
-    """Write the bytes of a large answer before it is kept; None if it is small."""
-    namespace, answer, limits = admission.namespace, admission.answer, admission.limits
-    if answer.data is None or not staging.is_large(connection, answer.size):
-        return None
-    admission.removed_before = stage.removed
-
-    def is_wanted() -> bool:
-        found = index.peek(connection, namespace, admission.key)
-        if admission.is_needless or answer.instead_of(found) is found:
-            return False
-        nbytes = found.cached_bytes + limits.ranges.nbytes + answer.size
-        if found.entry is not None and limits.max_size is not None and nbytes > limits.max_size:
-            # There is no room for what it takes the place of as well: better that than another.
-            connection.execute(MAKE_WAY, {"entry": found.entry})
-            values.delete(connection, found.entry)
-        return True
-
-    seed = seed_of(namespace, admission.key, answer)
-    return stage.write(seed, answer.data, answer.stored_at, admission.used_at, is_wanted)
+def _most_large(limits: Limits) -> int:
+    return MOST_LARGE_BYTES if limits.max_size is None else min(MOST_LARGE_BYTES, limits.max_size // 2)
 
 
-def _admit(connection: Connection, admission: Admission, keep: Keep, large: Staged | None) -> None:
+def _large(connection: Connection, wanted: Sequence[Admission]) -> list[LargeValue]:
+    """Those of which the bytes are written before their entries are."""
+    return [
+        LargeValue(
+            admission,
+            seed_of(admission.namespace, admission.key, admission.answer),
+            admission.answer.data,
+            admission.used_at,
+            partial(_is_wanted, connection, admission),
+        )
+        for admission in wanted
+        if admission.answer.data is not None
+        and extents.is_large(connection, admission.answer.size)
+    ]
+
+
+def _is_wanted(connection: Connection, admission: Admission) -> bool:
+    """Whether the answer would be kept as things are; what it replaces may go for it."""
+    found = index.peek(connection, admission.namespace, admission.key)
+    answer, limits = admission.answer, admission.limits
+    if admission.is_needless or answer.instead_of(found) is found:
+        return False
+    if found.kind == "value" and limits.are_exceeded(cached_bytes(connection) + answer.size):
+        # Better that than another, since there is no room for both.
+        connection.execute(MAKE_WAY, {"entry": found.entry})
+        extents.delete(connection, found.entry or 0)
+    return True
+
+
+def _admit(
+    connection: Connection, admission: Admission, keep: Keep, values_written: WrittenValues
+) -> None:
     namespace, answer = admission.namespace, admission.answer
+    its = values_written.get(admission)
+    if its is None and answer.data is not None and extents.is_large(connection, answer.size):
+        return  # it was not wanted, or there was no room for it
     used_at = admission.used_at_in_file = admission.used_at
     seed = seed_of(namespace, admission.key, answer)
     parameters = {
@@ -334,16 +371,19 @@ def _admit(connection: Connection, admission: Admission, keep: Keep, large: Stag
     before = admission.removed_before
     with under_limits(connection, namespace, admission.limits, before) as removed:
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
-        # What was staged is there no more if a write has overtaken it, or all else was used later.
-        is_there = large is None or large.shrink(connection)
+        # Its space is reserved no more if this process was taken for dead.
+        is_there = its is None or its.is_there(connection)
         is_there = is_there and not index.is_being_removed(
             connection, namespace, admission.key, answer.stored_at
         )
         rows = connection.execute(ADMIT, parameters).fetchall() if is_there else []
         for (entry,) in rows:
-            admission.entry = entry if large is None else large.entry
-            how = keep if large is None else large.keep
-            keep_bytes(connection, entry, seed, answer.data, how, admission.limits, removed)
+            admission.entry = entry
+            extents.delete(connection, entry)
+            if its is not None:
+                its.give(connection, entry)
+            elif answer.data is not None:
+                keep(connection, entry, seed, answer.data)
         if answer.data is None:
             trim(connection, "absent", MOST_ABSENT, admission.limits.dead_before)
     admission.removed = removed if rows else before

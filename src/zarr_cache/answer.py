@@ -1,20 +1,16 @@
-"""What the source said, and its way into an entry: steps of the transaction that keeps it."""
+"""What the source said, and the entry that it becomes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import byte_range, checksum, index, values
-from zarr_cache.budget import make_room
+from zarr_cache import byte_range, checksum
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
-    from zarr_cache.budget import Limits, Removed
     from zarr_cache.checksum import ByteArray
-    from zarr_cache.connection import Connection
     from zarr_cache.index import Found
-    from zarr_cache.values import Keep
 
 
 class Answer(NamedTuple):
@@ -72,6 +68,7 @@ class Answer(NamedTuple):
             stored_at=self.stored_at,
             writers=0,
             data=data,
+            read=None,
             is_damaged=False,
         )
 
@@ -79,26 +76,3 @@ class Answer(NamedTuple):
 def seed_of(namespace: str, key: str, answer: Answer) -> int:
     """The checksum of the facts of the entry that the answer becomes."""
     return checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
-
-
-def keep_bytes(
-    connection: Connection,
-    entry: int,
-    seed: int,
-    data: ByteArray | None,
-    keep: Keep,
-    limits: Limits,
-    removed: Removed,
-) -> None:
-    """Keep the bytes of an entry whose row says already how many there are.
-
-    Makes room first: what goes leaves its pages to what comes, and the file does not grow.
-    """
-    values.delete(connection, entry)
-    if data is None:
-        return
-    # What is larger than a part has been staged, and its bytes are there.
-    make_room(connection, limits, removed, data.size if data.size <= values.PART else 0)
-    # What comes may have been the least recently used itself.
-    if not removed.evicted or index.is_there(connection, entry):
-        keep(connection, entry, seed, data)

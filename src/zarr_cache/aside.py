@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from zarr_cache import clock
-from zarr_cache.cache_file import locked_folder, log_of, place_of, shared_memory_of
+from zarr_cache.cache_file import (
+    data_file_of,
+    locked_folder,
+    log_of,
+    place_of,
+    shared_memory_of,
+)
 from zarr_cache.errors import ForeignFileError
 from zarr_cache.owner import is_cut, is_ours
 
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
-    """Rename a damaged file of ours, with its log, so that another can be begun in its place.
+    """Rename a damaged file of ours, with its log and its data file, so that another can be begun in its place.
 
     Nothing in this process may have it open.
 
@@ -47,20 +53,25 @@ def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
         # It was ours when the damage was found. Something else may have been copied over it.
         if not (is_ours(path) or is_cut(path)):
             raise ForeignFileError(path, found="something that is no cache file any more")
-        now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
-        aside = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")
+        aside = aside_of(path)
         # The file first: without its log it would be what it was before the last transactions,
         # fences among them. A log without its file is nothing: see `drop_orphans`. All or none,
         # since the folder may let us rename one and not the other.
         with contextlib.ExitStack() as undo:
             path.rename(aside)
             undo.callback(aside.rename, path)
-            for beside in (log_of, shared_memory_of):
+            for beside in (log_of, shared_memory_of, data_file_of):
                 with contextlib.suppress(FileNotFoundError):
                     beside(path).rename(beside(aside))
                     undo.callback(beside(aside).rename, beside(path))
             undo.pop_all()
         return aside
+
+
+def aside_of(path: Path) -> Path:
+    """The name that a cache file has after it was set aside now."""
+    now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
+    return path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")
 
 
 def drop_log(path: Path, log: Place | None) -> None:

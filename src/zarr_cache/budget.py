@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import pending, space
+from zarr_cache import pending
 from zarr_cache.errors import FileDamagedError
 from zarr_cache.index import EVER
 
@@ -26,14 +26,9 @@ MOST_AT_ONCE = 64
 """At most this many entries go at a time: others may write in between, and the log stays short. In
 a large file each may lie on five pages of its own."""
 
-MOST_STEPS = 4
-"""At most so many times as many go in the transaction that keeps one value for which pages lack."""
-
-SMALL = 4096
-"""The bytes of up to so many values of this size that are kept together matter little."""
-
+# What is being written counts as well.
 CACHED_BYTES = """
-SELECT bytes
+SELECT entries, bytes + (SELECT coalesce(sum(bytes), 0) FROM reservation)
 FROM total
 WHERE kind = 'value'
 """
@@ -78,50 +73,6 @@ WITH RECURSIVE victim (id, used_at, freed) AS (
 DELETE FROM entry
 WHERE id IN (SELECT id FROM victim)
 RETURNING key
-"""
-
-# The least recently used of all that is not stored, as many as have so many bytes about. The fence
-# of a write that is under way stays, unless its writer is taken for dead.
-EVICT_ANY = """
-DELETE FROM entry
-WHERE id IN (
-    SELECT id
-    FROM (
-        SELECT id, sum(size + :row_bytes) OVER (ORDER BY used_at, id) - size - :row_bytes AS freed
-        FROM (
-            SELECT id, used_at, size
-            FROM (
-                SELECT id, used_at, size
-                FROM entry
-                WHERE kind = 'value'
-                ORDER BY used_at, id
-                LIMIT :most
-            )
-            UNION ALL
-            SELECT id, used_at, size
-            FROM (
-                SELECT id, used_at, size
-                FROM entry
-                WHERE kind = 'absent'
-                ORDER BY used_at, id
-                LIMIT :most
-            )
-            UNION ALL
-            SELECT id, used_at, size
-            FROM (
-                SELECT id, used_at, size
-                FROM entry
-                WHERE kind = 'fence' AND (writers = 0 OR stored_at <= :dead_before)
-                ORDER BY used_at, id
-                LIMIT :most
-            )
-            ORDER BY used_at, id
-            LIMIT :most
-        )
-    )
-    WHERE freed < :excess
-)
-RETURNING kind, key
 """
 
 EXPIRE = """
@@ -204,7 +155,7 @@ def under_limits(
     removed = Removed() if removed is None else removed
     expire(connection, namespace, limits, removed)
     yield removed
-    make_room(connection, limits, removed)
+    evict_to_fit(connection, limits, removed)
 
 
 def enforce(
@@ -222,120 +173,72 @@ def enforce(
     with connection.writing_much():
         pending.write_touches(connection, touches)
         expire(connection, namespace, limits, removed)
-        fits = make_some_room(connection, limits, removed)
+        fits = evict_batch(connection, limits, removed)
     while not fits:
         with connection.writing_much():
-            fits = make_some_room(connection, limits, removed)
-    make_way(connection, limits, touches, removed)
+            fits = evict_batch(connection, limits, removed)
     return removed
 
 
-def make_way(
+def evict_ahead(
     connection: Connection,
     limits: Limits,
     touches: Mapping[int, int],
     removed: Removed,
-    coming: int = 0,
+    coming: int,
 ) -> None:
-    """Come under the limit of pages, in as many transactions as it takes.
+    """Evict for what is coming, in transactions of their own, until what is left to go is little.
+
+    One large value may take the place of thousands of small ones, which is too much for the
+    transaction that keeps it.
 
     Parameters
     ----------
     touches
         Time of the last use by entry, as far as it waits to be written: eviction goes by them.
     coming
-        Bytes that are about to be written. What goes for them because of `max_size` goes as well,
-        unless that is little.
+        Bytes that are about to be kept.
     """
-    if limits.max_size is None or connection.log is None:
+    if limits.max_size is None:
         return
+    is_first = True
     while True:
-        found = space.in_use(connection)
-        excess = found.value_bytes + limits.ranges.nbytes + coming - limits.max_size
-        goes_by_size = excess * found.values > MOST_AT_ONCE * found.value_bytes
-        if not goes_by_size and pages_excess(found, limits, coming) <= 0:
+        entries, cached = _cached(connection)
+        excess = cached + limits.ranges.nbytes + coming - limits.max_size
+        if excess <= 0 or excess * entries <= MOST_AT_ONCE * cached:
             return
         with connection.writing_much():
-            pending.write_touches(connection, touches)
-            if goes_by_size:
-                is_left = not make_some_room(connection, limits, removed, coming)
-            else:
-                is_left = free_some_pages(connection, limits, removed, coming)
-        if not is_left:
-            return
+            if is_first:
+                pending.write_touches(connection, touches)
+            is_first = False
+            if evict_batch(connection, limits, removed, coming):
+                return
 
 
-def has_room(connection: Connection, limits: Limits, coming: int) -> bool:
-    """Whether so many bytes more fit, and nothing goes for them."""
-    if limits.max_size is None or connection.log is None:
-        return True
-    if limits.are_exceeded(cached_bytes(connection) + coming):
-        return False
-    return pages_excess(space.in_use(connection), limits, coming) <= 0
-
-
-def make_room(connection: Connection, limits: Limits, removed: Removed, coming: int = 0) -> None:
-    """Remove the least recently used, in the file and in memory alike, until the rest fits.
+def evict_to_fit(
+    connection: Connection, limits: Limits, removed: Removed, coming: int = 0
+) -> bool:
+    """Evict the least recently used, in the file and in memory alike, until the rest fits.
 
     Parameters
     ----------
     coming
-        Bytes that are about to be written, and are in the totals already.
+        Bytes that are about to be kept, and are in no total yet.
+
+    Returns
+    -------
+    bool
+        Whether it fits: what is being written by others, or is stored, is not ours to evict.
     """
-    while not make_some_room(connection, limits, removed):
+    while not evict_batch(connection, limits, removed, coming):
         pass
-    if coming <= SMALL or limits.max_size is None or connection.log is None:
-        return
-    for _ in range(MOST_STEPS):
-        if not free_some_pages(connection, limits, removed, coming, is_counted=True):
-            return
+    return not limits.are_exceeded(cached_bytes(connection) + coming)
 
 
-def pages_excess(
-    found: space.InUse, limits: Limits, coming: int, *, is_counted: bool = False
-) -> int:
-    """Bytes of the pages that must be freed for what is coming, which may be none.
-
-    Parameters
-    ----------
-    is_counted
-        Whether what is coming is in the totals already.
-    """
-    max_size = limits.max_size or 0
-    if not found.is_limited(max_size):
-        return 0
-    value_bytes = found.value_bytes + (0 if is_counted else coming)
-    goes_by_size = max(0, value_bytes + limits.ranges.nbytes - max_size)
-    return found.most_of_answers + coming - goes_by_size - space.most_bytes(max_size)
-
-
-def free_some_pages(
-    connection: Connection,
-    limits: Limits,
-    removed: Removed,
-    coming: int = 0,
-    *,
-    is_counted: bool = False,
-) -> bool:
-    """Remove some of the least recently used if too many pages are in use; tell whether any was."""
-    excess = pages_excess(space.in_use(connection), limits, coming, is_counted=is_counted)
-    if excess <= 0:
-        return False
-    parameters = {
-        "excess": excess,
-        "row_bytes": space.ROW_BYTES,
-        "dead_before": limits.dead_before,
-        "most": MOST_AT_ONCE,
-    }
-    rows = connection.execute(EVICT_ANY, parameters).fetchall()
-    removed.evicted += [key for kind, key in rows if kind != "fence"]
-    return bool(rows)
-
-
-def make_some_room(
+def evict_batch(
     connection: Connection, limits: Limits, removed: Removed, coming: int = 0
 ) -> bool:
-    """Remove some of the least recently used; tell whether the rest fits."""
+    """Evict some of the least recently used; tell whether no more can go or need go."""
     if limits.max_size is None:
         return True
     excess = cached_bytes(connection) + limits.ranges.nbytes + coming - limits.max_size
@@ -348,18 +251,21 @@ def make_some_room(
     removed.evicted += [key for (key,) in rows]
     if not rows:
         if not limits.ranges.evict():
-            # What is left is not ours to remove.
             return True
         removed.evicted_ranges += 1
     return False
 
 
 def cached_bytes(connection: Connection) -> int:
-    """Bytes of all values that are kept of sources."""
+    """Bytes of all values that are kept of sources, or being written."""
+    return _cached(connection)[1]
+
+
+def _cached(connection: Connection) -> tuple[int, int]:
     row = connection.execute(CACHED_BYTES).fetchone()
     if row is None:
         raise FileDamagedError("a row of total is missing")
-    return int(row[0])
+    return int(row[0]), int(row[1])
 
 
 def trim(connection: Connection, kind: str, most: int, dead_before: int) -> None:

@@ -47,6 +47,11 @@ def shared_memory_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-shm")
 
 
+def data_file_of(path: Path) -> Path:
+    """Where the bytes of large values are, see `zarr_cache.data_file`."""
+    return path.with_name(f"{path.name}-data")
+
+
 def place_of(path: Path) -> Place | None:
     """Which file the path names now; None when there is none."""
     try:

@@ -190,8 +190,10 @@ class CachedSource:
                 at = values.clock().stamp_ns()
                 fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
                 arguments = (self.namespace, key, request, fresh_after)
-                found = values.glance(*arguments) if with_data else None
-                if found is None:
+                found = values.lookup_nowait(*arguments) if with_data else None
+                if found is not None and found.read is not None:
+                    found = yield from values.finish(found, *arguments)
+                elif found is None:
                     found = yield from (
                         values.look_up(*arguments)
                         if with_data

@@ -25,6 +25,15 @@ LENGTH = 8
 """Bytes of a checksum."""
 
 
+def length_of(nbytes: int) -> int:
+    """Bytes of the checksums of so many bytes."""
+    return LENGTH * -(-nbytes // BLOCK)
+
+
+class DamagedValueError(Exception):
+    """The bytes of an entry are not those that were written with its facts."""
+
+
 def of_facts(namespace: str, key: str, kind: str, size: int, stored_at: int) -> int:
     """The checksum of what an entry claims to be: 63 bits, which SQLite's integers hold."""
     claim = f"{namespace}\0{key}\0{kind}\0{size}\0{stored_at}"

@@ -20,6 +20,7 @@ from zarr_cache.cache_file import (
     shared_memory_of,
     state_of,
 )
+from zarr_cache.data_file import remove_orphan
 from zarr_cache.errors import FileLockedError, StorageError, is_code
 from zarr_cache.network import refuse_network
 from zarr_cache.owner import APPLICATION_ID, refuse_foreign
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr_cache.cache_file import State
+    from zarr_cache.data_file import DataFile
 
 OLDEST_SQLITE = (3, 40)
 """An older one may take the schema of a file for damage."""
 
-PAGE_SIZE = 16 * 1024
-"""Bytes of a page of a new file. See docs/decisions/0002."""
+PAGE_SIZE = 4 * 1024
+"""Bytes of a page of a new file: rows are small. See docs/decisions/0013."""
 
 
 def mmap_bytes() -> int:
@@ -133,6 +135,8 @@ class Connection(sqlite3.Connection):
 
     Attributes
     ----------
+    data_file
+        Where the bytes of large values are; None if they are in the database, or in another store.
     is_immutable
         Whether SQLite takes the file to stay as it is: it neither looks for a log nor reads a page
         again that it has read.
@@ -140,6 +144,7 @@ class Connection(sqlite3.Connection):
 
     turns: Turns
     log: Path | None = None
+    data_file: DataFile | None = None
     is_read_only = False
     is_immutable = False
     _state: State | None = None
@@ -398,6 +403,7 @@ def _open_newest(path: Path, turns: Turns) -> Connection:
             migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
             # Into the file itself, where the next to open it can look without the log.
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            remove_orphan(path, connection)
         else:
             _switch_to_wal(connection)
     except BaseException:

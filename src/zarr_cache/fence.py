@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from zarr_cache import index, key_order, pending, staging, values
-from zarr_cache.answer import keep_bytes, seed_of
-from zarr_cache.budget import MOST_AT_ONCE, trim, under_limits
+from zarr_cache import extents, index, key_order, pending
+from zarr_cache.answer import seed_of
+from zarr_cache.budget import MOST_AT_ONCE, Removed, trim, under_limits
 from zarr_cache.errors import FileDamagedError, FileLockedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
-from zarr_cache.staging import Staging
+from zarr_cache.large_values import LargeValue, written
+from zarr_cache.values import MOST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from zarr_cache.answer import Answer
-    from zarr_cache.budget import Limits, Removed
+    from zarr_cache.budget import Limits
     from zarr_cache.connection import Connection
-    from zarr_cache.staging import Staged
+    from zarr_cache.large_values import Written
     from zarr_cache.values import Keep
 
 type Parameters = dict[str, str | int]
@@ -184,55 +186,72 @@ def _end_write(
     keep: Keep,
     answers: Mapping[str, Answer],
 ) -> Removed:
-    with Staging(connection, namespace, limits, touches) as stage:
-        large = _stage(connection, namespace, answers, stage)
-        with (
-            connection.writing_much() if answers else connection.writing(),
-            under_limits(connection, namespace, limits, stage.removed) as removed,
-        ):
-            pending.write_touches(connection, touches)
-            revision = _next_revision(connection, namespace)
-            parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
-            for key in keys:
-                answer = answers.get(key)
-                staged = large.get(key)
-                entry = None
-                if (
-                    answer is not None
-                    and (staged is None or staged.shrink(connection))
-                    and not index.is_being_removed(connection, namespace, key, now_ns)
-                ):
-                    entry = _end_with_value(connection, namespace, key, answer, revision)
-                if answer is not None and entry is not None:
-                    seed = seed_of(namespace, key, answer)
-                    how = keep if staged is None else staged.keep
-                    keep_bytes(connection, entry, seed, answer.data, how, limits, removed)
-                else:
-                    _fence(connection, END_WRITE, {"key": key, **parameters})
-                    removed.fenced.append(key)
-            trim(connection, "fence", MOST_FENCES, limits.dead_before)
-            stage.clear()
+    removed = Removed()
+    large = _large(connection, namespace, answers)
+    with written(connection, namespace, limits, touches, large, removed) as values_written:
+        for some in _some_at_a_time(connection, keys, answers):
+            with (
+                connection.writing_much() if answers else connection.writing(),
+                under_limits(connection, namespace, limits, removed),
+            ):
+                pending.write_touches(connection, touches)
+                revision = _next_revision(connection, namespace)
+                parameters: Parameters = {
+                    "namespace": namespace,
+                    "now": now_ns,
+                    "revision": revision,
+                }
+                for key in some:
+                    answer = answers.get(key)
+                    if answer is None or not _end_with_value(
+                        connection, namespace, key, answer, revision, values_written.get(key), keep
+                    ):
+                        _fence(connection, END_WRITE, {"key": key, **parameters})
+                        removed.fenced.append(key)
+                trim(connection, "fence", MOST_FENCES, limits.dead_before)
+                if some[-1] == keys[-1]:
+                    values_written.release(connection)
     return removed
 
 
-def _stage(
-    connection: Connection, namespace: str, answers: Mapping[str, Answer], stage: Staging
-) -> dict[str, Staged]:
-    """Write beforehand the bytes that are too many for one transaction, by key."""
-    large = {}
+def _large(
+    connection: Connection, namespace: str, answers: Mapping[str, Answer]
+) -> list[LargeValue]:
+    """Those of which the bytes are written before their entries are."""
+
+    def is_wanted(key: str, begun: int) -> bool:
+        found = index.peek(connection, namespace, key)
+        return found.fence <= begun and found.writers == 1
+
+    return [
+        LargeValue(
+            key,
+            seed_of(namespace, key, answer),
+            answer.data,
+            answer.used_at,
+            partial(is_wanted, key, answer.revision),
+        )
+        for key, answer in answers.items()
+        if answer.data is not None and extents.is_large(connection, answer.size)
+    ]
+
+
+def _some_at_a_time(
+    connection: Connection, keys: Sequence[str], answers: Mapping[str, Answer]
+) -> Iterator[list[str]]:
+    """The keys, as many at a time as one transaction is to write the values of."""
+    some: list[str] = []
     nbytes = 0
-    for key, answer in answers.items():
-        if answer.data is None or not staging.is_large(connection, nbytes + answer.size):
-            nbytes += answer.size
-            continue
-
-        def is_wanted(key: str = key, begun: int = answer.revision) -> bool:
-            found = index.peek(connection, namespace, key)
-            return found.fence <= begun and found.writers == 1
-
-        seed = seed_of(namespace, key, answer)
-        large[key] = stage.write(seed, answer.data, answer.stored_at, answer.used_at, is_wanted)
-    return large
+    for key in keys:
+        size = answers[key].size if key in answers else 0
+        size = 0 if extents.is_large(connection, size) else size
+        if some and nbytes + size > MOST_BYTES:
+            yield some
+            some, nbytes = [], 0
+        some.append(key)
+        nbytes += size
+    if some:
+        yield some
 
 
 def _next_revision(connection: Connection, namespace: str) -> int:
@@ -250,14 +269,27 @@ def _fence(connection: Connection, statement: str, parameters: Parameters) -> tu
         # Nothing is stored in the namespace of a source: its row is there and cannot be found.
         raise FileDamagedError(f"no fence could be put at {parameters['key']!r}")
     number, entry = rows[0]
-    values.delete(connection, entry)
+    extents.delete(connection, entry)
     return number, entry
 
 
 def _end_with_value(
-    connection: Connection, namespace: str, key: str, answer: Answer, revision: int
-) -> int | None:
-    """The entry that has taken the place of the fence; None if it must not."""
+    connection: Connection,
+    namespace: str,
+    key: str,
+    answer: Answer,
+    revision: int,
+    its: Written | None,
+    keep: Keep,
+) -> bool:
+    """Put the value in the place of the fence; False if it must not be kept."""
+    if its is None and answer.data is not None and extents.is_large(connection, answer.size):
+        return False
+    if its is not None and not its.is_there(connection):
+        return False
+    if index.is_being_removed(connection, namespace, key, answer.used_at):
+        return False
+    seed = seed_of(namespace, key, answer)
     rows = connection.execute(
         END_WRITE_WITH_VALUE,
         {
@@ -268,10 +300,16 @@ def _end_with_value(
             "used_at": answer.used_at,
             "begun": answer.revision,
             "revision": revision,
-            "checksum": seed_of(namespace, key, answer),
+            "checksum": seed,
         },
     ).fetchall()
-    return int(rows[0][0]) if rows else None
+    for (entry,) in rows:
+        extents.delete(connection, entry)
+        if its is not None:
+            its.give(connection, entry)
+        elif answer.data is not None:
+            keep(connection, entry, seed, answer.data)
+    return bool(rows)
 
 
 def _raise_fence(connection: Connection, namespace: str, revision: int) -> int:

@@ -27,6 +27,7 @@ from zarr_cache.connection import (
     open_file,
     reopen_read_only,
 )
+from zarr_cache.data_file import DataFile
 from zarr_cache.errors import (
     FileDamagedError,
     FileLockedError,
@@ -102,6 +103,8 @@ class FileDatabase:
     ----------
     path
         The file, absolute and with symbolic links followed.
+    data_file
+        The bytes of large values, beside it.
     is_open
         Whether the file is open.
     """
@@ -122,6 +125,7 @@ class FileDatabase:
         self.after_loss: list[Callable[[], None]] = []
         self._name = str(path)
         self._marks: dict[str, str] = {}
+        self.data_file = DataFile(path)
         self._begin()
 
     def __str__(self) -> str:
@@ -178,6 +182,9 @@ class FileDatabase:
                 self._place = cache_file.place_of(self.path)
                 written_ns = cache_file.written_ns(self.path)
                 connection = open_file(self.path, self._turns)
+                # That of a file which was in this place before is another.
+                self.data_file.forget()
+                connection.data_file = self.data_file
                 self._place = self._place or cache_file.place_of(self.path)
                 floor_ns = self._read_first(connection, written_ns)
             except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
@@ -235,6 +242,7 @@ class FileDatabase:
                 # Beside connections that still have it SQLite makes no other.
                 raise deleted(log)
             connection = connect_to(self.path, self._turns)
+        connection.data_file = self.data_file
         self._connections.add(connection)
         return connection
 
@@ -715,6 +723,7 @@ class FileDatabase:
 
     def _close_connections(self) -> None:
         with self._lock:
+            self.data_file.forget()
             loop_connections = list(self._by_loop.values())
             unused = self._forgotten()
             self._by_loop.clear()
@@ -736,6 +745,8 @@ class FileDatabase:
     def after_fork_in_child(self) -> None:
         """Forget the threads, which are the parent's."""
         _left_to_the_parent.append((self._by_loop, self._starting))
+        self.data_file.abandon()
+        self.data_file = DataFile(self.path)
         self._begin()
         for begin in self.after_fork:
             begin()

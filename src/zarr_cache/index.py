@@ -12,9 +12,10 @@ import sqlite3
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import byte_range, checksum, values
+from zarr_cache import byte_range, checksum, extents, values
+from zarr_cache.checksum import DamagedValueError
+from zarr_cache.data_file import Extent, Read
 from zarr_cache.errors import FileDamagedError, is_code
-from zarr_cache.values import DamagedValueError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
+    from zarr_cache.data_file import OpenFile
 
 type Data = bytes | ByteArray
 
@@ -51,7 +53,8 @@ ON CONFLICT DO NOTHING
 """
 
 # By position: a dict of names costs a fifth of the whole. What comes of the first part is checked
-# for its length before it is read, whatever the file says of itself.
+# for its length before it is read, whatever the file says of itself. A search for NULL is none: only
+# what may be in the data file is looked for there.
 LOOK_UP = """
 SELECT
     counter.revision,
@@ -66,11 +69,16 @@ SELECT
     value.rowid,
     length(value.data),
     CASE WHEN length(value.checksums) <= 512 THEN value.checksums END,
-    CASE WHEN entry.size <= ? AND length(value.data) = entry.size THEN value.data END
+    CASE WHEN entry.size <= ?1 AND length(value.data) = entry.size THEN value.data END,
+    extent.place,
+    extent.length
 FROM counter
-LEFT JOIN namespace ON namespace.name = ?
-LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = ?
-LEFT JOIN value ON value.entry = entry.id AND value.part = 0 AND entry.stored_at > ?
+LEFT JOIN namespace ON namespace.name = ?2
+LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = ?3
+LEFT JOIN value ON value.entry = entry.id AND value.part = 0 AND entry.stored_at > ?4
+LEFT JOIN extent
+    ON extent.entry = CASE WHEN entry.size >= ?5 AND entry.stored_at > ?4 THEN entry.id END
+    AND extent.start = 0
 WHERE counter.id = 1
 """
 
@@ -119,6 +127,10 @@ class Found(NamedTuple):
         blocks.
     data
         The bytes asked for, verified; None unless the key has bytes that are fresh.
+    place, length
+        Of the first extent of fresh bytes in the data file.
+    read
+        What would bring the bytes asked for, where a disk must be waited for.
     is_damaged
         The row or its bytes are not what was written.
     """
@@ -136,6 +148,9 @@ class Found(NamedTuple):
     part_length: int | None = None
     checksums: bytes | None = None
     data: Data | None = None
+    place: int | None = None
+    length: int | None = None
+    read: Read | None = None
     is_damaged: bool = False
 
     @property
@@ -147,15 +162,6 @@ class Found(NamedTuple):
         """Whether what was asked of the source at `revision` is no answer any more."""
         is_written = bool(self.writers) and self.stored_at > now_ns - LONGEST_WRITE_NS
         return self.fence > revision or is_written
-
-    def is_large(self, fresh_after: int) -> bool:
-        """Whether there are fresh bytes that do not come with the facts."""
-        return (
-            self.kind in HAVE_BYTES
-            and self.size > INLINE
-            and self.stored_at > fresh_after
-            and not self.is_damaged
-        )
 
 
 def nothing(connection: Connection) -> None:
@@ -199,7 +205,8 @@ def look_up(
     key: str,
     request: ByteRequest | None = None,
     fresh_after: int = EVER,
-    most: int | None = None,
+    *,
+    may_wait: bool = True,
 ) -> Found:
     """What the file knows of the key, with the bytes that `request` asks for if they are fresh.
 
@@ -207,30 +214,72 @@ def look_up(
     ----------
     fresh_after
         What was stored at this time or earlier is not read.
-    most
-        Values of more bytes than this are not read.
+    may_wait
+        Whether the data file may be waited for. If not, and it would have to be, `Found.read` is what
+        is to be waited for.
     """
+    data_file = connection.data_file
+    tried: object = None
     while True:
         found, seed = _facts(connection, namespace, key, fresh_after, INLINE)
         if found.is_damaged or found.kind not in HAVE_BYTES or found.stored_at <= fresh_after:
             return found
-        if most is not None and found.size > most:
-            return found
+        file = read = None
         try:
-            data = _bytes(connection, found, seed, request)
+            if found.place is None or data_file is None:
+                data = _bytes(connection, found, seed, request)
+                return found if data is found.data else found._replace(data=data)
+            file = data_file.opened(connection)
+            read = _read(connection, file, found, seed, request)
+            data = read.wait() if may_wait else read.now()
         except DamagedValueError:
-            # Unless another value has taken its place since.
-            if _facts(connection, namespace, key, NEVER, -1)[0].row == found.row:
+            # It is damaged unless another value has taken its place since, or the bytes are elsewhere
+            # now: moved, or in another data file.
+            trial = (found.row, read and read.extents, file and file.place)
+            if trial == tried:
                 return found._replace(data=None, is_damaged=True)
+            tried = trial
+            if data_file is not None and file is not None:
+                data_file.is_replaced(file)
         else:
-            return found if data is found.data else found._replace(data=data)
+            return found._replace(data=data, read=read if data is None else None)
+
+
+def _read(
+    connection: Connection,
+    file: OpenFile,
+    found: Found,
+    seed: int,
+    request: ByteRequest | None,
+) -> Read:
+    """What brings the bytes asked for out of the data file: whole blocks, each with its checksum.
+
+    Raises
+    ------
+    DamagedValueError
+        Their places or their checksums are missing.
+    """
+    start, stop = byte_range.span(request, found.size)
+    if start >= stop:
+        return Read(file, [], seed, 0, b"", 0, 0)
+    one, last = start // checksum.BLOCK, -(-stop // checksum.BLOCK)
+    begin, end = one * checksum.BLOCK, min(last * checksum.BLOCK, found.size)
+    place, length, sums = found.place, found.length, found.checksums
+    is_all_here = type(place) is type(length) is int and isinstance(sums, bytes)
+    if is_all_here and end <= min(length or 0, values.PART):
+        where = [Extent((place or 0) + begin, end - begin)]
+        sums = (sums or b"")[one * checksum.LENGTH : last * checksum.LENGTH]
+    else:
+        where, sums = extents.located(connection, found.entry or 0, found.size, begin, end)
+    return Read(file, where, seed, one, sums, start - begin, stop - begin)
 
 
 def _facts(
     connection: Connection, namespace: str, key: str, fresh_after: int, inline: int
 ) -> tuple[Found, int]:
     """The row, with the bytes of a fresh value of up to `inline` bytes, and the row's checksum."""
-    row = connection.execute(LOOK_UP, (inline, namespace, key, fresh_after)).fetchone()
+    parameters = (inline, namespace, key, fresh_after, extents.LEAST)
+    row = connection.execute(LOOK_UP, parameters).fetchone()
     # On a page that is damaged, a column has another type than its table allows.
     if row is None or not type(row[0]) is type(row[1]) is type(row[2]) is int:
         raise FileDamagedError("a revision or a total is missing, or is no integer")
@@ -287,9 +336,14 @@ def look_up_many(
     key: str,
     requests: Sequence[ByteRequest | None],
     fresh_after: int,
+    *,
+    may_wait: bool = True,
 ) -> list[Found]:
     """`look_up` for each request, in their order."""
-    return [look_up(connection, namespace, key, request, fresh_after) for request in requests]
+    return [
+        look_up(connection, namespace, key, request, fresh_after, may_wait=may_wait)
+        for request in requests
+    ]
 
 
 USAGE = """

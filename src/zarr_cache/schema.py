@@ -35,6 +35,15 @@ WHERE 1 <> (
       AND typeof(fence) = 'integer' AND fence BETWEEN 0 AND revision
 )
 UNION ALL
+SELECT 'the row of data_file'
+WHERE 1 <> (
+    SELECT count(*)
+    FROM data_file
+    WHERE id = 1
+      AND typeof(identity) = 'blob' AND length(identity) = 16
+      AND typeof(length) = 'integer' AND length BETWEEN 4096 AND 4611686018427387903
+)
+UNION ALL
 SELECT 'a row of total'
 WHERE 4 <> (
     SELECT count(*)

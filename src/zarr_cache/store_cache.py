@@ -11,12 +11,12 @@ from zarr.core.buffer import cpu
 from zarr_cache import admission, byte_range, checksum, index, value_cache, values
 from zarr_cache.admission import Admission
 from zarr_cache.calls import call, call_async
+from zarr_cache.checksum import DamagedValueError
 from zarr_cache.errors import StorageError
 from zarr_cache.flight import Flight
 from zarr_cache.flow import to_its_end
 from zarr_cache.memory_database import MemoryDatabase
 from zarr_cache.value_cache import ValueCache
-from zarr_cache.values import DamagedValueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,8 +62,6 @@ class StoreCache(ValueCache):
         Any store that supports deletes.
     """
 
-    has_pages = False
-
     _all: ClassVar[weakref.WeakSet[StoreCache]] = weakref.WeakSet()
 
     _keep = staticmethod(values.write_checksums)
@@ -105,7 +103,7 @@ class StoreCache(ValueCache):
         """Whether the store has a value of this key that the index knows of."""
         return self._reads.run(admission.has_place, key)
 
-    def glance(
+    def lookup_nowait(
         self,
         namespace: str,  # noqa: ARG002 - whatever it is, the other store is asked
         key: str,  # noqa: ARG002 - the same

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from zarr_cache import (
     admission,
     budget,
+    extents,
     fence,
     index,
     listing,
@@ -24,10 +25,11 @@ from zarr_cache import (
 from zarr_cache.admission import Admission, Admissions
 from zarr_cache.errors import CacheError, LeftAloneError
 from zarr_cache.flight import Flights
-from zarr_cache.flow import run, threaded
+from zarr_cache.flow import run, running_loop, step, threaded
 from zarr_cache.guarded import Guarded
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
+from zarr_cache.read_pool import read_all, read_all_in_pool
 from zarr_cache.sizes import format_size
 from zarr_cache.writer import Writer
 
@@ -53,9 +55,6 @@ MANY_WAITING_BYTES = 8 * 2**20
 
 MOST_WAITING_BYTES = 32 * 2**20
 """While answers of so many bytes wait to be kept, who brings another waits with it."""
-
-MOST_ON_LOOP = 2 * 2**20
-"""Values of up to this many bytes are read on the event loop. See docs/decisions/0005."""
 
 
 _making = threading.Lock()
@@ -98,9 +97,6 @@ class ValueCache:
 
     # Those with something in `_unrecorded`, which must not be forgotten with the last CacheStore.
     _distrusting: ClassVar[set[ValueCache]] = set()
-
-    has_pages: ClassVar[bool] = True
-    """Whether values are in the pages of a file, which are limited."""
 
     _keep: Keep = staticmethod(values.write)
 
@@ -230,33 +226,66 @@ class ValueCache:
         found = self._reads.run(index.peek, namespace, key)
         return found if waiting is None else waiting.instead_of(found)
 
-    def glance(
+    def lookup_nowait(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Found | None:
-        """As `look_up`, of a file that is open, at once; None where something must be waited for.
+        """As `look_up`, of a file that is open, without waiting for another thread; None if need be.
 
-        What is small is read on the event loop itself: a step to another thread and back costs some
-        times as much as the read, and a reader waits for no writer. See docs/decisions/0005.
+        Where the bytes must be read from the disk, `Found.read` is for `finish`, unless this thread
+        runs no event loop: then it waits. See docs/decisions/0013.
         """
         # Before the file is looked at: what waits no more is in it.
         waiting = self._waiting(namespace, key)
-        found = self._reads.run(index.look_up, namespace, key, request, fresh_after, MOST_ON_LOOP)
-        if found.data is not None:
-            return found
-        if waiting is not None:
-            found = waiting.instead_of(found, request, fresh_after)
-        return None if found.data is None and found.is_large(fresh_after) else found
+        may_wait = running_loop() is None
+        found = self._reads.run(
+            index.look_up, namespace, key, request, fresh_after, may_wait=may_wait
+        )
+        if waiting is not None and found.data is None:
+            return waiting.instead_of(found, request, fresh_after)
+        return found
+
+    def finish(
+        self, found: Found, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+    ) -> Flow[Found]:
+        """What `lookup_nowait` has found, with its bytes read from the disk."""
+        (finished,) = yield from self._finish_all([found], namespace, key, [request], fresh_after)
+        return finished
+
+    def _finish_all(
+        self,
+        found: list[Found],
+        namespace: str,
+        key: str,
+        requests: Sequence[ByteRequest | None],
+        fresh_after: int,
+    ) -> Flow[list[Found]]:
+        """The same of several, which are read at once on the async surface."""
+        reads = [each.read for each in found if each.read is not None]
+        brought = iter(
+            (yield from step(partial(read_all, reads), partial(read_all_in_pool, reads)))
+        )
+        finished = []
+        for each, request in zip(found, requests, strict=True):
+            data = None if each.read is None else next(brought)
+            if data is not None:
+                finished.append(each._replace(data=data, read=None))
+            elif each.read is None:
+                finished.append(each)
+            else:
+                # Evicted and written over meanwhile, or damaged.
+                arguments = (namespace, key, request, fresh_after)
+                finished.append((yield from self._reads.flow(index.look_up, *arguments)))
+        return finished
 
     def look_up(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Flow[Found]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
         yield from self.opened()
-        waiting = self._waiting(namespace, key)
-        found = yield from self._reads.flow(index.look_up, namespace, key, request, fresh_after)
-        if found.data is None and waiting is not None:
-            return waiting.instead_of(found, request, fresh_after)
-        return found
+        arguments = (namespace, key, request, fresh_after)
+        found = self.lookup_nowait(*arguments)
+        assert found is not None  # noqa: S101 - only another store must be waited for
+        return found if found.read is None else (yield from self.finish(found, *arguments))
 
     def look_up_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
@@ -264,13 +293,16 @@ class ValueCache:
         """`look_up` for each request."""
         waiting = self._waiting(namespace, key)
         arguments = (namespace, key, requests, fresh_after)
-        found = yield from self._reads.flow(index.look_up_many, *arguments)
-        if waiting is None:
+        may_wait = running_loop() is None
+        found = self._reads.run(index.look_up_many, *arguments, may_wait=may_wait)
+        if waiting is not None:
+            found = [
+                each if each.data is not None else waiting.instead_of(each, request, fresh_after)
+                for each, request in zip(found, requests, strict=True)
+            ]
+        if all(each.read is None for each in found):
             return found
-        return [
-            each if each.data is not None else waiting.instead_of(each, request, fresh_after)
-            for each, request in zip(found, requests, strict=True)
-        ]
+        return (yield from self._finish_all(found, *arguments))
 
     def admit(
         self,
@@ -353,11 +385,21 @@ class ValueCache:
         if self._database.is_gone():
             return
         try:
-            while self._reads.run(space.has_much_free, self._max_size):
+            while self._reads.run(space.has_much_free):
                 self._writes.run(space.give_back)
                 self.write_waiting()
+            self._shorten_data_file()
         except CacheError as error:
-            logger.info("free pages stay in the file: %s", error)
+            logger.info("free space stays in the file: %s", error)
+
+    def _shorten_data_file(self) -> None:
+        """Move what is at the end of the data file to the front, if that is longer than it may be."""
+        while self._reads.run(extents.is_too_long, self._max_size):
+            if not self._writes.run(extents.move_last, self.clock().now_ns()):
+                break
+            self.write_waiting()
+        if self._reads.run(extents.has_much_to_cut):
+            self._writes.run(extents.cut)
 
     def flush(self) -> None:
         """Write the answers that wait; what is being written is in the file as well."""

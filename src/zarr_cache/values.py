@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zarr_cache import checksum
+from zarr_cache.checksum import DamagedValueError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 PART = 64 * checksum.BLOCK
 """Bytes of a part. Far below SQLite's limit for one blob, 10^9 bytes, and a whole number of blocks.
 See docs/decisions/0002."""
+
+MOST_BYTES = 512 * 1024
+"""At most so many bytes of small values are kept in one transaction, so that the log stays short."""
 
 INSERT_PART = """
 INSERT INTO value (entry, part, checksums, data)
@@ -43,11 +47,7 @@ WHERE entry = :entry AND part BETWEEN :first AND :last
 
 
 type Keep = Callable[[sqlite3.Connection, int, int, ByteArray], None]
-"""Keeps bytes for an entry that has none: `write`, `write_checksums`, or `Staged.keep`."""
-
-
-class DamagedValueError(Exception):
-    """The bytes of an entry are not those that were written with its facts."""
+"""Keeps bytes for an entry that has none: `write`, or `write_checksums`."""
 
 
 def write(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:
@@ -66,12 +66,19 @@ def write_part(
     connection: sqlite3.Connection, entry: int, seed: int, part: int, piece: ByteArray
 ) -> None:
     """Keep one of the `parts` of a value, which the entry does not have so far."""
-    parameters = {
-        "entry": entry,
-        "part": part,
-        "checksums": checksum.of_blocks(seed, part * PART // checksum.BLOCK, piece),
-        "data": piece.data,
-    }
+    sums = checksum.of_blocks(seed, part * PART // checksum.BLOCK, piece)
+    write_row(connection, entry, part, sums, piece.data)
+
+
+def write_row(
+    connection: sqlite3.Connection,
+    entry: int,
+    part: int,
+    checksums: bytes,
+    data: bytes | memoryview,
+) -> None:
+    """Keep the checksums of a part, and its bytes unless they are elsewhere."""
+    parameters = {"entry": entry, "part": part, "checksums": checksums, "data": data}
     connection.execute(INSERT_PART, parameters)
 
 
@@ -183,13 +190,7 @@ def read_blob(
 
 def write_checksums(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:
     """Keep only the checksums of `data`, whose bytes are kept in another store."""
-    parameters = {
-        "entry": entry,
-        "part": 0,
-        "checksums": checksum.of_blocks(seed, 0, data),
-        "data": b"",
-    }
-    connection.execute(INSERT_PART, parameters)
+    write_row(connection, entry, 0, checksum.of_blocks(seed, 0, data), b"")
 
 
 def delete(connection: sqlite3.Connection, entry: int) -> None:

@@ -11,6 +11,7 @@ from zarr_cache.budget import MOST_AT_ONCE
 from zarr_cache.errors import FileDamagedError
 from zarr_cache.problem import END, REVISIONS_END, Problem, checked, run_on
 from zarr_cache.verify_entries import FENCE_ALL, KINDS, MOST_ENTRIES, verify_entries, verify_orphans
+from zarr_cache.verify_space import verify_space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -218,6 +219,7 @@ def verify(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterato
         yield from run(checked, _find_namespaces, _fix_namespaces, repair=repair)
         yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
         yield from verify_orphans(run, repair=repair)
+        yield from verify_space(run, repair=repair)
         yield from run(checked, _find_totals, _fix_totals, repair=repair)
         yield from run(checked, _find_statistics, _fix_statistics, repair=repair)
         if repair and pages:

@@ -6,7 +6,9 @@ import sqlite3
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zarr_cache import checksum, values
+from zarr_cache import checksum, extents, values
+from zarr_cache.checksum import DamagedValueError
+from zarr_cache.data_file import Read
 from zarr_cache.errors import FileDamagedError, is_code
 from zarr_cache.problem import (
     END,
@@ -17,12 +19,11 @@ from zarr_cache.problem import (
     Problem,
     checked,
 )
-from zarr_cache.staging import is_staged
-from zarr_cache.values import DamagedValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
     from zarr_cache.problem import Run
 
@@ -82,6 +83,13 @@ SELECT part, typeof(data), length(data), typeof(checksums), length(checksums)
 FROM value
 WHERE entry = :entry
 ORDER BY part
+"""
+
+EXTENTS = """
+SELECT start, length
+FROM extent
+WHERE entry = :entry
+ORDER BY start
 """
 
 ORPHANS = """
@@ -179,7 +187,18 @@ def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Probl
             yield Problem("page", str(error), READABLE)
             return
         find = partial(_find_in_entries, first=first, last=last, has_bytes=has_bytes)
-        yield from run(checked, find, _fix_entries, repair=repair)
+        problems = run(checked, find, _fix_entries, repair=repair)
+        for problem in problems:
+            if repair or problem.what != "bytes" or problem.row is None:
+                yield problem
+            else:
+                # Bytes in the data file may have been written over since the transaction began, for
+                # another value. Whose entry is there all the same is damaged.
+                again = partial(
+                    _find_in_entries, first=problem.row, last=problem.row, has_bytes=has_bytes
+                )
+                if problem in run(checked, again, _fix_entries, repair=False):
+                    yield problem
         first = following
 
 
@@ -225,23 +244,35 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
             yield problem(what, number, f"from 0 to {end - 1}")
     if entry.writers < 0 or (entry.writers and entry.kind != "fence"):
         yield problem("writers", entry.writers, "0 or more" if entry.kind == "fence" else 0)
-    seed = _seed_of(entry)
+    seed = checksum.of_facts(entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at)
     if entry.checksum != seed and entry.kind != "fence":
         yield problem("checksum", entry.checksum, seed)
         return
-    wrong = _wrong_parts(connection, entry, has_size=has_size, has_bytes=has_bytes)
+    where = connection.execute(EXTENTS, {"entry": entry.id}).fetchall()
+    is_in_data_file = bool(where) and entry.kind == "value"
+    wrong = _wrong_extents(entry, where)
+    wrong = wrong or _wrong_parts(
+        connection, entry, has_size=has_size, has_bytes=has_bytes and not is_in_data_file
+    )
     if wrong is None and has_bytes:
-        wrong = _wrong_bytes(connection, entry, seed)
+        read = _read_from_data_file if is_in_data_file else values.read
+        wrong = _wrong_bytes(connection, entry, seed, read)
     if wrong is not None:
         yield problem("bytes", wrong, f"the {entry.size} bytes that were written")
 
 
-def _seed_of(entry: Entry) -> int:
-    """The checksum of the facts that the bytes are written with."""
-    if is_staged(entry.namespace):
-        # Those that it will have.
-        return int(entry.checksum)
-    return checksum.of_facts(entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at)
+def _wrong_extents(entry: Entry, where: list[tuple[Any, Any]]) -> str | None:
+    """What is wrong with the lengths of the extents; they are nowhere but of a value of a source."""
+    if not where:
+        return None
+    if entry.kind != "value":
+        return f"extents of an entry of kind {entry.kind}"
+    at: Any = 0
+    for start, length in where:
+        if start != at or type(length) is not int:
+            return f"an extent that begins with byte {start} and not with {at}"
+        at = start + length
+    return None if at == extents.rounded(entry.size) else f"extents of {at} bytes"
 
 
 def _wrong_parts(
@@ -249,7 +280,7 @@ def _wrong_parts(
 ) -> str | None:
     """What is wrong with the number and the lengths of the parts; reads no bytes."""
     rows = connection.execute(PARTS, {"entry": entry.id})
-    if not has_bytes:
+    if not has_bytes and connection.data_file is None:
         # Checksums of all the blocks, or nothing at all of what another store already held.
         blocks = -(-entry.size // checksum.BLOCK)
         allowed = [(0, "blob", 0, "blob", checksum.LENGTH * blocks)] if has_size else []
@@ -259,19 +290,33 @@ def _wrong_parts(
     seen = 0
     for seen, row in enumerate(rows, 1):
         length = min(values.PART, entry.size - (seen - 1) * values.PART)
-        blocks = -(-length // checksum.BLOCK)
-        if row != (seen - 1, "blob", length, "blob", checksum.LENGTH * blocks):
+        sums = checksum.length_of(length)
+        if row != (seen - 1, "blob", length if has_bytes else 0, "blob", sums):
             rows.close()
             return f"{row} as part {seen - 1} of {count}"
     return None if seen == count else f"{seen} parts of {count}"
 
 
-def _wrong_bytes(connection: Connection, entry: Entry, seed: int) -> str | None:
+def _read_from_data_file(
+    connection: Connection, entry: int, seed: int, size: int, start: int, stop: int
+) -> ByteArray:
+    """As `values.read`, of bytes in the data file."""
+    data = connection.data_file
+    if data is None:
+        raise DamagedValueError("there is no data file")
+    where, sums = extents.located(connection, entry, size, start, stop)
+    first = start // checksum.BLOCK
+    return Read(data.opened(connection), where, seed, first, sums, 0, stop - start).wait()
+
+
+def _wrong_bytes(
+    connection: Connection, entry: Entry, seed: int, read: Callable[..., object]
+) -> str | None:
     """What is wrong with the bytes, read a part at a time."""
     for start in range(0, entry.size, values.PART):
         stop = min(start + values.PART, entry.size)
         try:
-            values.read(connection, entry.id, seed, entry.size, start, stop)
+            read(connection, entry.id, seed, entry.size, start, stop)
         except DamagedValueError as error:
             return f"others: {error}"
         except sqlite3.DatabaseError as error:

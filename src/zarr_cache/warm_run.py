@@ -11,7 +11,6 @@ from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache import space
 from zarr_cache.chunk_coverage import at_hand
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run_async
@@ -139,23 +138,17 @@ class Room:
     ----------
     max_size
         None for no limit.
-    has_pages
-        Whether the pages of a file are limited as well: small values have more of them than bytes.
     """
 
-    def __init__(self, max_size: int | None, *, has_pages: bool) -> None:
+    def __init__(self, max_size: int | None) -> None:
         self._max_size = max_size
-        self._has_pages = has_pages
         self._used = 0
         self._reserved = 0
-        self._used_on_disk = 0
-        self._reserved_on_disk = 0
         self._changed = asyncio.Event()
 
     def use(self, nbytes: int) -> None:
         """Note bytes that are at hand."""
         self._used += nbytes
-        self._used_on_disk += space.bytes_on_disk(nbytes)
 
     def reserve(self, nbytes: int | None) -> bool:
         """Reserve the bytes if they are known and there is room; tell whether."""
@@ -163,14 +156,7 @@ class Room:
             return True
         if nbytes is None or self._used + self._reserved + nbytes > self._max_size:
             return False
-        on_disk = space.bytes_on_disk(nbytes)
-        if self._has_pages:
-            in_all = self._used_on_disk + self._reserved_on_disk + on_disk
-            # Half of what is beside is for the tables themselves, and for pages that are not full.
-            if in_all > space.most_bytes(self._max_size) - space.ROOM_BYTES // 2:
-                return False
         self._reserved += nbytes
-        self._reserved_on_disk += on_disk
         return True
 
     async def wait(self, nbytes: int) -> bool:
@@ -186,7 +172,6 @@ class Room:
         """Give back what was reserved, and note what is at hand instead."""
         if self._max_size is not None:
             self._reserved -= reserved or 0
-            self._reserved_on_disk -= space.bytes_on_disk(reserved or 0)
         self.use(used)
         self._changed.set()
 
@@ -229,7 +214,7 @@ class WarmRun:
         self._parts = parts
         self._max_concurrency = max_concurrency
         self._tell = tell
-        self._room = Room(store.max_size, has_pages=cached.values.has_pages)
+        self._room = Room(store.max_size)
         self._faults = cached.statistics["faults"]
         self._stopped: Stop | None = None
         self._done = 0

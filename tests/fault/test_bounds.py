@@ -1,4 +1,4 @@
-"""What the disk holds stays near ``max_size``: the file, its log and the memory they share."""
+"""What the disk holds stays near ``max_size``: the data file, the cache file and its log."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ SIZES = [100, 5_000, 50_000, 300_000, 1_000_000]
 
 ONE_SIZE = [2 * MIB, 8 * MIB, 64 * MIB]
 """Of large values, of which one at a time has room."""
+
+SHORT_OF_PAGES = 4 * MIB + space.MOST_FREE_BYTES
+"""What the cache file may have in tables that are all but empty, and in free pages."""
 
 READ_THROUGH = """
 from tests.fault.test_bounds import of_one_size, of_sizes
@@ -111,10 +114,10 @@ def read_by_four(
     return worst, processes
 
 
-def on_disk(path: Path) -> int:
-    """Bytes of the file, its log and the memory they share, as ``du`` counts them."""
+def on_disk(path: Path, *suffixes: str) -> int:
+    """Bytes of the file, its data file, its log and the memory they share, as ``du`` counts them."""
     nbytes = 0
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in suffixes or ("", "-data", "-wal", "-shm"):
         try:
             nbytes += 512 * os.stat(f"{path}{suffix}").st_blocks  # noqa: PTH116 - often and quick
         except FileNotFoundError:
@@ -122,9 +125,22 @@ def on_disk(path: Path) -> int:
     return nbytes
 
 
-def most(max_size: int) -> int:
-    """Bytes that may be on the disk for values of `max_size` bytes."""
-    return max_size * 11 // 10 + 16 * MIB
+def most_data(max_size: int) -> int:
+    """Bytes that the data file may have for values of `max_size` bytes."""
+    return max_size * 107 // 100 + 16 * MIB
+
+
+def most_beside(entries: int, small: int = 0) -> int:
+    """Bytes that the cache file and its log may have for so many entries and bytes of small values."""
+    log = connection.MOST_WAL_BYTES + MIB
+    return 1024 * entries + 2 * small + SHORT_OF_PAGES + log
+
+
+def most(max_size: int, least: int = 0) -> int:
+    """Bytes that may be on the disk for values of `max_size` bytes, each of `least` at least."""
+    entries = max_size // least if least else 1000
+    small = max_size if least < 64 * 1024 else 0
+    return most_data(max_size) + most_beside(entries, small)
 
 
 def watched(path: Path, is_over: Callable[[], bool]) -> int:
@@ -199,11 +215,6 @@ def test_the_disk_holds_little_more_than_one_large_value_while_it_is_kept(
     assert worst <= most(max_size)
 
 
-def most_pages(max_size: int) -> int:
-    """Bytes that the file alone may have, without its log: a MiB is for one transaction."""
-    return max_size * 11 // 10 + space.ROOM_BYTES + MIB
-
-
 class Small(NamedTuple):
     """Answers that take more of the disk than their bytes."""
 
@@ -216,15 +227,17 @@ class Small(NamedTuple):
 @pytest.mark.parametrize(
     "small",
     [
-        Small(MIB, 25_000, bytes(20)),
-        Small(8 * MIB, 28_000, bytes(300)),
+        Small(MIB // 2, 28_000, bytes(20)),
+        Small(4 * MIB, 28_000, bytes(300)),
         Small(16 * MIB, 2_500, bytes(10_000)),
-        Small(MIB, 30_000, None),
-        Small(MIB, 12_000, None, "g" * 250),
+        Small(MIB, 20_000, None),
+        Small(MIB, 10_000, None, "g" * 250),
     ],
     ids=["20 B", "300 B", "10 kB", "absent", "absent, long keys"],
 )
-def test_rows_and_pages_that_are_not_full_count_for_the_disk(path: Path, small: Small) -> None:
+def test_the_cache_file_has_about_a_kib_for_each_entry_and_twice_the_bytes_of_small_values(
+    path: Path, small: Small
+) -> None:
     keys = [f"{small.prefix}/c/{number}" for number in range(small.number)]
     value = None if small.value is None else buffer(small.value)
     source = CountingStore(MemoryStore({} if value is None else dict.fromkeys(keys, value)))
@@ -237,52 +250,36 @@ def test_rows_and_pages_that_are_not_full_count_for_the_disk(path: Path, small: 
             worst = max(worst, on_disk(path))
     settle(store)
     worst = max(worst, on_disk(path))
-    tell_worst(
-        f"{small.number} answers of {small.value and len(small.value)}", worst, small.max_size
-    )
+    size = small.value and len(small.value)
+    tell_worst(f"{small.number} answers of {size}", worst, small.max_size)
     source.reset()
     for key in keys[-1000:]:
         store.get_sync(key)
-    with open_file(path) as shell:
-        (pages,) = shell.execute("PRAGMA page_count").fetchone()
-        (in_use,) = shell.execute(
-            "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
-        ).fetchone()
+    entries = small.max_size // size if size else small.number
 
-    assert worst <= most(small.max_size)
-    assert pages * connection.PAGE_SIZE <= most_pages(small.max_size)
-    # Nor is less kept than there is room for, and the last of all is.
-    assert in_use * connection.PAGE_SIZE >= most_pages(small.max_size) - 2 * MIB
+    assert not path.with_name(f"{path.name}-data").exists()
+    assert worst <= most_beside(entries, small.max_size)
     assert source.requests.total() == 0
-    assert store.cache_stats()["evictions"] > 0
+    # Nor is less kept than there is room for.
+    assert cached_bytes(path) == entries * (size or 0)
 
 
-def test_the_disk_holds_little_more_than_the_budget_while_four_processes_read_values_of_10_kb(
-    path: Path,
+@pytest.mark.parametrize(
+    "size", [300, 10_000, 100_000, 4_000_000], ids=["300 B", "10 kB", "100 kB", "4 MB"]
+)
+def test_ten_times_the_budget_of_values_of_one_size_goes_through_four_processes(
+    path: Path, size: int
 ) -> None:
-    # Each has a page of 16 KiB.
-    worst, processes = read_by_four(path, MAX_SIZE, 10 * MAX_SIZE // 4, 10_000)
+    max_size = (2 * MIB if size == 300 else MAX_SIZE) * STRESS
+    worst, processes = read_by_four(path, max_size, 10 * max_size // 4, size)
     answers = [process.communicate(timeout=HANG_SECONDS) for process in processes]
-    tell_worst("values of 10 kB, four processes", worst)
+    tell_worst(f"values of {size} bytes, four processes", worst, max_size)
 
     assert [process.returncode for process in processes] == [0] * 4, answers
     assert [out for out, _ in answers] == ['{"faults": 0, "warned": []}\n'] * 4
-    assert MAX_SIZE // 2 <= cached_bytes(path) <= MAX_SIZE
-    assert worst <= most(MAX_SIZE)
-
-
-async def test_fences_of_long_keys_count_for_the_disk(path: Path) -> None:
-    store = new_cache(MemoryStore(), path, max_size=MIB, cache_set_data=False)
-    for number in range(0, 10_000, 100):
-        keys = [f"{'g' * 250}/{number + n}" for n in range(100)]
-        await store._set_many([(key, buffer(b"value")) for key in keys])
-    await store.set("last", buffer(b"value"))
-    with open_file(path) as shell:
-        (pages,) = shell.execute("PRAGMA page_count").fetchone()
-        fences = shell.execute("SELECT entries FROM total WHERE kind = 'fence'").fetchone()
-
-    assert pages * connection.PAGE_SIZE <= most_pages(MIB)
-    assert fences > (1000,)
+    assert max_size // 2 <= cached_bytes(path) <= max_size
+    assert on_disk(path, "-data") <= most_data(max_size)
+    assert worst <= most(max_size, size)
 
 
 async def test_a_value_of_a_part_takes_the_place_of_many_small_ones_in_short_transactions(
@@ -303,87 +300,6 @@ async def test_a_value_of_a_part_takes_the_place_of_many_small_ones_in_short_tra
     assert cached_bytes(path) <= 5 * MIB
     assert on_disk(path) <= most(5 * MIB)
     assert log_bytes(path) <= connection.MOST_WAL_BYTES
-
-
-async def test_what_is_stored_in_the_same_file_takes_no_room_from_what_is_cached(
-    path: Path,
-) -> None:
-    number = 20_000
-    stored = SqliteStore(path)
-    await stored._set_many([(f"{n}", buffer(bytes(20))) for n in range(number)])
-    source = CountingStore(MemoryStore({f"{n}": buffer(bytes(1000)) for n in range(90)}))
-    store = new_cache(source, path, max_size=100_000)
-    for _ in range(2):
-        found = [await read(store, f"{n}") for n in range(90)]
-        settle(store)
-
-    assert on_disk(path) > most_pages(100_000)
-    assert found == [bytes(1000)] * 90
-    assert source.requests == {"get": 90}
-    assert store.cache_stats()["evictions"] == 0
-    assert [await read(stored, f"{n}") for n in (0, number - 1)] == [bytes(20)] * 2
-
-
-async def read_three_times(path: Path) -> tuple[int, int]:
-    """Read values of 400 kB in all with 1 MiB for them; tell requests and evictions."""
-    source = CountingStore(MemoryStore({f"{n}": buffer(bytes(20_000)) for n in range(20)}))
-    store = new_cache(source, path, max_size=MIB)
-    for _ in range(3):
-        for n in range(20):
-            assert await read(store, f"{n}") == bytes(20_000)
-        settle(store)
-    return source.requests.total(), store.cache_stats()["evictions"]
-
-
-async def test_holes_between_what_is_stored_take_no_room_from_what_is_cached(path: Path) -> None:
-    stored = SqliteStore(path)
-    await stored._set_many([(f"{n}", buffer(bytes(6000))) for n in range(2000)])
-    for n in range(0, 2000, 2):
-        await stored.delete(f"{n}")
-
-    assert await read_three_times(path) == (20, 0)
-    assert await read(stored, "1") == bytes(6000)
-
-
-@pytest.mark.parametrize("size", [3_000_000, 40_000_000], ids=["less than may be", "more"])
-async def test_a_table_of_somebodys_own_takes_no_room_from_what_is_cached(
-    path: Path, size: int
-) -> None:
-    await read(new_cache(MemoryStore(), path), "absent")
-    with open_file(path) as shell:
-        shell.execute("CREATE TABLE mine (data)")
-        shell.execute("INSERT INTO mine VALUES (zeroblob(?))", (size,))
-        shell.commit()
-
-    assert await read_three_times(path) == (20, 0)
-
-
-async def test_fences_of_writes_that_died_go_before_what_was_used_since(path: Path) -> None:
-    source = MemoryStore({f"{n}": buffer(bytes(20_000)) for n in range(20)})
-    store = new_cache(source, path)
-    for key in list(source._store_dict):
-        await read(store, key)
-    settle(store)
-    values = store._cached.values
-    begun = values.clock().now_ns() - 2 * LONGEST_WRITE_NS
-    for number in range(40):
-        keys = [f"{'g' * 50}/{number}/{n}" for n in range(500)]
-        values._database.run(fence.begin_write, "source", keys, begun, [])
-    limits = store._cached.limits()._replace(max_size=MIB)
-    alive = limits._replace(dead_before=begun - 1)
-    dead = limits._replace(dead_before=begun)
-    removed = values._database.run(budget.enforce, "source", dead, {})
-    with open_file(path) as shell:
-        (left,) = shell.execute("SELECT entries FROM total WHERE kind = 'fence'").fetchone()
-        (pages,) = shell.execute(
-            "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
-        ).fetchone()
-    again = values._database.run(budget.enforce, "source", alive, {})
-
-    assert removed.evicted == again.evicted == []
-    assert cached_keys(path) == set(source._store_dict)
-    assert 0 < left < 20_000
-    assert pages * connection.PAGE_SIZE <= space.most_bytes(MIB)
 
 
 async def test_values_that_are_kept_once_more_take_no_room_from_others(path: Path) -> None:
@@ -569,6 +485,7 @@ async def test_space_comes_back_when_the_budget_is_lowered(path: Path) -> None:
 
     assert before >= 3 * MAX_SIZE
     assert kept <= MAX_SIZE // 4
+    assert on_disk(path, "-data") <= most_data(MAX_SIZE // 4)
     assert on_disk(path) <= most(MAX_SIZE // 4)
 
 

@@ -1,4 +1,4 @@
-"""Between two parts of a large value the process is killed, or the disk becomes full."""
+"""A large value on its way into the data file: the process is killed, the disk full, the row written."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import (
-    BetweenParts,
     CountingStore,
+    WhileWriting,
     assert_accounts,
     buffer,
     cached_bytes,
     cached_keys,
     close_everything,
+    leave_process,
     open_file,
     read,
 )
 from tests.fault.children import run_child
 from tests.fault.real import filled, mounted
 from tests.fault.sources import LONGEST_SECONDS, new_cache, settle, told
-from zarr_cache import staging
+from zarr_cache import admission, extents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,57 +36,158 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 LARGE = bytes(range(256)) * (10 * MIB // 256)
-SMALL = bytes(300_000)
-
-PARTS = 3
+MIDDLE = bytes(300_000)
+MAX_SIZE = 20_000_000
 
 KILLED = """
-import signal
-from tests.fault.test_large_values import new_source
+import pytest, signal
+from tests.fault.test_large_values import MAX_SIZE, new_source
 
-between = BetweenParts(int(arguments[0]))
-sqlite3.connect = between.connect
-store = new_cache(new_source(), path, max_size=20_000_000)
-store.get_sync("small")
+store = new_cache(new_source(), path, max_size=MAX_SIZE)
+store.get_sync("middle")
 store.flush()
-between.texts.clear()
-between.happens = lambda: os.kill(os.getpid(), signal.SIGKILL)
-store.get_sync("large")
-store.flush()
+with pytest.MonkeyPatch.context() as patch:
+    writing = WhileWriting(patch, is_written=arguments[0] == "written")
+    writing.happens = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    store.get_sync("large")
+    store.flush()
 """
 
 
 def new_source() -> CountingStore:
-    kept = {"large": LARGE, "small": SMALL, "other": SMALL}
+    kept = {"large": LARGE, "middle": MIDDLE, "other": MIDDLE}
     return CountingStore(MemoryStore({key: buffer(data) for key, data in kept.items()}))
 
 
-def staged(path: Path) -> list[int]:
-    """Bytes of the values that were being written, as far as they are in the file."""
-    query = "SELECT name, size FROM entry JOIN namespace ON namespace = namespace.id"
+def reserved(path: Path) -> list[int]:
+    """Bytes of the values that are being written, or were."""
     with open_file(path) as db:
-        return [size for name, size in db.execute(query) if staging.is_staged(name)]
+        return [nbytes for (nbytes,) in db.execute("SELECT bytes FROM reservation")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process is killed by SIGKILL there")
-@pytest.mark.parametrize("parts", range(PARTS + 1))
-async def test_what_a_killed_process_has_written_of_it_goes_when_another_writes(
-    path: Path, parts: int
+@pytest.mark.parametrize("when", ["reserved", "written"])
+async def test_what_a_killed_process_had_reserved_goes_when_another_writes(
+    path: Path, when: str
 ) -> None:
-    ended = run_child(path, KILLED, str(parts))
-    left = staged(path)
+    ended = run_child(path, KILLED, when)
+    left = reserved(path)
     assert_accounts(path)
     source = new_source()
-    store = new_cache(source, path, max_size=20_000_000)
-    found = [await read(store, key) for key in ("small", "large", "other")]
+    store = new_cache(source, path, max_size=MAX_SIZE)
+    found = [await read(store, key) for key in ("middle", "large", "other")]
     settle(store)
 
     assert ended.code == -signal.SIGKILL, ended.errors
-    assert sum(left) == min(parts * 4 * MIB, len(LARGE))
-    assert found == [SMALL, LARGE, SMALL]
+    assert left == [len(LARGE)]
+    assert found == [MIDDLE, LARGE, MIDDLE]
     assert source.keys == ["large", "other"]
-    assert staged(path) == []
-    assert cached_keys(path) == {"small", "large", "other"}
+    assert reserved(path) == []
+    assert cached_keys(path) == {"middle", "large", "other"}
+
+
+async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = WhileWriting(monkeypatch)
+    store = new_cache(new_source(), path, max_size=len(LARGE) + len(MIDDLE))
+    await read(store, "middle")
+    settle(store)
+    seen = []
+
+    def in_another_process() -> None:
+        leave_process(store)
+        other = new_cache(new_source(), path, max_size=len(LARGE) + len(MIDDLE))
+        for key in ("other", "middle"):
+            other.get_sync(key)
+        settle(other)
+        other._cached.values._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
+        seen.append(other.cache_stats()["evictions"])
+        other.close()
+
+    writing.happens = in_another_process
+    await read(store, "large")
+    settle(store)
+
+    # There was room for one of the two beside it.
+    assert seen == [len(LARGE), 1]
+    assert "large" in cached_keys(path)
+    assert cached_bytes(path) == len(LARGE) + len(MIDDLE)
+    assert reserved(path) == []
+
+
+async def test_a_writer_that_was_taken_for_dead_keeps_nothing(
+    path: Path, held_time: HeldTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = WhileWriting(monkeypatch, is_written=True)
+    store = new_cache(new_source(), path, max_size=MAX_SIZE)
+    await read(store, "middle")
+    settle(store)
+
+    def in_another_process() -> None:
+        leave_process(store)
+        held_time.step(extents.LEASE_NS // 10**9 + 1)
+        other = new_cache(new_source(), path, max_size=MAX_SIZE)
+        other.get_sync("other")
+        settle(other)
+        other.close()
+
+    writing.happens = in_another_process
+    found = [await read(store, "large")]
+    settle(store)
+    kept = cached_keys(path)
+    found.append(await read(store, "large"))
+    settle(store)
+
+    assert found == [LARGE] * 2
+    assert kept == {"middle", "other"}
+    assert "large" in cached_keys(path)
+
+
+async def test_a_write_that_overtakes_a_large_answer_leaves_it_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = WhileWriting(monkeypatch, is_written=True)
+    source = new_source()
+    store = new_cache(source, path, max_size=2 * MAX_SIZE)
+    await read(store, "middle")
+    settle(store)
+    other = new_cache(source, path, max_size=2 * MAX_SIZE)
+    new = buffer(LARGE[::-1])
+    writing.happens = lambda: other.set_sync("large", new)
+    await read(store, "large")
+    settle(store)
+
+    assert await read(store, "large") == LARGE[::-1]
+    assert reserved(path) == []
+    assert cached_bytes(path) == len(MIDDLE) + len(LARGE)
+
+
+async def test_a_value_that_changes_places_has_room_for_one_of_it(path: Path) -> None:
+    source = new_source()
+    store = new_cache(source, path, max_size=len(LARGE), max_age_seconds=0.001)
+    for _ in range(3):
+        assert await read(store, "large") == LARGE
+        settle(store)
+
+    assert cached_bytes(path) in {0, len(LARGE)}
+    assert store.cache_stats()["faults"] == 0
+
+
+async def test_more_is_waiting_than_there_is_room_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All of them are taken together.
+    monkeypatch.setattr(admission, "MOST_LARGE_BYTES", 100 * MIB)
+    values = {f"{n}": buffer(bytes([n]) * 2 * MIB) for n in range(12)}
+    store = new_cache(MemoryStore(values), path, max_size=5 * MIB)
+    for key in values:
+        await read(store, key)
+    settle(store)
+
+    # The last ones, as if each had been kept by itself.
+    assert cached_keys(path) == {"10", "11"}
+    assert store.cache_stats()["evictions"] == 10
 
 
 @pytest.fixture
@@ -97,24 +199,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         assert_accounts(tmp_path / "cache.sqlite")
 
 
-async def test_when_the_disk_is_full_all_else_stays_and_what_is_left_of_it_goes_when_there_is_room(
+async def test_when_the_disk_is_full_all_else_stays_and_what_was_reserved_goes(
     small_disk: Path,
     short_waits: HeldTime,
     warned: list[WarningMessage],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    between = BetweenParts()
-    between.install(monkeypatch)
+    writing = WhileWriting(monkeypatch)
     source = new_source()
-    store = new_cache(source, small_disk, max_size=20_000_000)
-    await read(store, "small")
+    store = new_cache(source, small_disk, max_size=MAX_SIZE)
+    await read(store, "middle")
     settle(store)
-    between.texts.clear()
     full = filled(small_disk.parent)
-    between.happens = full.__enter__
+    writing.happens = full.__enter__
     found = [await read(store, "large")]
     settle(store)
-    found += [await read(store, "small")]
+    found += [await read(store, "middle")]
     settle(store)
     kept = cached_keys(small_disk)
     full.__exit__(None, None, None)
@@ -126,11 +226,11 @@ async def test_when_the_disk_is_full_all_else_stays_and_what_is_left_of_it_goes_
     source.reset()
     again = await read(store, "large")
 
-    assert found == [LARGE, SMALL, LARGE, LARGE]
-    assert "small" in kept
-    assert staged(small_disk) == []
-    assert "full" in "".join(told(warned))
+    assert found == [LARGE, MIDDLE, LARGE, LARGE]
+    assert kept == {"middle"}
+    assert reserved(small_disk) == []
+    assert "No space left" in "".join(told(warned))
     assert again == LARGE
     assert source.requests.total() == 0
-    assert cached_bytes(small_disk) == len(LARGE) + len(SMALL)
+    assert cached_bytes(small_disk) == len(LARGE) + len(MIDDLE)
     assert store.cache_stats()["evictions"] == 0

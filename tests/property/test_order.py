@@ -26,8 +26,9 @@ from tests.fakes import (
     flush_everything,
     open_file,
     restart,
+    take_for_large,
 )
-from zarr_cache import CacheStore, SqliteStore, clock, staging, values
+from zarr_cache import CacheStore, SqliteStore, clock
 from zarr_cache.range_cache import RangeCache
 
 if TYPE_CHECKING:
@@ -443,12 +444,11 @@ class OrderOfWhatAges(OrderInFile):
 
 
 class OrderOfLargeValues(OrderInFile):
-    """As if nothing of more than 3 bytes could be written in one transaction."""
+    """As if values of 9 bytes were large, so that they are in the data file."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch.setattr(values, "PART", 4)
-        self.patch.setattr(staging, "MOST_AT_ONCE", 3)
+        take_for_large(self.patch, 9)
 
 
 class OrderInMemory(Order):

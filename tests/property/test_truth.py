@@ -40,8 +40,9 @@ from tests.fakes import (
     leave_process,
     read,
     restart,
+    take_for_large,
 )
-from zarr_cache import CacheStore, SqliteStore, staging, values
+from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -563,9 +564,8 @@ def test_any_reader_sees_what_the_source_holds(max_size: int, is_other_process: 
 def test_any_reader_sees_what_the_source_holds_of_large_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As if nothing of more than 20 bytes could be written in one transaction.
-    monkeypatch.setattr(values, "PART", 20)
-    monkeypatch.setattr(staging, "MOST_AT_ONCE", 20)
+    # As if values of 20 bytes were large, so that they are in the data file.
+    take_for_large(monkeypatch, 20)
     run_state_machine_as_test(
         lambda: Truth(1000, is_other_process=True),  # type: ignore[arg-type] # any callable
         settings=MANY_OPERATIONS,

@@ -1,0 +1,135 @@
+"""Large values: space is reserved, written to, and given to an entry, in two short transactions.
+
+The bytes are written between the two, while no lock of the database is held. A process that dies
+there leaves a reservation, which the next one that reserves gives back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache import extents
+from zarr_cache.budget import evict_ahead, evict_to_fit, expire
+from zarr_cache.errors import CacheError, is_code
+from zarr_cache.pending import write_touches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+
+    from zarr_cache.budget import Limits, Removed
+    from zarr_cache.checksum import ByteArray
+    from zarr_cache.connection import Connection
+    from zarr_cache.extents import Reservation
+
+
+class LargeValue(NamedTuple):
+    """A value that is to be written before its entry is.
+
+    Attributes
+    ----------
+    place
+        What it is known by.
+    seed
+        The checksum of the facts of its entry to be.
+    data
+        Its bytes.
+    now_ns
+        Stamp of its use.
+    is_wanted
+        Whether it would be kept as things are, asked in the transaction that reserves space for it.
+    """
+
+    place: Hashable
+    seed: int
+    data: ByteArray
+    now_ns: int
+    is_wanted: Callable[[], bool]
+
+
+class Written(NamedTuple):
+    """A value that is written and has no entry yet."""
+
+    reserved: Reservation
+    checksums: list[bytes]
+
+    def is_there(self, connection: Connection) -> bool:
+        """Whether its space is still reserved."""
+        return extents.is_reserved(connection, self.reserved.id)
+
+    def give(self, connection: Connection, entry: int) -> None:
+        """Make it the value of an entry that has none."""
+        extents.give(connection, self.reserved, entry, self.checksums)
+
+
+class WrittenValues(dict["Hashable", Written]):
+    """What is written for one transaction, by what it is known by."""
+
+    def release(self, connection: Connection) -> None:
+        """Give back, in a transaction, what was given to no entry."""
+        for written in self.values():
+            extents.release(connection, written.reserved.id)
+
+
+@contextlib.contextmanager
+def written(
+    connection: Connection,
+    namespace: str,
+    limits: Limits,
+    touches: Mapping[int, int],
+    large: Sequence[LargeValue],
+    removed: Removed,
+) -> Iterator[WrittenValues]:
+    """Write large values, for the transaction in the block; if it fails, give back their space.
+
+    Parameters
+    ----------
+    namespace, limits
+        What is stale in this namespace goes for them, and the least recently used.
+    touches
+        Uses that wait to be written: eviction goes by them.
+    removed
+        What went, to which this is added.
+    """
+    done = WrittenValues()
+    if not large:
+        yield done
+        return
+    evict_ahead(connection, limits, touches, removed, sum(each.data.size for each in large))
+    with connection.writing_much():
+        write_touches(connection, touches)
+        expire(connection, namespace, limits, removed)
+        reserved = _reserve(connection, limits, large, removed)
+    try:
+        for each in large:
+            if each.place in reserved:
+                space = reserved[each.place]
+                sums = extents.write(connection, space, each.seed, each.data)
+                done[each.place] = Written(space, sums)
+        yield done
+    except BaseException as error:
+        # If another process holds the lock, one wait for it is enough: somebody else gives it back.
+        is_locked = isinstance(error, sqlite3.Error) and is_code(error, sqlite3.SQLITE_BUSY)
+        if not is_locked:
+            with contextlib.suppress(sqlite3.Error, CacheError), connection.writing():
+                for space in reserved.values():
+                    extents.release(connection, space.id)
+        raise
+
+
+def _reserve(
+    connection: Connection, limits: Limits, large: Sequence[LargeValue], removed: Removed
+) -> dict[Hashable, Reservation]:
+    """Reserve space for those that are wanted and for which there is room."""
+    data = connection.data_file
+    assert data is not None  # noqa: S101 - nothing is large without one
+    file = data.opened_to_write(connection)
+    extents.release_dead(connection, file, large[0].now_ns)
+    most = extents.most_length(limits.max_size)
+    reserved = {}
+    for each in large:
+        size = each.data.size
+        if each.is_wanted() and evict_to_fit(connection, limits, removed, size):
+            reserved[each.place] = extents.reserve(connection, file, size, each.now_ns, most)
+    return reserved

@@ -1,0 +1,158 @@
+"""What is wrong with the space of the data file: overlapping, lost, of nothing, outside the file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zarr_cache.data_file import BLOCK, HEADER, IDENTITY_BYTES
+from zarr_cache.problem import END, Problem, checked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr_cache.connection import Connection
+    from zarr_cache.problem import Run
+
+DATA_FILE = """
+SELECT id, identity, length
+FROM data_file
+"""
+
+CLEAR_DATA_FILE = """
+DELETE FROM data_file
+"""
+
+# With another identity: what says that it is in the data file is not believed.
+BEGIN_DATA_FILE = """
+INSERT INTO data_file (id, identity, length)
+VALUES (1, randomblob(16), 4096)
+"""
+
+# Each byte of the file once, in its order.
+SPACE = """
+SELECT place, length, entry, start
+FROM extent
+UNION ALL
+SELECT place, length, NULL, NULL
+FROM free_extent
+ORDER BY place
+"""
+
+ORPHANS = """
+SELECT entry, start, place, length
+FROM extent
+WHERE entry > 0 AND NOT EXISTS (SELECT 1 FROM entry WHERE entry.id = extent.entry AND kind = 'value')
+   OR entry <= 0 AND NOT EXISTS (SELECT 1 FROM reservation WHERE reservation.id = -extent.entry)
+"""
+
+REMOVE_EXTENTS = """
+DELETE FROM extent
+WHERE entry = :row
+"""
+
+REMOVE_ENTRY = """
+DELETE FROM entry
+WHERE id = :row AND kind = 'value'
+"""
+
+EXTENTS = """
+SELECT place, length
+FROM extent
+ORDER BY place
+"""
+
+CLEAR_FREE = """
+DELETE FROM free_extent
+"""
+
+SET_FREE = """
+INSERT INTO free_extent (place, length)
+VALUES (:place, :length)
+"""
+
+SET_LENGTH = """
+UPDATE data_file
+SET length = :length
+"""
+
+
+def verify_space(run: Run, *, repair: bool) -> Iterator[Problem]:
+    """Yield what is wrong with the tables that say who has which bytes of the data file."""
+    yield from run(checked, _find_row, _fix_row, repair=repair)
+    yield from run(checked, _find_orphans, _fix_orphans, repair=repair)
+    yield from run(checked, _find_space, _fix_space, repair=repair)
+
+
+def _find_row(connection: Connection) -> list[Problem]:
+    found = connection.execute(DATA_FILE).fetchall()
+    match found:
+        case [(1, bytes(identity), int(length))] if (
+            len(identity) == IDENTITY_BYTES and HEADER <= length < END and length % BLOCK == 0
+        ):
+            return []
+    expected = f"one row, with {IDENTITY_BYTES} bytes and a multiple of {BLOCK}"
+    return [Problem("data_file", found, expected)]
+
+
+def _fix_row(connection: Connection, _: list[Problem]) -> None:
+    connection.execute(CLEAR_DATA_FILE)
+    connection.execute(BEGIN_DATA_FILE)
+
+
+def _find_orphans(connection: Connection) -> list[Problem]:
+    return [
+        Problem(
+            "extent",
+            f"{length} bytes at {place} of entry {entry}",
+            "a value that has them",
+            row=entry,
+        )
+        for entry, _, place, length in connection.execute(ORPHANS)
+    ]
+
+
+def _fix_orphans(connection: Connection, problems: list[Problem]) -> None:
+    for problem in problems:
+        connection.execute(REMOVE_EXTENTS, {"row": problem.row})
+
+
+def _find_space(connection: Connection) -> list[Problem]:
+    problems = []
+    at: Any = HEADER
+    before: Any = HEADER  # of which row: no two that are free follow one another
+    for place, length, entry, _ in connection.execute(SPACE):
+        whose = "free" if entry is None else f"of entry {entry}"
+        found = f"{length} bytes at {place}, {whose}"
+        are_numbers = type(place) is type(length) is int
+        if not are_numbers or place % BLOCK or length % BLOCK or length <= 0 or place < HEADER:
+            problems.append(Problem("extent", found, f"multiples of {BLOCK}", row=entry))
+        elif place < at:
+            problems.append(Problem("extent", found, f"none before {at}: they overlap", row=entry))
+        elif place > at:
+            problems.append(Problem("extent", found, f"the next at {at}: {place - at} are lost"))
+        elif entry is None is before:
+            problems.append(Problem("extent", found, "one with the free space before it"))
+        if are_numbers:
+            at, before = max(at, place + length), entry
+    for _, _, length in connection.execute(DATA_FILE):
+        if length != at:
+            found = f"the length {length} of the data file"
+            problems.append(Problem("extent", found, f"{at}, where the last extent ends"))
+        elif before is None:
+            problems.append(Problem("extent", "free space at the end", "none: it is cut off"))
+    return problems
+
+
+def _fix_space(connection: Connection, problems: list[Problem]) -> None:
+    """Remove the values of which the space is wrong, and tell anew what is free."""
+    for problem in problems:
+        if problem.row is not None:
+            connection.execute(REMOVE_ENTRY, {"row": problem.row})
+            connection.execute(REMOVE_EXTENTS, {"row": problem.row})
+    connection.execute(CLEAR_FREE)
+    at = HEADER
+    for place, length in connection.execute(EXTENTS).fetchall():
+        if place > at:
+            connection.execute(SET_FREE, {"place": at, "length": place - at})
+        at = place + length
+    connection.execute(SET_LENGTH, {"length": at})
