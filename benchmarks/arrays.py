@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RNG = np.random.default_rng(1)
 
-WHOLE = {"default": 0.75, "fused": 0.6}
+WHOLE = {"default": 0.6, "fused": 0.6}
 WINDOWS = 41
 SHARDED = {
     "source in memory": (None, 0, 1.0),

@@ -31,12 +31,12 @@ RNG = np.random.default_rng(1)
 
 SYNC = {
     "one hit, sync, 2 kB": (2000, SELECT, 3.0),
-    "one hit, sync, 1 MiB": (MIB, FILE, 1.5),
+    "one hit, sync, 1 MiB": (MIB, FILE, 1.7),
     "one hit, sync, 1 kB, against diskcache's LRU": (1000, DISKCACHE, 0.3),
 }
 ASYNC = {
     "one hit, async, 2 kB": (2000, 0.6),
-    "one hit, async, 100 kB": (100_000, 0.6),
+    "one hit, async, 100 kB": (100_000, 0.4),
     "one hit, async, 2 MB": (2_000_000, 0.8),
 }
 BYTES_OF_A_SIZE = 32 * MIB

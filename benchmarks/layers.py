@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,10 @@ from systems import (
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
-from zarr_cache import index
+from zarr_cache import extents, index, memory
+from zarr_cache.data_file import Extent
+from zarr_cache.data_read import Read
 from zarr_cache.file_database import FileDatabase
-from zarr_cache.values import read_blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from zarr_cache.connection import Connection
 
 STATEMENT = "the statement of a look-up"
-BLOB = "a blob handle"
-CHECKED = "blob handle and XXH3"
+READ = "a read of the data file"
+CHECKED = "read and XXH3"
 LOOK_UP = "look-up in an open file"
 OPERATION = "the same, as an operation"
 BUFFERED = "SELECT and zarr's buffer"
@@ -61,7 +63,7 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
     )
 
     def statement(connection: Connection, key: str) -> object:
-        parameters = (index.INLINE, namespace, key, index.EVER)
+        parameters = (index.INLINE, namespace, key, index.EVER, extents.LEAST)
         return connection.execute(index.LOOK_UP, parameters).fetchone()
 
     def look_up(connection: Connection, key: str) -> index.Found:
@@ -69,14 +71,18 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
 
     found = {key: database.run(look_up, key) for key in keys}
 
-    def blob(connection: Connection, key: str) -> bytes:
-        with connection.blobopen("value", "data", found[key].part or 0, readonly=True) as handle:
-            return handle.read()
+    def read(connection: Connection, key: str) -> object:
+        each, array = found[key], memory.array(size)
+        assert connection.data_file  # noqa: S101 - it is what is read
+        file = connection.data_file.opened(connection)
+        return os.preadv(file.descriptor, [array], each.place or 0)
 
-    def checked(connection: Connection, key: str) -> bytes:
+    def checked(connection: Connection, key: str) -> object:
         each = found[key]
-        sums = each.checksums or b""
-        return read_blob(connection, each.part or 0, each.checksum, 0, size, sums, 0, size)
+        assert connection.data_file  # noqa: S101 - it is what is read
+        file = connection.data_file.opened(connection)
+        where = [Extent(each.place or 0, size)]
+        return Read(file, where, each.checksum, 0, each.checksums or b"", 0, size).wait()
 
     def rotating(read: Callable[[str], object]) -> Timed:
         return bench.calls(lambda number: read(keys[number * 7 % len(keys)]))
@@ -87,7 +93,7 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
             lambda connection: rotating(lambda key: read(connection, key))()
         )
 
-    large = {BLOB: inside(blob), CHECKED: inside(checked)} if size > index.INLINE else {}
+    large = {READ: inside(read), CHECKED: inside(checked)} if size >= extents.LEAST else {}
     systems = {
         floor: rotating(reads[floor]),
         STATEMENT: inside(statement),

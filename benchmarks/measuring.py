@@ -43,6 +43,10 @@ class Scale:
         Bytes of the value that ranges are read from, and of the one whose copies are counted.
     hits
         Among which write transactions are counted.
+    disk
+        How many of the values of `disk` there are, as a share.
+    fast_chunks
+        Of the array that is read from a fast source.
     """
 
     rounds: int
@@ -53,12 +57,14 @@ class Scale:
     entries: int
     huge: int
     hits: int
+    disk: float
+    fast_chunks: int
 
 
 SCALES = {
-    "full": Scale(11, 0.1, 5, 2048, 256, 10**6, GIB, 10_000),
-    "quick": Scale(5, 0.05, 5, 2048, 256, 10**5, 256 * MIB, 10_000),
-    "smallest": Scale(1, 0, 2, 512, 16, 3_000, 16 * MIB, 2_000),
+    "full": Scale(11, 0.1, 5, 2048, 256, 10**6, GIB, 10_000, 1, 256),
+    "quick": Scale(5, 0.05, 5, 2048, 256, 10**5, 256 * MIB, 10_000, 0.5, 64),
+    "smallest": Scale(1, 0, 2, 512, 16, 3_000, 16 * MIB, 2_000, 0, 4),
 }
 
 

@@ -21,6 +21,8 @@ TITLES = {
     "hits": "Hits",
     "arrays": "Warm arrays",
     "cold_read": "Cold reads",
+    "fast_sources": "Fast sources",
+    "disk": "Larger than memory",
     "scale": "A million entries",
     "transactions": "Write transactions",
     "processes": "Two processes",

@@ -21,6 +21,8 @@ GROUPS = (
     "hits",
     "arrays",
     "cold_read",
+    "fast_sources",
+    "disk",
     "scale",
     "transactions",
     "processes",

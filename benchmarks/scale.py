@@ -14,8 +14,6 @@ from systems import fill, ours, ours_at
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
-from zarr_cache.space import ROOM_BYTES
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
@@ -56,11 +54,6 @@ def path_of(folder: Path, entries: int) -> Path:
     return folder / f"{entries}.sqlite"
 
 
-def max_size_of(path: Path, entries: int) -> int:
-    """What the entries have just room for: small values take more of the disk than their bytes."""
-    return max(entries * len(VALUE), (path.stat().st_size - ROOM_BYTES) * 10 // 11)
-
-
 def opening(bench: Bench, entries: int) -> Timed:
     """Milliseconds from the constructor to the end of the first hit; nobody has the file open."""
     keys = itertools.cycle(RNG.permutation(entries).tolist())
@@ -93,7 +86,7 @@ def admissions(bench: Bench, entries: int) -> Timed:
     Closing the file, which writes the log back into it, is among it.
     """
     count = 100 * bench.scale.calls
-    max_size = max_size_of(path_of(bench.folder, entries), entries)
+    max_size = entries * len(VALUE)
     settings = {"namespace": "source", "max_size": max_size}
     store = ours(bench, EndlessStore(), str(entries), **settings)
     fresh = itertools.count()
@@ -117,7 +110,7 @@ def admissions(bench: Bench, entries: int) -> Timed:
 
 def live(pipe: Connection, path: Path, entries: int) -> None:
     """Open the file, read and keep some, and tell how much private memory that took in all."""
-    max_size = max_size_of(path, entries)
+    max_size = entries * len(VALUE)
     store = ours_at(path, EndlessStore(), namespace="source", max_size=max_size)
     for number in range(2_000):
         store.get_sync(key_of(number * 7919 % entries))

@@ -749,8 +749,8 @@ FROM value
 WHERE entry NOT IN (SELECT id FROM entry)
 """
 
-# An entry of kind 'absent' or 'fence' has size 0, and so no bytes. Those of a large value are in the
-# data file, in whole blocks.
+# An entry of kind 'absent' or 'fence' has size 0, and so no bytes. Those of a large value are in
+# the data file, in whole blocks.
 INCOMPLETE = """
 SELECT entry.id, entry.key, entry.kind, entry.size
 FROM entry

@@ -6,6 +6,7 @@ from zarr_cache.cache_store import CacheStore
 from zarr_cache.chunk_coverage import coverage
 from zarr_cache.errors import (
     CacheError,
+    DataFileError,
     FileDamagedError,
     FileFullError,
     FileLockedError,
@@ -31,6 +32,7 @@ __all__ = [
     "CacheError",
     "CacheStore",
     "CacheWarning",
+    "DataFileError",
     "FileDamagedError",
     "FileFullError",
     "FileLockedError",

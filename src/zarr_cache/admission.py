@@ -69,6 +69,14 @@ SET kind = 'fence',
 WHERE id = :entry AND kind = 'value'
 """
 
+SIZE_NOW = """
+SELECT size
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND kind = 'value'
+"""
+
 FORGET = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
@@ -138,12 +146,14 @@ class Admission:
         self.removed: Removed | None = None
         # For it, before its own transaction: that stays so whatever becomes of it.
         self.removed_before: Removed | None = None
+        self.failure: CacheError | None = None
         self.is_needless = False
         self._told = told
         self._ended: Outcome[None] = Outcome()
 
     def end(self, error: CacheError | None) -> None:
         """Tell what became of it."""
+        error = error or self.failure
         if error is not None:
             self._told(error)
         if error is None or self.removed is not None:
@@ -288,7 +298,7 @@ class Admissions:
                 limits = first.limits
                 wanted = [each for each in ended if not each.is_needless]
                 large = _large(connection, wanted)
-                coming = sum(each.answer.size for each in wanted)
+                coming = _bytes_coming(connection, limits, wanted)
                 evict_ahead(connection, limits, touches, removed, coming)
                 with written(
                     connection, first.namespace, limits, touches, large, removed
@@ -316,7 +326,23 @@ class Admissions:
 
 
 def _most_large(limits: Limits) -> int:
-    return MOST_LARGE_BYTES if limits.max_size is None else min(MOST_LARGE_BYTES, limits.max_size // 2)
+    return (
+        MOST_LARGE_BYTES if limits.max_size is None else min(MOST_LARGE_BYTES, limits.max_size // 2)
+    )
+
+
+def _bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admission]) -> int:
+    """How many bytes more there will be; what they replace is looked for only where room lacks."""
+    coming = sum(each.answer.size for each in wanted)
+    if not limits.are_exceeded(cached_bytes(connection) + coming):
+        return coming
+    more: dict[tuple[str, str], int] = {}
+    for each in wanted:
+        place = (each.namespace, each.key)
+        row = connection.execute(SIZE_NOW, {"namespace": place[0], "key": place[1]}).fetchone()
+        before = 0 if row is None else int(row[0])
+        more[place] = max(more.get(place, 0), each.answer.size - before)
+    return sum(more.values())
 
 
 def _large(connection: Connection, wanted: Sequence[Admission]) -> list[LargeValue]:
@@ -330,8 +356,7 @@ def _large(connection: Connection, wanted: Sequence[Admission]) -> list[LargeVal
             partial(_is_wanted, connection, admission),
         )
         for admission in wanted
-        if admission.answer.data is not None
-        and extents.is_large(connection, admission.answer.size)
+        if admission.answer.data is not None and extents.is_large(connection, admission.answer.size)
     ]
 
 
@@ -354,7 +379,9 @@ def _admit(
     namespace, answer = admission.namespace, admission.answer
     its = values_written.get(admission)
     if its is None and answer.data is not None and extents.is_large(connection, answer.size):
-        return  # it was not wanted, or there was no room for it
+        # It was not wanted, or there was no room for it, or there is no data file.
+        admission.failure = values_written.failure
+        return
     used_at = admission.used_at_in_file = admission.used_at
     seed = seed_of(namespace, admission.key, answer)
     parameters = {

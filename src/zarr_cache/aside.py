@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
-    """Rename a damaged file of ours, with its log and its data file, so that another can be begun in its place.
+    """Rename a damaged file of ours, so that another can be begun in its place.
+
+    Its log and its data file go with it.
 
     Nothing in this process may have it open.
 

@@ -9,14 +9,15 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import pending
+from zarr_cache import extents, pending
 from zarr_cache.errors import FileDamagedError
-from zarr_cache.index import EVER
+from zarr_cache.index import EVER, LONGEST_WRITE_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from zarr_cache.connection import Connection
+    from zarr_cache.errors import CacheError
     from zarr_cache.range_cache import RangeCache
 
 LATEST = 2**63 - 1
@@ -102,15 +103,20 @@ class Limits(NamedTuple):
     fresh_after
         A value stored at this time or earlier is stale, and an absence stored at
         `absent_fresh_after` or earlier.
-    dead_before
-        A write that began at this time or earlier is taken for dead.
+    now_ns
+        As of when that is. A write to the source that began an hour before is taken for dead.
     """
 
     max_size: int | None
     ranges: RangeCache
     fresh_after: int
     absent_fresh_after: int
-    dead_before: int = EVER
+    now_ns: int
+
+    @property
+    def dead_before(self) -> int:
+        """A write that began at this time or earlier is taken for dead."""
+        return self.now_ns - LONGEST_WRITE_NS
 
     def are_exceeded(self, cached_bytes: int) -> bool:
         """Whether there is too much, with so many bytes of value entries in the file."""
@@ -131,12 +137,15 @@ class Removed:
         Keys that went because they were stale.
     fenced
         Keys that went because a write passed by.
+    failure
+        Why some of what was to be kept was not, if the operation itself did not fail.
     """
 
     evicted: list[str] = field(default_factory=list)
     evicted_ranges: int = 0
     expired: list[str] = field(default_factory=list)
     fenced: list[str] = field(default_factory=list)
+    failure: CacheError | None = None
 
 
 @contextlib.contextmanager
@@ -215,9 +224,7 @@ def evict_ahead(
                 return
 
 
-def evict_to_fit(
-    connection: Connection, limits: Limits, removed: Removed, coming: int = 0
-) -> bool:
+def evict_to_fit(connection: Connection, limits: Limits, removed: Removed, coming: int = 0) -> bool:
     """Evict the least recently used, in the file and in memory alike, until the rest fits.
 
     Parameters
@@ -235,9 +242,7 @@ def evict_to_fit(
     return not limits.are_exceeded(cached_bytes(connection) + coming)
 
 
-def evict_batch(
-    connection: Connection, limits: Limits, removed: Removed, coming: int = 0
-) -> bool:
+def evict_batch(connection: Connection, limits: Limits, removed: Removed, coming: int = 0) -> bool:
     """Evict some of the least recently used; tell whether no more can go or need go."""
     if limits.max_size is None:
         return True
@@ -281,7 +286,8 @@ def trim(connection: Connection, kind: str, most: int, dead_before: int) -> None
 
 
 def expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:
-    """Remove what is stale."""
+    """Remove what is stale, and give back what writers had reserved that have died."""
+    extents.release_dead(connection, limits.now_ns)
     for kind, fresh_after in (
         ("value", limits.fresh_after),
         ("absent", limits.absent_fresh_after),

@@ -12,7 +12,7 @@ from zarr_cache import ages, private
 from zarr_cache.budget import Limits
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run
-from zarr_cache.index import LONGEST_WRITE_NS, is_storable
+from zarr_cache.index import is_storable
 from zarr_cache.namespace import name_of
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class CachedSource:
             self.values.ranges,
             ages.fresh_after(settings.max_age_seconds, now_ns),
             self.absent_fresh_after(now_ns),
-            now_ns - LONGEST_WRITE_NS,
+            now_ns,
         )
 
     def absent_fresh_after(self, now_ns: int) -> int:
@@ -191,11 +191,9 @@ class CachedSource:
                 fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
                 arguments = (self.namespace, key, request, fresh_after)
                 found = values.lookup_nowait(*arguments) if with_data else None
-                if found is not None and found.read is not None:
-                    found = yield from values.finish(found, *arguments)
-                elif found is None:
+                if found is None or found.read is not None:
                     found = yield from (
-                        values.look_up(*arguments)
+                        values.look_up(*arguments, found)
                         if with_data
                         else values.peek(self.namespace, key)
                     )
@@ -293,6 +291,8 @@ class CachedSource:
             self.statistics.add(evictions=evictions, expirations=len(removed.expired))
             if evictions:
                 self.values.tell_of_eviction(self.settings.max_size)
+            if removed.failure is not None:
+                self.faults.note_later(removed.failure)
 
     def clear(self) -> Flow[None]:
         """Remove what is kept of the source; refuse what is being fetched."""

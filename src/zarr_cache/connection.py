@@ -20,7 +20,7 @@ from zarr_cache.cache_file import (
     shared_memory_of,
     state_of,
 )
-from zarr_cache.data_file import remove_orphan
+from zarr_cache.data_file import IS_SUPPORTED, DataFile, remove_orphan
 from zarr_cache.errors import FileLockedError, StorageError, is_code
 from zarr_cache.network import refuse_network
 from zarr_cache.owner import APPLICATION_ID, refuse_foreign
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr_cache.cache_file import State
-    from zarr_cache.data_file import DataFile
 
 OLDEST_SQLITE = (3, 40)
 """An older one may take the schema of a file for damage."""
@@ -68,7 +67,7 @@ LONG_WAL_BYTES = 8 * 2**20
 who reads keeps it so long, nothing is written."""
 
 MOST_WAL_BYTES = LONG_WAL_BYTES + WAL_BYTES + 2**19
-"""The log is no longer than this: one transaction, of a part of a value and some rows, more."""
+"""The log is no longer than this: one transaction, of some small values and rows, more."""
 
 MOST_ROW_BYTES = 64 * 2**20
 """Longer than any row: a part of a value, or a key, and some numbers."""
@@ -318,7 +317,13 @@ def connect_to_refused(path: Path) -> Connection:
     refuse_foreign(path)
     connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
     connection.log = log_of(path)
+    connection.data_file = data_file(path)
     return connection
+
+
+def data_file(path: Path) -> DataFile | None:
+    """The data file of the cache file; None where the system has none."""
+    return DataFile(path) if IS_SUPPORTED else None
 
 
 def open_file(path: Path, turns: Turns) -> Connection:
@@ -441,6 +446,7 @@ def reopen_read_only(path: Path, turns: Turns) -> Connection:
 
 def _open_read_only(path: Path, how: str, turns: Turns) -> Connection:
     connection = connect(f"{path.as_uri()}?{how}", turns, uri=True)
+    connection.data_file = data_file(path)
     connection.is_read_only = True
     try:
         schema.check_file(connection, path)

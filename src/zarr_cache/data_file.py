@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 import struct
@@ -16,11 +17,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache import checksum, memory
 from zarr_cache.aside import aside_of
 from zarr_cache.cache_file import data_file_of
 from zarr_cache.checksum import DamagedValueError
 from zarr_cache.errors import (
+    DataFileError,
     FileDamagedError,
     FileFullError,
     FileReadOnlyError,
@@ -33,11 +34,17 @@ if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import sqlite3
+    from collections.abc import Iterable
     from pathlib import Path
 
     from zarr_cache.checksum import ByteArray
-    from zarr_cache.connection import Connection
+
+logger = logging.getLogger(__name__)
+
+IS_SUPPORTED = hasattr(os, "preadv") and hasattr(os, "pwrite")
+"""Whether the system reads and writes at a place. Where not, as on Windows, there is no data file,
+and values of every size are in the database."""
 
 BLOCK = 4096
 """Extents begin and end at multiples of this: a page of the system's cache, and of most disks."""
@@ -50,20 +57,8 @@ MAGIC = b"zarr-cache data\0"
 
 IDENTITY_BYTES = 16
 
-MOST_AT_ONCE = 512 * 1024
-"""So many bytes are read and verified at a time: they are still in the processor's cache then."""
-
-MOST_ON_LOOP = 2 * 2**20
-"""Where the system cannot tell whether bytes are in memory, so many are read on the event loop."""
-
-MOST_BEGUN = 2**20
-"""What is not in memory Linux begins to read all the same, and to begin some MiB holds up the loop."""
-
-NOWAIT = getattr(os, "RWF_NOWAIT", 0)
-"""The flag with which Linux reads only what is in memory, see preadv2(2); 0 elsewhere."""
-
-CANNOT_TELL = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-"""What a system or a file system answers that does not know the flag; tmpfs is one."""
+MOST_COPIED = 512 * 1024
+"""So many bytes are copied at a time."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -88,7 +83,7 @@ class Extent(NamedTuple):
 
 
 class OpenFile:
-    """A data file that is open: closed when nothing refers to it any more, a read under way for one.
+    """A data file that is open. It is closed when nothing refers to it any more.
 
     Attributes
     ----------
@@ -121,8 +116,8 @@ class OpenFile:
     def lock_owner(self) -> None:
         """Hold the lock of `owner` from now on.
 
-        The lock is that of the open file and not of the process (fcntl_locking(2)), so that no other
-        ``close`` of this process drops it.
+        The lock is that of the open file and not of the process (F_OFD_SETLK in fcntl(2)), so that
+        no other ``close`` of this process drops it.
         """
         if not self._is_locked:
             self._is_locked = _lock(self.descriptor, self.owner, "F_OFD_SETLK") is not None
@@ -150,125 +145,6 @@ def _lock(descriptor: int, owner: int, how: str) -> int | None:
     except OSError:
         return None
     return int(_FLOCK.unpack(answer)[0])
-
-
-class Read:
-    """Bytes of one value on their way out of the data file.
-
-    Parameters
-    ----------
-    file
-        The data file.
-    extents
-        What is to be read, in the order of the value: also an attribute.
-    seed, first, checksums
-        What the bytes are verified with, see `checksum.of_blocks`.
-    start, stop
-        Which of the bytes are asked for, counted from the first that is read.
-    """
-
-    def __init__(
-        self,
-        file: OpenFile,
-        extents: Sequence[Extent],
-        seed: int,
-        first: int,
-        checksums: bytes,
-        start: int,
-        stop: int,
-    ) -> None:
-        self._file = file
-        self.extents = extents
-        self._seed, self._first, self._checksums = seed, first, checksums
-        self._start, self._stop = start, stop
-        self._bytes = memory.array(sum(extent.length for extent in extents))
-        self._turn = threading.Lock()
-
-    def now(self) -> ByteArray | None:
-        """The bytes asked for, verified; None where the disk would have to be waited for.
-
-        Raises
-        ------
-        DamagedValueError
-            They are not those that were written.
-        """
-        is_read = self._read_from_memory() if NOWAIT else None
-        if is_read is not None:
-            return self._verified() if is_read else None
-        return self.wait() if self._bytes.size <= MOST_ON_LOOP else None
-
-    def _read_from_memory(self) -> bool | None:
-        """Read what is in memory; tell whether that is all, None if the system does not tell."""
-        at = 0
-        for place, length in self.extents:
-            # One block of what is long is tried first, see `MOST_BEGUN`.
-            ends = (BLOCK, length) if length > MOST_BEGUN else (length,)
-            done = 0
-            for end in ends:
-                piece = self._bytes[at + done : at + end]
-                try:
-                    count = os.preadv(self._file.descriptor, [piece], place + done, NOWAIT)
-                except BlockingIOError:
-                    return False
-                except OSError as error:
-                    if error.errno in CANNOT_TELL:
-                        return None
-                    raise _damaged(error) from error
-                if count < end - done:
-                    return False
-                done = end
-            at += length
-        return True
-
-    def wait(self) -> ByteArray:
-        """The bytes asked for, verified, read by this thread.
-
-        Raises
-        ------
-        DamagedValueError
-            They are not those that were written.
-        """
-        at = 0
-        for place, length in self.extents:
-            self._file_into(self._bytes[at : at + length], place)
-            at += length
-        return self._verified()
-
-    def wait_once(self) -> ByteArray | None:
-        """As `wait`; None if the bytes are not those that were written, or another call came first.
-
-        A thread that was to read may begin long after somebody else has: the bytes are the caller's
-        then, and must not be written to any more.
-        """
-        if not self._turn.acquire(blocking=False):
-            return None
-        try:
-            return self.wait()
-        except DamagedValueError:
-            return None
-
-    def _file_into(self, array: ByteArray, place: int) -> None:
-        done = 0
-        while done < array.size:
-            try:
-                count = os.preadv(self._file.descriptor, [array[done:]], place + done)
-            except OSError as error:
-                raise _damaged(error) from error
-            if count == 0:
-                raise DamagedValueError("the data file ends before it")
-            done += count
-
-    def _verified(self) -> ByteArray:
-        if checksum.of_blocks(self._seed, self._first, self._bytes) != self._checksums:
-            raise DamagedValueError(f"block {self._first} or one after it")
-        found = self._bytes[self._start : self._stop]
-        # A view would keep all that was read in memory.
-        return found.copy() if 2 * found.size < self._bytes.size else found
-
-
-def _damaged(error: OSError) -> DamagedValueError:
-    """What a part of the disk that cannot be read comes to: its value is fetched again."""
-    return DamagedValueError(f"the data file cannot be read: {error}")
 
 
 class DataFile:
@@ -299,32 +175,36 @@ class DataFile:
         if file is not None:
             file.close()
 
-    def opened(self, connection: Connection) -> OpenFile:
+    def opened(self, connection: sqlite3.Connection) -> OpenFile:
         """The file, open for reading at least.
 
         Raises
         ------
         DamagedValueError
             There is none, or one that is not of this cache file: what is said to be in it is not.
+        DataFileError
+            It cannot be opened.
         """
         file = self._file
         return self._open(connection) if file is None or self.is_replaced(file) else file
 
-    def opened_if_there(self, connection: Connection) -> OpenFile | None:
-        """As `opened`; None if there is none."""
+    def opened_if_there(self, connection: sqlite3.Connection) -> OpenFile | None:
+        """As `opened`; None if there is none that can be opened."""
         try:
             return self.opened(connection)
-        except DamagedValueError:
+        except (DamagedValueError, DataFileError):
             return None
 
-    def _open(self, connection: Connection) -> OpenFile:
+    def _open(self, connection: sqlite3.Connection) -> OpenFile:
         with self._lock:
             if self._file is None:
                 identity = _identity(connection)
                 try:
                     found = _open_file(self.path)
-                except (OSError, StorageError, ForeignFileError) as error:
-                    raise DamagedValueError(f"{self.path}: {error}") from error
+                except OSError as error:
+                    raise DataFileError(f"{self.path}: {error}") from error
+                except (ForeignFileError, HardLinkedFileError) as error:
+                    raise DamagedValueError(str(error)) from error
                 if found is None or _header(found) != MAGIC + identity:
                     raise DamagedValueError(f"{self.path}: not the data file of this cache file")
                 self._file = found
@@ -342,17 +222,17 @@ class DataFile:
             self._file = None
         return is_replaced
 
-    def opened_to_write(self, connection: Connection) -> OpenFile:
+    def opened_to_write(self, connection: sqlite3.Connection) -> OpenFile:
         """The file, open for writing; begun anew if there is none of this cache file.
 
         Call it in a write transaction: then no other process does the same.
 
         Raises
         ------
-        ForeignFileError, HardLinkedFileError
-            Something that is not ours is in its place, and is left as it is.
-        StorageError
-            It cannot be opened or begun.
+        DataFileError
+            Something not ours is in its place, and is left as it is; or it cannot be opened.
+        FileFullError
+            There is no room for it.
         """
         identity = _identity(connection)
         file = self._file
@@ -363,9 +243,12 @@ class DataFile:
         try:
             file = self._open_or_begin(identity)
         except OSError as error:
-            raise translated(error, self.path) from error
+            own = translated(error, self.path)
+            raise own if isinstance(own, FileFullError) else DataFileError(str(own)) from error
+        except (ForeignFileError, HardLinkedFileError) as error:
+            raise DataFileError(str(error)) from error
         if not file.is_writable:
-            raise FileReadOnlyError(f"{self.path}: may not be written to")
+            raise DataFileError(f"{self.path}: may not be written to; large values are not kept")
         file.lock_owner()
         self._file = file
         return file
@@ -380,11 +263,18 @@ class DataFile:
             if os.fstat(found.descriptor).st_size and not is_header_of_ours(header, identity):
                 raise ForeignFileError(self.path, found="not a data file of this cache file")
             # Of another cache file, or damaged: it may be wanted.
-            self.path.rename(data_file_of(aside_of(self._cache_file)))
-        return _begin(self.path, identity)
+            aside = data_file_of(aside_of(self._cache_file))
+            self.path.rename(aside)
+            logger.warning(
+                "%s: not the data file of this cache file; it is now %s, and another is begun",
+                self.path,
+                aside,
+            )
+        mode = stat.S_IMODE(self._cache_file.stat().st_mode)
+        return _begin(self.path, identity, mode)
 
 
-def remove_orphan(path: Path, connection: Connection) -> None:
+def remove_orphan(path: Path, connection: sqlite3.Connection) -> None:
     """Remove the data file of a cache file that is gone.
 
     Parameters
@@ -403,11 +293,11 @@ def remove_orphan(path: Path, connection: Connection) -> None:
 
 def is_header_of_ours(header: bytes, identity: bytes) -> bool:
     """Whether a header is that of a data file, of this cache file or of another, maybe damaged."""
-    is_zero = not any(header)
-    return is_zero or header.startswith(MAGIC) or header[len(MAGIC) :] == identity
+    is_cut = MAGIC.startswith(header[: len(MAGIC)])
+    return is_cut or not any(header) or header[len(MAGIC) :] == identity
 
 
-def _identity(connection: Connection) -> bytes:
+def _identity(connection: sqlite3.Connection) -> bytes:
     row = connection.execute(IDENTITY).fetchone()
     if row is None or not isinstance(row[0], bytes) or len(row[0]) != IDENTITY_BYTES:
         raise FileDamagedError("the row of data_file is missing, or its identity is not one")
@@ -435,7 +325,7 @@ def _open_file(path: Path) -> OpenFile | None:
         _refuse_special(path, path.lstat())
     except FileNotFoundError:
         return None
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         descriptor, is_writable = os.open(path, os.O_RDWR | flags), True
     except FileNotFoundError:
@@ -450,7 +340,7 @@ def _open_file(path: Path) -> OpenFile | None:
 
 
 def _expect_no_order(descriptor: int) -> None:
-    """Tell the system that what is read next is anywhere: it reads what is asked for and no more."""
+    """Tell the system to read what is asked for and no more: what comes next is anywhere."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -463,14 +353,12 @@ def _refuse_special(path: Path, found: os.stat_result) -> None:
         raise HardLinkedFileError(path, found.st_nlink)
 
 
-def _begin(path: Path, identity: bytes) -> OpenFile:
-    """Begin a data file, with nothing in it but its header."""
+def _begin(path: Path, identity: bytes, mode: int) -> OpenFile:
+    """Begin a data file with nothing in it but its header, for who may use the cache file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    file = OpenFile(
-        os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600),
-        is_writable=True,
-    )
+    file = OpenFile(os.open(path, flags, 0o600), is_writable=True)
     try:
+        os.fchmod(file.descriptor, mode)
         _write_all(file.descriptor, (MAGIC + identity).ljust(HEADER, b"\0"), 0)
         # Once in its life: a file without a header would be nobody's after a power cut.
         os.fsync(file.descriptor)
@@ -508,10 +396,8 @@ def copy(file: OpenFile, path: Path, source: int, extents: Iterable[Extent]) -> 
     """
     try:
         for place, length in extents:
-            for start in range(0, length, MOST_AT_ONCE):
-                piece = os.pread(
-                    file.descriptor, min(MOST_AT_ONCE, length - start), source + start
-                )
+            for start in range(0, length, MOST_COPIED):
+                piece = os.pread(file.descriptor, min(MOST_COPIED, length - start), source + start)
                 # What lies beyond the end, of the last extent, is nothing.
                 _write_all(file.descriptor, piece, place + start)
             source += length
@@ -521,7 +407,7 @@ def copy(file: OpenFile, path: Path, source: int, extents: Iterable[Extent]) -> 
 
 def _write_all(descriptor: int, data: bytes | ByteArray, place: int) -> None:
     view = memoryview(data)
-    while len(view):
+    while view:
         count = os.pwrite(descriptor, view, place)
         view, place = view[count:], place + count
 

@@ -91,6 +91,14 @@ class OutOfMemoryError(StorageError):
     """There was no memory for a value."""
 
 
+class DataFileError(StorageError):
+    """The data file cannot be used: large values are not cached, small ones are.
+
+    Something that is not ours is in its place, or it may not be opened: the message says which.
+    Move that away, or name another cache file.
+    """
+
+
 class UnstorableKeyError(StorageError):
     """The key is no text that SQLite can hold, such as a file name that is not UTF-8.
 

@@ -1,4 +1,4 @@
-"""Space of the data file: who has which bytes of it. Steps of transactions, unless they say otherwise.
+"""Space of the data file: who has which bytes of it. Steps of transactions, unless said otherwise.
 
 Space is reserved in one transaction, written to while no lock of the database is held, and given to
 an entry in another. What is deleted with its entry becomes free by a trigger, as one with the free
@@ -30,7 +30,7 @@ LEASE_NS = 60 * 1_000_000_000
 ROOM = 12 * 2**20
 """The data file may be so much longer than what `max_size` bytes of values take, rounded up."""
 
-STEP = 2**20
+STEP = 8 * 2**20
 """At most so many bytes are moved at a time."""
 
 MOST_CUT_LATER = 2**20
@@ -293,11 +293,18 @@ def _take(connection: Connection, free: Extent, length: int) -> Extent:
     return Extent(free.place, length)
 
 
-def release_dead(connection: Connection, file: OpenFile, now_ns: int) -> None:
+def release_dead(connection: Connection, now_ns: int) -> None:
     """Give back what processes have reserved that have died."""
-    for identity, owner, until in connection.execute(RESERVATIONS).fetchall():
-        is_odd = until > now_ns + LEASE_NS
-        if is_odd or until <= now_ns or not file.is_alive(owner):
+    data = connection.data_file
+    if data is None:
+        return
+    reservations = connection.execute(RESERVATIONS).fetchall()
+    if not reservations:
+        return
+    file = data.opened_if_there(connection)
+    for identity, owner, until in reservations:
+        is_odd = until > now_ns + 2 * LEASE_NS
+        if is_odd or until <= now_ns or file is None or not file.is_alive(owner):
             release(connection, identity)
 
 
@@ -327,13 +334,9 @@ def write(connection: Connection, reserved: Reservation, seed: int, data: ByteAr
     ]
 
 
-def give(
-    connection: Connection, reserved: Reservation, entry: int, checksums: list[bytes]
-) -> None:
+def give(connection: Connection, reserved: Reservation, entry: int, checksums: list[bytes]) -> None:
     """Make what was written the bytes of an entry that has none."""
-    connection.execute(
-        GIVE_EXTENTS, {"id": reserved.id, "entry": entry, "after": 0, "old": OLD}
-    )
+    connection.execute(GIVE_EXTENTS, {"id": reserved.id, "entry": entry, "after": 0, "old": OLD})
     for part, sums in enumerate(checksums):
         values.write_row(connection, entry, part, sums, b"")
     release(connection, reserved.id)
@@ -429,7 +432,7 @@ def move_last(connection: Connection, now_ns: int) -> bool:
         count = min(long, free, STEP)
         data = connection.data_file
         file = data.opened_to_write(connection)
-        release_dead(connection, file, now_ns)
+        release_dead(connection, now_ns)
         # So much is free: the file does not grow.
         reserved = reserve(connection, file, count, now_ns, 0, is_counted=False)
     try:

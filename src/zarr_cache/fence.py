@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache import extents, index, key_order, pending
 from zarr_cache.answer import seed_of
-from zarr_cache.budget import MOST_AT_ONCE, Removed, trim, under_limits
+from zarr_cache.budget import MOST_AT_ONCE, Removed, evict_ahead, trim, under_limits
 from zarr_cache.errors import FileDamagedError, FileLockedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
 from zarr_cache.large_values import LargeValue, written
@@ -188,6 +188,7 @@ def _end_write(
 ) -> Removed:
     removed = Removed()
     large = _large(connection, namespace, answers)
+    evict_ahead(connection, limits, touches, removed, sum(each.size for each in answers.values()))
     with written(connection, namespace, limits, touches, large, removed) as values_written:
         for some in _some_at_a_time(connection, keys, answers):
             with (
@@ -211,6 +212,7 @@ def _end_write(
                 trim(connection, "fence", MOST_FENCES, limits.dead_before)
                 if some[-1] == keys[-1]:
                     values_written.release(connection)
+    removed.failure = values_written.failure
     return removed
 
 

@@ -23,11 +23,11 @@ from zarr_cache.connection import (
     Turns,
     connect,
     connect_to,
+    data_file,
     deleted,
     open_file,
     reopen_read_only,
 )
-from zarr_cache.data_file import DataFile
 from zarr_cache.errors import (
     FileDamagedError,
     FileLockedError,
@@ -104,7 +104,7 @@ class FileDatabase:
     path
         The file, absolute and with symbolic links followed.
     data_file
-        The bytes of large values, beside it.
+        The bytes of large values, beside it; None where the system has none.
     is_open
         Whether the file is open.
     """
@@ -125,7 +125,7 @@ class FileDatabase:
         self.after_loss: list[Callable[[], None]] = []
         self._name = str(path)
         self._marks: dict[str, str] = {}
-        self.data_file = DataFile(path)
+        self.data_file = data_file(path)
         self._begin()
 
     def __str__(self) -> str:
@@ -183,7 +183,7 @@ class FileDatabase:
                 written_ns = cache_file.written_ns(self.path)
                 connection = open_file(self.path, self._turns)
                 # That of a file which was in this place before is another.
-                self.data_file.forget()
+                self._forget_data_file()
                 connection.data_file = self.data_file
                 self._place = self._place or cache_file.place_of(self.path)
                 floor_ns = self._read_first(connection, written_ns)
@@ -212,6 +212,10 @@ class FileDatabase:
             how = " for reading only" if self._is_read_only else ""
             logger.info("%s: opened%s", self.path, how)
             return self._clock
+
+    def _forget_data_file(self) -> None:
+        if self.data_file is not None:
+            self.data_file.forget()
 
     def _read_first(self, connection: Connection, written_ns: int) -> int:
         """The time from which the file's clock goes on; from then on its log is there, too."""
@@ -723,7 +727,7 @@ class FileDatabase:
 
     def _close_connections(self) -> None:
         with self._lock:
-            self.data_file.forget()
+            self._forget_data_file()
             loop_connections = list(self._by_loop.values())
             unused = self._forgotten()
             self._by_loop.clear()
@@ -745,8 +749,9 @@ class FileDatabase:
     def after_fork_in_child(self) -> None:
         """Forget the threads, which are the parent's."""
         _left_to_the_parent.append((self._by_loop, self._starting))
-        self.data_file.abandon()
-        self.data_file = DataFile(self.path)
+        if self.data_file is not None:
+            self.data_file.abandon()
+        self.data_file = data_file(self.path)
         self._begin()
         for begin in self.after_fork:
             begin()

@@ -6,7 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Concatenate
 
 from zarr_cache.breaker import Breaker
-from zarr_cache.errors import CacheError, FileDamagedError, LeftAloneError, OutOfMemoryError
+from zarr_cache.errors import (
+    CacheError,
+    DataFileError,
+    FileDamagedError,
+    LeftAloneError,
+    OutOfMemoryError,
+)
 from zarr_cache.flow import step
 
 if TYPE_CHECKING:
@@ -68,8 +74,8 @@ class Guarded:
 
     def failed(self, error: CacheError) -> CacheError:
         """See to it that the fault costs the next reads no time; return what there is to tell."""
-        if isinstance(error, OutOfMemoryError):
-            # The fault of one value.
+        if isinstance(error, (OutOfMemoryError, DataFileError)):
+            # The fault of one value, or of large ones: the database has not failed.
             return error
         if isinstance(error, FileDamagedError):
             try:

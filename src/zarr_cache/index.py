@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import byte_range, checksum, extents, values
 from zarr_cache.checksum import DamagedValueError
-from zarr_cache.data_file import Extent, Read
+from zarr_cache.data_file import Extent
+from zarr_cache.data_read import Read
 from zarr_cache.errors import FileDamagedError, is_code
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ ON CONFLICT DO NOTHING
 """
 
 # By position: a dict of names costs a fifth of the whole. What comes of the first part is checked
-# for its length before it is read, whatever the file says of itself. A search for NULL is none: only
-# what may be in the data file is looked for there.
+# for its length before it is read, whatever the file says of itself. To search for NULL takes no
+# time: only what may be in the data file is looked for there.
 LOOK_UP = """
 SELECT
     counter.revision,
@@ -215,8 +216,7 @@ def look_up(
     fresh_after
         What was stored at this time or earlier is not read.
     may_wait
-        Whether the data file may be waited for. If not, and it would have to be, `Found.read` is what
-        is to be waited for.
+        Whether the disk may be waited for. If not, and it must be, `Found.read` is to wait for.
     """
     data_file = connection.data_file
     tried: object = None
@@ -231,10 +231,10 @@ def look_up(
                 return found if data is found.data else found._replace(data=data)
             file = data_file.opened(connection)
             read = _read(connection, file, found, seed, request)
-            data = read.wait() if may_wait else read.now()
+            brought = read.wait() if may_wait else read.now()
         except DamagedValueError:
-            # It is damaged unless another value has taken its place since, or the bytes are elsewhere
-            # now: moved, or in another data file.
+            # It is damaged unless another value has taken its place since, or its bytes are
+            # elsewhere now: moved, or in another data file.
             trial = (found.row, read and read.extents, file and file.place)
             if trial == tried:
                 return found._replace(data=None, is_damaged=True)
@@ -242,7 +242,7 @@ def look_up(
             if data_file is not None and file is not None:
                 data_file.is_replaced(file)
         else:
-            return found._replace(data=data, read=read if data is None else None)
+            return found._replace(data=brought, read=read if brought is None else None)
 
 
 def _read(

@@ -11,8 +11,8 @@ import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import extents
-from zarr_cache.budget import evict_ahead, evict_to_fit, expire
-from zarr_cache.errors import CacheError, is_code
+from zarr_cache.budget import evict_to_fit, expire
+from zarr_cache.errors import CacheError, DataFileError, is_code
 from zarr_cache.pending import write_touches
 
 if TYPE_CHECKING:
@@ -64,7 +64,15 @@ class Written(NamedTuple):
 
 
 class WrittenValues(dict["Hashable", Written]):
-    """What is written for one transaction, by what it is known by."""
+    """What is written for one transaction, by what it is known by.
+
+    Attributes
+    ----------
+    failure
+        Why none is, if the data file cannot be used: small values are kept all the same.
+    """
+
+    failure: DataFileError | None = None
 
     def release(self, connection: Connection) -> None:
         """Give back, in a transaction, what was given to no entry."""
@@ -96,11 +104,14 @@ def written(
     if not large:
         yield done
         return
-    evict_ahead(connection, limits, touches, removed, sum(each.data.size for each in large))
     with connection.writing_much():
         write_touches(connection, touches)
         expire(connection, namespace, limits, removed)
-        reserved = _reserve(connection, limits, large, removed)
+        reserved: dict[Hashable, Reservation] = {}
+        try:
+            reserved = _reserve(connection, limits, large, removed)
+        except DataFileError as error:
+            done.failure = error
     try:
         for each in large:
             if each.place in reserved:
@@ -125,7 +136,6 @@ def _reserve(
     data = connection.data_file
     assert data is not None  # noqa: S101 - nothing is large without one
     file = data.opened_to_write(connection)
-    extents.release_dead(connection, file, large[0].now_ns)
     most = extents.most_length(limits.max_size)
     reserved = {}
     for each in large:

@@ -1,8 +1,8 @@
 """Memory for large values, which is used again once nothing refers to it any more.
 
-What comes fresh from the system is given a page at a time, as it is first written to, and that takes
-several times as long as to read the bytes out of the system's cache. Whether malloc gives it back
-between one value and the next depends on what else the program has allocated.
+The system gives fresh memory a page at a time, as it is first written to, which takes several times
+as long as to read the bytes out of the system's cache. Whether malloc gives memory back between one
+value and the next depends on what else the program has allocated.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _take_back(block: ByteArray) -> None:
 class _Lent:
     """What the arrays over a block refer to; it comes back with the last of them.
 
-    See https://peps.python.org/pep-0688/. numpy keeps a memoryview of it, and a view of an array has
-    the same.
+    See https://peps.python.org/pep-0688/. numpy keeps a memoryview of it, and so does each view of
+    the array.
     """
 
     def __init__(self, block: ByteArray, nbytes: int) -> None:

@@ -57,7 +57,8 @@ class Problem:
         ``"namespace"``, ``"usage"``, ``"statistics"``. Of an entry: ``"entry"`` (the row itself),
         ``"size"``, ``"stored_at"``, ``"used_at"``, ``"revision"``, ``"writers"``, ``"checksum"``
         (of the facts), ``"bytes"``. And ``"orphan"``: bytes of no entry. Of the data file:
-        ``"data_file"`` (its row), ``"extent"`` (space that overlaps, is lost, of nothing, or outside).
+        ``"data_file"`` (its row), ``"extent"`` (space that overlaps, is lost, of nothing, or
+        outside), ``"reservation"``.
     found, expected
         What it is, and what it should be.
     namespace, key

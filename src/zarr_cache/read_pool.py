@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zarr_cache.checksum import ByteArray
-    from zarr_cache.data_file import Read
+    from zarr_cache.data_read import Read
 
 MOST_THREADS = min(16, 4 * (os.cpu_count() or 1))
-"""So many reads are under way at once: enough to keep a disk busy, and not so many that what they do
-with what has come keeps the event loop from running."""
+"""So many reads are under way at once: enough to keep a disk busy, and not so many that they keep
+the event loop from running."""
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -34,14 +34,14 @@ def read_all(reads: Sequence[Read]) -> list[ByteArray | None]:
     return [read.wait_once() for read in reads]
 
 
-async def read_all_in_pool(reads: Sequence[Read]) -> list[ByteArray | None]:
+async def read_in_pool(reads: Sequence[Read]) -> list[ByteArray | None]:
     """As `read_all`, in threads of the pool, or in this one where none can be started."""
     if len(reads) == 1:
-        return [await _read_in_pool(reads[0])]
-    return list(await asyncio.gather(*map(_read_in_pool, reads)))
+        return [await _read_one(reads[0])]
+    return list(await asyncio.gather(*map(_read_one, reads)))
 
 
-async def _read_in_pool(read: Read) -> ByteArray | None:
+async def _read_one(read: Read) -> ByteArray | None:
     global _pool  # noqa: PLW0603 - made when it is needed
     if _pool is None:
         _pool = ThreadPoolExecutor(MOST_THREADS, "zarr-cache-read")

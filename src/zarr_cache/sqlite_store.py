@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 class SqliteStore(Store):
     """A Zarr hierarchy in one SQLite file, or the file in which a `CacheStore` keeps its values.
 
+    Beside it a `CacheStore` keeps the large ones, in a data file: see docs/design.md.
+
     The file is opened at the first operation. Every write is one transaction: it is done whole or
     not at all, also when the process is killed. Any thread, event loop and process may
     use the same file at once. What is stored here is never evicted, also when a `CacheStore`

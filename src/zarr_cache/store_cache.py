@@ -114,7 +114,12 @@ class StoreCache(ValueCache):
         return None
 
     def look_up(
-        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+        self,
+        namespace: str,
+        key: str,
+        request: ByteRequest | None,
+        fresh_after: int,
+        found: Found | None = None,
     ) -> Flow[Found]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
         found = yield from self.peek(namespace, key)

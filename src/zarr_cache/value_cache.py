@@ -29,7 +29,7 @@ from zarr_cache.flow import run, running_loop, step, threaded
 from zarr_cache.guarded import Guarded
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
-from zarr_cache.read_pool import read_all, read_all_in_pool
+from zarr_cache.read_pool import read_all, read_in_pool
 from zarr_cache.sizes import format_size
 from zarr_cache.writer import Writer
 
@@ -120,7 +120,7 @@ class ValueCache:
         self.pending = Pending()
         self._admissions = Admissions()
         self.unended: set[tuple[str, str]] = set()
-        # The last that somebody has asked for, by which pages are given back.
+        # The last that somebody has asked for, by which the data file is made shorter.
         self._max_size: int | None = None
         # Whether it is still to be seen what processes that have ended have left.
         self._is_unswept = True
@@ -229,10 +229,11 @@ class ValueCache:
     def lookup_nowait(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
     ) -> Found | None:
-        """As `look_up`, of a file that is open, without waiting for another thread; None if need be.
+        """Look the key up without another thread; None if that cannot be. The file must be open.
 
-        Where the bytes must be read from the disk, `Found.read` is for `finish`, unless this thread
-        runs no event loop: then it waits. See docs/decisions/0013.
+        Where the bytes are not in memory, and this thread runs an event loop, which is not to wait
+        for a disk, what is found is for `look_up`: its `Found.read` is not None. See
+        docs/decisions/0013.
         """
         # Before the file is looked at: what waits no more is in it.
         waiting = self._waiting(namespace, key)
@@ -244,48 +245,28 @@ class ValueCache:
             return waiting.instead_of(found, request, fresh_after)
         return found
 
-    def finish(
-        self, found: Found, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
-    ) -> Flow[Found]:
-        """What `lookup_nowait` has found, with its bytes read from the disk."""
-        (finished,) = yield from self._finish_all([found], namespace, key, [request], fresh_after)
-        return finished
-
-    def _finish_all(
+    def look_up(
         self,
-        found: list[Found],
         namespace: str,
         key: str,
-        requests: Sequence[ByteRequest | None],
+        request: ByteRequest | None,
         fresh_after: int,
-    ) -> Flow[list[Found]]:
-        """The same of several, which are read at once on the async surface."""
-        reads = [each.read for each in found if each.read is not None]
-        brought = iter(
-            (yield from step(partial(read_all, reads), partial(read_all_in_pool, reads)))
-        )
-        finished = []
-        for each, request in zip(found, requests, strict=True):
-            data = None if each.read is None else next(brought)
-            if data is not None:
-                finished.append(each._replace(data=data, read=None))
-            elif each.read is None:
-                finished.append(each)
-            else:
-                # Evicted and written over meanwhile, or damaged.
-                arguments = (namespace, key, request, fresh_after)
-                finished.append((yield from self._reads.flow(index.look_up, *arguments)))
-        return finished
-
-    def look_up(
-        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+        found: Found | None = None,
     ) -> Flow[Found]:
-        """What is kept of the key, with the bytes asked for where they are fresh."""
-        yield from self.opened()
+        """What is kept of the key, with the bytes asked for where they are fresh.
+
+        Parameters
+        ----------
+        found
+            What `lookup_nowait` has found just now, if it was asked.
+        """
         arguments = (namespace, key, request, fresh_after)
-        found = self.lookup_nowait(*arguments)
-        assert found is not None  # noqa: S101 - only another store must be waited for
-        return found if found.read is None else (yield from self.finish(found, *arguments))
+        if found is None:
+            yield from self.opened()
+            found = self.lookup_nowait(*arguments)
+            assert found is not None  # noqa: S101 - only another store must be waited for
+        (found,) = yield from self._finished([found], namespace, key, [request], fresh_after)
+        return found
 
     def look_up_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
@@ -300,9 +281,33 @@ class ValueCache:
                 each if each.data is not None else waiting.instead_of(each, request, fresh_after)
                 for each, request in zip(found, requests, strict=True)
             ]
-        if all(each.read is None for each in found):
+        return (yield from self._finished(found, *arguments))
+
+    def _finished(
+        self,
+        found: list[Found],
+        namespace: str,
+        key: str,
+        requests: Sequence[ByteRequest | None],
+        fresh_after: int,
+    ) -> Flow[list[Found]]:
+        """The same, with what must be read from the disk: on the async surface all at once."""
+        reads = [each.read for each in found if each.read is not None]
+        if not reads:
             return found
-        return (yield from self._finish_all(found, *arguments))
+        brought = iter((yield from step(partial(read_all, reads), partial(read_in_pool, reads))))
+        finished = []
+        for each, request in zip(found, requests, strict=True):
+            data = None if each.read is None else next(brought)
+            if data is not None:
+                finished.append(each._replace(data=data, read=None))
+            elif each.read is None:
+                finished.append(each)
+            else:
+                # Evicted and written over meanwhile, or damaged.
+                arguments = (namespace, key, request, fresh_after)
+                finished.append((yield from self._reads.flow(index.look_up, *arguments)))
+        return finished
 
     def admit(
         self,
@@ -393,7 +398,7 @@ class ValueCache:
             logger.info("free space stays in the file: %s", error)
 
     def _shorten_data_file(self) -> None:
-        """Move what is at the end of the data file to the front, if that is longer than it may be."""
+        """Move what is at the end of the data file to the front, if the file is too long."""
         while self._reads.run(extents.is_too_long, self._max_size):
             if not self._writes.run(extents.move_last, self.clock().now_ns()):
                 break

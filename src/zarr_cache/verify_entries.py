@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr_cache import checksum, extents, values
 from zarr_cache.checksum import DamagedValueError
-from zarr_cache.data_file import Read
+from zarr_cache.data_read import Read
 from zarr_cache.errors import FileDamagedError, is_code
 from zarr_cache.problem import (
     END,
@@ -262,7 +262,7 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
 
 
 def _wrong_extents(entry: Entry, where: list[tuple[Any, Any]]) -> str | None:
-    """What is wrong with the lengths of the extents; they are nowhere but of a value of a source."""
+    """What is wrong with the extents of an entry, which only a value of a source has."""
     if not where:
         return None
     if entry.kind != "value":

@@ -1,4 +1,4 @@
-"""What is wrong with the space of the data file: overlapping, lost, of nothing, outside the file."""
+"""What is wrong with the space of the data file: it overlaps, is lost, of nothing, or outside."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ ORDER BY place
 ORPHANS = """
 SELECT entry, start, place, length
 FROM extent
-WHERE entry > 0 AND NOT EXISTS (SELECT 1 FROM entry WHERE entry.id = extent.entry AND kind = 'value')
-   OR entry <= 0 AND NOT EXISTS (SELECT 1 FROM reservation WHERE reservation.id = -extent.entry)
+WHERE CASE
+    WHEN entry > 0
+    THEN NOT EXISTS (SELECT 1 FROM entry WHERE entry.id = extent.entry AND kind = 'value')
+    ELSE NOT EXISTS (SELECT 1 FROM reservation WHERE reservation.id = -extent.entry)
+END
 """
 
 REMOVE_EXTENTS = """
@@ -53,6 +56,17 @@ WHERE entry = :row
 REMOVE_ENTRY = """
 DELETE FROM entry
 WHERE id = :row AND kind = 'value'
+"""
+
+RESERVATIONS = """
+SELECT id, bytes, owner, until
+FROM reservation
+WHERE bytes NOT BETWEEN 0 AND :end - 1 OR until NOT BETWEEN 0 AND :end - 1
+"""
+
+REMOVE_RESERVATION = """
+DELETE FROM reservation
+WHERE id = :row
 """
 
 EXTENTS = """
@@ -79,6 +93,7 @@ SET length = :length
 def verify_space(run: Run, *, repair: bool) -> Iterator[Problem]:
     """Yield what is wrong with the tables that say who has which bytes of the data file."""
     yield from run(checked, _find_row, _fix_row, repair=repair)
+    yield from run(checked, _find_reservations, _fix_reservations, repair=repair)
     yield from run(checked, _find_orphans, _fix_orphans, repair=repair)
     yield from run(checked, _find_space, _fix_space, repair=repair)
 
@@ -97,6 +112,19 @@ def _find_row(connection: Connection) -> list[Problem]:
 def _fix_row(connection: Connection, _: list[Problem]) -> None:
     connection.execute(CLEAR_DATA_FILE)
     connection.execute(BEGIN_DATA_FILE)
+
+
+def _find_reservations(connection: Connection) -> list[Problem]:
+    expected = f"bytes and a time from 0 to {END - 1}"
+    return [
+        Problem("reservation", row, expected, row=row[0])
+        for row in connection.execute(RESERVATIONS, {"end": END})
+    ]
+
+
+def _fix_reservations(connection: Connection, problems: list[Problem]) -> None:
+    for problem in problems:
+        connection.execute(REMOVE_RESERVATION, {"row": problem.row})
 
 
 def _find_orphans(connection: Connection) -> list[Problem]:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Command
 
-VALUES = {f"{name}/{number}": bytes([number]) * 2**18 for name in "ab" for number in range(16)}
+SMALL = {f"{name}/{number}": bytes([number]) * 50_000 for name in "ab" for number in range(100)}
+LARGE = {f"{name}/large/{number}": bytes([number]) * 2**18 for name in "ab" for number in range(16)}
+VALUES = SMALL | LARGE
 
 
 @pytest.fixture
 def store(path: Path) -> CacheStore:
-    """32 values of 256 KiB, kept."""
+    """32 values of 256 KiB and 200 of 50 kB, kept."""
     source = MemoryStore({key: buffer(value) for key, value in VALUES.items()})
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
     for key in VALUES:
@@ -30,30 +32,35 @@ def store(path: Path) -> CacheStore:
     return store
 
 
+def on_disk(path: Path) -> int:
+    """Bytes of the file and its data file, which nobody has open."""
+    return path.stat().st_size + path.with_name(f"{path.name}-data").stat().st_size
+
+
 def test_what_was_evicted_is_given_back_to_the_disk(
     command: Command, path: Path, store: CacheStore
 ) -> None:
     restart(store)
-    before = path.stat().st_size
+    before = on_disk(path)
     command("evict", "--prefix", "a/")
     free = command.json("info")["free_bytes"]
     told = command.json("compact")
 
-    assert free > 2**22
+    assert free > 2**23
     assert told == {
         "path": str(path),
         "before_bytes": before,
-        "after_bytes": path.stat().st_size,
+        "after_bytes": on_disk(path),
         "can_shrink": True,
         "is_log_written_back": True,
     }
-    assert before - path.stat().st_size > 2**22
+    assert before - on_disk(path) > 2**23
     assert command.json("info")["free_bytes"] == 0
 
 
 def test_it_is_told_on_one_line(command: Command, path: Path, store: CacheStore) -> None:
     restart(store)
-    size = format_size(path.stat().st_size)
+    size = format_size(on_disk(path))
     lines = command.lines("compact")
 
     assert lines == [f"{path}: {size} before, {size} now"]
@@ -74,7 +81,7 @@ def test_steps_are_short_and_a_store_goes_on_between_them(
         other.execute("DROP TABLE mine")
     restart(store)
 
-    assert len(given_back) >= 4
+    assert len(given_back) >= 3
     assert max(given_back) <= 2**20
     assert {key for key in VALUES if store.get_sync(key) is not None} == set(VALUES)
 

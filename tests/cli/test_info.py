@@ -47,6 +47,7 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
         "path",
         "file_bytes",
         "log_bytes",
+        "data_bytes",
         "free_bytes",
         "cached_bytes",
         "max_size",

@@ -21,7 +21,6 @@ from tests.fakes import (
     buffer,
     cached_bytes,
     cached_keys,
-    open_file,
     read,
     restart,
 )
@@ -31,7 +30,6 @@ from tests.fault.sources import LONGEST_SECONDS, new_cache, read_sync, settle, t
 from zarr_cache import SqliteStore, budget, connection, fence, pending, space
 from zarr_cache.admission import Admission
 from zarr_cache.answer import Answer
-from zarr_cache.index import LONGEST_WRITE_NS
 from zarr_cache.pending import MOST_PENDING
 
 if TYPE_CHECKING:
@@ -115,7 +113,7 @@ def read_by_four(
 
 
 def on_disk(path: Path, *suffixes: str) -> int:
-    """Bytes of the file, its data file, its log and the memory they share, as ``du`` counts them."""
+    """Bytes of the file and what lies beside it, or of some of them, as ``du`` counts them."""
     nbytes = 0
     for suffix in suffixes or ("", "-data", "-wal", "-shm"):
         try:
@@ -131,7 +129,7 @@ def most_data(max_size: int) -> int:
 
 
 def most_beside(entries: int, small: int = 0) -> int:
-    """Bytes that the cache file and its log may have for so many entries and bytes of small values."""
+    """Bytes that the cache file and its log may have for entries and bytes of small values."""
     log = connection.MOST_WAL_BYTES + MIB
     return 1024 * entries + 2 * small + SHORT_OF_PAGES + log
 

@@ -21,7 +21,7 @@ from tests.fault.sources import (
     settle,
     told,
 )
-from zarr_cache import SqliteStore
+from zarr_cache import SqliteStore, connection
 from zarr_cache.errors import FileDamagedError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.fakes import HeldTime
     from tests.fault.sources import Read
 
-PAGE = 16384
+PAGE = connection.PAGE_SIZE
 
 
 def overwrite(path: Path, start: int, data: bytes) -> None:
@@ -122,8 +122,9 @@ async def kept_file(path: Path) -> None:
 
 
 def others_in(folder: Path) -> list[str]:
-    """Names of the files beside the cache file, without the logs of any."""
-    names = {file.name for file in folder.iterdir() if not file.name.endswith(("-wal", "-shm"))}
+    """Names of the files beside the cache file, without the logs and the data files of any."""
+    beside = ("-wal", "-shm", "-data")
+    names = {file.name for file in folder.iterdir() if not file.name.endswith(beside)}
     return sorted(names - {"cache.sqlite"})
 
 
@@ -304,7 +305,7 @@ async def test_one_damaged_value_goes_and_the_file_stays(
 ) -> None:
     await kept_file(path)
     with open_file(path) as db:
-        db.execute("UPDATE value SET data = zeroblob(length(data)) WHERE rowid = 3")
+        db.execute("UPDATE value SET data = zeroblob(length(data)) WHERE rowid = 2")
         db.commit()
     source = new_source()
     store = new_cache(source, path)

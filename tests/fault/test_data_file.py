@@ -1,12 +1,14 @@
-"""The data file deleted, replaced, cut, overwritten, or of somebody else, while open and while not."""
+"""The data file deleted, replaced, cut, overwritten, or somebody else's, while open or not."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import stat
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,8 +26,8 @@ from tests.fakes import (
     restart,
 )
 from tests.fault.real import immutable
-from tests.fault.sources import LONGEST_SECONDS, new_cache, settle, told
-from zarr_cache import SqliteStore, checksum, data_file
+from tests.fault.sources import new_cache, settle, told
+from zarr_cache import SqliteStore, checksum, data_read
 from zarr_cache.data_file import HEADER, MAGIC
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from warnings import WarningMessage
 
-    from tests.fakes import HeldTime
     from zarr_cache import CacheStore
 
 SIZE = 300_000
@@ -53,6 +54,26 @@ def new_source() -> CountingStore:
 
 def data_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-data")
+
+
+def bytes_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def put(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def rename(path: Path, name: Path) -> None:
+    path.rename(name)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    path.chmod(mode)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
 
 
 def identity(path: Path) -> bytes:
@@ -198,7 +219,7 @@ async def test_bytes_of_another_file_are_kept_aside_and_not_written_to(path: Pat
 async def test_that_of_a_cache_file_that_is_gone_is_begun_anew(path: Path) -> None:
     restart(await filled(path))
     before = identity(path)
-    path.unlink()
+    remove(path)
     store = new_cache(new_source(), path)
     await assert_goes_on(store, path)
 
@@ -221,12 +242,12 @@ async def test_both_files_deleted_are_begun_anew(path: Path, is_open: bool) -> N
 async def test_an_older_cache_file_beside_the_data_file_tells_no_lies(path: Path) -> None:
     store = await filled(path)
     restart(store)
-    copy = path.read_bytes()
+    copy = bytes_of(path)
     store = new_cache(new_source(), path)
     for key in KEYS:
         await store.set(key, buffer(VALUES[key][::-1]))
     restart(store)
-    path.write_bytes(copy)
+    put(path, copy)
 
     await assert_goes_on(new_cache(new_source(), path), path)
 
@@ -234,8 +255,8 @@ async def test_an_older_cache_file_beside_the_data_file_tells_no_lies(path: Path
 async def test_moved_together_they_are_what_they_were(path: Path) -> None:
     restart(await filled(path))
     moved = path.with_name("moved.sqlite")
-    path.rename(moved)
-    data_of(path).rename(data_of(moved))
+    rename(path, moved)
+    rename(data_of(path), data_of(moved))
     source = new_source()
     store = new_cache(source, moved)
     found = {key: await read(store, key) for key in VALUES}
@@ -306,31 +327,26 @@ def facts(folder: Path) -> dict[str, tuple[int, bytes]]:
 async def test_what_is_not_ours_is_left_as_it_is_and_small_values_are_cached(
     path: Path,
     make: Callable[[Path], None],
-    held_time: HeldTime,
     warned: list[WarningMessage],
 ) -> None:
     make(data_of(path))
     before = facts(path.parent)
     source = new_source()
     store = new_cache(source, path)
-    found = {}
-    for _ in range(3):
-        for key in SMALL:
-            found[key] = await read(store, key)
-        settle(store)
-        for key in KEYS:
-            found[key] = await read(store, key)
-        settle(store)
-        held_time.step(LONGEST_SECONDS)
+    # All of them in one transaction, if it were not for that.
+    found = {key: await read(store, key) for key in VALUES | SMALL}
+    settle(store)
+    await store.set("c/small", buffer(SMALL["c/small"]))
+    await store.set(KEYS[0], buffer(VALUES[KEYS[0]]))
     source.reset()
-    for key in SMALL:
-        await read(store, key)
+    again = {key: await read(store, key) for key in VALUES | SMALL}
     store.close()
 
-    assert found == VALUES | SMALL
+    assert found == again == VALUES | SMALL
     assert facts(path.parent) == before
-    assert source.requests.total() == 0
-    assert "cache.sqlite-data" in "".join(told(warned))
+    assert source.keys == KEYS
+    assert len(told(warned)) == 1
+    assert "cache.sqlite-data" in told(warned)[0]
 
 
 async def test_what_is_stored_with_sqlite_store_is_in_one_file(path: Path) -> None:
@@ -340,6 +356,46 @@ async def test_what_is_stored_with_sqlite_store_is_in_one_file(path: Path) -> No
     store.close()
 
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+async def test_a_data_file_is_for_those_who_may_use_the_cache_file(path: Path) -> None:
+    store = new_cache(new_source(), path)
+    await read(store, "zarr.json")
+    settle(store)
+    set_mode(path, 0o660)
+    await read(store, KEYS[0])
+    settle(store)
+
+    assert stat.S_IMODE(data_of(path).stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+async def test_what_is_in_a_data_file_that_cannot_be_opened_stays(
+    path: Path, code: int, monkeypatch: pytest.MonkeyPatch, warned: list[WarningMessage]
+) -> None:
+    restart(await filled(path))
+    source = new_source()
+    store = new_cache(source, path)
+    open_ = os.open
+
+    def refuse(name: Path, *arguments: int) -> int:
+        if str(name).endswith("-data"):
+            raise OSError(code, os.strerror(code))
+        return open_(name, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        found = [{key: await read(store, key) for key in VALUES | SMALL}]
+        asked = list(source.keys)
+        settle(store)
+    source.reset()
+    found.append({key: await read(store, key) for key in VALUES | SMALL})
+
+    assert found == [VALUES | SMALL] * 2
+    assert asked == KEYS
+    assert source.requests.total() == 0
+    assert store.cache_stats()["damaged"] == 0
+    assert len(told(warned)) == 1
 
 
 async def test_a_data_file_that_may_not_be_written_to_is_read(path: Path) -> None:
@@ -397,7 +453,7 @@ async def test_after_a_power_cut_each_value_is_right_or_missing(
         settle(store)
     restart(store)
     if which == "the cache file":
-        path.write_bytes(before[path])
+        put(path, before[path])
     else:
         now = bytearray(data_of(path).read_bytes())
         old = before[data_of(path)]
@@ -423,11 +479,11 @@ async def test_a_part_of_the_disk_that_cannot_be_read_is_a_miss(
     source.reset()
     preadv = os.preadv
 
-    def fail(descriptor: int, *arguments: object) -> int:
-        monkeypatch.setattr(data_file.os, "preadv", preadv)
-        raise OSError(5, "Input/output error")
+    def fail(*_: object) -> int:
+        monkeypatch.setattr(os, "preadv", preadv)
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(data_file.os, "preadv", fail)
+    monkeypatch.setattr(os, "preadv", fail)
     found = await read(store, KEYS[0])
 
     # It was tried again, as after another value has taken its place.
@@ -451,21 +507,21 @@ async def test_bytes_come_out_of_memory_or_off_the_loop(
 
     def tell(descriptor: int, buffers: list[memoryview], place: int, flags: int = 0) -> int:
         if flags and nowait == "disk":
-            raise BlockingIOError(11, "Resource temporarily unavailable")
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         if flags and nowait == "unknown":
-            raise OSError(95, "Operation not supported")
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
         if not flags:
-            waited.append(data_file.threading.current_thread() is data_file.threading.main_thread())
+            waited.append(threading.current_thread() is threading.main_thread())
         return preadv(descriptor, buffers, place, flags)
 
-    monkeypatch.setattr(data_file.os, "preadv", tell)
+    monkeypatch.setattr(os, "preadv", tell)
     found = [await read(store, "k")]
     is_on_loop = {
         "memory": [],
         "disk": [False],
-        "unknown": [size <= data_file.MOST_ON_LOOP],
+        "unknown": [size <= data_read.MOST_ON_LOOP],
     }[nowait]
-    assert waited == (is_on_loop if data_file.NOWAIT else waited)
+    assert waited == (is_on_loop if data_read.NOWAIT else waited)
     found.append(store.get_sync("k").to_bytes())  # type: ignore[union-attr]
 
     assert found == [value] * 2

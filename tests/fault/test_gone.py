@@ -154,6 +154,7 @@ async def test_another_cache_file_in_its_place_is_used_as_it_is(
     store = new_cache(source, path)
     await read_all(surface, store)
     settle(store)
+    path.with_name("other.sqlite-data").replace(path.with_name(f"{path.name}-data"))
     path.with_name("other.sqlite").replace(path)
     source.reset()
     found = await read_all(surface, store)

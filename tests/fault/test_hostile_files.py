@@ -23,6 +23,7 @@ import zarr_cache
 from tests.fakes import CountingStore, buffer, open_file, read, restart
 from tests.fault.children import run_child
 from zarr_cache import CacheStore, FileDamagedError, SqliteStore, checksum, connection, schema
+from zarr_cache.cache_file import data_file_of
 from zarr_cache.connection import Turns, connect
 from zarr_cache.owner import APPLICATION_ID
 
@@ -37,7 +38,8 @@ pytestmark = [
 VALUES = {
     "zarr.json": b"{}",
     "c/0": b"0" * 1000,
-    "c/1": b"1" * 70_000,
+    "c/1": b"1" * 60_000,
+    "large": bytes(range(250)) * 800,
     **{f"c/{number}": f"{number}".encode() * 9 for number in range(2, 20)},
 }
 PAGE_SIZE = 1024
@@ -49,7 +51,7 @@ def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def content(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     """A file with all the values: of so many and so small pages that tables are trees."""
     path = tmp_path_factory.mktemp("whole") / "whole.sqlite"
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -58,14 +60,15 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         for key in VALUES:
             store.get_sync(key)
         restart(store)
-    return path.read_bytes()
+    return path.read_bytes(), data_file_of(path).read_bytes()
 
 
 @pytest.fixture
-def path(tmp_path: Path, content: bytes) -> Path:
+def path(tmp_path: Path, content: tuple[bytes, bytes]) -> Path:
     """A copy of that file, which nobody has open."""
     path = tmp_path / "cache.sqlite"
-    path.write_bytes(content)
+    for each, data in zip((path, data_file_of(path)), content, strict=True):
+        each.write_bytes(data)
     return path
 
 
@@ -179,6 +182,25 @@ FORGED = {
     "no namespace": ("DELETE FROM namespace",),
     "no entry": ("DELETE FROM entry",),
     "no value": ("DELETE FROM value",),
+    "no extent": ("DELETE FROM extent",),
+    "an extent in the header": ("UPDATE extent SET place = 0",),
+    "an extent before the file": ("UPDATE extent SET place = -4096",),
+    "an extent behind the file": ("UPDATE extent SET place = (1 << 40)",),
+    "an extent at the end of all": ("UPDATE extent SET place = 0x7ffffffffffff000",),
+    "an extent of another place": ("UPDATE extent SET place = place + 4096",),
+    "an extent without length": ("UPDATE extent SET length = 0",),
+    "an extent of almost all there is": ("UPDATE extent SET length = (1 << 62)",),
+    "an extent below zero": ("UPDATE extent SET length = -4096",),
+    "an extent that begins later": ("UPDATE extent SET start = 4096",),
+    "all of the file is free": ("INSERT INTO free_extent VALUES (4096, 1 << 30)",),
+    "free space before the file": ("INSERT INTO free_extent VALUES (-1048576, 1048576)",),
+    "free space of no length": ("INSERT INTO free_extent VALUES (8192, -4096)",),
+    "a data file of no length": ("UPDATE data_file SET length = 0",),
+    "a data file of almost all there is": ("UPDATE data_file SET length = 0x7ffffffffffff000",),
+    "a data file without identity": ("UPDATE data_file SET identity = x''",),
+    "no data file": ("DELETE FROM data_file",),
+    "reservations of all the budget": ("INSERT INTO reservation VALUES (7, 1 << 62, 1, 1 << 62)",),
+    "reservations below zero": ("INSERT INTO reservation VALUES (7, -(1 << 40), 1, 1 << 62)",),
     "values of no entry": ("UPDATE value SET entry = entry + 1000",),
     "a total of almost all there is": ("UPDATE total SET bytes = 0x7fffffffffffffff",),
     "a total below zero": ("UPDATE total SET bytes = -9223372036854775808",),
@@ -332,7 +354,7 @@ def was_run(folder: Path) -> list[str]:
     """What was written by somebody else's SQL, in any file of the folder."""
     rows: list[str] = []
     for file in folder.glob("*.sqlite*"):
-        if file.name.endswith(("-wal", "-shm")):
+        if file.name.endswith(("-wal", "-shm", "-data")):
             continue
         with open_file(file) as db:
             names = [name for (name,) in db.execute("SELECT name FROM sqlite_schema")]
@@ -481,12 +503,17 @@ MEMORY = {
         CLAIM,
     ),
     "a size with its first part": (
-        "UPDATE value SET data = zeroblob(4194304) WHERE length(data) = 70000",
+        "UPDATE value SET data = zeroblob(4194304) WHERE length(data) = 60000",
         "UPDATE entry SET size = (1 << 33) WHERE key = 'c/1'",
         CLAIM,
     ),
     "a value that is not said": ("UPDATE value SET data = zeroblob(30000000) WHERE entry = 2",),
     "checksums without end": ("UPDATE value SET checksums = zeroblob(30000000) WHERE entry = 2",),
+    "a size with its extent": (
+        "UPDATE extent SET length = (1 << 33)",
+        "UPDATE entry SET size = (1 << 33) WHERE key = 'large'",
+        CLAIM,
+    ),
 }
 
 
@@ -564,13 +591,16 @@ async def test_keys_are_data_and_neither_paths_nor_sql(path: Path) -> None:
     assert source.requests.total() == len(KEYS)
     assert sorted(listed) == sorted(KEYS)
     assert left == []
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert {file.name for file in path.parent.iterdir()} == {path.name, f"{path.name}-data"}
     assert list(SqliteStore(path).verify()) == []
 
 
 def test_values_are_kept_as_they_are(path: Path) -> None:
     with open_file(path) as db:
         kept = dict(db.execute("SELECT key, data FROM entry JOIN value ON value.entry = entry.id"))
+        where = "SELECT place, length FROM extent JOIN entry ON id = entry WHERE key = 'large'"
+        ((place, length),) = db.execute(where)
+    kept["large"] = data_file_of(path).read_bytes()[place : place + length]
 
     assert kept == VALUES
 

@@ -1,4 +1,4 @@
-"""A large value on its way into the data file: the process is killed, the disk full, the row written."""
+"""A large value on its way into the data file: killed, overtaken, and the disk full."""
 
 from __future__ import annotations
 

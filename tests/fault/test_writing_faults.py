@@ -233,8 +233,9 @@ async def test_while_it_lasts_the_file_is_tried_now_and_then(
     trials = [later - earlier for earlier, later in itertools.pairwise(tried)]
 
     # In 110 s: the first after 1 s, and each after twice as long; what turns out to be read-only is
-    # opened anew and tried once more. There are 96 misses.
-    assert 3 <= sum(trials) <= 16
+    # opened anew and tried once more, and a large value has up to three transactions. There are 96
+    # misses.
+    assert 3 <= sum(trials) <= 21
     assert len(warned) == 1, told(warned)
 
 

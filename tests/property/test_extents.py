@@ -1,4 +1,4 @@
-"""Space of the data file equals a plain list of intervals, whatever is kept, freed, moved or lost."""
+"""Space of the data file equals a plain list of intervals, whatever is kept, freed or lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WhoLives(NamedTuple):
 
 
 class Model:
-    """Who has which bytes: of entries by their number, of reservations by the negative of theirs."""
+    """Who has which bytes: entries by their number, reservations by the negative of theirs."""
 
     def __init__(self) -> None:
         self.spans: dict[int, list[Extent]] = {}
@@ -105,7 +105,7 @@ class Allocator:
     def size(self) -> int:
         """Of a value: what just fits a hole, or just does not, or anything."""
         free = self.connection.execute("SELECT length FROM free_extent LIMIT 50").fetchall()
-        fitting = [
+        fitting: list[int] = [
             length + more
             for (length,) in self.random.sample(free, min(3, len(free)))
             for more in (0, -1, 1, -BLOCK, BLOCK)
@@ -136,12 +136,18 @@ class Allocator:
         class CrashError(Exception):
             pass
 
-        with pytest.raises(CrashError), self.connection.writing():
-            for nbytes in (2**20, 2**16, 3 * 2**20):
-                file = cast("OpenFile", WhoLives(ME))
-                extents.reserve(self.connection, file, nbytes, self.now, None)
-            self.connection.execute("DELETE FROM extent WHERE entry IN (SELECT max(entry) FROM extent)")
-            raise CrashError
+        def crash() -> None:
+            with self.connection.writing():
+                for nbytes in (2**20, 2**16, 3 * 2**20):
+                    file = cast("OpenFile", WhoLives(ME))
+                    extents.reserve(self.connection, file, nbytes, self.now, None)
+                self.connection.execute(
+                    "DELETE FROM extent WHERE entry IN (SELECT max(entry) FROM extent)"
+                )
+                raise CrashError
+
+        with pytest.raises(CrashError):
+            crash()
 
     def give(self) -> None:
         """Commit one of ours: it becomes an entry."""
@@ -184,8 +190,7 @@ class Allocator:
         else:
             gone = [key for key in self.reserved if key // 2**64 == DEAD]
         with self.connection.writing():
-            file = cast("OpenFile", WhoLives(ME))
-            extents.release_dead(self.connection, file, self.now)
+            extents.release_dead(self.connection, self.now)
         for key in gone:
             self.model.remove(-self.reserved.pop(key).id)
 
@@ -202,7 +207,9 @@ class Allocator:
             assert start == starts.get(entry, 0)
             starts[entry] = start + length
             spans.setdefault(entry, []).append(Extent(place, length))
-        free = [Extent(*row) for row in rows("SELECT place, length FROM free_extent ORDER BY place")]
+        free = [
+            Extent(*row) for row in rows("SELECT place, length FROM free_extent ORDER BY place")
+        ]
         reserved = rows("SELECT -id, bytes FROM reservation ORDER BY id DESC")
 
         assert spans == self.model.spans, SEED
@@ -220,6 +227,8 @@ def test_space_is_a_list_of_intervals(path: Path, monkeypatch: pytest.MonkeyPatc
     store.flush()
 
     def drive(connection: Connection) -> None:
+        assert connection.data_file is not None
+        monkeypatch.setattr(connection.data_file, "opened_if_there", lambda _: WhoLives(ME))
         allocator = Allocator(connection, random.Random(SEED))  # noqa: S311 - to be told again
         steps = [
             (allocator.reserve, 40),

@@ -439,7 +439,7 @@ def test_a_file_has_the_pages_and_the_log_that_the_decisions_say(path: Path) -> 
             for name in ("page_size", "auto_vacuum", "journal_mode")
         }
 
-    assert pragmas == {"page_size": 16384, "auto_vacuum": 2, "journal_mode": "wal"}
+    assert pragmas == {"page_size": 4096, "auto_vacuum": 2, "journal_mode": "wal"}
 
 
 def test_closing_leaves_the_file_alone_in_its_folder(path: Path, tmp_path: Path) -> None:

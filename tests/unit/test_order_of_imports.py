@@ -24,9 +24,20 @@ LAYOUT = [
 # other.
 CHAINS = [
     [{"cli.__init__"}, {"cache_store"}, {"store_cache"}, {"value_cache"}, {"admission", "fence"}],
-    [{"cli.__init__"}, {"removal"}, {"budget"}, {"space"}],
+    [{"cli.__init__"}, {"removal"}, {"budget"}, {"extents"}],
+    [{"cli.__init__"}, {"value_cache"}, {"space"}],
     [{"removal", "report"}, {"selection"}, {"budget"}, {"index"}],
-    [{"admission", "fence"}, {"answer"}, {"budget"}, {"index", "range_cache"}, {"byte_range"}],
+    [
+        {"admission", "fence"},
+        {"large_values"},
+        {"budget"},
+        {"index", "range_cache"},
+        {"byte_range"},
+    ],
+    [{"admission", "fence"}, {"answer"}, {"index"}, {"byte_range"}],
+    [{"value_cache"}, {"read_pool"}, {"data_read"}, {"data_file", "memory"}, {"checksum"}],
+    [{"large_values"}, {"extents"}, {"data_file", "values"}, {"checksum"}],
+    [{"connection"}, {"data_file"}, {"aside"}],
     [{"sqlite_store"}, {"stored"}, {"index"}, {"values"}, {"checksum"}],
     [{"cache_store"}, {"sqlite_store"}, {"file_database"}, {"connection"}, {"migrate"}, {"errors"}],
     [{"value_cache"}, {"database", "flight", "range_cache"}, {"clock", "flow"}],

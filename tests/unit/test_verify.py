@@ -17,22 +17,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PART = 4 * 2**20
-VALUES = {"zarr.json": b"{}", "c/0": b"0" * 100_000, "c/1": b"1", "empty": b""}
+VALUES = {
+    "zarr.json": b"{}",
+    "c/0": b"0" * 60_000,
+    "c/1": b"1",
+    "empty": b"",
+    "large": b"5" * 70_000,
+    "larger": b"6" * 100_000,
+}
 
 
 def cache(path: Path, values: Mapping[str, bytes] = VALUES) -> CacheStore:
     """A CacheStore that keeps the values, an absence and a fence, beside a value of ours."""
-    source = MemoryStore({key: buffer(value) for key, value in values.items()})
+    gone = {"gone": b"4" * 200_000}
+    source = MemoryStore({key: buffer(value) for key, value in (gone | {**values}).items()})
     store = CacheStore(
         CountingStore(source),
         cache_store=SqliteStore(path),
         namespace="source",
         max_age_absent_seconds=1000,
     )
-    for key in values:
+    for key in gone | {**values}:
         store.get_sync(key)
     store.get_sync("absent")
     store.delete_sync("fenced")
+    store.flush()
+    with open_file(path) as db:
+        # So that there is free space before another value.
+        db.execute("DELETE FROM entry WHERE key = 'gone'")
+        db.commit()
     SqliteStore(path).set_sync("mine", buffer(b"stored by hand"))
     store.flush()
     return store
@@ -96,22 +109,22 @@ def test_a_read_only_store_repairs_nothing(path: Path) -> None:
 # What is done to the file, the fact that is wrong then, and its key.
 ENTRIES = {
     "bytes that differ": (
-        "UPDATE value SET data = zeroblob(100000) WHERE length(data) = 100000",
+        "UPDATE value SET data = zeroblob(60000) WHERE length(data) = 60000",
         ("bytes", "c/0"),
     ),
     "bytes that are too short": (
-        "UPDATE value SET data = x'30' WHERE length(data) = 100000",
+        "UPDATE value SET data = x'30' WHERE length(data) = 60000",
         ("bytes", "c/0"),
     ),
     "checksums that differ": (
-        "UPDATE value SET checksums = zeroblob(8) WHERE length(data) = 100000",
+        "UPDATE value SET checksums = zeroblob(8) WHERE length(data) = 60000",
         ("bytes", "c/0"),
     ),
     "checksums of another number": (
-        "UPDATE value SET checksums = zeroblob(12) WHERE length(data) = 100000",
+        "UPDATE value SET checksums = zeroblob(12) WHERE length(data) = 60000",
         ("bytes", "c/0"),
     ),
-    "no part at all": ("DELETE FROM value WHERE length(data) = 100000", ("bytes", "c/0")),
+    "no part at all": ("DELETE FROM value WHERE length(data) = 60000", ("bytes", "c/0")),
     "a part too many": (
         "INSERT INTO value SELECT id, 9, x'00000000', x'00' FROM entry WHERE key = 'c/0'",
         ("bytes", "c/0"),
@@ -190,6 +203,25 @@ FILE = {
         "UPDATE namespace SET fence = 0x7fffffffffffffff WHERE name = 'source'",
         {"namespace"},
     ),
+    "space that is lost": ("DELETE FROM free_extent", {"extent"}),
+    "free space that overlaps": (
+        "UPDATE free_extent SET place = place - 4096, length = length + 4096",
+        {"extent"},
+    ),
+    "free space in two": (
+        "INSERT INTO free_extent SELECT place + 4096, length - 4096 FROM free_extent",
+        {"extent"},
+    ),
+    "free space at the end": ("UPDATE data_file SET length = length + 8192", {"extent"}),
+    "an extent outside the file": ("UPDATE data_file SET length = 8192", {"extent"}),
+    "an extent of no entry": (
+        "INSERT INTO extent SELECT 999, 0, place, length FROM free_extent",
+        {"extent"},
+    ),
+    "an extent of no reservation": (
+        "INSERT INTO extent SELECT -999, 0, place, length FROM free_extent",
+        {"extent"},
+    ),
     "a missing index": ("DROP INDEX entry_by_use", {"schema"}),
     "a missing view": ("DROP VIEW cache_usage", {"schema"}),
     "a trigger of somebody else": (
@@ -254,6 +286,55 @@ def test_each_part_of_a_large_value_is_verified(path: Path, statement: str) -> N
 
     assert right == []
     assert [(each.what, each.key, each.is_repaired) for each in wrong] == [("bytes", "large", True)]
+
+
+EXTENTS = {
+    "a part too few": "DELETE FROM value WHERE data = x'' AND length(checksums) = 16",
+    "checksums that differ": "UPDATE value SET checksums = zeroblob(16) WHERE data = x''",
+    "bytes beside it": "UPDATE value SET data = x'00' WHERE data = x''",
+    "no extent": "DELETE FROM extent WHERE length = 73728",
+    "an extent that is too short": "UPDATE extent SET length = 69632 WHERE length = 73728",
+    "an extent that begins later": "UPDATE extent SET start = 4096 WHERE length = 73728",
+    "an extent of other bytes": """
+        UPDATE extent SET place = (SELECT place FROM free_extent) WHERE length = 73728
+    """,
+    "an extent of another value": "UPDATE extent SET place = place + 4096 WHERE length = 73728",
+}
+
+
+@pytest.mark.parametrize("statement", EXTENTS.values(), ids=EXTENTS)
+def test_what_is_wrong_with_a_large_value_is_told_and_goes(path: Path, statement: str) -> None:
+    store = cache(path)
+    shell(path, statement)
+    found = facts(problems(store))
+    repaired = problems(store, repair=True)
+    left = problems(store)
+    values = {key: store.get_sync(key) for key in VALUES}
+
+    assert {key for what, key in found if what == "bytes"} <= {"large", "larger"}
+    assert {what for what, _ in found} & {"bytes", "extent"}
+    assert all(problem.is_repaired for problem in repaired), repaired
+    assert left == []
+    assert {key: found and found.to_bytes() for key, found in values.items() if key != "empty"} == {
+        key: value for key, value in VALUES.items() if key != "empty"
+    }
+
+
+def test_bytes_that_differ_in_the_data_file_are_told_and_go(path: Path) -> None:
+    store = cache(path)
+    data = path.with_name(f"{path.name}-data")
+    with open_file(path) as db:
+        query = "SELECT place FROM extent JOIN entry ON id = entry WHERE key = 'large'"
+        ((place,),) = db.execute(query)
+    with data.open("r+b") as file:
+        file.seek(place + 69_999)
+        file.write(b"6")
+    found = problems(store)
+    repaired = problems(store, repair=True)
+
+    assert facts(found) == {("bytes", "large")}
+    assert [problem.is_repaired for problem in repaired] == [True]
+    assert problems(store) == []
 
 
 @pytest.mark.parametrize(("statement", "expected"), FILE.values(), ids=FILE)

@@ -15,6 +15,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file
 from zarr_cache import CacheStore, SqliteStore, migrate
+from zarr_cache.cache_file import data_file_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -48,6 +49,11 @@ ROWS = {
     "usage": "SELECT * FROM usage",
     "total": "SELECT * FROM total",
     "statistics": "SELECT * FROM statistics",
+    # The identity is random.
+    "data_file": "SELECT id, length(identity), length FROM data_file",
+    "extent": "SELECT * FROM extent",
+    "free_extent": "SELECT * FROM free_extent",
+    "reservation": "SELECT * FROM reservation",
 }
 PRAGMAS = ["application_id", "user_version", "page_size", "auto_vacuum", "encoding"]
 
@@ -90,9 +96,18 @@ def kept_schema(version: int) -> Path:
     return FOLDER / f"schema-{version:04d}.sql"
 
 
+def kept_data_file(version: int) -> Path:
+    """Where its data file is."""
+    return FOLDER / f"file-{version:04d}.sqlite-data.gz"
+
+
 def unpack(version: int, path: Path) -> None:
-    """Put a copy of the file of that schema there."""
-    path.write_bytes(gzip.decompress(kept_file(version).read_bytes()))
+    """Put a copy of the file of that schema there, with its data file."""
+    for packed, each in (
+        (kept_file(version), path),
+        (kept_data_file(version), data_file_of(path)),
+    ):
+        each.write_bytes(gzip.decompress(packed.read_bytes()))
 
 
 def make() -> None:
@@ -114,7 +129,11 @@ def make() -> None:
             stored.set_sync(key, buffer(value))
         store.close()
         # Without the time, the same file packs to the same bytes.
-        kept_file(migrate.newest()).write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+        for packed, each in (
+            (kept_file(migrate.newest()), path),
+            (kept_data_file(migrate.newest()), data_file_of(path)),
+        ):
+            packed.write_bytes(gzip.compress(each.read_bytes(), mtime=0))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,12 @@ CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at)
 -- index entry_by_use of entry
 CREATE INDEX entry_by_use ON entry (kind, used_at, id, size)
 
+-- index extent_by_place of extent
+CREATE UNIQUE INDEX extent_by_place ON extent (place)
+
+-- index free_extent_by_length of free_extent
+CREATE INDEX free_extent_by_length ON free_extent (length, place)
+
 -- index sqlite_autoindex_entry_1 of entry
 -- made by SQLite itself
 
@@ -18,6 +24,13 @@ CREATE TABLE counter (
     id       INTEGER PRIMARY KEY CHECK (id = 1),
     revision INTEGER NOT NULL,           -- of the last write
     fence    INTEGER NOT NULL            -- what a new namespace begins with
+) STRICT
+
+-- table data_file of data_file
+CREATE TABLE data_file (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    identity BLOB    NOT NULL CHECK (length(identity) = 16),  -- random; also in the file's header
+    length   INTEGER NOT NULL CHECK (length >= 4096)          -- where its last extent ends
 ) STRICT
 
 -- table entry of entry
@@ -35,11 +48,34 @@ CREATE TABLE entry (
     UNIQUE (namespace, key)
 ) STRICT
 
+-- table extent of extent
+CREATE TABLE extent (
+    entry  INTEGER NOT NULL,             -- its id; the negative id of a reservation until it is kept
+    start  INTEGER NOT NULL CHECK (start >= 0),      -- which byte of the value it begins with
+    place  INTEGER NOT NULL CHECK (place >= 4096),   -- where in the data file it begins
+    length INTEGER NOT NULL CHECK (length > 0),
+    PRIMARY KEY (entry, start)
+) STRICT, WITHOUT ROWID
+
+-- table free_extent of free_extent
+CREATE TABLE free_extent (
+    place  INTEGER PRIMARY KEY,
+    length INTEGER NOT NULL CHECK (length > 0)
+) STRICT
+
 -- table namespace of namespace
 CREATE TABLE namespace (
     id    INTEGER PRIMARY KEY,
     name  TEXT    NOT NULL UNIQUE,
     fence INTEGER NOT NULL DEFAULT 0     -- answers asked for at a revision before this one are refused
+) STRICT
+
+-- table reservation of reservation
+CREATE TABLE reservation (
+    id    INTEGER PRIMARY KEY CHECK (id > 0),  -- random: no two have the same, not even in turn
+    bytes INTEGER NOT NULL CHECK (bytes >= 0),
+    owner INTEGER NOT NULL,              -- which byte of the data file its writer has locked
+    until INTEGER NOT NULL
 ) STRICT
 
 -- table statistics of statistics
@@ -73,8 +109,8 @@ CREATE TABLE usage (
 CREATE TABLE value (
     entry     INTEGER NOT NULL REFERENCES entry (id),
     part      INTEGER NOT NULL CHECK (part >= 0),
-    checksums BLOB    NOT NULL,          -- XXH3 of each block of data, 8 bytes each, big-endian
-    data      BLOB    NOT NULL,
+    checksums BLOB    NOT NULL,          -- XXH3 of each block of bytes, 8 bytes each, big-endian
+    data      BLOB    NOT NULL,          -- empty where the bytes are in the data file
     PRIMARY KEY (entry, part)
 ) STRICT
 
@@ -83,6 +119,7 @@ CREATE TRIGGER entry_after_delete AFTER DELETE ON entry BEGIN
     UPDATE usage SET entries = entries - 1, bytes = bytes - old.size
     WHERE namespace = old.namespace AND kind = old.kind;
     DELETE FROM value WHERE entry = old.id;
+    DELETE FROM extent WHERE entry = old.id;
     -- What the row knew about writes must outlive it.
     UPDATE namespace SET fence = old.revision
     WHERE id = old.namespace AND fence < old.revision;
@@ -102,6 +139,32 @@ CREATE TRIGGER entry_after_update AFTER UPDATE OF namespace, kind, size ON entry
     WHERE namespace = new.namespace AND kind = new.kind;
 END
 
+-- trigger extent_after_delete of extent
+CREATE TRIGGER extent_after_delete AFTER DELETE ON extent BEGIN
+    -- Free, as one with the free space on either side.
+    INSERT INTO free_extent (place, length)
+    SELECT min(place), sum(length)
+    FROM (
+        SELECT old.place AS place, old.length AS length
+        UNION ALL
+        SELECT place, length
+        FROM free_extent
+        WHERE place = old.place + old.length
+        UNION ALL
+        SELECT place, length
+        FROM (SELECT place, length FROM free_extent WHERE place < old.place ORDER BY place DESC LIMIT 1)
+        WHERE place + length = old.place
+    )
+    WHERE true
+    ON CONFLICT (place) DO UPDATE SET length = excluded.length;
+    DELETE FROM free_extent WHERE place = old.place + old.length;
+    -- At the end of the file it is cut off.
+    UPDATE data_file
+    SET length = (SELECT max(place) FROM free_extent)
+    WHERE length = (SELECT place + length FROM free_extent ORDER BY place DESC LIMIT 1);
+    DELETE FROM free_extent WHERE place >= (SELECT length FROM data_file);
+END
+
 -- trigger namespace_after_insert of namespace
 CREATE TRIGGER namespace_after_insert AFTER INSERT ON namespace BEGIN
     INSERT INTO usage (namespace, kind)
@@ -116,6 +179,11 @@ CREATE TRIGGER namespace_before_delete BEFORE DELETE ON namespace BEGIN
     DELETE FROM statistics WHERE namespace = old.id;
     -- What the row knew about writes must outlive it.
     UPDATE counter SET fence = revision;
+END
+
+-- trigger reservation_after_delete of reservation
+CREATE TRIGGER reservation_after_delete AFTER DELETE ON reservation BEGIN
+    DELETE FROM extent WHERE entry = -old.id;
 END
 
 -- trigger usage_after_update of usage
@@ -164,8 +232,9 @@ WHERE usage.entries > 0
 -- row of total: ('fence', 0, 0)
 -- row of total: ('stored', 0, 0)
 -- row of total: ('value', 0, 0)
+-- row of data_file: (1, 16, 4096)
 -- application_id: 1514357041
 -- user_version: 1
--- page_size: 16384
+-- page_size: 4096
 -- auto_vacuum: 2
 -- encoding: UTF-8

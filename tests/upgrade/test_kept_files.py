@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import open_file, restart
-from tests.upgrade.kept import FOLDER, STORED, VALUES, cache, kept_file, source, unpack
+from tests.upgrade.kept import (
+    FOLDER,
+    STORED,
+    VALUES,
+    cache,
+    kept_data_file,
+    kept_file,
+    source,
+    unpack,
+)
 from zarr_cache import SqliteStore, migrate
 
 if TYPE_CHECKING:
@@ -17,7 +26,9 @@ VERSIONS = [version for version, _ in migrate.scripts()]
 
 
 def test_a_file_of_every_schema_is_kept() -> None:
-    assert sorted(FOLDER.glob("file-*")) == [kept_file(version) for version in VERSIONS]
+    kept = [kept(version) for version in VERSIONS for kept in (kept_data_file, kept_file)]
+
+    assert sorted(FOLDER.glob("file-*")) == sorted(kept)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

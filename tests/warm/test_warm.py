@@ -255,22 +255,6 @@ def test_it_stops_before_it_would_evict_what_it_has_fetched(
     assert 5 * CHUNK < cached_bytes(path) < 6 * CHUNK
 
 
-def test_it_stops_where_the_pages_of_the_file_are_full(path: Path) -> None:
-    # A chunk of 10 kB has a page of 16 KiB to itself.
-    memory = MemoryStore()
-    settings: Any = {"chunks": (1, 10_000), "dtype": "u1", "compressors": None}
-    array = zarr.create_array(memory, name="a/b", shape=(900, 10_000), **settings)
-    array[:] = 1
-    _, store, array = cached(memory, path, max_size=8 * 2**20)
-
-    report = warm(array)
-    store.flush()
-
-    assert report.stopped == "budget"
-    assert 400 < report.fetched < 700
-    assert store.cache_stats()["evictions"] == 0
-
-
 def test_a_chunk_that_does_not_fit_is_not_fetched(path: Path) -> None:
     source, _, array = cached(rows(2), path, max_size=CHUNK)
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from zarr_cache.cli.file import existing, log_bytes, opened_to_write
+from zarr_cache import extents
+from zarr_cache.cli.file import data_bytes, existing, log_bytes, opened_to_write
 from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import print_json, say
 from zarr_cache.sizes import format_size
@@ -12,11 +13,16 @@ from zarr_cache.space import give_back, space, write_back
 def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
     """Give the space of what was removed back to the disk.
 
-    In short steps, so that others may go on writing. An older file is brought up to date first.
+    Large values at the end of the data file are moved to the front. In short steps, so that others
+    may go on writing. An older file is brought up to date first.
     """
     path = existing(cache_file)
     before = _bytes_on_disk(path)
     with opened_to_write(path) as store:
+        now_ns = store.database.clock().now_ns
+        while store.database.run(extents.move_last, now_ns()):
+            pass
+        store.database.run(extents.cut)
         can_shrink = store.database.run(space).can_shrink
         while can_shrink and store.database.run(give_back):
             pass
@@ -42,5 +48,5 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
 
 
 def _bytes_on_disk(path: Path) -> int:
-    """Bytes of the file and its log."""
-    return path.stat().st_size + log_bytes(path)
+    """Bytes of the file, its data file and its log."""
+    return path.stat().st_size + data_bytes(path) + log_bytes(path)

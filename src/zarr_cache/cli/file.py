@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache import cache_file, migrate, schema
 from zarr_cache.cli.terminal import fail
-from zarr_cache.connection import Turns, connect, reopen_read_only
+from zarr_cache.connection import Turns, connect, data_file, reopen_read_only
 from zarr_cache.errors import CacheError, is_code, translated
 from zarr_cache.location import default_path
 from zarr_cache.network import refuse_network
@@ -45,6 +45,12 @@ def log_bytes(path: Path) -> int:
     """Bytes of the log of the file; 0 if it has none."""
     log = cache_file.log_of(path)
     return log.stat().st_size if log.exists() else 0
+
+
+def data_bytes(path: Path) -> int:
+    """Bytes of the data file of the file; 0 if it has none."""
+    data = cache_file.data_file_of(path)
+    return data.stat().st_size if data.exists() else 0
 
 
 @contextlib.contextmanager
@@ -96,6 +102,7 @@ def _connect_to_read(path: Path) -> Connection:
     is_in_use = cache_file.log_of(path).exists()
     # Not mode=ro: whoever reads so is not allowed to take away the files that a log needs.
     connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
+    connection.data_file = data_file(path)
     try:
         connection.execute("PRAGMA query_only = ON")
         if is_in_use:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from zarr_cache import ages, report
-from zarr_cache.cli.file import existing, log_bytes, opened_to_read
+from zarr_cache import ages, extents, report
+from zarr_cache.cli.file import data_bytes, existing, log_bytes, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
 from zarr_cache.cli.terminal import (
     Column,
@@ -17,7 +17,7 @@ from zarr_cache.cli.terminal import (
 )
 from zarr_cache.report import NamespaceReport
 from zarr_cache.sizes import format_size
-from zarr_cache.space import Space, space
+from zarr_cache.space import space
 
 STORED_HERE = "(stored with SqliteStore)"
 """In place of the empty name of that namespace."""
@@ -36,14 +36,16 @@ def info(
         fresh_after = ages.fresh_after(max_age, report.now_ns(connection, path))
         namespaces = report.namespaces(connection, None if max_age is None else fresh_after)
         in_file = space(connection)
+        free_bytes = in_file.free_bytes + extents.free_bytes(connection)
     cached = sum(each.bytes.get("value", 0) for each in namespaces)
     if as_json:
         print_json(
             {
                 "path": str(path),
                 "file_bytes": path.stat().st_size,
+                "data_bytes": data_bytes(path),
                 "log_bytes": log_bytes(path),
-                "free_bytes": in_file.free_bytes,
+                "free_bytes": free_bytes,
                 "cached_bytes": cached,
                 "max_size": max_size,
                 "max_age_seconds": max_age,
@@ -51,7 +53,7 @@ def info(
             }
         )
         return
-    _print_file(path, in_file, cached, max_size)
+    _print_file(path, free_bytes, cached, max_size)
     known = [each for each in namespaces if any(each.entries.values()) or each.hit_rate is not None]
     if known:
         columns, rows = _table(known, max_size or cached, with_stale=max_age is not None)
@@ -59,11 +61,12 @@ def info(
         print_table(columns, rows)
 
 
-def _print_file(path: Path, in_file: Space, cached: int, max_size: int | None) -> None:
+def _print_file(path: Path, free_bytes: int, cached: int, max_size: int | None) -> None:
     say(f"{path}")
     say(
-        f"on disk: {format_size(path.stat().st_size)}, its log {format_size(log_bytes(path))}, "
-        f"free within it {format_size(in_file.free_bytes)}"
+        f"on disk: {format_size(path.stat().st_size)}, its data file "
+        f"{format_size(data_bytes(path))}, its log {format_size(log_bytes(path))}, "
+        f"free within them {format_size(free_bytes)}"
     )
     if max_size is None:
         say(f"cached:  {format_size(cached)}")
