@@ -32,7 +32,7 @@ MOST_TOGETHER = 64
 """At most this many answers are kept in one transaction, and `values.MOST_BYTES` of those that are
 in the database."""
 
-MOST_LARGE_BYTES = 8 * 2**20
+MOST_LARGE_BYTES = 16 * 2**20
 """At most so many bytes of large values are written at a time, and no more than half of `max_size`,
 unless one alone has more: they are in nobody's way, and are not counted twice for long."""
 

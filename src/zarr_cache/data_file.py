@@ -161,7 +161,6 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self._cache_file = path
         self.path = data_file_of(path)
-        self._name = str(self.path)
         self._lock = threading.Lock()
         self._file: OpenFile | None = None
 
@@ -186,7 +185,11 @@ class DataFile:
             It cannot be opened.
         """
         file = self._file
-        return self._open(connection) if file is None or self.is_replaced(file) else file
+        # Not by its path: at each read that costs as much again, and what is in it is there.
+        if file is not None and os.fstat(file.descriptor).st_nlink:
+            return file
+        self._file = None
+        return self._open(connection)
 
     def opened_if_there(self, connection: sqlite3.Connection) -> OpenFile | None:
         """As `opened`; None if there is none that can be opened."""
@@ -213,7 +216,7 @@ class DataFile:
     def is_replaced(self, file: OpenFile) -> bool:
         """Whether the path names another file by now, or none; it is opened anew then."""
         try:
-            found = os.lstat(self._name)  # at each use: a Path costs as much again
+            found = self.path.lstat()
         except OSError:
             is_replaced = True
         else:

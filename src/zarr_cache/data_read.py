@@ -68,7 +68,7 @@ class Read:
         self.extents = extents
         self._seed, self._first, self._checksums = seed, first, checksums
         self._start, self._stop = start, stop
-        nbytes = sum(extent.length for extent in extents)
+        nbytes = extents[0].length if len(extents) == 1 else sum(each.length for each in extents)
         if nbytes > MOST_UNCHECKED and nbytes > size_of(file):
             # Before memory is taken for what somebody says that there is.
             raise DamagedValueError("the data file is shorter than that")
@@ -152,9 +152,12 @@ class Read:
     def _verified(self) -> ByteArray:
         if checksum.of_blocks(self._seed, self._first, self._bytes) != self._checksums:
             raise DamagedValueError(f"block {self._first} or one after it")
+        nbytes, read = self._stop - self._start, len(self._bytes)
+        if nbytes == read:
+            return self._bytes
         found = self._bytes[self._start : self._stop]
         # A view would keep all that was read in memory.
-        return found.copy() if 2 * found.size < self._bytes.size else found
+        return found.copy() if 2 * nbytes < read else found
 
 
 def _damaged(error: OSError) -> DamagedValueError:

@@ -159,6 +159,11 @@ class Found(NamedTuple):
         """What the row of the key says."""
         return (self.entry, self.kind, self.size, self.stored_at, self.writers, self.checksum)
 
+    def with_bytes(self, data: Data | None, read: Read | None) -> Found:
+        """The same with the bytes asked for, or with what would bring them."""
+        # As `_replace`, in a third of the time.
+        return Found(*self[:12], data, self.place, self.length, read)
+
     def is_overtaken(self, revision: int, now_ns: int) -> bool:
         """Whether what was asked of the source at `revision` is no answer any more."""
         is_written = bool(self.writers) and self.stored_at > now_ns - LONGEST_WRITE_NS
@@ -242,7 +247,7 @@ def look_up(
             if data_file is not None and file is not None:
                 data_file.is_replaced(file)
         else:
-            return found._replace(data=brought, read=read if brought is None else None)
+            return found.with_bytes(brought, read if brought is None else None)
 
 
 def _read(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import extents
 from zarr_cache.budget import evict_to_fit, expire
+from zarr_cache.disk_threads import in_two_threads
 from zarr_cache.errors import CacheError, DataFileError, is_code
 from zarr_cache.pending import write_touches
 
@@ -113,11 +114,14 @@ def written(
         except DataFileError as error:
             done.failure = error
     try:
-        for each in large:
-            if each.place in reserved:
-                space = reserved[each.place]
-                sums = extents.write(connection, space, each.seed, each.data)
-                done[each.place] = Written(space, sums)
+        wanted = [each for each in large if each.place in reserved]
+
+        def write(each: LargeValue) -> Written:
+            space = reserved[each.place]
+            return Written(space, extents.write(connection, space, each.seed, each.data))
+
+        for each, its in zip(wanted, in_two_threads(write, wanted), strict=True):
+            done[each.place] = its
         yield done
     except BaseException as error:
         # If another process holds the lock, one wait for it is enough: somebody else gives it back.

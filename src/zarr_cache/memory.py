@@ -50,8 +50,9 @@ def array(nbytes: int) -> ByteArray:
 
 def _take(nbytes: int) -> ByteArray | None:
     with _lock:
+        # The last one that was used may be in the processor's cache.
         for place in range(len(_unused) - 1, -1, -1):
-            if nbytes <= _unused[place].size <= 2 * nbytes + STEP:
+            if nbytes <= len(_unused[place]) <= 2 * nbytes + STEP:
                 return _unused.pop(place)
     return None
 
@@ -59,7 +60,7 @@ def _take(nbytes: int) -> ByteArray | None:
 def _take_back(block: ByteArray) -> None:
     with _lock:
         _unused.append(block)
-        while sum(each.size for each in _unused) > MOST_UNUSED:
+        while sum(map(len, _unused)) > MOST_UNUSED:
             del _unused[0]
 
 
@@ -69,6 +70,8 @@ class _Lent:
     See https://peps.python.org/pep-0688/. numpy keeps a memoryview of it, and so does each view of
     the array.
     """
+
+    __slots__ = ("_block", "_nbytes")
 
     def __init__(self, block: ByteArray, nbytes: int) -> None:
         self._block, self._nbytes = block, nbytes

@@ -23,13 +23,13 @@ from zarr_cache import (
     values,
 )
 from zarr_cache.admission import Admission, Admissions
+from zarr_cache.disk_threads import read_all, read_in_pool
 from zarr_cache.errors import CacheError, LeftAloneError
 from zarr_cache.flight import Flights
 from zarr_cache.flow import run, running_loop, step, threaded
 from zarr_cache.guarded import Guarded
 from zarr_cache.pending import Pending
 from zarr_cache.range_cache import RangeCache
-from zarr_cache.read_pool import read_all, read_in_pool
 from zarr_cache.sizes import format_size
 from zarr_cache.writer import Writer
 

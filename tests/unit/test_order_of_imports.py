@@ -35,7 +35,7 @@ CHAINS = [
         {"byte_range"},
     ],
     [{"admission", "fence"}, {"answer"}, {"index"}, {"byte_range"}],
-    [{"value_cache"}, {"read_pool"}, {"data_read"}, {"data_file", "memory"}, {"checksum"}],
+    [{"value_cache"}, {"disk_threads"}, {"data_read"}, {"data_file", "memory"}, {"checksum"}],
     [{"large_values"}, {"extents"}, {"data_file", "values"}, {"checksum"}],
     [{"connection"}, {"data_file"}, {"aside"}],
     [{"sqlite_store"}, {"stored"}, {"index"}, {"values"}, {"checksum"}],
