@@ -271,7 +271,12 @@ class Admissions:
             pass
 
     def admit_some(
-        self, connection: Connection, ended: list[Admission], pending: Pending, keep: Keep
+        self,
+        connection: Connection,
+        ended: list[Admission],
+        pending: Pending,
+        keep: Keep,
+        now_ns: int,
     ) -> None:
         """Keep some of those that wait, in one transaction; large values are written before it.
 
@@ -284,6 +289,8 @@ class Admissions:
             along: a process that always has something to keep would write none by themselves.
         keep
             Where the bytes of small values go.
+        now_ns
+            When this was called, by the clock of the file.
         """
         with self._turn:
             # When the file was opened anew, the same ones are tried once more.
@@ -301,7 +308,7 @@ class Admissions:
                 coming = _bytes_coming(connection, limits, wanted)
                 evict_ahead(connection, limits, touches, removed, coming)
                 with written(
-                    connection, first.namespace, limits, touches, large, removed
+                    connection, first.namespace, limits, touches, large, now_ns, removed
                 ) as values_written:
                     if removed.evicted or removed.evicted_ranges or removed.expired:
                         first.removed = first.removed_before = removed
@@ -352,7 +359,6 @@ def _large(connection: Connection, wanted: Sequence[Admission]) -> list[LargeVal
             admission,
             seed_of(admission.namespace, admission.key, admission.answer),
             admission.answer.data,
-            admission.used_at,
             partial(_is_wanted, connection, admission),
         )
         for admission in wanted

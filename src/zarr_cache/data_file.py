@@ -182,7 +182,7 @@ class DataFile:
         DamagedValueError
             There is none, or one that is not of this cache file: what is said to be in it is not.
         DataFileError
-            It cannot be opened.
+            It cannot be opened, or something that is not ours is in its place.
         """
         file = self._file
         # Not by its path: at each read that costs as much again, and what is in it is there.
@@ -207,7 +207,7 @@ class DataFile:
                 except OSError as error:
                     raise DataFileError(f"{self.path}: {error}") from error
                 except (ForeignFileError, HardLinkedFileError) as error:
-                    raise DamagedValueError(str(error)) from error
+                    raise DataFileError(str(error)) from error
                 if found is None or _header(found) != MAGIC + identity:
                     raise DamagedValueError(f"{self.path}: not the data file of this cache file")
                 self._file = found

@@ -294,7 +294,13 @@ def _take(connection: Connection, free: Extent, length: int) -> Extent:
 
 
 def release_dead(connection: Connection, now_ns: int) -> None:
-    """Give back what processes have reserved that have died."""
+    """Give back what processes have reserved that have died.
+
+    Parameters
+    ----------
+    now_ns
+        Now, or some time before: a reservation that is younger is never given back for its age.
+    """
     data = connection.data_file
     if data is None:
         return
@@ -303,8 +309,7 @@ def release_dead(connection: Connection, now_ns: int) -> None:
         return
     file = data.opened_if_there(connection)
     for identity, owner, until in reservations:
-        is_odd = until > now_ns + 2 * LEASE_NS
-        if is_odd or until <= now_ns or file is None or not file.is_alive(owner):
+        if until <= now_ns or file is None or not file.is_alive(owner):
             release(connection, identity)
 
 

@@ -189,7 +189,7 @@ def _end_write(
     removed = Removed()
     large = _large(connection, namespace, answers)
     evict_ahead(connection, limits, touches, removed, sum(each.size for each in answers.values()))
-    with written(connection, namespace, limits, touches, large, removed) as values_written:
+    with written(connection, namespace, limits, touches, large, now_ns, removed) as values_written:
         for some in _some_at_a_time(connection, keys, answers):
             with (
                 connection.writing_much() if answers else connection.writing(),
@@ -230,7 +230,6 @@ def _large(
             key,
             seed_of(namespace, key, answer),
             answer.data,
-            answer.used_at,
             partial(is_wanted, key, answer.revision),
         )
         for key, answer in answers.items()

@@ -36,8 +36,6 @@ class LargeValue(NamedTuple):
         The checksum of the facts of its entry to be.
     data
         Its bytes.
-    now_ns
-        Stamp of its use.
     is_wanted
         Whether it would be kept as things are, asked in the transaction that reserves space for it.
     """
@@ -45,7 +43,6 @@ class LargeValue(NamedTuple):
     place: Hashable
     seed: int
     data: ByteArray
-    now_ns: int
     is_wanted: Callable[[], bool]
 
 
@@ -88,6 +85,7 @@ def written(
     limits: Limits,
     touches: Mapping[int, int],
     large: Sequence[LargeValue],
+    now_ns: int,
     removed: Removed,
 ) -> Iterator[WrittenValues]:
     """Write large values, for the transaction in the block; if it fails, give back their space.
@@ -98,6 +96,8 @@ def written(
         What is stale in this namespace goes for them, and the least recently used.
     touches
         Uses that wait to be written: eviction goes by them.
+    now_ns
+        When this process began to write, by the clock of the file.
     removed
         What went, to which this is added.
     """
@@ -110,7 +110,7 @@ def written(
         expire(connection, namespace, limits, removed)
         reserved: dict[Hashable, Reservation] = {}
         try:
-            reserved = _reserve(connection, limits, large, removed)
+            reserved = _reserve(connection, limits, large, now_ns, removed)
         except DataFileError as error:
             done.failure = error
     try:
@@ -134,7 +134,11 @@ def written(
 
 
 def _reserve(
-    connection: Connection, limits: Limits, large: Sequence[LargeValue], removed: Removed
+    connection: Connection,
+    limits: Limits,
+    large: Sequence[LargeValue],
+    now_ns: int,
+    removed: Removed,
 ) -> dict[Hashable, Reservation]:
     """Reserve space for those that are wanted and for which there is room."""
     data = connection.data_file
@@ -145,5 +149,5 @@ def _reserve(
     for each in large:
         size = each.data.size
         if each.is_wanted() and evict_to_fit(connection, limits, removed, size):
-            reserved[each.place] = extents.reserve(connection, file, size, each.now_ns, most)
+            reserved[each.place] = extents.reserve(connection, file, size, now_ns, most)
     return reserved

@@ -357,7 +357,9 @@ class ValueCache:
             ended: list[Admission] = []
             failure = None
             try:
-                self._writes.run(self._admissions.admit_some, ended, self.pending, self._keep)
+                now_ns = self._database.clock().now_ns()
+                arguments = (ended, self.pending, self._keep, now_ns)
+                self._writes.run(self._admissions.admit_some, *arguments)
             except CacheError as error:
                 failure = error
                 if not ended:
@@ -569,6 +571,9 @@ class ValueCache:
             for name in filter(is_of_no_use, useless):
                 while self._writes.run(sweep.drop_some, name):
                     pass
+            is_too_long = bool(useless) and self._reads.run(extents.has_much_to_cut)
+            if is_too_long:
+                self._writes.run(extents.cut)
         except CacheError as error:
             # Then it goes as the least recently used.
             logger.info("what is of no use any more could not be removed: %s", error)

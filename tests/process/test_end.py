@@ -46,7 +46,9 @@ from zarr.storage import MemoryStore
 from zarr_cache import CacheStore, SqliteStore
 
 P = default_buffer_prototype()
-source = MemoryStore({key: cpu.Buffer.from_bytes(key.encode() * 100) for key in "abcd"})
+# Two of them are large, and wait together.
+values = {key: key.encode() * (100_000 if key in "bc" else 100) for key in "abcd"}
+source = MemoryStore({key: cpu.Buffer.from_bytes(value) for key, value in values.items()})
 store = CacheStore(source, cache_store=SqliteStore(sys.argv[1]), namespace="source")
 
 def hits():
@@ -79,7 +81,8 @@ def run(path: Path, script: str, *, options: list[str] = STRICT) -> tuple[str, s
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
+    """Names of the files there, but for data files."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.endswith("-data"))
 
 
 def order(path: Path) -> list[str]:
@@ -89,13 +92,18 @@ def order(path: Path) -> list[str]:
         return [key for (key,) in rows]
 
 
+def value_of(key: str) -> bytes:
+    """What the source of `BEGIN` holds."""
+    return key.encode() * (100_000 if key in "bc" else 100)
+
+
 async def requests_for(path: Path, keys: str) -> int:
     """How many requests another process needs to read the keys."""
-    source = CountingStore(MemoryStore({key: buffer(key.encode() * 100) for key in "abcd"}))
+    source = CountingStore(MemoryStore({key: buffer(value_of(key)) for key in "abcd"}))
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
     found = [await read(store, key) for key in keys]
 
-    assert found == [key.encode() * 100 for key in keys]
+    assert found == [value_of(key) for key in keys]
     return source.requests.total()
 
 
