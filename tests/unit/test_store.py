@@ -52,6 +52,7 @@ def test_of_eight_processes_one_sets_a_key_that_does_not_exist(path: Path) -> No
             [sys.executable, "-c", CLAIM, str(path), str(number)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for number in range(8)
@@ -60,8 +61,10 @@ def test_of_eight_processes_one_sets_a_key_that_does_not_exist(path: Path) -> No
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    seen = {process.communicate()[0] for process in processes}
+    answers = [process.communicate() for process in processes]
+    seen = {out for out, _ in answers}
 
+    assert [process.returncode for process in processes] == [0] * 8, answers
     assert len(seen) == 1
     assert len(seen.pop().split(",")) == 50
 
