@@ -11,7 +11,7 @@ from zarr_cache import checksum, extents, index, values
 from zarr_cache.answer import seed_of
 from zarr_cache.budget import Removed, cached_bytes, evict_ahead, trim, under_limits
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE
-from zarr_cache.large_values import LargeValue, written
+from zarr_cache.large_values import LargeValue, most_bytes, written
 from zarr_cache.outcome import Outcome
 from zarr_cache.pending import write_counts, write_touches
 
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 MOST_TOGETHER = 64
 """At most this many answers are kept in one transaction, and `values.MOST_BYTES` of those that are
 in the database."""
-
-MOST_LARGE_BYTES = 16 * 2**20
-"""At most so many bytes of large values are written at a time, and no more than half of `max_size`,
-unless one alone has more: they are in nobody's way, and are not counted twice for long."""
 
 MOST_ABSENT = 100_000
 """At most this many absent entries are kept in a file."""
@@ -241,7 +237,7 @@ class Admissions:
                     large += size
                 else:
                     small += size
-                if taken and (small > values.MOST_BYTES or large > _most_large(first.limits)):
+                if taken and (small > values.MOST_BYTES or large > most_bytes(first.limits)):
                     break
                 taken.append(self._waiting.popleft())
             self._taken += taken
@@ -305,10 +301,11 @@ class Admissions:
                 limits = first.limits
                 wanted = [each for each in ended if not each.is_needless]
                 large = _large(connection, wanted)
-                coming = _bytes_coming(connection, limits, wanted)
+                failure = extents.why_unusable(connection) if large else None
+                coming = _bytes_coming(connection, limits, [] if failure is not None else wanted)
                 evict_ahead(connection, limits, touches, removed, coming)
                 with written(
-                    connection, first.namespace, limits, touches, large, now_ns, removed
+                    connection, first.namespace, limits, touches, large, now_ns, removed, failure
                 ) as values_written:
                     if removed.evicted or removed.evicted_ranges or removed.expired:
                         first.removed = first.removed_before = removed
@@ -330,12 +327,6 @@ class Admissions:
                 raise
             finally:
                 self.taken_away(ended, pending)
-
-
-def _most_large(limits: Limits) -> int:
-    return (
-        MOST_LARGE_BYTES if limits.max_size is None else min(MOST_LARGE_BYTES, limits.max_size // 2)
-    )
 
 
 def _bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admission]) -> int:

@@ -213,6 +213,36 @@ class DataFile:
                 self._file = found
             return self._file
 
+    def opened_to_cut(self, connection: sqlite3.Connection) -> OpenFile | None:
+        """The file, open for writing, if the path still names it; None otherwise.
+
+        A file that was moved away is whatever it was moved away for.
+        """
+        file = self.opened_if_there(connection)
+        is_ours = file is not None and file.is_writable and not self.is_replaced(file)
+        return file if is_ours else None
+
+    def why_unusable(self, connection: sqlite3.Connection) -> DataFileError | None:
+        """Why nothing can be kept in it, as far as that is known without a transaction."""
+        file = self._file
+        if file is not None and file.is_writable and not self.is_replaced(file):
+            return None
+        try:
+            found = _open_file(self.path)
+            if found is not None:
+                self._refuse_foreign(found, _identity(connection))
+        except (OSError, ForeignFileError, HardLinkedFileError) as error:
+            return DataFileError(str(error))
+        if found is not None and not found.is_writable:
+            return DataFileError(f"{self.path}: may not be written to; large values are not kept")
+        return None
+
+    def _refuse_foreign(self, found: OpenFile, identity: bytes) -> None:
+        # An empty one is nobody's: somebody has cut it.
+        is_empty = size_of(found) == 0
+        if not (is_empty or is_header_of_ours(_header(found), identity)):
+            raise ForeignFileError(self.path, found="not a data file of this cache file")
+
     def is_replaced(self, file: OpenFile) -> bool:
         """Whether the path names another file by now, or none; it is opened anew then."""
         try:
@@ -220,7 +250,8 @@ class DataFile:
         except OSError:
             is_replaced = True
         else:
-            is_replaced = (found.st_dev, found.st_ino) != file.place
+            # Or it has another name by now: then it may be somebody's copy.
+            is_replaced = (found.st_dev, found.st_ino) != file.place or found.st_nlink > 1
         if is_replaced and self._file is file:
             self._file = None
         return is_replaced
@@ -241,6 +272,7 @@ class DataFile:
         file = self._file
         if file is not None and file.is_writable and not self.is_replaced(file):
             if _header(file) == MAGIC + identity:
+                file.lock_owner()
                 return file
             self._file = file = None
         try:
@@ -259,12 +291,9 @@ class DataFile:
     def _open_or_begin(self, identity: bytes) -> OpenFile:
         found = _open_file(self.path)
         if found is not None:
-            header = _header(found)
-            if header == MAGIC + identity:
+            if _header(found) == MAGIC + identity:
                 return found
-            # An empty one is nobody's: somebody has cut it.
-            if os.fstat(found.descriptor).st_size and not is_header_of_ours(header, identity):
-                raise ForeignFileError(self.path, found="not a data file of this cache file")
+            self._refuse_foreign(found, identity)
             # Of another cache file, or damaged: it may be wanted.
             aside = data_file_of(aside_of(self._cache_file))
             self.path.rename(aside)

@@ -21,6 +21,10 @@ MOST_BEGUN = 2**20
 """Of more than this one block is tried first: what is not in memory Linux begins to read all the
 same, and to begin some MiB holds up the event loop."""
 
+MOST_IN_MEMORY = 8 * 2**20
+"""So many bytes that are in memory are copied on the event loop, which takes a millisecond or two;
+more are copied in another thread."""
+
 MOST_UNCHECKED = 2**20
 """For so many bytes memory is taken without a look at how long the file is."""
 
@@ -68,27 +72,31 @@ class Read:
         self.extents = extents
         self._seed, self._first, self._checksums = seed, first, checksums
         self._start, self._stop = start, stop
-        nbytes = extents[0].length if len(extents) == 1 else sum(each.length for each in extents)
-        if nbytes > MOST_UNCHECKED and nbytes > size_of(file):
+        self._nbytes = sum(extent.length for extent in extents)
+        if self._nbytes > MOST_UNCHECKED and self._nbytes > size_of(file):
             # Before memory is taken for what somebody says that there is.
             raise DamagedValueError("the data file is shorter than that")
-        self._bytes = memory.array(nbytes)
         self._turn = threading.Lock()
 
     def now(self) -> ByteArray | None:
         """The bytes asked for, verified; None where the disk would have to be waited for.
+
+        None as well for so many bytes that to copy them would hold up the event loop.
 
         Raises
         ------
         DamagedValueError
             They are not those that were written.
         """
-        is_read = self._read_from_memory() if NOWAIT else None
-        if is_read is not None:
-            return self._verified() if is_read else None
-        return self.wait() if self._bytes.size <= MOST_ON_LOOP else None
+        if self._nbytes > (MOST_IN_MEMORY if NOWAIT else MOST_ON_LOOP):
+            return None
+        array = memory.array(self._nbytes)
+        is_read = self._read_from_memory(array) if NOWAIT else None
+        if is_read is None:
+            return self.wait() if self._nbytes <= MOST_ON_LOOP else None
+        return self._verified(array) if is_read else None
 
-    def _read_from_memory(self) -> bool | None:
+    def _read_from_memory(self, array: ByteArray) -> bool | None:
         """Read what is in memory; tell whether that is all, None if the system does not tell."""
         at = 0
         for place, length in self.extents:
@@ -96,7 +104,7 @@ class Read:
             ends = (BLOCK, length) if length > MOST_BEGUN else (length,)
             done = 0
             for end in ends:
-                piece = self._bytes[at + done : at + end]
+                piece = array[at + done : at + end]
                 try:
                     count = os.preadv(self._file.descriptor, [piece], place + done, NOWAIT)
                 except BlockingIOError:
@@ -119,28 +127,29 @@ class Read:
         DamagedValueError
             They are not those that were written.
         """
+        array = memory.array(self._nbytes)
         at = 0
         for place, length in self.extents:
-            self._file_into(self._bytes[at : at + length], place)
+            self._read_into(array[at : at + length], place)
             at += length
-        return self._verified()
+        return self._verified(array)
 
     def wait_once(self) -> ByteArray | None:
         """As `wait`; None if the bytes are not those that were written, or another call came first.
 
-        A thread that was to read may begin long after somebody else has: the bytes are the caller's
-        then, and must not be written to any more.
+        None as well if there is no memory for them: who looks the key up again is told so.
+        What waits in the queue of a pool may begin long after who asked has read the bytes itself.
         """
         if not self._turn.acquire(blocking=False):
             return None
         try:
             return self.wait()
-        except DamagedValueError:
+        except (DamagedValueError, MemoryError):
             return None
 
-    def _file_into(self, array: ByteArray, place: int) -> None:
+    def _read_into(self, array: ByteArray, place: int) -> None:
         done = 0
-        while done < array.size:
+        while done < len(array):
             try:
                 count = os.preadv(self._file.descriptor, [array[done:]], place + done)
             except OSError as error:
@@ -149,15 +158,15 @@ class Read:
                 raise DamagedValueError("the data file ends before it")
             done += count
 
-    def _verified(self) -> ByteArray:
-        if checksum.of_blocks(self._seed, self._first, self._bytes) != self._checksums:
+    def _verified(self, array: ByteArray) -> ByteArray:
+        if checksum.of_blocks(self._seed, self._first, array) != self._checksums:
             raise DamagedValueError(f"block {self._first} or one after it")
-        nbytes, read = self._stop - self._start, len(self._bytes)
-        if nbytes == read:
-            return self._bytes
-        found = self._bytes[self._start : self._stop]
+        nbytes = self._stop - self._start
+        if nbytes == len(array):
+            return array
+        found = array[self._start : self._stop]
         # A view would keep all that was read in memory.
-        return found.copy() if 2 * nbytes < read else found
+        return found.copy() if 2 * nbytes < len(array) else found
 
 
 def _damaged(error: OSError) -> DamagedValueError:

@@ -80,6 +80,11 @@ def in_two_threads[T, R](function: Callable[[T], R], items: Sequence[T]) -> list
     try:
         rest = [function(each) for each in items[half if first else 0 :]]
     finally:
-        if first is not None:
+        if first is not None and is_begun.acquire(blocking=False):
+            # Reads keep all the threads: it has not begun, and will not.
+            first = None
+        elif first is not None:
             wait([first])
-    return [*first.result(), *rest] if first else rest
+    if first is not None:
+        return [*first.result(), *rest]
+    return [*map(function, items[: len(items) - len(rest)]), *rest]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zarr_cache.checksum import ByteArray
     from zarr_cache.connection import Connection
     from zarr_cache.data_file import OpenFile
+    from zarr_cache.errors import DataFileError
 
 LEAST = 64 * 1024
 """Values of so many bytes or more are in the data file. Rounded up to `BLOCK` they take at most a
@@ -148,7 +149,7 @@ FROM data_file
 """
 
 LAST = """
-SELECT entry, start, place, length
+SELECT entry, start, place, length, (SELECT checksum FROM entry WHERE id = extent.entry)
 FROM extent
 ORDER BY place DESC
 LIMIT 1
@@ -159,10 +160,15 @@ SELECT coalesce(sum(length), 0)
 FROM free_extent
 """
 
+# Another value may be in the same place, under the same number.
 IS_SAME = """
 SELECT 1
 FROM extent
-WHERE entry = :entry AND start = :start AND place = :place AND length = :length
+WHERE entry = :entry
+  AND start = :start
+  AND place = :place
+  AND length = :length
+  AND (SELECT checksum FROM entry WHERE id = :entry) = :checksum
 """
 
 SHORTEN = """
@@ -200,6 +206,12 @@ class Reservation(NamedTuple):
 def is_large(connection: Connection, nbytes: int) -> bool:
     """Whether a value of so many bytes goes into a data file."""
     return connection.data_file is not None and nbytes >= LEAST
+
+
+def why_unusable(connection: Connection) -> DataFileError | None:
+    """Why no large value can be kept, if that is known."""
+    data = connection.data_file
+    return None if data is None else data.why_unusable(connection)
 
 
 def rounded(nbytes: int) -> int:
@@ -309,7 +321,8 @@ def release_dead(connection: Connection, now_ns: int) -> None:
         return
     file = data.opened_if_there(connection)
     for identity, owner, until in reservations:
-        if until <= now_ns or file is None or not file.is_alive(owner):
+        # Who may not open the file, or finds none, cannot tell who lives.
+        if until <= now_ns or (file is not None and not file.is_alive(owner)):
             release(connection, identity)
 
 
@@ -433,7 +446,7 @@ def move_last(connection: Connection, now_ns: int) -> bool:
         free = free_bytes(connection)
         if last is None or last[0] < 0 or not free or connection.data_file is None:
             return False
-        entry, start, place, long = last
+        entry, start, place, long, checked = last
         count = min(long, free, STEP)
         data = connection.data_file
         file = data.opened_to_write(connection)
@@ -443,9 +456,14 @@ def move_last(connection: Connection, now_ns: int) -> bool:
     try:
         data_file.copy(file, data.path, place + long - count, reserved.extents)
         with connection.writing_much():
-            is_same = connection.execute(
-                IS_SAME, {"entry": entry, "start": start, "place": place, "length": long}
-            ).fetchone()
+            as_read = {
+                "entry": entry,
+                "start": start,
+                "place": place,
+                "length": long,
+                "checksum": checked,
+            }
+            is_same = connection.execute(IS_SAME, as_read).fetchone()
             if is_same and is_reserved(connection, reserved.id):
                 _replace_tail(connection, reserved, entry, start, place, long, count)
             release(connection, reserved.id)
@@ -481,20 +499,25 @@ def _replace_tail(
 
 def cut(connection: Connection) -> None:
     """Give what is behind the last extent back to the disk: an operation."""
-    data = connection.data_file
-    if data is None:
-        return
     with connection.writing():
-        # What is reserved from here on is behind it, and nobody has been told of it yet.
-        file = data.opened_if_there(connection)
-        if file is not None:
-            data_file.cut(file, data.path, max(HEADER, length(connection)))
+        cut_off(connection)
+
+
+def cut_off(connection: Connection) -> None:
+    """The same, in a write transaction: nobody has been given space behind the last extent.
+
+    If that transaction is rolled back, what was reserved there has no bytes, and no entry either.
+    """
+    data = connection.data_file
+    file = None if data is None else data.opened_to_cut(connection)
+    if data is not None and file is not None:
+        data_file.cut(file, data.path, max(HEADER, length(connection)))
 
 
 def has_much_to_cut(connection: Connection) -> bool:
     """Whether so much lies behind the last extent that it is to be cut off."""
     data = connection.data_file
-    file = None if data is None else data.opened_if_there(connection)
+    file = None if data is None else data.opened_to_cut(connection)
     if file is None:
         return False
     return data_file.size_of(file) > length(connection) + MOST_CUT_LATER

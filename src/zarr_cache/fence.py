@@ -10,7 +10,7 @@ from zarr_cache.answer import seed_of
 from zarr_cache.budget import MOST_AT_ONCE, Removed, evict_ahead, trim, under_limits
 from zarr_cache.errors import FileDamagedError, FileLockedError
 from zarr_cache.index import LONGEST_WRITE_NS, NEW_NAMESPACE, prefix_end
-from zarr_cache.large_values import LargeValue, written
+from zarr_cache.large_values import LargeValue, most_bytes, written
 from zarr_cache.values import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -166,54 +166,57 @@ def end_write(
         not in it is asked for again at the next read. So is one that another writer wrote to
         meanwhile: nobody knows who came last.
     """
-    arguments = (connection, namespace, keys, now_ns, limits, touches, keep)
+    left, removed = list(keys), Removed()
+    arguments = (connection, namespace, left, now_ns, limits, touches, keep, removed)
     try:
-        return _end_write(*arguments, answers)
+        _end_write(*arguments, answers)
     except FileLockedError:
         if not answers:
             raise
         # The log is too long for bytes. That the write has ended is a few rows.
-        return _end_write(*arguments, {})
+        _end_write(*arguments, {})
+    return removed
 
 
 def _end_write(
     connection: Connection,
     namespace: str,
-    keys: Sequence[str],
+    left: list[str],
     now_ns: int,
     limits: Limits,
     touches: Mapping[int, int],
     keep: Keep,
+    removed: Removed,
     answers: Mapping[str, Answer],
-) -> Removed:
-    removed = Removed()
-    large = _large(connection, namespace, answers)
-    evict_ahead(connection, limits, touches, removed, sum(each.size for each in answers.values()))
-    with written(connection, namespace, limits, touches, large, now_ns, removed) as values_written:
-        for some in _some_at_a_time(connection, keys, answers):
-            with (
-                connection.writing_much() if answers else connection.writing(),
-                under_limits(connection, namespace, limits, removed),
-            ):
-                pending.write_touches(connection, touches)
-                revision = _next_revision(connection, namespace)
-                parameters: Parameters = {
-                    "namespace": namespace,
-                    "now": now_ns,
-                    "revision": revision,
-                }
-                for key in some:
-                    answer = answers.get(key)
-                    if answer is None or not _end_with_value(
-                        connection, namespace, key, answer, revision, values_written.get(key), keep
-                    ):
-                        _fence(connection, END_WRITE, {"key": key, **parameters})
-                        removed.fenced.append(key)
-                trim(connection, "fence", MOST_FENCES, limits.dead_before)
-                if some[-1] == keys[-1]:
-                    values_written.release(connection)
-    removed.failure = values_written.failure
-    return removed
+) -> None:
+    """End the write to the keys that are left, and take those that have ended out of them."""
+    for some in list(_some_at_a_time(connection, left, answers, limits)):
+        of_these = {key: answers[key] for key in some if key in answers}
+        large = _large(connection, namespace, of_these)
+        failure = extents.why_unusable(connection) if large else None
+        coming = sum(each.size for each in of_these.values()) if failure is None else 0
+        evict_ahead(connection, limits, touches, removed, coming)
+        with (
+            written(
+                connection, namespace, limits, touches, large, now_ns, removed, failure
+            ) as values_written,
+            connection.writing_much() if answers else connection.writing(),
+            under_limits(connection, namespace, limits, removed),
+        ):
+            pending.write_touches(connection, touches)
+            revision = _next_revision(connection, namespace)
+            parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+            for key in some:
+                answer = answers.get(key)
+                if answer is None or not _end_with_value(
+                    connection, namespace, key, answer, revision, values_written.get(key), keep
+                ):
+                    _fence(connection, END_WRITE, {"key": key, **parameters})
+                    removed.fenced.append(key)
+            trim(connection, "fence", MOST_FENCES, limits.dead_before)
+            values_written.release(connection)
+        removed.failure = removed.failure or values_written.failure
+        del left[: len(some)]
 
 
 def _large(
@@ -221,16 +224,16 @@ def _large(
 ) -> list[LargeValue]:
     """Those of which the bytes are written before their entries are."""
 
-    def is_wanted(key: str, begun: int) -> bool:
-        found = index.peek(connection, namespace, key)
-        return found.fence <= begun and found.writers == 1
+    def is_wanted(key: str) -> bool:
+        # Whether it is this writer's, the statement says that ends the write.
+        return index.peek(connection, namespace, key).writers == 1
 
     return [
         LargeValue(
             key,
             seed_of(namespace, key, answer),
             answer.data,
-            partial(is_wanted, key, answer.revision),
+            partial(is_wanted, key),
         )
         for key, answer in answers.items()
         if answer.data is not None and extents.is_large(connection, answer.size)
@@ -238,19 +241,22 @@ def _large(
 
 
 def _some_at_a_time(
-    connection: Connection, keys: Sequence[str], answers: Mapping[str, Answer]
+    connection: Connection, keys: Sequence[str], answers: Mapping[str, Answer], limits: Limits
 ) -> Iterator[list[str]]:
-    """The keys, as many at a time as one transaction is to write the values of."""
+    """The keys, as many at a time as the values of one transaction may be."""
     some: list[str] = []
-    nbytes = 0
+    small = large = 0
     for key in keys:
         size = answers[key].size if key in answers else 0
-        size = 0 if extents.is_large(connection, size) else size
-        if some and nbytes + size > MOST_BYTES:
+        if extents.is_large(connection, size):
+            large += size
+        else:
+            small += size
+        if some and (small > MOST_BYTES or large > most_bytes(limits)):
             yield some
-            some, nbytes = [], 0
+            is_large = extents.is_large(connection, size)
+            some, small, large = [], 0 if is_large else size, size if is_large else 0
         some.append(key)
-        nbytes += size
     if some:
         yield some
 

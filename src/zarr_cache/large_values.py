@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from zarr_cache.extents import Reservation
 
 
+MOST_BYTES = 16 * 2**20
+"""At most so many bytes of large values are written at a time, and no more than half of `max_size`,
+unless one alone has more: they are in nobody's way, and are not counted twice for long."""
+
+
+def most_bytes(limits: Limits) -> int:
+    """At most so many bytes of large values are written at a time, unless one alone has more."""
+    return MOST_BYTES if limits.max_size is None else min(MOST_BYTES, limits.max_size // 2)
+
+
 class LargeValue(NamedTuple):
     """A value that is to be written before its entry is.
 
@@ -70,7 +80,9 @@ class WrittenValues(dict["Hashable", Written]):
         Why none is, if the data file cannot be used: small values are kept all the same.
     """
 
-    failure: DataFileError | None = None
+    def __init__(self, failure: DataFileError | None = None) -> None:
+        super().__init__()
+        self.failure = failure
 
     def release(self, connection: Connection) -> None:
         """Give back, in a transaction, what was given to no entry."""
@@ -87,6 +99,7 @@ def written(
     large: Sequence[LargeValue],
     now_ns: int,
     removed: Removed,
+    failure: DataFileError | None,
 ) -> Iterator[WrittenValues]:
     """Write large values, for the transaction in the block; if it fails, give back their space.
 
@@ -100,9 +113,11 @@ def written(
         When this process began to write, by the clock of the file.
     removed
         What went, to which this is added.
+    failure
+        Why none of them can be kept, if that is known.
     """
-    done = WrittenValues()
-    if not large:
+    done = WrittenValues(failure)
+    if not large or failure is not None:
         yield done
         return
     with connection.writing_much():
@@ -130,6 +145,8 @@ def written(
             with contextlib.suppress(sqlite3.Error, CacheError), connection.writing():
                 for space in reserved.values():
                     extents.release(connection, space.id)
+                # If the disk is full, that the space is free can be written only when it is.
+                extents.cut_off(connection)
         raise
 
 

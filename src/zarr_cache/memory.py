@@ -7,8 +7,7 @@ value and the next depends on what else the program has allocated.
 
 from __future__ import annotations
 
-import os
-import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,20 +21,14 @@ LEAST = 128 * 1024
 MOST_UNUSED = 32 * 2**20
 """At most so many bytes are kept for what comes next."""
 
+MOST_TRIED = 8
+"""So many blocks are looked at for one that fits."""
+
 STEP = 256 * 1024
 """Memory is taken in multiples of this: the next value may be a little larger."""
 
-_lock = threading.RLock()  # garbage may be collected while it is held
-_unused: list[ByteArray] = []
-
-
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - the child of a fork may have inherited it held
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_unused: deque[ByteArray] = deque()
+"""The last one that was used may be in the processor's cache: it is taken first."""
 
 
 def array(nbytes: int) -> ByteArray:
@@ -49,19 +42,37 @@ def array(nbytes: int) -> ByteArray:
 
 
 def _take(nbytes: int) -> ByteArray | None:
-    with _lock:
-        # The last one that was used may be in the processor's cache.
-        for place in range(len(_unused) - 1, -1, -1):
-            if nbytes <= len(_unused[place]) <= 2 * nbytes + STEP:
-                return _unused.pop(place)
-    return None
+    """A block that is long enough and not much longer; None if there is none.
+
+    Each step is one call of the deque. So neither another thread is in its way nor a block that
+    the garbage collector brings back in between.
+    """
+    passed: list[ByteArray] = []
+    found = None
+    while found is None and len(passed) < MOST_TRIED:
+        try:
+            block = _unused.pop()
+        except IndexError:
+            break
+        if nbytes <= len(block) <= 2 * nbytes + STEP:
+            found = block
+        else:
+            passed.append(block)
+    _unused.extend(reversed(passed))
+    return found
 
 
-def _take_back(block: ByteArray) -> None:
-    with _lock:
-        _unused.append(block)
-        while sum(map(len, _unused)) > MOST_UNUSED:
-            del _unused[0]
+def _take_back(
+    block: ByteArray, unused: deque[ByteArray] = _unused, most: int = MOST_UNUSED
+) -> None:
+    # With what it needs as parameters: at the end of the interpreter an array may outlive the names
+    # of this module.
+    unused.append(block)
+    try:
+        while sum(map(len, list(unused))) > most:
+            unused.popleft()
+    except IndexError:
+        pass  # another thread has taken the last
 
 
 class _Lent:
@@ -71,14 +82,15 @@ class _Lent:
     the array.
     """
 
-    __slots__ = ("_block", "_nbytes")
+    __slots__ = ("_block", "_nbytes", "_take_back")
 
     def __init__(self, block: ByteArray, nbytes: int) -> None:
         self._block, self._nbytes = block, nbytes
+        self._take_back = _take_back
 
     def __buffer__(self, _: int) -> memoryview:
         return memoryview(self._block)[: self._nbytes]
 
     def __release_buffer__(self, view: memoryview) -> None:
         view.release()
-        _take_back(self._block)
+        self._take_back(self._block)

@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 MANY_WAITING_BYTES = 8 * 2**20
 """Answers of so many bytes are written at once."""
 
+MOST_RANGES_ON_LOOP = 64
+"""So many ranges of a value are looked up on an event loop; more would hold it up."""
+
 MOST_WAITING_BYTES = 32 * 2**20
 """While answers of so many bytes wait to be kept, who brings another waits with it."""
 
@@ -275,7 +278,11 @@ class ValueCache:
         waiting = self._waiting(namespace, key)
         arguments = (namespace, key, requests, fresh_after)
         may_wait = running_loop() is None
-        found = self._reads.run(index.look_up_many, *arguments, may_wait=may_wait)
+        look_up_many = partial(index.look_up_many, may_wait=may_wait)
+        if len(requests) > MOST_RANGES_ON_LOOP:
+            found = yield from self._reads.flow(look_up_many, *arguments)
+        else:
+            found = self._reads.run(look_up_many, *arguments)
         if waiting is not None:
             found = [
                 each if each.data is not None else waiting.instead_of(each, request, fresh_after)

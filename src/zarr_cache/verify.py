@@ -217,9 +217,9 @@ def verify(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterato
                 pass
         yield from run(checked, _find_counter, _fix_counter, repair=repair)
         yield from run(checked, _find_namespaces, _fix_namespaces, repair=repair)
+        yield from verify_space(run, repair=repair)
         yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
         yield from verify_orphans(run, repair=repair)
-        yield from verify_space(run, repair=repair)
         yield from run(checked, _find_totals, _fix_totals, repair=repair)
         yield from run(checked, _find_statistics, _fix_statistics, repair=repair)
         if repair and pages:

@@ -22,10 +22,10 @@ CLEAR_DATA_FILE = """
 DELETE FROM data_file
 """
 
-# With another identity: what says that it is in the data file is not believed.
+# With another identity, if it had none: what says that it is in the data file is not believed then.
 BEGIN_DATA_FILE = """
 INSERT INTO data_file (id, identity, length)
-VALUES (1, randomblob(16), 4096)
+VALUES (1, coalesce(:identity, randomblob(16)), 4096)
 """
 
 # Each byte of the file once, in its order.
@@ -110,8 +110,14 @@ def _find_row(connection: Connection) -> list[Problem]:
 
 
 def _fix_row(connection: Connection, _: list[Problem]) -> None:
+    identities = [
+        each
+        for _, each, _ in connection.execute(DATA_FILE).fetchall()
+        if isinstance(each, bytes) and len(each) == IDENTITY_BYTES
+    ]
     connection.execute(CLEAR_DATA_FILE)
-    connection.execute(BEGIN_DATA_FILE)
+    # Its length is repaired with the space.
+    connection.execute(BEGIN_DATA_FILE, {"identity": identities[0] if identities else None})
 
 
 def _find_reservations(connection: Connection) -> list[Problem]:
@@ -152,16 +158,23 @@ def _find_space(connection: Connection) -> list[Problem]:
         whose = "free" if entry is None else f"of entry {entry}"
         found = f"{length} bytes at {place}, {whose}"
         are_numbers = type(place) is type(length) is int
-        if not are_numbers or place % BLOCK or length % BLOCK or length <= 0 or place < HEADER:
-            problems.append(Problem("extent", found, f"multiples of {BLOCK}", row=entry))
-        elif place < at:
+        if (
+            not are_numbers
+            or place % BLOCK
+            or length % BLOCK
+            or length <= 0
+            or not HEADER <= place < END - length
+        ):
+            expected = f"multiples of {BLOCK}, from {HEADER} on"
+            problems.append(Problem("extent", found, expected, row=entry))
+            continue
+        if place < at:
             problems.append(Problem("extent", found, f"none before {at}: they overlap", row=entry))
         elif place > at:
             problems.append(Problem("extent", found, f"the next at {at}: {place - at} are lost"))
         elif entry is None is before:
             problems.append(Problem("extent", found, "one with the free space before it"))
-        if are_numbers:
-            at, before = max(at, place + length), entry
+        at, before = max(at, place + length), entry
     for _, _, length in connection.execute(DATA_FILE):
         if length != at:
             found = f"the length {length} of the data file"

@@ -9,12 +9,15 @@ import shutil
 import stat
 import sys
 import threading
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from zarr.abc.store import RangeByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import (
+    PROTOTYPE,
     CountingStore,
     assert_accounts,
     buffer,
@@ -25,9 +28,9 @@ from tests.fakes import (
     read,
     restart,
 )
-from tests.fault.real import immutable
+from tests.fault.real import immutable, mounted
 from tests.fault.sources import new_cache, settle, told
-from zarr_cache import SqliteStore, checksum, data_read
+from zarr_cache import CacheWarning, SqliteStore, checksum, data_read, index
 from zarr_cache.data_file import HEADER, MAGIC
 
 if TYPE_CHECKING:
@@ -62,6 +65,10 @@ def bytes_of(path: Path) -> bytes:
 
 def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def link(path: Path, name: Path) -> None:
+    os.link(path, name)
 
 
 def rename(path: Path, name: Path) -> None:
@@ -532,3 +539,94 @@ async def test_bytes_come_out_of_memory_or_off_the_loop(
 def _closed() -> object:
     yield
     close_everything()
+
+
+async def test_a_data_file_that_was_moved_away_is_not_cut(path: Path) -> None:
+    store = await filled(path)
+    moved = path.with_name("backup")
+    rename(data_of(path), moved)
+    before = bytes_of(moved)
+    await store.clear_cache()
+    settle(store)
+    store.close()
+
+    assert bytes_of(moved) == before
+
+
+async def test_a_data_file_that_has_another_name_by_now_is_not_written_to(
+    path: Path, warned: list[WarningMessage]
+) -> None:
+    store = await filled(path)
+    link(data_of(path), path.with_name("backup"))
+    before = bytes_of(data_of(path))
+    await store.set(NEW, buffer(VALUES[KEYS[0]]))
+    found = {key: await read(store, key) for key in VALUES}
+    store.close()
+    after = bytes_of(data_of(path))
+    remove(path.with_name("backup"))
+
+    assert found == VALUES
+    assert after == before
+    assert "2 names" in told(warned)[0]
+
+
+async def test_large_values_that_cannot_be_kept_evict_nothing(
+    path: Path, warned: list[WarningMessage]
+) -> None:
+    a_link(data_of(path))
+    small = {f"s/{n}": bytes([n]) * 1000 for n in range(100)}
+    values = VALUES | small
+    source = MemoryStore({key: buffer(data) for key, data in values.items()})
+    store = new_cache(source, path, max_size=400_000)
+    for key in [*small, *VALUES]:
+        assert await read(store, key) == values[key]
+        settle(store)
+    await store.set(NEW, buffer(VALUES[KEYS[0]]))
+
+    assert cached_keys(path) == set(small)
+    assert len(told(warned)) == 1
+
+
+async def test_a_full_disk_has_room_again_for_what_was_not_kept(tmp_path: Path) -> None:
+    with mounted(tmp_path, nbytes=16 * 2**20):
+        path = tmp_path / "cache.sqlite"
+        values = {f"{n}": bytes([n]) * 2**20 for n in range(40)}
+        source = MemoryStore({key: buffer(data) for key, data in values.items()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CacheWarning)
+            store = new_cache(source, path)
+            for key, value in values.items():
+                assert await read(store, key) == value
+            settle(store)
+            store.close()
+        with open_file(path) as db:
+            (length,) = db.execute("SELECT length FROM data_file").fetchone()
+            reserved = db.execute("SELECT * FROM reservation").fetchall()
+        size = data_of(path).stat().st_size if data_of(path).exists() else length
+        close_everything()
+
+    assert reserved == []
+    assert size <= length
+
+
+async def test_many_ranges_of_a_value_are_looked_up_off_the_loop(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await filled(path)
+    loop_thread = threading.current_thread()
+    on_loop = []
+    look_up = index.look_up
+
+    def tell(*arguments: Any, **settings: Any) -> Any:
+        on_loop.append(threading.current_thread() is loop_thread)
+        return look_up(*arguments, **settings)
+
+    monkeypatch.setattr(index, "look_up", tell)
+    ranges = [RangeByteRequest(n * 100, n * 100 + 50) for n in range(1000)]
+    found: dict[int, bytes] = {}
+    async for batch in store.get_ranges(KEYS[0], ranges, prototype=PROTOTYPE):
+        found |= {place: piece.to_bytes() for place, piece in batch if piece is not None}
+
+    assert found == {n: VALUES[KEYS[0]][n * 100 : n * 100 + 50] for n in range(1000)}
+    assert len(on_loop) == 1000
+    assert not any(on_loop)

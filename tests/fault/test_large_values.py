@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from zarr.storage import MemoryStore
@@ -24,7 +24,7 @@ from tests.fakes import (
 from tests.fault.children import run_child
 from tests.fault.real import filled, mounted
 from tests.fault.sources import LONGEST_SECONDS, new_cache, settle, told
-from zarr_cache import admission, extents
+from zarr_cache import data_file, extents, large_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,7 +178,7 @@ async def test_more_is_waiting_than_there_is_room_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All of them are taken together.
-    monkeypatch.setattr(admission, "MOST_LARGE_BYTES", 100 * MIB)
+    monkeypatch.setattr(large_values, "MOST_BYTES", 100 * MIB)
     values = {f"{n}": buffer(bytes([n]) * 2 * MIB) for n in range(12)}
     store = new_cache(MemoryStore(values), path, max_size=5 * MIB)
     for key in values:
@@ -234,3 +234,78 @@ async def test_when_the_disk_is_full_all_else_stays_and_what_was_reserved_goes(
     assert source.requests.total() == 0
     assert cached_bytes(small_disk) == len(LARGE) + len(MIDDLE)
     assert store.cache_stats()["evictions"] == 0
+
+
+async def test_a_process_that_reads_first_holds_its_lock_while_it_writes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_cache(new_source(), path, max_size=2 * MAX_SIZE)
+    await read(store, "middle")
+    settle(store)
+    store.close()
+    await read(store, "middle")
+    writing = WhileWriting(monkeypatch, is_written=True)
+    seen = []
+
+    def in_another_process() -> None:
+        leave_process(store)
+        other = new_cache(new_source(), path, max_size=2 * MAX_SIZE)
+        other.get_sync("other")
+        settle(other)
+        other._cached.values._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
+        other.close()
+
+    writing.happens = in_another_process
+    await read(store, "large")
+    settle(store)
+
+    assert seen == [len(LARGE)]
+    assert cached_keys(path) == {"middle", "other", "large"}
+
+
+async def test_many_large_values_that_are_written_are_reserved_some_at_a_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_cache(MemoryStore(), path, max_size=5 * MIB)
+    writing = WhileWriting(monkeypatch)
+    most = []
+    values = [(f"{n}", buffer(bytes([n]) * MIB)) for n in range(12)]
+
+    def note_what_is_reserved() -> None:
+        most.append(sum(reserved(path)))
+        writing.happens = note_what_is_reserved
+
+    writing.happens = note_what_is_reserved
+    await store._set_many(values)
+
+    assert max(most) <= 5 * MIB // 2
+    # The last ones, as if each had been written by itself.
+    assert cached_keys(path) == {f"{n}" for n in range(7, 12)}
+    for key, value in values:
+        assert await read(store, key) == value.to_bytes()
+
+
+async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {f"{n}": buffer(bytes([n]) * MIB) for n in range(3)}
+    store = new_cache(MemoryStore(values), path)
+    for key in values:
+        await read(store, key)
+    settle(store)
+    with open_file(path) as shell:
+        shell.execute("DELETE FROM entry WHERE key = '0'")
+        shell.commit()
+    copy = data_file.copy
+
+    def copy_and_write(*arguments: Any) -> None:
+        copy(*arguments)
+        # It has the same number then, and the same place.
+        store.set_sync("2", buffer(b"n" * MIB))
+
+    monkeypatch.setattr(data_file, "copy", copy_and_write)
+    now_ns = store._cached.values.clock().now_ns()
+    store._cached.values._database.run(extents.move_last, now_ns)
+
+    assert await read(store, "2") == b"n" * MIB
+    assert store.cache_stats()["damaged"] == 0
