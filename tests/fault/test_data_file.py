@@ -30,7 +30,7 @@ from tests.fakes import (
 )
 from tests.fault.real import immutable, mounted
 from tests.fault.sources import new_cache, settle, told
-from zarr_cache import CacheWarning, SqliteStore, checksum, data_read, index
+from zarr_cache import CacheWarning, SqliteStore, checksum, connection, data_read, index
 from zarr_cache.data_file import HEADER, MAGIC
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ def bytes_of(path: Path) -> bytes:
 
 def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def sync_read(store: CacheStore, key: str) -> bytes | None:
+    found = store.get_sync(key)
+    return None if found is None else found.to_bytes()
 
 
 def link(path: Path, name: Path) -> None:
@@ -630,3 +635,25 @@ async def test_many_ranges_of_a_value_are_looked_up_off_the_loop(
     assert found == {n: VALUES[KEYS[0]][n * 100 : n * 100 + 50] for n in range(1000)}
     assert len(on_loop) == 1000
     assert not any(on_loop)
+
+
+async def test_where_the_system_does_not_read_at_a_place_there_is_no_data_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IS_SUPPORTED", False)
+    store = await filled(path)
+    await store.set(NEW, buffer(VALUES[KEYS[0]]))
+    source = store._store
+    assert isinstance(source, CountingStore)
+    restart(store)
+    store = new_cache(source, path)
+    source.reset()
+    found = {key: await read(store, key) for key in VALUES | SMALL}
+    found |= {key: sync_read(store, key) for key in VALUES}
+    part = await read(store, KEYS[1], RangeByteRequest(100_000, 200_000))
+
+    assert found == VALUES | SMALL
+    assert part == VALUES[KEYS[1]][100_000:200_000]
+    assert await read(store, NEW) == VALUES[KEYS[0]]
+    assert source.requests.total() == 0
+    assert not data_of(path).exists()
