@@ -63,7 +63,7 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
     )
 
     def statement(connection: Connection, key: str) -> object:
-        parameters = (index.INLINE, namespace, key, index.EVER, extents.LEAST)
+        parameters = (index.INLINE, namespace, key, index.EVER, extents.LEAST, index.EVER)
         return connection.execute(index.LOOK_UP, parameters).fetchone()
 
     def look_up(connection: Connection, key: str) -> index.Found:
