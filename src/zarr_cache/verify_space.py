@@ -30,16 +30,16 @@ VALUES (1, coalesce(:identity, randomblob(16)), 4096)
 
 # Each byte of the file once, in its order.
 SPACE = """
-SELECT place, length, entry, start
+SELECT place, length, entry
 FROM extent
 UNION ALL
-SELECT place, length, NULL, NULL
+SELECT place, length, NULL
 FROM free_extent
 ORDER BY place
 """
 
 ORPHANS = """
-SELECT entry, start, place, length
+SELECT entry, place, length
 FROM extent
 WHERE CASE
     WHEN entry > 0
@@ -141,7 +141,7 @@ def _find_orphans(connection: Connection) -> list[Problem]:
             "a value that has them",
             row=entry,
         )
-        for entry, _, place, length in connection.execute(ORPHANS)
+        for entry, place, length in connection.execute(ORPHANS)
     ]
 
 
@@ -153,9 +153,10 @@ def _fix_orphans(connection: Connection, problems: list[Problem]) -> None:
 def _find_space(connection: Connection) -> list[Problem]:
     problems = []
     at: Any = HEADER
-    before: Any = HEADER  # of which row: no two that are free follow one another
-    for place, length, entry, _ in connection.execute(SPACE):
-        whose = "free" if entry is None else f"of entry {entry}"
+    was_free = False
+    for place, length, entry in connection.execute(SPACE):
+        is_free = entry is None
+        whose = "free" if is_free else f"of entry {entry}"
         found = f"{length} bytes at {place}, {whose}"
         are_numbers = type(place) is type(length) is int
         if (
@@ -172,14 +173,14 @@ def _find_space(connection: Connection) -> list[Problem]:
             problems.append(Problem("extent", found, f"none before {at}: they overlap", row=entry))
         elif place > at:
             problems.append(Problem("extent", found, f"the next at {at}: {place - at} are lost"))
-        elif entry is None is before:
+        elif is_free and was_free:
             problems.append(Problem("extent", found, "one with the free space before it"))
-        at, before = max(at, place + length), entry
+        at, was_free = max(at, place + length), is_free
     for _, _, length in connection.execute(DATA_FILE):
         if length != at:
             found = f"the length {length} of the data file"
             problems.append(Problem("extent", found, f"{at}, where the last extent ends"))
-        elif before is None:
+        elif was_free:
             problems.append(Problem("extent", "free space at the end", "none: it is cut off"))
     return problems
 
