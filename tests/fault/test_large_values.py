@@ -309,3 +309,31 @@ async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
 
     assert await read(store, "2") == b"n" * MIB
     assert store.cache_stats()["damaged"] == 0
+
+
+async def test_a_value_stays_where_it_is_if_the_place_it_is_moved_to_was_given_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = CountingStore(MemoryStore({f"{n}": buffer(bytes([n]) * MIB) for n in range(3)}))
+    store = new_cache(source, path)
+    for key in ("0", "1", "2"):
+        await read(store, key)
+    settle(store)
+    with open_file(path) as shell:
+        shell.execute("DELETE FROM entry WHERE key = '0'")
+        shell.commit()
+    copy = data_file.copy
+
+    def copy_and_be_taken_for_dead(*arguments: Any) -> None:
+        copy(*arguments)
+        with open_file(path) as shell:
+            shell.execute("DELETE FROM reservation")
+            shell.commit()
+
+    monkeypatch.setattr(data_file, "copy", copy_and_be_taken_for_dead)
+    now_ns = store._cached.values.clock().now_ns()
+    store._cached.values._database.run(extents.move_last, now_ns)
+
+    assert await read(store, "2") == bytes([2]) * MIB
+    assert store.cache_stats()["damaged"] == 0
+    assert_accounts(path)
