@@ -11,13 +11,11 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, WrapperStore
 
 from zarr_cache import ages, html, index, private, reading, sizes, writing
-from zarr_cache.batch import ReadsBefore, chunks_to_read
 from zarr_cache.cached_source import CachedSource, Settings
 from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
-from zarr_cache.executor import begin_batch
 from zarr_cache.faults import Faults
-from zarr_cache.flow import run, run_async, running_loop
+from zarr_cache.flow import run, run_async
 from zarr_cache.namespace import changing_path, name_of, reads_urls
 from zarr_cache.sizes import format_size
 from zarr_cache.sqlite_store import SqliteStore
@@ -168,7 +166,6 @@ class CacheStore(WrapperStore[Store]):
             settings=settings,
             statistics=statistics,
             faults=Faults(statistics),
-            reads_before=ReadsBefore(),
             changing_path=None if namespace is not None else changing_path(store),
             reads_urls=namespace is None and reads_urls(store),
         )
@@ -608,26 +605,16 @@ class CacheStore(WrapperStore[Store]):
 
     @property
     def _supports_sync_io(self) -> bool:
-        """Whether zarr's fused pipeline should call the sync methods for its next batch.
+        """Whether zarr's fused pipeline calls the sync methods: if both stores have some.
 
         A sync call of a store that has only async methods holds up one of the few threads that
-        the pipeline has, while its async path waits for all calls at once. So a source of that kind
-        is written to, and read where there are misses, through the event loop, and a cache store of
-        that kind always. See docs/decisions/0004.
-
-        Who asks outside of an event loop has chosen the sync methods already: the sharding codec
-        asks whether all parts of a shard can be had in one call.
+        the pipeline has, while its async path waits for all calls at once. See docs/decisions/0004.
         """
-        if running_loop() is None:
-            return True
-        if not (_store_supports_sync_io(self._cache) and self._cached.values.is_known):
-            return False
-        if _store_supports_sync_io(self._store):
-            return begin_batch(is_optional=False)
-        chunks = chunks_to_read()
-        expects_hits = chunks is not None and reading.expects_hits(self._cached, chunks)
-        # What is missing all the same is waited for, in a thread.
-        return expects_hits and begin_batch(is_optional=True)
+        return (
+            _store_supports_sync_io(self._store)
+            and _store_supports_sync_io(self._cache)
+            and self._cached.values.is_known
+        )
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write the value to the source, and keep it if `cache_set_data`."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
     from zarr_cache.ages import Age
-    from zarr_cache.batch import ReadsBefore
     from zarr_cache.budget import Removed
     from zarr_cache.faults import Faults
     from zarr_cache.flow import Flow
@@ -92,8 +91,8 @@ class CachedSource:
         What is kept, of this source and of others.
     namespace
         Whose keys these are.
-    statistics, faults, reads_before
-        What happened, what went wrong, and what was read through the fused pipeline.
+    statistics, faults
+        What happened, and what went wrong.
     changing_path
         Where `source` is, if that path may lead elsewhere some day.
     reads_urls
@@ -106,7 +105,6 @@ class CachedSource:
     settings: Settings
     statistics: Statistics
     faults: Faults
-    reads_before: ReadsBefore
     changing_path: Path | None = None
     reads_urls: bool = False
 

@@ -1,11 +1,14 @@
-"""One fetch for all who ask for the same answer at once, over tasks, event loops and threads."""
+"""One fetch for all who ask for the same answer at once, over tasks, event loops and threads.
+
+A task waits for any fetch. A thread waits for what another thread fetches, and not for what a task
+does: the task may need a thread of its loop's executor, and those that wait may be all of them.
+"""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING
 
-from zarr_cache.executor import may_wait_for
 from zarr_cache.flow import running_loop
 from zarr_cache.outcome import Outcome
 
@@ -18,15 +21,15 @@ class Flight[T](Outcome[tuple[bool, T | None]]):
 
     Attributes
     ----------
-    loop
-        The event loop on which it is led; None if it is led by a thread.
+    is_of_thread
+        Whether a thread leads it, and no task of an event loop.
     """
 
-    __slots__ = ("loop",)
+    __slots__ = ("is_of_thread",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = running_loop()
+        self.is_of_thread = running_loop() is None
 
     def land(self, answer: T) -> None:
         """Give the answer to all who follow."""
@@ -37,8 +40,8 @@ class Flight[T](Outcome[tuple[bool, T | None]]):
         self.set((False, None))
 
     def block(self) -> tuple[bool, T | None]:
-        """Wait in this thread, unless who leads may need this thread itself."""
-        may_wait = running_loop() is None and (self.loop is None or may_wait_for(self.loop))
+        """Wait in this thread if another leads; nobody waits who runs an event loop."""
+        may_wait = self.is_of_thread and running_loop() is None
         return super().block() if may_wait or self.is_set else (False, None)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zarr.core.buffer import cpu
 
-from zarr_cache import ages
 from zarr_cache import byte_range as requests
 from zarr_cache.answer import Answer
 from zarr_cache.buffers import to_buffer, to_lasting_array
@@ -23,14 +22,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from zarr_cache.batch import Chunk
     from zarr_cache.cached_source import CachedSource
     from zarr_cache.flow import Flow
     from zarr_cache.index import Data, Found
-
-MOST_LOOKED_AT = 16
-"""How many chunks of a large read are looked at to see whether they are kept: this many, and up to
-twice as many where the number does not divide."""
 
 ANSWERS = frozenset({"value", "absent"})
 """The kinds of entries that say what the source holds."""
@@ -92,19 +86,15 @@ def _fresh_data(
 
 def _is_absent(cached: CachedSource, seen: Seen, key: str) -> bool:
     """Whether the key is believed to be absent, which is a use."""
-    is_absent = _is_believed_absent(cached, seen)
-    if is_absent:
-        cached.values.touch(cached.namespace, key, seen.found, seen.at)
-    return is_absent
-
-
-def _is_believed_absent(cached: CachedSource, seen: Seen) -> bool:
     found, at, _ = seen
-    return (
+    is_absent = (
         found.kind == "absent"
         and cached.believes_absent()
         and found.stored_at > cached.absent_fresh_after(at)
     )
+    if is_absent:
+        cached.values.touch(cached.namespace, key, found, at)
+    return is_absent
 
 
 def _fetch(
@@ -480,38 +470,6 @@ def _has_range(cached: CachedSource, seen: Seen, key: str) -> bool:
     return cached.values.ranges.has(
         cached.namespace, key, fence=found.fence, fresh_after=fresh_after
     )
-
-
-def expects_hits(cached: CachedSource, chunks: Sequence[Chunk]) -> bool:
-    """Whether all of these will be hits, as far as can be told at once.
-
-    Of many chunks some are looked at, spread over all. Of a shard some parts may be kept and others
-    not, and which are asked for is not known: they are taken to be kept if they were read before.
-    """
-    try:
-        are_hits = cached.is_ready()
-        for chunk in chunks[:: max(1, len(chunks) // MOST_LOOKED_AT)]:
-            kept = _kept(cached, chunk.key) if are_hits else None
-            if kept != "all":
-                was_read = cached.reads_before.note(chunk)
-                are_hits = kept == "parts" and was_read
-    except CacheError as error:
-        cached.faults.note(error)
-        return False
-    return are_hits
-
-
-def _kept(cached: CachedSource, key: str) -> Literal["all", "parts"] | None:
-    """How much is kept and fresh of the key."""
-    if not cached.may_be_kept(key):
-        return None
-    at = cached.values.clock().now_ns()
-    found = cached.values.peek_now(cached.namespace, key)
-    seen = Seen(found, at, ages.fresh_after(cached.settings.max_age_seconds, at))
-    is_value = found.kind == "value" and not found.is_damaged
-    if (is_value and found.stored_at > seen.fresh_after) or _is_believed_absent(cached, seen):
-        return "all"
-    return "parts" if _has_range(cached, seen, key) else None
 
 
 def as_type(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:

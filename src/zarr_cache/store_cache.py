@@ -175,7 +175,12 @@ class StoreCache(ValueCache):
     ) -> Flow[None]:
         """Keep an answer, under the limits, unless a write has overtaken it."""
         mine = Admission(namespace, key, answer, limits, told)
-        turn = yield from self._turn(key)
+        try:
+            turn = yield from self._turn(key)
+        except StorageError:
+            # Then this one is not kept: the task is at work on the same key.
+            mine.end(None)
+            return
         try:
             yield from to_its_end(partial(self._put_away, mine))
         finally:
@@ -304,7 +309,7 @@ class StoreCache(ValueCache):
         Raises
         ------
         StorageError
-            A task is that needs the event loop of this very thread.
+            A task is, and this is called in a thread, which waits for none: see `Flight`.
         """
         mine: Flight[Buffer | None] = Flight()
         while True:
@@ -314,8 +319,8 @@ class StoreCache(ValueCache):
             yield from flight.wait()
             if not flight.is_set:
                 raise StorageError(
-                    f"{self.store}: a task of this event loop is at work on it, which a call "
-                    "that is not awaited cannot wait for"
+                    f"{self.store}: a task of an event loop is at work on it, which a call that is "
+                    "not awaited does not wait for"
                 )
 
     def _get(self, key: str) -> Flow[Buffer | None]:

@@ -103,7 +103,8 @@ def test_threads_and_loops_of_every_kind_share_a_store(
     calls = [lambda way=way: way(store) for way in WAYS * 3]
 
     assert at_once(*calls) == [VALUES] * len(calls)
-    assert sorted(source.keys) == sorted(KEYS)
+    # A thread does not wait for a loop, and may have asked by itself.
+    assert set(source.keys) == set(KEYS)
 
 
 def test_what_one_loop_has_read_another_has_at_hand(

@@ -666,19 +666,33 @@ def test_event_loops_that_miss_at_once_make_one_request(path: Path) -> None:
     assert source.requests == {"get": 1}
 
 
-def test_an_event_loop_and_a_thread_that_miss_at_once_make_one_request(path: Path) -> None:
+async def test_a_task_waits_for_what_a_thread_fetches(path: Path) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_after("get_sync")
+    leader = asyncio.create_task(asyncio.to_thread(store.get_sync, KEY))
+    await gate.reached()
+    follower = asyncio.create_task(read(store, KEY))
+    await turns()
+    gate.open()
+
+    assert await leader == buffer(OLD)
+    assert await follower == OLD
+    assert source.requests == {"get_sync": 1}
+
+
+async def test_a_thread_does_not_wait_for_what_a_task_fetches(path: Path) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
     gate = source.hold_after("get")
-    with ThreadPoolExecutor(2) as threads:
-        leader = threads.submit(asyncio.run, read(store, KEY))
-        gate.wait_until_reached()
-        follower = threads.submit(store.get_sync, KEY)
-        gate.open()
-        answers = [leader.result(), follower.result().to_bytes()]  # type: ignore[union-attr]
+    leader = asyncio.create_task(read(store, KEY))
+    await gate.reached()
 
-    assert answers == [OLD, OLD]
-    assert source.requests == {"get": 1}
+    assert await asyncio.to_thread(store.get_sync, KEY) == buffer(OLD)
+
+    gate.open()
+    assert await leader == OLD
+    assert source.requests == {"get": 1, "get_sync": 1}
 
 
 async def test_a_sync_read_on_the_event_loop_of_its_leader_does_not_wait_for_it(
@@ -720,6 +734,19 @@ async def test_threads_that_an_event_loop_needs_do_not_all_wait_for_it(
 
     assert await asyncio.gather(*batches) == [buffer(OLD)] * 2
     assert await leader == OLD
+
+
+async def test_a_sync_read_on_an_event_loop_does_not_wait_for_a_thread(path: Path) -> None:
+    source = HeldStore(memory())
+    store = cached(source, path)
+    gate = source.hold_after("get_sync")
+    leader = asyncio.create_task(asyncio.to_thread(store.get_sync, KEY))
+    await gate.reached()
+
+    assert store.get_sync(KEY) == buffer(OLD)
+
+    gate.open()
+    assert await leader == buffer(OLD)
 
 
 def test_a_read_that_ctrl_c_has_ended_at_once_keeps_nobody_waiting(
