@@ -150,35 +150,59 @@ def opened(store: Store, mode: Any = "r") -> zarr.Array[Any]:
 
 
 ONE_THREAD = """
+import asyncio
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import zarr
+from zarr.core.codec_pipeline import FusedCodecPipeline
 from zarr.storage import FsspecStore, LocalStore
 
-import zarr_cache
-from zarr_cache import CacheStore, SqliteStore
+from zarr_cache import CacheStore, SqliteStore, warm
 
 folder, kind, kept = sys.argv[1:]
 fused = "zarr.core.codec_pipeline.FusedCodecPipeline"
 zarr.config.set({"codec_pipeline.path": fused, "threading.max_workers": 1})
-data = np.arange(2048, dtype="i4")
+data = np.arange(512, dtype="i4")
 zarr.create_array(f"{folder}/source", data=data, chunks=(8,), compressors=None)
-# Both read in threads of the executor, the one of which a batch of the pipeline holds.
-source = (
-    LocalStore(f"{folder}/source", read_only=True)
-    if kind == "local"
-    else FsspecStore.from_url(f"file://{folder}/source", read_only=True)
-)
+begun, in_a_thread = threading.Event(), Future()
+
+
+class Held(LocalStore):
+    async def get(self, key, prototype, byte_range=None):
+        if key == "c/40":
+            begun.set()
+            await asyncio.wrap_future(in_a_thread)
+        # Needs the one thread, which a batch of the pipeline holds by now.
+        return await super().get(key, prototype, byte_range)
+
+
+read_sync = FusedCodecPipeline.read_sync
+
+
+def noted(*args, **kwargs):
+    if not in_a_thread.done():
+        in_a_thread.set_result(None)
+    return read_sync(*args, **kwargs)
+
+
+FusedCodecPipeline.read_sync = noted
+if kind == "local":
+    source = Held(f"{folder}/source", read_only=True)
+else:
+    # Reads in the one thread as well. Never is a batch given to it.
+    source = FsspecStore.from_url(f"file://{folder}/source", read_only=True)
+    begun.set()
 kept = LocalStore(f"{folder}/kept") if kept == "local" else SqliteStore(f"{folder}/cache.sqlite")
-store = CacheStore(source, cache_store=kept)
-array = zarr.open_array(store, mode="r")
+array = zarr.open_array(CacheStore(source, cache_store=kept, namespace="source"), mode="r")
 with ThreadPoolExecutor(13) as threads:
-    warmed = threads.submit(zarr_cache.warm, array, progress=False)
-    read = list(threads.map(lambda _: np.asarray(array[3:2000]), range(12)))
-    warmed.result()
-assert all((each == data[3:2000]).all() for each in read)
+    warming = threads.submit(warm, array)
+    begun.wait()
+    read = list(threads.map(lambda _: np.asarray(array[3:500]), range(12)))
+    warming.result()
+assert all((each == data[3:500]).all() for each in read)
 print("read")
 """
 
@@ -190,7 +214,7 @@ def test_readers_beside_warm_go_on_with_one_thread_in_the_executor(
 ) -> None:
     # They would wait for ever.
     done = subprocess.run(
-        [sys.executable, "-c", ONE_THREAD, str(tmp_path), source, kept],
+        [sys.executable, "-W", "error", "-c", ONE_THREAD, str(tmp_path), source, kept],
         check=True,
         capture_output=True,
         text=True,

@@ -86,14 +86,21 @@ async def test_a_write_that_overtakes_an_answer_while_it_is_put_away_is_what_sta
 
 
 async def test_a_thread_does_not_wait_for_a_task_that_is_putting_an_answer_away() -> None:
-    gate = Gate()
-    store = cached(CountingStore(source_of(OLD)), HeldKeeper(gate))
+    put_away = Gate()
+    source = HeldStore(source_of(OLD))
+    store = cached(source, HeldKeeper(put_away))
+    by_task, by_thread = source.hold_after("get"), source.hold_after("get_sync")
     reading = asyncio.create_task(read(store, "k"))
-    await gate.reached()
+    await by_task.reached()
+    thread = asyncio.create_task(asyncio.to_thread(store.get_sync, "k"))
+    await by_thread.reached()
+    by_task.open()
+    await put_away.reached()
+    by_thread.open()
 
-    assert await asyncio.to_thread(store.get_sync, "k") == buffer(OLD)
+    assert await thread == buffer(OLD)
 
-    gate.open()
+    put_away.open()
     assert await reading == OLD
     assert store.cache_stats()["faults"] == 0
 
