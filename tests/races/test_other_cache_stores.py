@@ -105,6 +105,22 @@ async def test_a_thread_does_not_wait_for_a_task_that_is_putting_an_answer_away(
     assert store.cache_stats()["faults"] == 0
 
 
+async def test_a_write_in_a_thread_that_finds_a_task_putting_an_answer_away_is_what_stays() -> None:
+    put_away = Gate()
+    source, kept = CountingStore(source_of(OLD)), HeldKeeper(put_away)
+    store = cached(source, kept)
+    reading = asyncio.create_task(read(store, "k"))
+    await put_away.reached()
+
+    with pytest.warns(CacheWarning, match="a task of an event loop is at work on it"):
+        await asyncio.to_thread(store.set_sync, "k", buffer(NEW))
+
+    put_away.open()
+    await reading
+    assert await read(store, "k") == NEW
+    assert await read(next_process(store, source, kept), "k") == NEW
+
+
 class HeldListing(MemoryStore):
     """Says what it holds when the test lets it."""
 
