@@ -16,7 +16,7 @@ from zarr_cache.calls import call, call_async
 from zarr_cache.errors import CacheError
 from zarr_cache.faults import Faults
 from zarr_cache.flow import run, run_async
-from zarr_cache.namespace import changing_path, name_of, reads_urls
+from zarr_cache.namespace import folder_of, name_of, reads_urls
 from zarr_cache.sizes import format_size
 from zarr_cache.sqlite_store import SqliteStore
 from zarr_cache.statistics import Statistics
@@ -166,7 +166,7 @@ class CacheStore(WrapperStore[Store]):
             settings=settings,
             statistics=statistics,
             faults=Faults(statistics),
-            changing_path=None if namespace is not None else changing_path(store),
+            is_folder=namespace is None and folder_of(store) is not None,
             reads_urls=namespace is None and reads_urls(store),
         )
 
@@ -247,6 +247,7 @@ class CacheStore(WrapperStore[Store]):
         else:
             self.flush()
         super().close()
+        self._cached.close_source()
         self._is_open = False
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's

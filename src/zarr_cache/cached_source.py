@@ -16,8 +16,6 @@ from zarr_cache.index import is_storable
 from zarr_cache.namespace import name_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
 
@@ -45,13 +43,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _working_directory() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 - at every look-up: a Path costs as much again
-    except FileNotFoundError:
-        return ""
 
 
 class Settings(NamedTuple):
@@ -93,8 +84,8 @@ class CachedSource:
         Whose keys these are.
     statistics, faults
         What happened, and what went wrong.
-    changing_path
-        Where `source` is, if that path may lead elsewhere some day.
+    is_folder
+        Whether `source` reads a folder on this machine, after which it is named.
     reads_urls
         Whether `source` takes a key for the end of a URL, which others of its name may not do.
     """
@@ -105,14 +96,11 @@ class CachedSource:
     settings: Settings
     statistics: Statistics
     faults: Faults
-    changing_path: Path | None = None
+    is_folder: bool = False
     reads_urls: bool = False
 
-    # Where a relative path begins; None if there is none.
-    folder: str | None = field(init=False)
-
-    # What was asked of the source by then may be of another place.
-    moved_at: int = field(init=False, default=-1)
+    # Whether the source is named before it is used: its path may lead elsewhere by then.
+    is_to_be_named: bool = field(init=False)
 
     # For how long an absence is believed by any view.
     absent_age: Age = field(init=False)
@@ -124,30 +112,20 @@ class CachedSource:
         )
         if private.is_private(self.namespace):
             _private.add(self)
-        path = self.changing_path
-        self.folder = None if path is None or path.is_absolute() else _working_directory()
+        self.close_source()
 
-    def has_moved(self) -> bool:
-        """Whether the path of the source leads elsewhere by now; from here on it has that name."""
-        if self.changing_path is None:
-            return False
-        if self.folder is not None:
-            self.folder = _working_directory()
-        name = name_of(self.source)
-        if name == self.namespace:
-            return False
-        # What was counted is of the place before.
-        self.values.pending.gather()
-        # Before the name: who finds that one here already, in another thread, goes by this.
-        with contextlib.suppress(CacheError):
-            self.moved_at = self.values.clock().stamp_ns()
-        self.namespace = self.statistics.namespace = name
-        return True
+    def close_source(self) -> None:
+        """Have `open_source` look again where the path of the source leads."""
+        self.is_to_be_named = self.is_folder
 
-    def may_be_of_another(self, asked_at: int) -> bool:
-        """Whether what was asked of the source at this time may be of another place."""
-        # Another reader may have noticed first.
-        return self.has_moved() or asked_at <= self.moved_at
+    def open_source(self) -> None:
+        """Name the source before it is first used.
+
+        The name of a folder is where its path leads now. It stays until `close_source`.
+        """
+        if self.is_to_be_named:
+            self.namespace = self.statistics.namespace = name_of(self.source)
+            self.is_to_be_named = False
 
     def follow_fork(self) -> None:
         """Take another name in the child of a fork, whose source is a copy of the parent's."""
@@ -219,14 +197,13 @@ class CachedSource:
         """Whether the file is open, and what it has of this source is to be believed."""
         return (
             self.values.is_open
-            and (self.folder is None or self.folder == _working_directory())
+            and not self.is_to_be_named
             and not self.values.is_distrusted(self.namespace)
         )
 
     def _get_ready(self) -> Flow[None]:
+        self.open_source()
         yield from self.values.opened()
-        if self.folder is not None and self.folder != _working_directory():
-            self.has_moved()
         if self.values.is_distrusted(self.namespace):
             yield from self.clear()
 
@@ -294,6 +271,7 @@ class CachedSource:
 
     def clear(self) -> Flow[None]:
         """Remove what is kept of the source; refuse what is being fetched."""
+        self.open_source()
         mark = self.values.marked_ns(self.namespace)
         yield from self.values.fence_prefix(self.namespace, "")
         yield from self._end_removals()

@@ -96,16 +96,6 @@ def name_of(source: Store) -> str:
     return name or private.name_of(named, *_identity(named))
 
 
-def changing_path(source: Any) -> Path | None:
-    """The path of a local source that may name another folder some day; None if it will not.
-
-    It is relative to the working directory, or has a symbolic link in it, and `name_of` names the
-    folder that it leads to today.
-    """
-    path = folder_of(source)
-    return None if path is None or path == path.resolve() else path
-
-
 def folder_of(source: Any) -> Path | None:
     """The folder of a local source, as it was given; None if it is none."""
     named, name = _named(source)

@@ -127,8 +127,7 @@ def _fetch(
                 return buffer
         asked_at = cached.values.clock().now_ns()
         buffer = yield from _ask(cached, key, request)
-        # Who follows may have another path to the place of that name.
-        if leads and not cached.may_be_of_another(asked_at):
+        if leads:
             flight.land(buffer)
         yield from _keep(cached, key, [(request, buffer)], found.revision, asked_at)
     finally:
@@ -170,9 +169,6 @@ def _keep(
     asked_at: int,
 ) -> Flow[None]:
     """Keep what the source answered to each request, where the limits and later writes allow it."""
-    if cached.may_be_of_another(asked_at):
-        # Which of the two places answered is not known.
-        return
     try:
         parts = []
         for request, buffer in answers:
@@ -346,7 +342,7 @@ def _lead_ranges(
     asked, odd = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
     pieces = [piece for batch in asked.batches for piece in batch]
     # All of them land before one is kept: whoever follows waits for nothing else.
-    for place, buffer in () if cached.may_be_of_another(asked_at) else pieces:
+    for place, buffer in pieces:
         led[place].land(buffer)
     answers = [(byte_ranges[place], buffer) for place, buffer in pieces if place not in odd]
     yield from _keep(cached, key, answers, revision, asked_at)

@@ -40,7 +40,7 @@ def write(
     to_source
         Writes to the source.
     """
-    cached.has_moved()
+    cached.open_source()
     namespace = cached.namespace
     items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
@@ -64,15 +64,9 @@ def write(
             yield from _clear(cached)
         raise
     answers: dict[str, Answer] = {}
-    has_moved = cached.has_moved() or cached.namespace != namespace
-    if begun and cached.settings.cache_set_data and not has_moved:
+    if begun and cached.settings.cache_set_data:
         answers = _written(cached, items, begun[0])
     yield from _end_write(cached, namespace, keys, answers, begun)
-    if has_moved:
-        # Where it was written to is not known.
-        begun.clear()
-        is_recorded = yield from _begin_write(cached, cached.namespace, keys, begun)
-        yield from _end_write(cached, cached.namespace, keys, {}, begun)
     if not is_recorded:
         # The key has no fence. What was removed on that account while the source was written to may
         # have been asked for and kept again since.
@@ -202,7 +196,7 @@ def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) ->
     from_source
         Removes it from the source.
     """
-    cached.has_moved()
+    cached.open_source()
     if not is_storable(folder):
         # Nothing is kept of the keys in it.
         yield from from_source
@@ -229,8 +223,7 @@ def _end_removal(
     cached: CachedSource, namespace: str, folder: str, begun: list[int], *, is_recorded: bool
 ) -> Flow[None]:
     # What was asked for meanwhile may have been answered before or after.
-    for each in dict.fromkeys((namespace, cached.namespace)):
-        yield from _fence(cached, each, folder)
+    yield from _fence(cached, namespace, folder)
     if not (yield from _end_write(cached, namespace, [folder], {}, begun)):
         # All that is in it would not be kept for an hour. Who can write to the file next ends it.
         cached.values.unended.add((namespace, folder))
