@@ -72,11 +72,13 @@ class StoreCache(ValueCache):
         self._is_filled = not store.supports_listing
         # Keys of which there may be bytes in the store that the index does not know of.
         self._left: set[str] = set()
-        # More than one if the path of the source has led elsewhere. The store has one key for all.
+        # Of all sources that are kept in the store, which has one key for all of them.
         self._namespaces: set[str] = set()
 
     def _begin(self) -> None:
         super()._begin()
+        # No other process has left anything in memory, and what the store lists counts as old.
+        self._is_unswept = False
         # Keys of which there are bytes in the store that the index is about to know of.
         self._coming: set[str] = set()
 

@@ -125,7 +125,7 @@ class ValueCache:
         self.unended: set[tuple[str, str]] = set()
         # The last that somebody has asked for, by which the data file is made shorter.
         self._max_size: int | None = None
-        # Whether it is still to be seen what processes that have ended have left.
+        # Whether it is still to be seen what killed processes have left.
         self._is_unswept = True
         self._has_evicted = False
         self._writer = Writer(self._work)
@@ -383,7 +383,7 @@ class ValueCache:
             self._write_pending_now()
         if self._is_unswept:
             self._is_unswept = False
-            self._drop(private.PREFIX, private.PREFIX_END, private.has_ended)
+            self._drop(private.PREFIX, unused_ns=sweep.LONGEST_UNUSED_NS)
 
     def _forget_waiting(self) -> None:
         """Keep nothing of the answers that wait, nor the uses of what was in the file."""
@@ -567,15 +567,16 @@ class ValueCache:
         """Remove what is of no use when this process has ended."""
         # First what waits is written: it would come after this.
         self._end()
-        own = private.own_prefix()
-        self._drop(own, f"{own[:-1]};", lambda _: True)
+        self._drop(private.own_prefix())
 
-    def _drop(self, first: str, end: str, is_of_no_use: Callable[[str], bool]) -> None:
+    def _drop(self, prefix: str, unused_ns: int = 0) -> None:
+        """Remove the namespaces whose names begin so and of which nothing was used for so long."""
         if self._database.is_gone():
             return
         try:
-            useless = self._reads.run(sweep.namespaces, first, end)
-            for name in filter(is_of_no_use, useless):
+            unused_since = self.clock().now_ns() - unused_ns
+            useless = self._reads.run(sweep.namespaces, prefix, unused_since)
+            for name in useless:
                 while self._writes.run(sweep.drop_some, name):
                     pass
             is_too_long = bool(useless) and self._reads.run(extents.has_much_to_cut)

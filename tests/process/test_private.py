@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,10 @@ from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.fakes import HeldTime
+
+DAY_NS = 24 * 3600 * 10**9
 
 SCRIPT = """
 import os, signal, sys
@@ -54,9 +60,13 @@ def test_it_goes_when_the_process_ends_and_what_is_named_stays(path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process is killed by SIGKILL there")
-def test_what_a_killed_process_has_left_goes_when_another_opens_the_file(path: Path) -> None:
+@pytest.mark.parametrize(("days", "is_left"), [(6, True), (8, False)])
+def test_what_a_killed_process_has_left_goes_a_week_after_its_last_use(
+    path: Path, held_time: HeldTime, days: int, is_left: bool
+) -> None:
     ended = run(path, "store.flush(); os.kill(os.getpid(), signal.SIGKILL)")
     left = kept(path)
+    held_time.wall_ns = time.time_ns() + days * DAY_NS
     store = CacheStore(
         MemoryStore({"k": buffer(b"v")}), cache_store=SqliteStore(path), namespace="other"
     )
@@ -65,7 +75,42 @@ def test_what_a_killed_process_has_left_goes_when_another_opens_the_file(path: P
 
     assert ended.returncode == -signal.SIGKILL
     assert left == {"named": 1, "private": 2500}
-    assert kept(path) == {"named": 1, "other": 1}
+    assert kept(path) == {"named": 1, "other": 1} | ({"private": 2500} if is_left else {})
+
+
+def test_what_is_kept_of_a_source_that_was_used_within_a_week_stays_whole(
+    path: Path, held_time: HeldTime
+) -> None:
+    held_time.wall_ns = time.time_ns() - 8 * DAY_NS
+    source = MemoryStore({"k": buffer(b"v"), "l": buffer(b"v")})
+    mine = CacheStore(source, cache_store=SqliteStore(path))
+    mine.get_sync("k")
+    mine.flush()
+    held_time.step(8 * 24 * 3600)
+    mine.get_sync("l")
+    mine.flush()
+
+    ended = run(path)
+
+    assert ended.returncode == 0, ended.stderr
+    assert kept(path) == {"named": 1, "private": 2}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_removes_its_own_when_it_ends_and_leaves_the_parents(path: Path) -> None:
+    end = """
+store.flush()
+child = os.fork()
+store.get_sync("k1")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    print(store.cache_info()["cached_keys"])
+"""
+    ended = run(path, end)
+
+    assert (ended.stdout, ended.returncode) == ("2500\n", 0), ended.stderr
+    assert kept(path) == {"named": 1}
 
 
 def test_what_a_running_process_keeps_stays_when_another_opens_the_file(path: Path) -> None:
