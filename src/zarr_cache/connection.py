@@ -309,18 +309,6 @@ def connect_to(path: Path, turns: Turns) -> Connection:
     return connection
 
 
-def connect_to_refused(path: Path) -> Connection:
-    """A connection to a file that `open_file` refuses as damaged, for who repairs it.
-
-    Nothing of the file has been looked at but whose it is.
-    """
-    refuse_foreign(path)
-    connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
-    connection.log = log_of(path)
-    connection.data_file = data_file(path)
-    return connection
-
-
 def data_file(path: Path) -> DataFile | None:
     """The data file of the cache file; None where the system has none."""
     return DataFile(path) if IS_SUPPORTED else None

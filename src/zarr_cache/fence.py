@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from zarr_cache import extents, index, key_order, pending
+from zarr_cache import extents, index, pending
 from zarr_cache.answer import seed_of
 from zarr_cache.budget import MOST_AT_ONCE, Removed, evict_ahead, trim, under_limits
 from zarr_cache.errors import FileDamagedError, FileLockedError
@@ -55,7 +55,7 @@ SET kind = 'fence',
     revision = excluded.revision,
     writers = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writers + 1 END
 WHERE kind IS NOT 'stored'
-RETURNING namespace, id
+RETURNING id
 """
 
 # Only the one writer whose fence still stands knows what the source holds now.
@@ -90,7 +90,7 @@ SET kind = 'fence',
     revision = excluded.revision,
     writers = max(0, writers - 1)
 WHERE kind IS NOT 'stored'
-RETURNING namespace, id
+RETURNING id
 """
 
 # A blob comes after every text. With an OR in its place, SQLite walks to the end of the namespace.
@@ -140,8 +140,7 @@ def begin_write(
             "dead_before": now_ns - LONGEST_WRITE_NS,
         }
         for key in keys:
-            number, entry = _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
-            key_order.check(connection, number, key, entry)
+            _fence(connection, BEGIN_WRITE, {"key": key, **parameters})
     begun.append(revision)
 
 
@@ -269,15 +268,14 @@ def _next_revision(connection: Connection, namespace: str) -> int:
     return int(rows[0][0])
 
 
-def _fence(connection: Connection, statement: str, parameters: Parameters) -> tuple[int, int]:
-    """Put a fence at the key, which removes what is kept of it; return its namespace and entry."""
+def _fence(connection: Connection, statement: str, parameters: Parameters) -> None:
+    """Put a fence at the key, which removes what is kept of it."""
     rows = connection.execute(statement, parameters).fetchall()
     if not rows:
         # Nothing is stored in the namespace of a source: its row is there and cannot be found.
         raise FileDamagedError(f"no fence could be put at {parameters['key']!r}")
-    number, entry = rows[0]
-    extents.delete(connection, entry)
-    return number, entry
+    for (entry,) in rows:
+        extents.delete(connection, entry)
 
 
 def _end_with_value(
@@ -319,13 +317,12 @@ def _end_with_value(
     return bool(rows)
 
 
-def _raise_fence(connection: Connection, namespace: str, revision: int) -> int:
-    """Refuse what is being fetched of the namespace; return its number."""
+def _raise_fence(connection: Connection, namespace: str, revision: int) -> None:
+    """Refuse what is being fetched of the namespace."""
     parameters = {"namespace": namespace, "revision": revision}
     rows = connection.execute(RAISE_FENCE, parameters).fetchall()
     if not rows:
         raise FileDamagedError(f"the namespace {namespace!r} is missing")
-    return int(rows[0][0])
 
 
 def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:
@@ -341,7 +338,7 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
     """
     with connection.writing_much():
         revision = _next_revision(connection, namespace)
-        number = _raise_fence(connection, namespace, revision)
+        _raise_fence(connection, namespace, revision)
         parameters = {
             "namespace": namespace,
             "prefix": prefix,
@@ -350,10 +347,8 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
             "most": MOST_AT_ONCE,
         }
         removed = some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
-        key_order.check(connection, number, prefix)
     while len(some) == MOST_AT_ONCE:
         with connection.writing_much():
             some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
-            key_order.check(connection, number, prefix)
         removed += some
     return [key for key, kind in removed if kind == "value"]

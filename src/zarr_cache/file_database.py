@@ -527,13 +527,30 @@ class FileDatabase:
             or cannot be renamed.
         """
         with self._lock:
+            self._wait_until_unused()
+            if self._may_hold_stored():
+                raise StorageError(
+                    f"{error}; it holds values that were stored with SqliteStore and is left where "
+                    f"it is; 'zarr-cache verify --repair -f {self.path}' begins another with them"
+                )
+            return self.begin_anew(error)
+
+    def begin_anew(self, error: FileDamagedError) -> Path | None:
+        """As `heal`, also if the file holds what somebody has stored in it: that is set aside, too.
+
+        Returns
+        -------
+        Path or None
+            As `heal`.
+
+        Raises
+        ------
+        CacheError
+            It is left where it is: it is not ours any more, or cannot be renamed.
+        """
+        with self._lock:
             try:
                 self._wait_until_unused()
-                if self._may_hold_stored():
-                    raise StorageError(
-                        f"{error}; it holds values that were stored with SqliteStore and is "
-                        f"left where it is: see 'zarr-cache verify -f {self.path}'"
-                    )
                 self._close_all()
                 aside = set_aside(self.path, error.place)
             except OSError as failure:

@@ -1,6 +1,6 @@
-"""What is wrong, found and repaired: the same way for all facts.
+"""What is wrong, found and removed: the same way for all facts.
 
-A check finds problems in one read transaction over a piece of the file, so that a writer beside it
+A check finds problems in one transaction over a piece of the file, so that a writer beside it
 causes no false report, the log can be written back under a long verification, and a large file
 takes no memory. To repair is to look again under the write lock, to remove what is wrong, and to
 look once more.
@@ -35,14 +35,6 @@ REVISIONS_END = END - 2**32
 FIRST_ROW, LAST_ROW = -(2**63), 2**63 - 1
 
 READABLE = "a page that SQLite can read"
-
-UNFIXABLE = (
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_ERROR,
-    sqlite3.SQLITE_MISMATCH,
-)
-"""What SQLite answers to a statement for which something else would have to be right first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +102,23 @@ def run_on(connection: Connection, path: Path) -> Run:
     return run
 
 
-def checked(connection: Connection, find: Find, fix: Fix, *, repair: bool) -> list[Problem]:
-    """What `find` finds and, with `repair`, what of it is there no more after `fix`."""
+def checked(connection: Connection, find: Find, fix: Fix | None = None) -> list[Problem]:
+    """What `find` finds and, with a `fix`, whether it is there no more after that."""
     problems = _found(connection, find)
-    if not (repair and problems):
+    if fix is None or not problems:
         return problems
-    try:
-        with connection.writing(), _any_text(connection):
-            # Others may have written since.
-            problems = find(connection)
-            fix(connection, problems)
-    except sqlite3.DatabaseError as error:
-        if not any(is_code(error, code) for code in UNFIXABLE):
-            raise
-    left = _found(connection, find)
+    with connection.writing(), any_text(connection):
+        # Others may have written since.
+        problems = find(connection)
+        fix(connection, problems)
+        left = find(connection)
     return [replace(problem, is_repaired=problem not in left) for problem in problems]
 
 
 def _found(connection: Connection, find: Find) -> list[Problem]:
     """What `find` finds in one state of the file; a page that cannot be read is a problem too."""
     try:
-        with connection.reading(), _any_text(connection):
+        with connection.reading(), any_text(connection):
             return find(connection)
     except sqlite3.DatabaseError as error:
         if not is_code(error, sqlite3.SQLITE_CORRUPT):
@@ -139,7 +127,7 @@ def _found(connection: Connection, find: Find) -> list[Problem]:
 
 
 @contextlib.contextmanager
-def _any_text(connection: Connection) -> Iterator[None]:
+def any_text(connection: Connection) -> Iterator[None]:
     """Let text be read that is not UTF-8; otherwise Python raises."""
     connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
     try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Self
 
@@ -14,11 +13,12 @@ from zarr.core.buffer import Buffer
 from zarr_cache import byte_range as requests
 from zarr_cache import html, index, report, stored, verify
 from zarr_cache.buffers import to_array, to_buffer
-from zarr_cache.connection import connect_to_refused
+from zarr_cache.cache_file import place_of
 from zarr_cache.errors import CacheError, FileDamagedError
 from zarr_cache.file_database import FileDatabase
 from zarr_cache.location import default_path
 from zarr_cache.problem import Problem
+from zarr_cache.rescue import copy_stored
 from zarr_cache.sizes import format_size
 
 if TYPE_CHECKING:
@@ -220,11 +220,12 @@ class SqliteStore(Store):
         Parameters
         ----------
         repair
-            Whether to remove what is wrong: entries of a cache, which are fetched again, bytes of
-            no entry, triggers that are not ours; totals are counted anew. Where SQLite finds a page
-            or an index that is wrong, indexes are made anew, and no answer of a source stays.
-            What somebody has stored with a `SqliteStore` is told and never removed: read what can
-            still be read of it by ranges, and `delete` it or `set` it again.
+            Whether to remove entries of a cache that are wrong, which are fetched again, and bytes
+            of no entry; totals are counted anew. Where the database itself is damaged (``page``,
+            ``schema``, ``counter``, ``namespace``, ``data_file``, or it cannot be opened), it is
+            renamed to ``<name>.damaged-<UTC time>`` and another is begun, into which is copied what
+            was stored with `SqliteStore`, as far as it has its checksums. What of that does not is
+            told and never removed: it stays in the file, or in the renamed one.
 
         Yields
         ------
@@ -236,7 +237,7 @@ class SqliteStore(Store):
         ForeignFileError, NewerSchemaError
             The file is not one that this release could verify.
         StorageError
-            The file cannot be read at all, or is locked.
+            The file cannot be read at all, or is locked, or is damaged and cannot be renamed.
         """
         if not repair:
             return verify.verify(self._run)
@@ -244,18 +245,34 @@ class SqliteStore(Store):
         return self._repair()
 
     def _repair(self) -> Iterator[Problem]:
+        place = place_of(self.path)
         try:
-            self._run(index.nothing)
-        except FileDamagedError as refused:
-            try:
-                connection = connect_to_refused(self.path)
-            except sqlite3.Error:
-                yield Problem("file", str(refused), "a cache file")
+            damage = verify.find_damage(self._run)
+            if not damage:
+                yield from verify.verify_rows(self._run, repair=True)
                 return
-            with contextlib.closing(connection):
-                yield from verify.repair_refused(connection, self.path)
-        else:
-            yield from verify.verify(self._run, repair=True)
+            error = FileDamagedError(f"{self.path}: {damage[0]}")
+            error.place = place
+        except FileDamagedError as refused:
+            damage, error = [Problem("file", str(refused), "a cache file")], refused
+        try:
+            aside = self.database.begin_anew(error)
+        except CacheError:
+            yield from damage
+            raise
+        if aside is None:
+            # Somebody else was first: what is there now is another file.
+            yield from damage
+            return
+        # All of it before anything is told: who is told may not come back.
+        left = list(copy_stored(aside, self._put_unless_there))
+        begun = Problem("file", f"a damaged one, which is now {aside}", "another, which is begun")
+        for problem in (*damage, begun):
+            yield replace(problem, is_repaired=True)
+        yield from left
+
+    def _put_unless_there(self, key: str, data: ByteArray) -> None:
+        self._run(stored.put, [(key, data)], self._now_ns(), replace=False)
 
     async def get(
         self,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zarr_cache import schema
-from zarr_cache.budget import MOST_AT_ONCE
 from zarr_cache.errors import FileDamagedError
-from zarr_cache.problem import END, REVISIONS_END, Problem, checked, run_on
-from zarr_cache.verify_entries import FENCE_ALL, KINDS, MOST_ENTRIES, verify_entries, verify_orphans
-from zarr_cache.verify_space import verify_space
+from zarr_cache.problem import END, REVISIONS_END, Problem, checked
+from zarr_cache.verify_entries import KINDS, MOST_ENTRIES, verify_entries, verify_orphans
+from zarr_cache.verify_space import find_in_row, verify_space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from zarr_cache.connection import Connection
     from zarr_cache.problem import Run
@@ -25,56 +21,6 @@ if TYPE_CHECKING:
 MOST_MESSAGES = 100
 """At most this many problems of pages and indexes are asked of SQLite."""
 
-# With what fences a key as well: an index that is made anew may come upon two rows of one key.
-REMOVE_DOUBLES = """
-DELETE FROM entry
-WHERE kind IS NOT 'stored'
-  AND writers = 0
-  AND id IN (
-    SELECT id
-    FROM (
-        SELECT id, count(*) OVER (PARTITION BY namespace, key) AS rows
-        FROM entry NOT INDEXED
-    )
-    WHERE rows > 1
-)
-"""
-
-# All in the transaction that makes the indexes anew, which is why the bytes stay for the moment.
-DISBELIEVE = """
-UPDATE entry
-SET kind = 'fence',
-    size = 0,
-    used_at = 0
-WHERE kind IN ('value', 'absent')
-"""
-
-# No write leaves a fence that was never used.
-REMOVE_SOME_DISBELIEVED = """
-DELETE FROM entry
-WHERE id IN (
-    SELECT id
-    FROM entry
-    WHERE kind = 'fence' AND used_at = 0 AND writers = 0
-    LIMIT :most
-)
-RETURNING id
-"""
-
-NEXT_REVISION = """
-UPDATE counter
-SET revision = revision + 1,
-    fence = revision + 1
-WHERE revision BETWEEN 0 AND :end - 2
-"""
-
-# What is being fetched is refused.
-RAISE_FENCES = """
-UPDATE namespace
-SET fence = (SELECT revision FROM counter)
-WHERE fence < (SELECT revision FROM counter)
-"""
-
 COUNTER = """
 SELECT id, revision, fence
 FROM counter
@@ -82,26 +28,9 @@ FROM counter
 
 HIGHEST_REVISION = """
 SELECT max(
-    (SELECT coalesce(max(revision), 0) FROM entry WHERE revision < :end),
-    (SELECT coalesce(max(fence), 0) FROM namespace WHERE fence < :end),
-    (SELECT coalesce(max(fence), 0) FROM counter WHERE fence < :end)
-)
-"""
-
-CLEAR_COUNTER = """
-DELETE FROM counter
-"""
-
-# Above what any write has, and what this file or another in its place has told: what is being
-# fetched now is refused.
-SET_COUNTER = """
-INSERT INTO counter (id, revision, fence)
-SELECT 1, revision, revision
-FROM (
-    SELECT max(
-        :highest + 1,
-        CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000000
-    ) AS revision
+    (SELECT coalesce(max(revision), 0) FROM entry),
+    (SELECT coalesce(max(fence), 0) FROM namespace),
+    (SELECT coalesce(max(fence), 0) FROM counter)
 )
 """
 
@@ -109,12 +38,6 @@ FENCES = """
 SELECT id, name, fence
 FROM namespace
 WHERE typeof(fence) <> 'integer' OR fence NOT BETWEEN 0 AND :end - 1
-"""
-
-LOWER_FENCE = """
-UPDATE namespace
-SET fence = (SELECT revision FROM counter WHERE id = 1)
-WHERE id = :row
 """
 
 USAGE = """
@@ -194,52 +117,53 @@ WHERE id = :row
 """
 
 
-def verify(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterator[Problem]:
-    """Yield what is wrong in a database, in many short transactions if it is large.
+def verify(run: Run) -> Iterator[Problem]:
+    """Yield what is wrong in a file, in many short transactions if it is large.
 
     Parameters
     ----------
     run
         Runs an operation, as `Database.run` does.
-    repair
-        Whether to remove what is wrong.
-    has_bytes
-        Whether the bytes of the entries are in the database as well, or their checksums only.
     """
     try:
-        yield from run(checked, _find_schema, _fix_schema, repair=repair)
-        # Told after the rest has been repaired: SQLite finds much of that, too.
-        pages = run(checked, _find_pages, _fix_pages, repair=repair)
-        if not repair:
-            yield from pages
-        elif pages:
-            while run(_remove_some_disbelieved):
-                pass
-        yield from run(checked, _find_counter, _fix_counter, repair=repair)
-        yield from run(checked, _find_namespaces, _fix_namespaces, repair=repair)
-        yield from verify_space(run, repair=repair)
-        yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
-        yield from verify_orphans(run, repair=repair)
-        yield from run(checked, _find_totals, _fix_totals, repair=repair)
-        yield from run(checked, _find_statistics, _fix_statistics, repair=repair)
-        if repair and pages:
-            left = run(checked, _find_pages, _fix_pages, repair=False)
-            for problem in pages:
-                yield replace(problem, is_repaired=problem not in left)
+        yield from find_damage(run)
+        yield from verify_rows(run)
     except FileDamagedError as error:
         yield Problem("file", str(error), "a cache file")
 
 
-def repair_refused(connection: Connection, path: Path) -> Iterator[Problem]:
-    """As `verify` with `repair`, of a file that is refused as damaged when it is opened.
+def find_damage(run: Run) -> list[Problem]:
+    """What is wrong with the database itself: nothing that it holds can be relied on.
 
-    Until its schema is ours nothing else in the file is asked or changed.
+    That is what SQLite finds, a schema that is not ours, and a wrong account of which write came
+    after which: an old value could be taken for a new one. Nothing of it is repaired.
     """
-    run = run_on(connection, path)
-    problems = run(checked, _find_schema, _fix_schema, repair=True)
-    yield from problems
-    if all(problem.is_repaired for problem in problems):
-        yield from verify(run, repair=True)
+    finds = (_find_schema, _find_pages, _find_counter, _find_namespaces, find_in_row)
+    return [problem for find in finds for problem in run(checked, find)]
+
+
+def verify_rows(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterator[Problem]:
+    """Yield what is wrong with the entries, their bytes and their totals.
+
+    Parameters
+    ----------
+    run
+        As of `verify`.
+    repair
+        Whether to remove the entries that are wrong, and to count the totals anew.
+    has_bytes
+        Whether the bytes of the entries are in the database as well, or their checksums only.
+
+    Raises
+    ------
+    FileDamagedError
+        Something cannot be removed: the database itself is damaged.
+    """
+    yield from verify_space(run, repair=repair)
+    yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
+    yield from verify_orphans(run, repair=repair)
+    yield from run(checked, _find_totals, _fix_totals if repair else None)
+    yield from run(checked, _find_statistics, _fix_statistics if repair else None)
 
 
 def next_values(connection: Connection, after: int) -> list[tuple[int, str, str]]:
@@ -254,95 +178,22 @@ def _find_schema(connection: Connection) -> list[Problem]:
     ]
 
 
-def _fix_schema(connection: Connection, _: list[Problem]) -> None:
-    """Drop what is not ours and would run, make what is missing.
-
-    Where a table is another, nothing is done: what it computes would run.
-    """
-    different = schema.differences(connection)
-    if any(each is not None and each.type == "table" for pair in different for each in pair):
-        return
-    for found, _expected in different:
-        if found is not None and found.type != "table":
-            name = found.name.replace('"', '""')
-            connection.execute(f'DROP {found.type} "{name}"')
-    for _found, expected in different:
-        if expected is not None and expected.type != "table" and expected.sql:
-            connection.execute(expected.sql)
-
-
 def _find_pages(connection: Connection) -> list[Problem]:
     """What SQLite finds: the one check that is one transaction over the whole file."""
     rows = connection.execute(f"PRAGMA integrity_check({MOST_MESSAGES})").fetchall()
     return [Problem("page", message, "ok") for (message,) in rows if message != "ok"]
 
 
-def _fix_pages(connection: Connection, _: list[Problem]) -> None:
-    """Make the indexes anew, and believe nothing that was kept while they were wrong.
-
-    A write that was led to another row by an index has fenced that one. The row that it should have
-    found is found again now, with what was there before.
-    """
-    are_wrong = _are_pages_wrong(connection)
-    # All of them: a message names the index in words that may change.
-    try:
-        connection.execute("REINDEX")
-    except sqlite3.IntegrityError:
-        _remove_doubles(connection)
-        connection.execute("REINDEX")
-    if are_wrong:
-        connection.execute(NEXT_REVISION, {"end": REVISIONS_END})
-        connection.execute(RAISE_FENCES)
-        connection.execute(DISBELIEVE)
-
-
-def _are_pages_wrong(connection: Connection) -> bool:
-    """Whether anything is but the values that a row may have, which no index depends on."""
-    connection.execute("PRAGMA ignore_check_constraints = ON")
-    try:
-        return connection.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]
-    finally:
-        connection.execute("PRAGMA ignore_check_constraints = OFF")
-
-
-def _remove_doubles(connection: Connection) -> None:
-    """Remove the entries of which a key has two: a write did not find the one that was there."""
-    # Otherwise a row that its index lacks is one that cannot be removed.
-    connection.execute("PRAGMA writable_schema = ON")
-    try:
-        connection.execute(REMOVE_DOUBLES)
-    finally:
-        connection.execute("PRAGMA writable_schema = OFF")
-
-
-def _remove_some_disbelieved(connection: Connection) -> int:
-    """Remove some of what is not believed any more; tell how many."""
-    with connection.writing():
-        return len(connection.execute(REMOVE_SOME_DISBELIEVED, {"most": MOST_AT_ONCE}).fetchall())
-
-
 def _find_counter(connection: Connection) -> list[Problem]:
     found = connection.execute(COUNTER).fetchall()
-    highest = _highest_revision(connection)
+    (highest,) = connection.execute(HIGHEST_REVISION).fetchone()
     match found:
         case [(1, int(revision), int(fence))] if (
-            highest <= revision < REVISIONS_END and 0 <= fence <= revision
+            isinstance(highest, int) and 0 <= fence <= highest <= revision < REVISIONS_END
         ):
             return []
     expected = f"one row, its revision from {highest} to {REVISIONS_END - 1}"
     return [Problem("counter", found, expected)]
-
-
-def _fix_counter(connection: Connection, _: list[Problem]) -> None:
-    highest = _highest_revision(connection)
-    connection.execute(CLEAR_COUNTER)
-    connection.execute(SET_COUNTER, {"highest": highest})
-    connection.execute(FENCE_ALL)
-
-
-def _highest_revision(connection: Connection) -> int:
-    (highest,) = connection.execute(HIGHEST_REVISION, {"end": REVISIONS_END}).fetchone()
-    return int(highest)
 
 
 def _find_namespaces(connection: Connection) -> list[Problem]:
@@ -352,11 +203,6 @@ def _find_namespaces(connection: Connection) -> list[Problem]:
         )
         for row, name, fence in connection.execute(FENCES, {"end": REVISIONS_END})
     ]
-
-
-def _fix_namespaces(connection: Connection, problems: list[Problem]) -> None:
-    for problem in problems:
-        connection.execute(LOWER_FENCE, {"row": problem.row})
 
 
 def _counted(connection: Connection) -> tuple[Totals, Totals]:

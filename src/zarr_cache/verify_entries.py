@@ -105,60 +105,14 @@ DELETE FROM value
 WHERE rowid = :row
 """
 
-# What somebody stored stays, whatever is wrong with it: it is theirs to remove. It is in the
-# namespace without a name, also when its kind is wrong.
+# With its bytes, wherever they are. What somebody stored stays, whatever is wrong with it: it is
+# theirs to remove. It is in the namespace without a name, also when its kind is wrong.
 REMOVE_ENTRY = """
 DELETE FROM entry
 WHERE id = :row
   AND kind <> 'stored'
   AND namespace IS NOT (SELECT id FROM namespace WHERE name = '')
 """
-
-# A row with a value of another type than its column's cannot be changed but as a whole, and what it
-# knew of writes is lost with it: so every namespace gets a fence.
-OVERWRITE_ENTRY = """
-UPDATE entry
-SET namespace = 0,
-    key = 'damaged ' || id,
-    kind = 'fence',
-    size = 0,
-    stored_at = 0,
-    used_at = 0,
-    revision = 0,
-    writers = 0,
-    checksum = 0
-WHERE id = :row
-  AND kind IS NOT 'stored'
-  AND namespace IS NOT (SELECT id FROM namespace WHERE name = '')
-"""
-
-FENCE_ALL = """
-UPDATE namespace
-SET fence = (SELECT revision FROM counter WHERE id = 1)
-"""
-
-# Before it is removed as well: a revision outlives its row, as the fence of the namespace.
-LOWER_REVISION = """
-UPDATE entry
-SET revision = (SELECT revision FROM counter WHERE id = 1)
-WHERE id = :row AND revision NOT BETWEEN 0 AND (SELECT revision FROM counter WHERE id = 1)
-"""
-
-END_WRITES = """
-UPDATE entry
-SET writers = 0
-WHERE id = :row
-"""
-
-# To be taken for longer unused than it was is harmless.
-FORGET_USE = """
-UPDATE entry
-SET used_at = stored_at
-WHERE id = :row
-"""
-
-HARMLESS = {"used_at": FORGET_USE, "revision": LOWER_REVISION, "writers": END_WRITES}
-"""How a fact of an entry is repaired that its bytes do not depend on."""
 
 
 class Entry(NamedTuple):
@@ -187,7 +141,7 @@ def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Probl
             yield Problem("page", str(error), READABLE)
             return
         find = partial(_find_in_entries, first=first, last=last, has_bytes=has_bytes)
-        problems = run(checked, find, _fix_entries, repair=repair)
+        problems = run(checked, find, _fix_entries if repair else None)
         for problem in problems:
             if repair or problem.what != "bytes" or problem.row is None:
                 yield problem
@@ -197,7 +151,7 @@ def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Probl
                 again = partial(
                     _find_in_entries, first=problem.row, last=problem.row, has_bytes=has_bytes
                 )
-                if problem in run(checked, again, _fix_entries, repair=False):
+                if problem in run(checked, again):
                     yield problem
         first = following
 
@@ -328,17 +282,7 @@ def _wrong_bytes(
 
 def _fix_entries(connection: Connection, problems: list[Problem]) -> None:
     for problem in problems:
-        row = {"row": problem.row}
-        if problem.what in HARMLESS:
-            connection.execute(HARMLESS[problem.what], row)
-    for problem in problems:
-        row = {"row": problem.row}
-        if problem.what == "entry":
-            connection.execute(OVERWRITE_ENTRY, row)
-            connection.execute(FENCE_ALL)
-        if problem.what not in HARMLESS:
-            connection.execute(LOWER_REVISION, row)
-            connection.execute(REMOVE_ENTRY, row)
+        connection.execute(REMOVE_ENTRY, {"row": problem.row})
 
 
 def verify_orphans(run: Run, *, repair: bool) -> Iterator[Problem]:
@@ -346,7 +290,7 @@ def verify_orphans(run: Run, *, repair: bool) -> Iterator[Problem]:
     first = FIRST_ROW
     while True:
         find = partial(_find_orphans, first=first)
-        problems = run(checked, find, _fix_orphans, repair=repair)
+        problems = run(checked, find, _fix_orphans if repair else None)
         yield from problems
         rows = [problem.row for problem in problems if problem.row is not None]
         if len(rows) < MOST_ENTRIES:

@@ -18,16 +18,6 @@ SELECT id, identity, length
 FROM data_file
 """
 
-CLEAR_DATA_FILE = """
-DELETE FROM data_file
-"""
-
-# With another identity, if it had none: what says that it is in the data file is not believed then.
-BEGIN_DATA_FILE = """
-INSERT INTO data_file (id, identity, length)
-VALUES (1, coalesce(:identity, randomblob(16)), 4096)
-"""
-
 # Each byte of the file once, in its order.
 SPACE = """
 SELECT place, length, entry
@@ -92,13 +82,11 @@ SET length = :length
 
 def verify_space(run: Run, *, repair: bool) -> Iterator[Problem]:
     """Yield what is wrong with the tables that say who has which bytes of the data file."""
-    yield from run(checked, _find_row, _fix_row, repair=repair)
-    yield from run(checked, _find_reservations, _fix_reservations, repair=repair)
-    yield from run(checked, _find_orphans, _fix_orphans, repair=repair)
-    yield from run(checked, _find_space, _fix_space, repair=repair)
+    yield from run(checked, _find, _fix if repair else None)
 
 
-def _find_row(connection: Connection) -> list[Problem]:
+def find_in_row(connection: Connection) -> list[Problem]:
+    """What is wrong with the row that says which data file it is."""
     found = connection.execute(DATA_FILE).fetchall()
     match found:
         case [(1, bytes(identity), int(length))] if (
@@ -109,15 +97,12 @@ def _find_row(connection: Connection) -> list[Problem]:
     return [Problem("data_file", found, expected)]
 
 
-def _fix_row(connection: Connection, _: list[Problem]) -> None:
-    identities = [
-        each
-        for _, each, _ in connection.execute(DATA_FILE).fetchall()
-        if isinstance(each, bytes) and len(each) == IDENTITY_BYTES
+def _find(connection: Connection) -> list[Problem]:
+    return [
+        *_find_reservations(connection),
+        *_find_orphans(connection),
+        *_find_space(connection),
     ]
-    connection.execute(CLEAR_DATA_FILE)
-    # Its length is repaired with the space.
-    connection.execute(BEGIN_DATA_FILE, {"identity": identities[0] if identities else None})
 
 
 def _find_reservations(connection: Connection) -> list[Problem]:
@@ -126,11 +111,6 @@ def _find_reservations(connection: Connection) -> list[Problem]:
         Problem("reservation", row, expected, row=row[0])
         for row in connection.execute(RESERVATIONS, {"end": END})
     ]
-
-
-def _fix_reservations(connection: Connection, problems: list[Problem]) -> None:
-    for problem in problems:
-        connection.execute(REMOVE_RESERVATION, {"row": problem.row})
 
 
 def _find_orphans(connection: Connection) -> list[Problem]:
@@ -143,11 +123,6 @@ def _find_orphans(connection: Connection) -> list[Problem]:
         )
         for entry, place, length in connection.execute(ORPHANS)
     ]
-
-
-def _fix_orphans(connection: Connection, problems: list[Problem]) -> None:
-    for problem in problems:
-        connection.execute(REMOVE_EXTENTS, {"row": problem.row})
 
 
 def _find_space(connection: Connection) -> list[Problem]:
@@ -185,12 +160,15 @@ def _find_space(connection: Connection) -> list[Problem]:
     return problems
 
 
-def _fix_space(connection: Connection, problems: list[Problem]) -> None:
+def _fix(connection: Connection, problems: list[Problem]) -> None:
     """Remove the values of which the space is wrong, and tell anew what is free."""
     for problem in problems:
-        if problem.row is not None:
-            connection.execute(REMOVE_ENTRY, {"row": problem.row})
-            connection.execute(REMOVE_EXTENTS, {"row": problem.row})
+        row = {"row": problem.row}
+        if problem.what == "reservation":
+            connection.execute(REMOVE_RESERVATION, row)
+        elif problem.row is not None:
+            connection.execute(REMOVE_ENTRY, row)
+            connection.execute(REMOVE_EXTENTS, row)
     connection.execute(CLEAR_FREE)
     at = HEADER
     for place, length in connection.execute(EXTENTS).fetchall():

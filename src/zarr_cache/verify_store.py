@@ -9,7 +9,7 @@ from zarr_cache.calls import call_async
 from zarr_cache.flow import run
 from zarr_cache.index import EVER
 from zarr_cache.problem import FIRST_ROW, Problem
-from zarr_cache.verify import next_values, verify
+from zarr_cache.verify import find_damage, next_values, verify_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,8 @@ def verify_store(
     # The first to look anything up fills the index.
     run(kept.peek(namespace, ""))
     run_operation = kept._database.run  # noqa: SLF001 - nobody else has an index to verify
-    yield from verify(run_operation, has_bytes=False, repair=repair)
+    yield from find_damage(run_operation)
+    yield from verify_rows(run_operation, has_bytes=False, repair=repair)
     after = FIRST_ROW
     while rows := run_operation(next_values, after):
         for _, name, key in rows:

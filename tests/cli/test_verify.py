@@ -56,3 +56,31 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
     assert result.exit_code == 1
     assert set(problem) == {"what", "namespace", "key", "found", "expected", "is_repaired"}
     assert (problem["namespace"], problem["key"]) == ("era5", "t/c/1")
+
+
+def test_another_file_is_begun_with_what_somebody_stored_and_it_ends_with_0(
+    command: Command, filled: Path
+) -> None:
+    with open_file(filled) as db, db:
+        db.execute("DROP VIEW cache_usage")
+    refused = command("verify")
+    result = command("verify", "--repair")
+    (aside,) = filled.parent.glob("*.damaged-*Z")
+
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "cache_usage" in refused.stderr
+    assert result.exit_code == 0
+    assert str(aside) in result.stdout.splitlines()[-2]
+    assert command.lines("verify") == [f"{filled}: no problem found"]
+    assert [each["key"] for each in command.json("ls")] == ["mine"]
+
+
+def test_what_cannot_be_copied_is_told_and_it_ends_with_1(command: Command, filled: Path) -> None:
+    with open_file(filled) as db, db:
+        db.execute("DROP VIEW cache_usage")
+        db.execute("UPDATE entry SET stored_at = stored_at + 1 WHERE key = 'mine'")
+    result = command("verify", "--repair")
+
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-2].startswith("checksum of 'mine'")
+    assert result.stdout.splitlines()[-1].endswith("3 problems, 1 not repaired")
