@@ -16,6 +16,7 @@ import numpy as np
 from zarr_cache import checksum, schema, values
 from zarr_cache.checksum import DamagedValueError
 from zarr_cache.connection import Turns, connect
+from zarr_cache.errors import StorageError
 from zarr_cache.problem import Problem, any_text
 from zarr_cache.stored import NAMESPACE
 
@@ -122,18 +123,17 @@ def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iter
             parts[number][part] = (row, sums)
     yield from map(_unread, dict.fromkeys(unread))
     # Where a damaged index has hidden a row from a write, there are two of a key.
-    newest = {entry.key: entry for entry in sorted(entries, key=Entry.age) if entry.is_right}
+    right = sorted((entry for entry in entries if entry.is_right), key=Entry.age)
+    newest = {entry.key: entry for entry in right}
     for entry in entries:
         problem = partial(Problem, namespace=NAMESPACE, key=entry.key, row=entry.id)
         if not entry.is_right:
             yield problem("checksum", entry.checksum, entry.seed)
         elif newest[entry.key] is entry:
             try:
-                data = _value(connection, entry, parts[entry.id])
-            except (DamagedValueError, sqlite3.Error) as error:
+                put(entry.key, _value(connection, entry, parts[entry.id]))
+            except (DamagedValueError, sqlite3.Error, StorageError) as error:
                 yield problem("bytes", str(error), f"the {entry.size} bytes that were written")
-            else:
-                put(entry.key, data)
 
 
 def _rows(connection: Connection, statement: str, unread: list[str]) -> Iterator[Any]:

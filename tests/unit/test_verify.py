@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from zarr.storage import MemoryStore
@@ -15,13 +15,17 @@ from zarr_cache import (
     StorageError,
     checksum,
     file_database,
+    stored,
     verify_entries,
 )
+from zarr_cache.errors import FileFullError
 from zarr_cache.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from zarr_cache.connection import Connection
 
 PART = 4 * 2**20
 VALUES = {
@@ -482,6 +486,52 @@ def test_all_that_somebody_stored_is_copied_before_the_first_problem_is_told(pat
     next(store.verify(repair=True))
 
     assert values_of(store, values) == values
+
+
+def test_what_cannot_be_copied_into_the_new_file_is_told_and_the_rest_is_copied(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqliteStore(path)
+    for key in ("first", "second"):
+        store.set_sync(key, buffer(b"value"))
+    shell(path, DAMAGE_BESIDE)
+    put = stored.put
+
+    def fail_at_first(connection: Connection, items: Any, *args: Any, **kwargs: Any) -> None:
+        if items[0][0] == "first":
+            raise FileFullError("no room")
+        put(connection, items, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "put", fail_at_first)
+        told = problems(store, repair=True)
+
+    assert [each.key for each in told if not each.is_repaired] == ["first"]
+    assert "no room" in str(told[-1])
+    assert store.get_sync("second") == buffer(b"value")
+
+
+def test_a_row_whose_facts_are_no_numbers_keeps_nothing_else_from_being_copied(path: Path) -> None:
+    store = SqliteStore(path)
+    for key in ("first", "second"):
+        store.set_sync(key, buffer(b"value"))
+    restart(store)
+    with open_file(path) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        query = "SELECT sql FROM sqlite_schema WHERE name = 'entry'"
+        ((sql,),) = db.execute(query).fetchall()
+        update = "UPDATE sqlite_schema SET sql = ? WHERE name = 'entry'"
+        db.execute(update, (sql.replace("STRICT", ""),))
+        db.commit()
+    with open_file(path) as db:
+        db.execute("UPDATE entry SET stored_at = 'what' WHERE key = 'first'")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(update, (sql,))
+        db.commit()
+    told = problems(SqliteStore(path), repair=True)
+
+    assert [each.key for each in told if not each.is_repaired] == ["first"]
+    assert store.get_sync("second") == buffer(b"value")
 
 
 def test_what_is_on_either_side_of_a_page_that_cannot_be_read_is_copied(path: Path) -> None:

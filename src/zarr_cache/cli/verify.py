@@ -18,7 +18,11 @@ def verify(
     cache_file: CacheFile = None,
     *,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is wrong among what is kept of sources.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Delete wrong entries, or begin a damaged file anew.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
