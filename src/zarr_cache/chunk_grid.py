@@ -65,18 +65,7 @@ class StoredChunks:
 
     def __iter__(self) -> Iterator[str]:
         """The keys, in order."""
-        return self.keys()
-
-    def keys(self, which: npt.NDArray[np.bool_] | None = None) -> Iterator[str]:
-        """The keys, in order.
-
-        Parameters
-        ----------
-        which
-            For each in its order whether its key is wanted; None for all.
-        """
-        places = itertools.product(*(places.tolist() for places in self._places))
-        for place in places if which is None else itertools.compress(places, which):
+        for place in itertools.product(*(places.tolist() for places in self._places)):
             yield self.prefix + self._encode(place)
 
 

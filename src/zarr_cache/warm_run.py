@@ -1,178 +1,79 @@
-"""One run of warming: look what is at hand, fetch what is not, within the budget."""
+"""One run of warming: fetch what is not at hand, until the budget has no room for more."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache.chunk_coverage import at_hand
 from zarr_cache.errors import CacheError
 from zarr_cache.flow import run_async
-from zarr_cache.warm_report import WarmPlan, WarmReport
+from zarr_cache.warm_plan import ABSENT, KEPT, MISSING, count, count_all
+from zarr_cache.warm_report import WarmReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-
-    import numpy.typing as npt
+    from collections.abc import Callable, Iterator, Sequence
 
     from zarr_cache.cache_store import CacheStore
     from zarr_cache.cached_source import CachedSource
-    from zarr_cache.chunk_grid import StoredChunks
-    from zarr_cache.listing import Kept
+    from zarr_cache.warm_plan import Part
     from zarr_cache.warm_report import Stop
-
-SIZES_ASKED = 32
-"""The sizes of so many chunks tell those of all others, before they are fetched."""
-
-MOST_OVERHEAD = 64 * 2**10
-"""An encoded chunk has at most twice the bytes of the decoded one, and so many more: a wide margin
-over what codecs add to data that they cannot compress, and over the index of a shard."""
-
-METADATA_BYTES = 512 * 2**10
-"""A document of metadata is taken to have as many."""
-
-MISSING, KEPT, ABSENT = range(3)
-
-
-class Part:
-    """Keys that are to be at hand: of the stored chunks of one array, or of metadata.
-
-    Parameters
-    ----------
-    keys
-        The keys, or those of them for which an array of truth values says so, in order.
-    count
-        How many there are.
-    prefixes
-        How the keys begin: one query each.
-    nbytes
-        Bytes of each value before it is encoded, or None.
-    is_chunks
-        Whether these are chunks.
-
-    Attributes
-    ----------
-    states
-        Of each key `MISSING`, `KEPT` or `ABSENT`.
-    """
-
-    def __init__(
-        self,
-        keys: Callable[[npt.NDArray[np.bool_] | None], Iterator[str]],
-        count: int,
-        prefixes: Sequence[str],
-        *,
-        nbytes: int | None,
-        is_chunks: bool,
-    ) -> None:
-        self._keys = keys
-        self._count = count
-        self._prefixes = prefixes
-        self.nbytes = nbytes
-        self.is_chunks = is_chunks
-        self.states = np.zeros(count, np.uint8)
-
-    @classmethod
-    def of_chunks(cls, chunks: StoredChunks, nbytes: int | None) -> Part:
-        """The stored chunks of an array."""
-        return cls(chunks.keys, len(chunks), [chunks.prefix], nbytes=nbytes, is_chunks=True)
-
-    @classmethod
-    def of_metadata(cls, keys: Collection[str]) -> Part:
-        """Documents of arrays and groups."""
-
-        def compressed(which: npt.NDArray[np.bool_] | None) -> Iterator[str]:
-            return iter(keys) if which is None else itertools.compress(keys, which)
-
-        return cls(compressed, len(keys), list(keys), nbytes=METADATA_BYTES, is_chunks=False)
-
-    @property
-    def most(self) -> int | None:
-        """Most bytes that one value has; None if nothing tells."""
-        return None if self.nbytes is None else 2 * self.nbytes + MOST_OVERHEAD
-
-    async def look(self, cached: CachedSource) -> dict[str, Kept]:
-        """What the cache answers without a request, of these keys and of others beside them."""
-        found: dict[str, Kept] = {}
-        for prefix in self._prefixes:
-            found |= await run_async(at_hand(cached, prefix))
-        return found
-
-    def states_of(self, kept: Mapping[str, Kept]) -> npt.NDArray[np.uint8]:
-        """The state of each key."""
-
-        def state(key: str) -> int:
-            found = kept.get(key)
-            if found is None:
-                return MISSING
-            return ABSENT if found[1] is None else KEPT
-
-        return np.fromiter(map(state, self._keys(None)), np.uint8, count=self._count)
-
-    def kept_of(self, kept: Mapping[str, Kept]) -> Iterator[tuple[int, int]]:
-        """Number of the entry and bytes of each value that is at hand."""
-        for key in self._keys(self.states == KEPT):
-            entry, size = kept[key]
-            yield entry, size or 0
-
-    def missing(self) -> Iterator[tuple[int, str]]:
-        """Place and key of each that is missing now."""
-        which = self.states == MISSING
-        return zip(np.flatnonzero(which).tolist(), self._keys(which), strict=True)
-
-    def count(self, state: int) -> int:
-        """How many keys have the state."""
-        return int(np.count_nonzero(self.states == state))
 
 
 class Room:
-    """Bytes of the budget, and how many of them the selection has or may soon have.
+    """The budget, and what the selection has of it.
 
     Parameters
     ----------
     max_size
-        None for no limit.
+        Bytes; None for no limit.
     """
 
     def __init__(self, max_size: int | None) -> None:
         self._max_size = max_size
         self._used = 0
-        self._reserved = 0
+        self._under_way = 0
+        self._has_chunks = False
         self._changed = asyncio.Event()
 
-    def use(self, nbytes: int) -> None:
-        """Note bytes that are at hand."""
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the selection has more than there is: a value was larger than expected."""
+        return self._max_size is not None and self._used > self._max_size
+
+    def use(self, part: Part, nbytes: int) -> None:
+        """Note the bytes of a value that is at hand."""
+        part.see(nbytes)
+        self._has_chunks = self._has_chunks or part.is_chunks
         self._used += nbytes
 
-    def reserve(self, nbytes: int | None) -> bool:
-        """Reserve the bytes if they are known and there is room; tell whether."""
-        if self._max_size is None:
-            return True
-        if nbytes is None or self._used + self._reserved + nbytes > self._max_size:
-            return False
-        self._reserved += nbytes
-        return True
+    async def reserve(self, part: Part) -> int | None:
+        """Reserve bytes for the next value of the part, once there is room; None if there is none.
 
-    async def wait(self, nbytes: int) -> bool:
-        """Reserve the bytes once there is room; False when there will be none."""
-        while not self.reserve(nbytes):
-            if not self._reserved:
-                return False
+        A value whose size nothing tells gets all the room that is left, and so does the first chunk
+        of all: it may be much smaller than before it was encoded.
+        """
+        if self._max_size is None:
+            return 0
+        while True:
+            left = max(0, self._max_size - self._used)
+            nbytes = part.expected
+            if nbytes is None or (nbytes > left and not self._has_chunks):
+                nbytes = left
+            if self._used + self._under_way + nbytes <= self._max_size:
+                self._under_way += nbytes
+                return nbytes
+            if not self._under_way:
+                return None
+            # What is under way may turn out to be smaller, or absent.
             self._changed.clear()
             await self._changed.wait()
-        return True
 
-    def settle(self, reserved: int | None, used: int) -> None:
-        """Give back what was reserved, and note what is at hand instead."""
-        if self._max_size is not None:
-            self._reserved -= reserved or 0
-        self.use(used)
+    def settle(self, reserved: int) -> None:
+        """Give back what was reserved: the value is at hand, absent, or has failed."""
+        self._under_way -= reserved
         self._changed.set()
 
 
@@ -221,24 +122,15 @@ class WarmRun:
         self._fetched = 0
         self._bytes_fetched = 0
 
-    async def look(self, *, is_touching: bool) -> int:
-        """Note what is at hand; return the bytes of its chunks.
-
-        Parameters
-        ----------
-        is_touching
-            Whether to make it the most recently used: what is fetched next would evict it first.
-        """
-        total = 0
+    async def _look(self) -> None:
+        """Note what is at hand, and make it the most recently used: it is to be evicted last."""
         for part in self._parts:
             kept = await part.look(self._cached)
             part.states = part.states_of(kept)
-            for entry, size in part.kept_of(kept):
-                total += size if part.is_chunks else 0
-                self._room.use(size)
-                if is_touching:
+            for entry, size in map(kept.__getitem__, part.keys(KEPT)):
+                self._room.use(part, size or 0)
+                if self._store.max_size is not None:
                     await self._touch(entry)
-        return total
 
     async def _touch(self, entry: int) -> None:
         values = self._cached.values
@@ -248,73 +140,17 @@ class WarmRun:
             except CacheError as error:
                 self._cached.faults.note(error)
 
-    def _count(self, state: int) -> int:
-        return sum(part.count(state) for part in self._parts if part.is_chunks)
-
-    def _chunks(self) -> int:
-        return sum(part.states.size for part in self._parts if part.is_chunks)
-
-    async def plan(self) -> WarmPlan:
-        """What is to be fetched, by a look at the cache and at the sizes of a few chunks."""
-        bytes_at_hand = await self.look(is_touching=False)
-        at_hand = self._count(KEPT)
-        parts = [part for part in self._parts if part.is_chunks]
-        nbytes: int | None = 0
-        asked = 0
-        is_exact = True
-        for part in parts:
-            count = part.count(MISSING)
-            sizes = await self._some_sizes(part) if _tells_sizes(self._cached.source) else []
-            told, is_told = _bytes_of(part, count, sizes)
-            nbytes = None if nbytes is None or told is None else nbytes + told
-            asked += len(sizes)
-            is_exact = is_exact and is_told
-        return WarmPlan(
-            chunks=self._chunks(),
-            at_hand=at_hand,
-            bytes_at_hand=bytes_at_hand,
-            absent=self._count(ABSENT),
-            requests=sum(part.count(MISSING) for part in self._parts),
-            nbytes=nbytes,
-            sizes_asked=asked,
-            is_exact=is_exact,
-            max_size=self._store.max_size,
-        )
-
-    async def _some_sizes(self, part: Part) -> list[int]:
-        """Sizes of missing chunks spread evenly over the part; 0 for those that seem to be absent.
-
-        Each of those is a request later all the same: see `reading.exists`.
-        """
-        count = part.count(MISSING)
-        chosen = set(np.linspace(0, count - 1, min(count, SIZES_ASKED)).astype(int).tolist())
-        missing = (key for place, (_, key) in enumerate(part.missing()) if place in chosen)
-
-        async def ask(key: str) -> int:
-            async with turns:
-                return await self._size(key)
-
-        turns = asyncio.Semaphore(self._max_concurrency)
-        return await asyncio.gather(*(ask(key) for key in missing))
-
-    async def _size(self, key: str) -> int:
-        """Size of a value; 0 if it seems to be absent, which only ``get`` tells for sure."""
-        try:
-            return await self._store.getsize(key)
-        except FileNotFoundError:
-            return 0
-
     async def fetch(self) -> WarmReport:
         """Bring to hand what is not, as far as the budget goes."""
-        await self.look(is_touching=self._store.max_size is not None)
-        at_hand = self._count(KEPT)
-        self._done = at_hand + self._count(ABSENT)
+        await self._look()
+        at_hand = count(self._parts, KEPT)
+        self._done = at_hand + count(self._parts, ABSENT)
         self._tell(self._progress())
         missing = ((part, *each) for part in self._parts for each in part.missing())
-        count = sum(part.count(MISSING) for part in self._parts)
+        wanted = sum(part.count(MISSING) for part in self._parts)
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(min(count, self._max_concurrency)):
+                for _ in range(min(wanted, self._max_concurrency)):
                     workers.create_task(self._work(missing))
         except BaseExceptionGroup as group:
             error = group.exceptions[0]
@@ -325,10 +161,10 @@ class WarmRun:
         left, gone = await self._left()
         self._cached.faults.tell()
         return WarmReport(
-            chunks=self._chunks(),
+            chunks=count_all(self._parts),
             at_hand=at_hand,
             fetched=self._fetched,
-            absent=self._count(ABSENT),
+            absent=count(self._parts, ABSENT),
             left=left,
             bytes_fetched=self._bytes_fetched,
             stopped=self._why(gone) if left else None,
@@ -354,27 +190,26 @@ class WarmRun:
             self._tell(self._progress())
 
     async def _fetch(self, part: Part, place: int, key: str) -> None:
-        """Fetch one value, once it is sure to evict nothing of the selection."""
-        reserved = part.most
-        if not self._room.reserve(reserved):
-            # Near the end of the budget: exactly.
-            reserved = await self._size(key)
-            if not await self._room.wait(reserved):
-                self._stopped = self._stopped or "budget"
-                return
-        used = 0
+        """Fetch one value, if there is room for one as large as the largest so far."""
+        reserved = await self._room.reserve(part)
+        if reserved is None:
+            self._stopped = self._stopped or "budget"
+            return
         try:
             if self._stopped is None:
                 buffer = await self._store.get(key, default_buffer_prototype())
                 part.states[place] = ABSENT if buffer is None else KEPT
-                used = 0 if buffer is None else len(buffer)
-                self._fetched += part.is_chunks and buffer is not None
-                self._bytes_fetched += used
+                if buffer is not None:
+                    self._room.use(part, len(buffer))
+                    self._fetched += part.is_chunks
+                    self._bytes_fetched += len(buffer)
         finally:
-            self._room.settle(reserved, used)
+            self._room.settle(reserved)
+        if self._room.is_exceeded:
+            self._stopped = self._stopped or "budget"
 
     def _progress(self) -> Progress:
-        return Progress(self._done, self._chunks(), self._bytes_fetched)
+        return Progress(self._done, count_all(self._parts), self._bytes_fetched)
 
     async def _left(self) -> tuple[int, int]:
         """How many chunks are not at hand, and how many of them were: what the file says counts."""
@@ -385,19 +220,3 @@ class WarmRun:
                 left += int(np.count_nonzero((now == MISSING) & (part.states != ABSENT)))
                 gone += int(np.count_nonzero((now == MISSING) & (part.states == KEPT)))
         return left, gone
-
-
-def _bytes_of(part: Part, count: int, sizes: Sequence[int]) -> tuple[int | None, bool]:
-    """Bytes of so many chunks of the part, some of which have these sizes; whether it is exact."""
-    if len(sizes) == count:
-        return sum(sizes), True
-    if sizes:
-        return round(sum(sizes) / len(sizes) * count), False
-    return None if part.nbytes is None else part.nbytes * count, False
-
-
-def _tells_sizes(source: Store) -> bool:
-    """Whether the source tells the size of a value without a read of all of it over a network."""
-    while isinstance(source, WrapperStore):
-        source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
-    return type(source).getsize is not Store.getsize or isinstance(source, MemoryStore)

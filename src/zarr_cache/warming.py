@@ -11,8 +11,9 @@ from zarr.core.sync import sync
 
 from zarr_cache.chunk_coverage import source_of
 from zarr_cache.chunk_grid import StoredChunks, decoded_nbytes
+from zarr_cache.warm_plan import Part, plan
 from zarr_cache.warm_progress import shown
-from zarr_cache.warm_run import Part, WarmRun
+from zarr_cache.warm_run import WarmRun
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -72,8 +73,9 @@ def warm(
     goes on where it was. What is at hand becomes the most recently used.
 
     Stops before it would evict what the selection has at hand, this run's and what was there
-    before. Other values go as for any read: the least recently used first. Where room runs short,
-    the size of a chunk is asked for before the chunk.
+    before: when there is no room in ``max_size`` for another chunk as large as the largest of its
+    array so far. As long as none has been seen, the bytes of a chunk before it is encoded count.
+    Other values go as for any read: the least recently used first.
 
     Waits for zarr's event loop, and may be called wherever zarr's own functions may, also in the
     loop of a notebook.
@@ -238,13 +240,15 @@ async def _warm(
         max_concurrency = int(zarr.config.get("async.concurrency") or 1)
     if max_concurrency < 1:
         raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
-    parts = [Part.of_metadata(documents)]
+    cached = source_of(store)
+    parts = [Part(documents, documents, nbytes=None, is_chunks=False)]
     for array in arrays:
         chunks = StoredChunks(array, selection)
-        parts.append(Part.of_chunks(chunks, decoded_nbytes(array)))
-    with shown(False if dry_run else progress, node.path or "warming") as tell:
-        run = WarmRun(store, source_of(store), parts, max_concurrency, tell)
-        return await (run.plan() if dry_run else run.fetch())
+        parts.append(Part(chunks, [chunks.prefix], nbytes=decoded_nbytes(array), is_chunks=True))
+    if dry_run:
+        return await plan(store, cached, parts, max_concurrency)
+    with shown(progress, node.path or "warming") as tell:
+        return await WarmRun(store, cached, parts, max_concurrency, tell).fetch()
 
 
 def _sync[T](coroutine: Coroutine[Any, Any, T]) -> T:

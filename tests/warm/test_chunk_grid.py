@@ -149,15 +149,6 @@ def test_a_selection_that_is_none_of_the_array_is_refused(selection: Any, messag
         StoredChunks(array, selection)
 
 
-def test_keys_can_be_chosen_from() -> None:
-    array = zarr.create_array(MemoryStore(), shape=(4, 2), chunks=(2, 1), dtype="u1")
-
-    assert list(StoredChunks(array).keys(np.array([True, False, False, True]))) == [
-        "c/0/0",
-        "c/1/1",
-    ]
-
-
 def test_chunks_of_several_lengths_are_told_apart() -> None:
     with zarr.config.set({"array.rectilinear_chunks": True}):
         array = zarr.create_array(

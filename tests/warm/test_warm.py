@@ -255,14 +255,74 @@ def test_it_stops_before_it_would_evict_what_it_has_fetched(
     assert 5 * CHUNK < cached_bytes(path) < 6 * CHUNK
 
 
-def test_a_chunk_that_does_not_fit_is_not_fetched(path: Path) -> None:
-    source, _, array = cached(rows(2), path, max_size=CHUNK)
+def of_sizes(*sizes: int) -> MemoryStore:
+    """An array "a/b" of compressed chunks, encoded in so many bytes or a few more."""
+    memory = MemoryStore()
+    shape = (len(sizes), 10_000)
+    array = zarr.create_array(memory, name="a/b", shape=shape, chunks=(1, 10_000), dtype="u1")
+    random = np.random.default_rng(0)
+    for row, size in enumerate(sizes):
+        array[row, :size] = random.integers(1, 256, size, "u1")
+    return memory
 
-    report = warm(array)
 
-    assert (report.fetched, report.left, report.stopped) == (0, 2, "budget")
-    assert chunk_keys(source) == ["a/b/c/0/0"]
-    assert source.requests == {"get": 2, "getsize": 3}
+def test_the_largest_chunk_so_far_tells_whether_there_is_room_for_another(path: Path) -> None:
+    _, store, array = cached(of_sizes(1000, 3000, *[1000] * 4), path, max_size=10_000)
+
+    report = warm(array, max_concurrency=1)
+
+    # The last one has 1000 bytes: there was room for it, and none for another of 3000.
+    assert (report.fetched, report.left, report.stopped) == (5, 1, "budget")
+    assert store.cache_stats()["evictions"] == 0
+    assert store.cache_info()["current_size"] < 9000
+
+
+def test_the_first_chunk_is_fetched_also_if_it_is_larger_than_the_budget_before_it_is_encoded(
+    path: Path,
+) -> None:
+    _, _, array = cached(of_sizes(1000, 1000), path, max_size=5000)
+
+    assert warm(array).is_complete
+
+
+@pytest.mark.parametrize("max_concurrency", [1, 3, 10])
+def test_no_chunk_is_begun_for_which_there_is_no_room_beside_those_under_way(
+    path: Path, max_concurrency: int
+) -> None:
+    _, store, array = cached(of_sizes(*[1000] * 30), path, max_size=15_000)
+
+    report = warm(array, max_concurrency=max_concurrency)
+
+    assert (report.stopped, store.cache_stats()["evictions"]) == ("budget", 0)
+    assert 12 <= report.fetched <= 14
+    assert report.fetched + report.left == 30
+
+
+def test_a_chunk_that_is_larger_than_all_before_ends_the_run_and_what_it_displaced_is_left(
+    path: Path,
+) -> None:
+    _, store, array = cached(of_sizes(*[1000] * 5, 8000, 1000), path, max_size=11_000)
+
+    report = warm(array, max_concurrency=1)
+    store.flush()
+
+    assert (report.fetched, report.stopped) == (6, "budget")
+    assert store.cache_info()["current_size"] <= 11_000
+
+
+def test_chunks_of_which_nothing_tells_the_size_are_fetched_one_by_one_until_one_is_seen(
+    path: Path,
+) -> None:
+    memory = MemoryStore()
+    array = zarr.create_array(memory, name="a/b", shape=8, chunks=1, dtype="str")
+    array[:] = np.array(["x" * 1000] * 8, dtype=object)
+    source, store, array = cached(memory, path, max_size=2**20)
+
+    report = warm(array, max_concurrency=4)
+
+    assert report.is_complete
+    assert len(chunk_keys(source)) == 8
+    assert store.cache_stats()["evictions"] == 0
 
 
 def test_it_makes_room_by_what_was_used_least_recently(path: Path) -> None:
@@ -294,22 +354,14 @@ def test_warming_a_larger_selection_again_evicts_nothing(path: Path) -> None:
     report = warm(array)
 
     assert (report.at_hand, report.fetched, report.stopped) == (5, 0, "budget")
-    assert set(source.requests) == {"getsize"}
+    assert source.requests == {}
     assert store.cache_stats()["evictions"] == 0
 
 
-def test_far_from_the_end_of_the_budget_no_size_is_asked_for(path: Path) -> None:
-    source, _, array = cached(rows(10), path, max_size=2**30)
-
-    warm(array)
-
-    assert source.requests == {"get": 10 + len(DOCUMENTS)}
-
-
-def test_a_budget_of_absent_chunks_is_no_obstacle(path: Path) -> None:
+def test_absent_chunks_take_no_room(path: Path) -> None:
     memory = MemoryStore()
     zarr.create_array(memory, name="a/b", shape=(5, CHUNK), chunks=(1, CHUNK), dtype="u1")
-    _, _, array = cached(memory, path, max_size=1000)
+    _, _, array = cached(memory, path, max_size=3 * CHUNK)
 
     report = warm(array)
 
