@@ -134,11 +134,11 @@ def _lock(folder: int, path: Path, how: int, seconds: float) -> None:
 
 
 def is_writable(path: Path) -> bool:
-    """Whether this process may write to the file and to what lies beside it."""
+    """Whether this process may write to the file, to its log, and to the folder they are in."""
     beside = (log_of(path), shared_memory_of(path))
     # As whom the process acts, where the system tells that from who has started it.
     acting = os.access in os.supports_effective_ids
     return all(
         os.access(each, os.W_OK, effective_ids=acting)
-        for each in (path, *filter(Path.exists, beside))
+        for each in (path, path.parent, *filter(Path.exists, beside))
     )

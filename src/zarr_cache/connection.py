@@ -1,29 +1,18 @@
-"""Connections to a cache file: the only place that opens one to work on it."""
+"""Connections to a cache file: their pragmas and their transactions."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
-import stat
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from zarr_cache import migrate, schema
-from zarr_cache.aside import drop_orphans, has_orphans
-from zarr_cache.cache_file import (
-    BUSY_TIMEOUT_SECONDS,
-    locked_folder,
-    log_of,
-    shared_memory_of,
-    state_of,
-)
-from zarr_cache.data_file import IS_SUPPORTED, DataFile, remove_orphan
+from zarr_cache.cache_file import BUSY_TIMEOUT_SECONDS, log_of, state_of
+from zarr_cache.data_file import IS_SUPPORTED, DataFile
 from zarr_cache.errors import FileLockedError, StorageError, is_code
-from zarr_cache.network import refuse_network
-from zarr_cache.owner import APPLICATION_ID, refuse_foreign
+from zarr_cache.owner import refuse_foreign
 from zarr_cache.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -314,150 +303,13 @@ def data_file(path: Path) -> DataFile | None:
     return DataFile(path) if IS_SUPPORTED else None
 
 
-def open_file(path: Path, turns: Turns) -> Connection:
-    """A connection to a cache file of the newest schema, which is made if there is none.
-
-    Several processes may do so at once. A file that is not ours is not written to. What cannot be
-    written to is opened for reading.
-
-    Raises
-    ------
-    ForeignFileError, NewerSchemaError
-        The file is left byte for byte as it was.
-    HardLinkedFileError
-        It has more than one name.
-    FileDamagedError
-        It is ours, and its header or its schema is damaged.
-    MigrationError
-        The file still has the schema that it had.
-    NetworkFileSystemError
-        SQLite's log does not work where the path is.
-    """
-    refuse_network(path)
-    while True:
-        with locked_folder(path, is_shared=True):
-            if not has_orphans(path):
-                return _open_as_it_may(path, turns)
-        # Not while others open the file: what one of them has just made is no orphan.
-        drop_orphans(path)
+def prepare_new(connection: Connection) -> None:
+    """Set what holds only if it is set before the first page of a file is written."""
+    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
 
 
-def _open_as_it_may(path: Path, turns: Turns) -> Connection:
-    try:
-        _make(path)
-        refuse_foreign(path)
-        _give_its_mode_to_its_log(path)
-        return _open_newest(path, turns)
-    except (sqlite3.OperationalError, OSError) as error:
-        if not (_is_read_only(error) and path.is_file()):
-            raise
-        return reopen_read_only(path, turns)
-
-
-def _make(path: Path) -> None:
-    """Let there be a file, empty if it is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-
-
-def _give_its_mode_to_its_log(path: Path) -> None:
-    """Let an empty log, and its index, have the mode of the file.
-
-    SQLite gives what it makes beside the file the mode that the file has then. What was made while
-    nothing could be written would keep everything from being written now.
-    """
-    with contextlib.suppress(FileNotFoundError, PermissionError):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if log_of(path).stat().st_size == 0:
-            for beside in (log_of(path), shared_memory_of(path)):
-                found = beside.lstat()
-                if _is_our_file(found) and stat.S_IMODE(found.st_mode) != mode:
-                    beside.chmod(mode)
-
-
-def _is_our_file(found: os.stat_result) -> bool:
-    """Whether it is a file, and this user's: in a shared folder others may have put it there."""
-    is_ours = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
-    return stat.S_ISREG(found.st_mode) and is_ours
-
-
-def _open_newest(path: Path, turns: Turns) -> Connection:
-    connection = connect_to(path, turns)
-    try:
-        schema.check_file(connection, path)
-        if migrate.version(connection) < migrate.newest():
-            # Both hold only when set before the first page is written, and do nothing later.
-            connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            # The log first: a migration that dies leaves nothing that must be rolled back.
-            _switch_to_wal(connection)
-            migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
-            # Into the file itself, where the next to open it can look without the log.
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            remove_orphan(path, connection)
-        else:
-            _switch_to_wal(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def reopen_read_only(path: Path, turns: Turns) -> Connection:
-    """A connection to a file of the newest schema that cannot be written to.
-
-    Raises
-    ------
-    sqlite3.OperationalError
-        It cannot be read either: it is being written to, or of an older schema.
-    StorageError
-        It is gone.
-    """
-    # Before it is opened: what somebody writes meanwhile is seen by the next operation.
-    try:
-        state = state_of(path, path.stat())
-    except OSError as error:
-        raise StorageError(f"{path}: {error}") from error
-    try:
-        return _open_read_only(path, "mode=ro", turns)
-    except sqlite3.OperationalError as error:
-        # Reading along with a log takes a file beside it. Without a log nobody writes, and the file
-        # is read as it is.
-        if not _is_read_only(error) or state.has_log:
-            raise
-    connection = _open_read_only(path, "immutable=1", turns)
-    connection.take_to_stay(state)
-    return connection
-
-
-def _open_read_only(path: Path, how: str, turns: Turns) -> Connection:
-    connection = connect(f"{path.as_uri()}?{how}", turns, uri=True)
-    connection.data_file = data_file(path)
-    connection.is_read_only = True
-    try:
-        schema.check_file(connection, path)
-        if migrate.version(connection) == migrate.newest():
-            return connection
-    except BaseException:
-        connection.close()
-        raise
-    connection.close()
-    older = sqlite3.OperationalError("read-only, and of an older schema")
-    older.sqlite_errorcode = sqlite3.SQLITE_READONLY
-    raise older
-
-
-def _is_read_only(error: sqlite3.OperationalError | OSError) -> bool:
-    """Whether something cannot be written, rather than be read."""
-    if isinstance(error, OSError):
-        return error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}
-    codes = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
-    return any(is_code(error, code) for code in codes)
-
-
-def _switch_to_wal(connection: Connection) -> None:
+def switch_to_wal(connection: Connection) -> None:
     """Switch to write-ahead logging, which holds for the file from then on."""
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:

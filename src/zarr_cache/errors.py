@@ -164,6 +164,17 @@ _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_MISMATCH: FileDamagedError,
 }
 
+_WAY_OUT = {
+    sqlite3.SQLITE_READONLY: (
+        "; to be written to, the file, what SQLite keeps beside it (-wal, -shm) and the folder "
+        "must all be writable"
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "; it must be readable, and if it has a log (-wal) and the folder is read-only, somebody "
+        "who may write to it must open and close it once"
+    ),
+}
+
 
 def is_code(error: sqlite3.Error, code: int) -> bool:
     """Whether `error` carries the primary result code `code`.
@@ -183,4 +194,5 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
         # which it gives the code of an error in a statement.
         return FileDamagedError(f"{path}: {error}")
     code = (code or 0) & 0xFF
-    return _BY_PRIMARY_CODE.get(code, StorageError)(f"{path}: {error}")
+    told = f"{path}: {error}{_WAY_OUT.get(code, '')}"
+    return _BY_PRIMARY_CODE.get(code, StorageError)(told)

@@ -25,8 +25,6 @@ from zarr_cache.connection import (
     connect_to,
     data_file,
     deleted,
-    open_file,
-    reopen_read_only,
 )
 from zarr_cache.errors import (
     FileDamagedError,
@@ -42,6 +40,7 @@ from zarr_cache.errors import (
 )
 from zarr_cache.flow import in_thread
 from zarr_cache.loop_connection import LoopConnection
+from zarr_cache.opening import open_file, open_read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,7 +238,7 @@ class FileDatabase:
     def _connect(self) -> Connection:
         """Another connection to what is open."""
         if self._is_read_only:
-            connection = reopen_read_only(self.path, self._turns)
+            connection = open_read_only(self.path, self._turns)
         else:
             log = cache_file.log_of(self.path)
             if self._connections and not log.exists():

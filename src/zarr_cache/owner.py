@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import stat
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache import migrate
@@ -23,6 +20,7 @@ from zarr_cache.errors import (
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
 APPLICATION_ID = 0x5A43_4131
 """``PRAGMA application_id`` of our files: "ZCA1" in ASCII."""
@@ -31,13 +29,13 @@ APPLICATION_ID = 0x5A43_4131
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _APPLICATION_ID_AT = slice(68, 72)
+_VERSION_AT = slice(60, 64)
+# https://www.sqlite.org/fileformat2.html#the_write_ahead_log: a header, and one for each page.
+_FIRST_PAGE_OF_LOG_AT = 32 + 24
 
 # Stands in the first pages of each of our files, whatever becomes of the header.
 _OUR_SCHEMA = (b"CREATE TABLE namespace (", b"CREATE TABLE entry (", b"CREATE TABLE value (")
 _SCHEMA_BYTES = 64 * 1024
-
-MOST_COPIED_BYTES = 32 * 2**20
-"""More than is in a file of ours, and its log, of which the log alone tells whose it is."""
 
 MOST_SCHEMA_ROW_BYTES = 2**20
 """Nobody writes a longer text of a table or view, and SQLite holds each in memory."""
@@ -116,8 +114,7 @@ def refuse_foreign(path: Path) -> None:
             if not (path.stat().st_size and log.exists() and log.stat().st_size):
                 return
             if identity == _Identity():
-                _judge(path, _identity_of_copy(path, log))
-                return
+                _judge(path, _identity_in_log(log))
     # What is ours, or still empty, may be another thing with its log, or be written just now.
     try:
         identity = _identity(path, "mode=ro")
@@ -168,25 +165,15 @@ def _refuse_what_is_no_database(path: Path, error: sqlite3.DatabaseError) -> Non
     raise ForeignFileError(path, found="not an SQLite database") from error
 
 
-def _identity_of_copy(path: Path, log: Path) -> _Identity:
-    """As `_identity`, of a copy of the file with its log: SQLite writes beside what it reads.
-
-    The file itself has nothing in it yet, and nothing in this process has it open.
-
-    Raises
-    ------
-    ForeignFileError
-        They are too long to be ours, and are not copied.
-    """
-    nbytes = path.stat().st_size + log.stat().st_size
-    if nbytes > MOST_COPIED_BYTES:
-        found = f"an empty database with a log, of {nbytes} bytes together"
-        raise ForeignFileError(path, found=found)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, path.name)
-        shutil.copyfile(path, copy)
-        shutil.copyfile(log, copy.with_name(f"{path.name}-wal"))
-        return _identity(copy, "mode=ro")
+def _identity_in_log(log: Path) -> _Identity:
+    """What the log of a file says that is empty without it: its first page is that of the file."""
+    with log.open("rb") as file:
+        file.seek(_FIRST_PAGE_OF_LOG_AT)
+        header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES:
+        return _Identity()
+    application_id = int.from_bytes(header[_APPLICATION_ID_AT])
+    return _Identity(application_id, int.from_bytes(header[_VERSION_AT]), objects=1)
 
 
 def _identity(path: Path, how: str) -> _Identity:

@@ -55,13 +55,11 @@ WHERE 4 <> (
 )
 """
 
-# What SQLite itself makes for ANALYZE and AUTOINCREMENT.
-MADE_BY_SQLITE = {"sqlite_stat1", "sqlite_stat4", "sqlite_sequence"}
+# What SQLite itself makes for ANALYZE.
+MADE_BY_SQLITE = {"sqlite_stat1", "sqlite_stat4"}
 
-EXPRESSION = -2
-"""What ``PRAGMA index_xinfo`` has in place of the number of a column."""
-
-BUILT_IN_COLLATIONS = {"BINARY", "NOCASE", "RTRIM"}
+MOST_TOLD = 3
+"""A message names so many differences."""
 
 
 class Object(NamedTuple):
@@ -93,9 +91,9 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if self.found is None:
             return f"{self.expected} is missing"
-        return (
-            f"{self.found} is not {'ours' if self.expected is None else 'as our scripts make it'}"
-        )
+        if self.expected is None:
+            return f"{self.found} is not ours; add nothing but views, and drop it"
+        return f"{self.found} is not as our scripts make it"
 
 
 def check_file(connection: sqlite3.Connection, path: Path) -> None:
@@ -119,15 +117,16 @@ def check_file(connection: sqlite3.Connection, path: Path) -> None:
         if connection.in_transaction:
             connection.execute("COMMIT")
     if wrong:
-        raise FileDamagedError(f"{path}: {'; '.join(map(str, wrong))}")
+        told = "; ".join(map(str, wrong[:MOST_TOLD]))
+        more = f"; and {len(wrong) - MOST_TOLD} more" if len(wrong) > MOST_TOLD else ""
+        raise FileDamagedError(f"{path}: {told}{more}")
 
 
 def differences(connection: sqlite3.Connection) -> list[Difference]:
     """In what the file's schema is another than our scripts give its version.
 
-    Views, tables and plain indexes of other names, that somebody has added, are no difference:
-    nothing of them runs when our tables are used. Triggers are one, and so are indexes on our
-    tables that compute something or that refuse rows.
+    Views of other names, that somebody has added, are no difference: nothing of them runs when our
+    tables are used.
     """
     expected = {each.name: each for each in objects_of(migrate.version(connection))}
     found = [Object(*map(_text, row)) for row in connection.execute(OBJECTS)]
@@ -135,7 +134,7 @@ def differences(connection: sqlite3.Connection) -> list[Difference]:
     different = [
         Difference(each, expected.get(each.name))
         for each in found
-        if each != expected.get(each.name) and not _is_harmless(connection, each)
+        if each != expected.get(each.name) and not _is_harmless(each)
     ]
     missing = [Difference(None, each) for name, each in expected.items() if name not in names]
     return different + missing
@@ -158,32 +157,11 @@ def _text(blob: bytes | None) -> str:
     return (blob or b"").decode(errors="backslashreplace")
 
 
-def _is_harmless(connection: sqlite3.Connection, added: Object) -> bool:
-    """Whether something that somebody has added does nothing when our tables are used.
+def _is_harmless(added: Object) -> bool:
+    """Whether it is a view of another name than ours, or made by SQLite for ``ANALYZE``.
 
     SQLite refuses a schema in which type, name or table are not those that the SQL says.
     """
     ours = {each.name.lower() for each in objects_of(migrate.newest())}
-    name = added.name.lower()
-    if added.type == "index":
-        return added.table.lower() not in ours or _is_plain(connection, added)
-    # A table named as one of SQLite's functions for pragmas takes its place.
-    is_reserved = name.startswith(("sqlite_", "pragma_")) and name not in MADE_BY_SQLITE
-    is_kept = added.type == "view" or added.sql.startswith("CREATE TABLE ")
-    return is_kept and not is_reserved and name not in ours
-
-
-def _is_plain(connection: sqlite3.Connection, index: Object) -> bool:
-    """Whether an index on one of our tables refuses no row and computes nothing."""
-    quoted = index.name.replace('"', '""')
-    columns = connection.execute(f'PRAGMA index_xinfo("{quoted}")').fetchall()
-    indexes = connection.execute(f"PRAGMA index_list({index.table})").fetchall()
-    is_partial = any(partial for _, name, _, _, partial in indexes if name == index.name)
-    return (
-        index.sql.startswith("CREATE INDEX ")
-        and not is_partial
-        and all(
-            number != EXPRESSION and collation in BUILT_IN_COLLATIONS
-            for _, number, _, _, collation, _ in columns
-        )
-    )
+    is_view = added.type == "view" and added.name.lower() not in ours
+    return is_view or added.name in MADE_BY_SQLITE

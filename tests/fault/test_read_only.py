@@ -22,6 +22,7 @@ from tests.fault.sources import (
     settle,
     told,
 )
+from zarr_cache import SqliteStore, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,3 +178,27 @@ async def test_what_others_who_can_write_have_written_is_seen_also_while_it_is_o
     assert before == VALUES[KEYS[0]]
     assert after == b"written"
     assert len(told(warned)) <= 1
+
+
+@pytest.mark.parametrize("fault", [FAULTS["the folder"]], indirect=True)
+async def test_a_log_that_cannot_be_read_without_its_shared_memory_is_told(
+    path: Path, fault: Fault
+) -> None:
+    leave_process(new_cache(new_source(), path))
+    assert run_child(path, WRITE + "os._exit(0)").code == 0
+    path.with_name(f"{path.name}-shm").unlink()
+
+    with fault.begin(path), pytest.raises(StorageError, match="open and close it once"):
+        SqliteStore(path).get_sync("k")
+
+
+def test_a_file_that_is_read_only_is_read_without_anything_beside_it(path: Path) -> None:
+    SqliteStore(path).set_sync("k", buffer(b"value"))
+    restart(SqliteStore(path))
+    with mode(path, 0o400):
+        found = SqliteStore(path).get_sync("k")
+        beside = [each.name for each in path.parent.iterdir()]
+        SqliteStore(path).close()
+
+    assert found == buffer(b"value")
+    assert beside == [path.name]

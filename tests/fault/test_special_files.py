@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import leave_process, restart
-from tests.fault.real import is_root
 from tests.fault.sources import SURFACES, VALUES, new_cache, new_source, read_all, settle, told
 from zarr_cache import ForeignFileError, SqliteStore
-from zarr_cache.connection import _give_its_mode_to_its_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,12 +66,9 @@ def put_in_place(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def forge_link(path: Path, suffix: str, victim: Path) -> None:
-    """Let a file that everybody may write have a link to somebody's own beside it."""
+    """Let the file have a link to somebody's own beside it."""
     victim.write_bytes(b"a key")
     victim.chmod(0o600)
-    path.chmod(0o666)
-    path.with_name(f"{path.name}-wal").touch()
-    path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.with_name(path.name + suffix).symlink_to(victim)
 
 
@@ -145,19 +140,6 @@ async def test_what_a_link_beside_the_file_leads_to_keeps_its_bytes_and_its_mode
     assert victim.read_bytes() == b"a key"
     assert stat.S_IMODE(victim.stat().st_mode) == 0o600
     assert f"{path.name}{suffix}: a symbolic link" in told(warned)[0]
-
-
-@pytest.mark.skipif(not is_root(), reason="only root can give files away")
-def test_a_log_of_somebody_else_keeps_its_mode(path: Path) -> None:
-    SqliteStore(path).get_sync("k")
-    restart(SqliteStore(path))
-    path.chmod(0o666)
-    log = path.with_name(f"{path.name}-wal")
-    log.touch(0o600)
-    os.chown(log, 65534, 65534)
-    _give_its_mode_to_its_log(path)
-
-    assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
 def test_a_store_says_what_it_found(path: Path) -> None:

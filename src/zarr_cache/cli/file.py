@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from zarr_cache import cache_file, migrate, schema
 from zarr_cache.cli.terminal import fail
-from zarr_cache.connection import Turns, connect, data_file, reopen_read_only
-from zarr_cache.errors import CacheError, is_code, translated
+from zarr_cache.connection import Turns, connect, data_file
+from zarr_cache.errors import CacheError, translated
 from zarr_cache.location import default_path
 from zarr_cache.network import refuse_network
+from zarr_cache.opening import open_read_only
 from zarr_cache.owner import refuse_foreign
 from zarr_cache.sqlite_store import SqliteStore
 
@@ -84,21 +85,13 @@ def opened_to_read(path: Path) -> Iterator[Connection]:
     with told_on_one_line(path):
         refuse_network(path)
         refuse_foreign(path)
-        with contextlib.closing(_connect(path)) as connection:
+        is_writable = cache_file.is_writable(path)
+        connected = _connect(path) if is_writable else open_read_only(path, Turns())
+        with contextlib.closing(connected) as connection:
             yield connection
 
 
 def _connect(path: Path) -> Connection:
-    try:
-        return _connect_to_read(path)
-    except sqlite3.OperationalError as error:
-        # The folder takes no files: the log's index cannot lie beside the file.
-        if not (is_code(error, sqlite3.SQLITE_CANTOPEN) or is_code(error, sqlite3.SQLITE_READONLY)):
-            raise
-        return reopen_read_only(path, Turns())
-
-
-def _connect_to_read(path: Path) -> Connection:
     is_in_use = cache_file.log_of(path).exists()
     # Not mode=ro: whoever reads so is not allowed to take away the files that a log needs.
     connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
