@@ -7,9 +7,12 @@
 
 -- Whose keys these are: the name of a source without credentials, or of a hierarchy kept here.
 CREATE TABLE namespace (
-    id    INTEGER PRIMARY KEY,
-    name  TEXT    NOT NULL UNIQUE,
-    fence INTEGER NOT NULL DEFAULT 0     -- answers asked for at a revision before this one are refused
+    id             INTEGER PRIMARY KEY,
+    name           TEXT    NOT NULL UNIQUE,
+    fence          INTEGER NOT NULL DEFAULT 0,  -- answers asked for at a revision before this one are refused
+    removals       INTEGER NOT NULL DEFAULT 0 CHECK (removals >= 0),  -- of folders of the source, under way
+    removals_since INTEGER,                     -- when the first of them began: nothing is kept meanwhile
+    CHECK ((removals = 0) = (removals_since IS NULL))
 ) STRICT;
 
 -- One row. Revisions count the writes that this file has seen. They begin at the time of its making

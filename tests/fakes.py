@@ -700,8 +700,9 @@ def cached_keys(path: Path) -> set[str]:
 def writers(path: Path) -> int:
     """Writes that the file believes to be under way."""
     with open_file(path) as db:
-        (number,) = db.execute("SELECT TOTAL(writers) FROM entry").fetchone()
-    return int(number)
+        (writes,) = db.execute("SELECT TOTAL(writers) FROM entry").fetchone()
+        (removals,) = db.execute("SELECT TOTAL(removals) FROM namespace").fetchone()
+    return int(writes + removals)
 
 
 class Accounts(NamedTuple):

@@ -37,12 +37,15 @@ MOST_ABSENT = 100_000
 
 # A row keeps its revision: it is that of the last write, and this is none. A row that says more
 # recently what the source holds stays, and so does one that a write has fenced since, or that a
-# write is fencing now, unless that writer is taken for dead.
+# write is fencing now, unless that writer is taken for dead. While a folder of the source is being
+# removed, nothing of the source is kept.
 ADMIT = """
 INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
 SELECT id, :key, :kind, :size, :stored_at, :used_at, 0, :checksum
 FROM namespace
-WHERE name = :namespace AND fence <= :revision
+WHERE name = :namespace
+  AND fence <= :revision
+  AND (removals_since IS NULL OR removals_since <= :dead_before)
 ON CONFLICT (namespace, key) DO UPDATE
 SET kind = excluded.kind,
     size = excluded.size,
@@ -397,9 +400,6 @@ def _admit(
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
         # Its space is reserved no more if this process was taken for dead.
         is_there = its is None or its.is_there(connection)
-        is_there = is_there and not index.is_being_removed(
-            connection, namespace, admission.key, answer.stored_at
-        )
         rows = connection.execute(ADMIT, parameters).fetchall() if is_there else []
         for (entry,) in rows:
             admission.entry = entry

@@ -274,16 +274,7 @@ class CachedSource:
         self.open_source()
         mark = self.values.marked_ns(self.namespace)
         yield from self.values.fence_prefix(self.namespace, "")
-        yield from self._end_removals()
         yield from self.values.trust(self.namespace, mark)
-
-    def _end_removals(self) -> Flow[None]:
-        """Tell the file of removals that have ended while it could not be told."""
-        for namespace, folder in list(self.values.unended):
-            if namespace == self.namespace:
-                now_ns, limits = self.values.clock().stamp_ns(), self.limits()
-                yield from self.values.end_write(namespace, [folder], {}, now_ns, limits)
-                self.values.unended.discard((namespace, folder))
 
     def enforce(self) -> Flow[None]:
         """Come under the limits, as far as the file can be written to."""

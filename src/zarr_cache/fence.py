@@ -58,7 +58,8 @@ WHERE kind IS NOT 'stored'
 RETURNING id
 """
 
-# Only the one writer whose fence still stands knows what the source holds now.
+# Only the one writer whose fence still stands knows what the source holds now, and only where no
+# folder has been removed meanwhile.
 END_WRITE_WITH_VALUE = """
 UPDATE entry
 SET kind = 'value',
@@ -68,7 +69,13 @@ SET kind = 'value',
     revision = :revision,
     writers = 0,
     checksum = :checksum
-WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+WHERE namespace = (
+        SELECT id
+        FROM namespace
+        WHERE name = :namespace
+          AND fence <= :begun
+          AND (removals_since IS NULL OR removals_since <= :dead_before)
+    )
   AND key = :key
   AND revision = :begun
   AND writers = 1
@@ -117,6 +124,22 @@ UPDATE namespace
 SET fence = :revision
 WHERE name = :namespace
 RETURNING id
+"""
+
+# As with the writers of a key, one that never ends is taken for dead an hour after the first began,
+# however many come meanwhile.
+BEGIN_REMOVAL = """
+UPDATE namespace
+SET removals = CASE WHEN removals_since > :dead_before THEN removals + 1 ELSE 1 END,
+    removals_since = CASE WHEN removals_since > :dead_before THEN removals_since ELSE :now END
+WHERE name = :namespace
+"""
+
+END_REMOVAL = """
+UPDATE namespace
+SET removals = max(0, removals - 1),
+    removals_since = CASE WHEN removals > 1 THEN removals_since END
+WHERE name = :namespace
 """
 
 
@@ -292,8 +315,6 @@ def _end_with_value(
         return False
     if its is not None and not its.is_there(connection):
         return False
-    if index.is_being_removed(connection, namespace, key, answer.used_at):
-        return False
     seed = seed_of(namespace, key, answer)
     rows = connection.execute(
         END_WRITE_WITH_VALUE,
@@ -304,6 +325,7 @@ def _end_with_value(
             "stored_at": answer.stored_at,
             "used_at": answer.used_at,
             "begun": answer.revision,
+            "dead_before": answer.used_at - LONGEST_WRITE_NS,
             "revision": revision,
             "checksum": seed,
         },
@@ -315,6 +337,28 @@ def _end_with_value(
         elif answer.data is not None:
             keep(connection, entry, seed, answer.data)
     return bool(rows)
+
+
+def begin_removal(connection: Connection, namespace: str, now_ns: int) -> None:
+    """Keep no answer of the namespace while the source removes a folder: for an hour at most.
+
+    What is kept of the folder is for `fence_prefix` to remove, before the source is asked and when
+    it has answered. What is asked for in between would stay if this process died before the second.
+    """
+    parameters = {
+        "namespace": namespace,
+        "now": now_ns,
+        "dead_before": now_ns - LONGEST_WRITE_NS,
+    }
+    with connection.writing_much():
+        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+        connection.execute(BEGIN_REMOVAL, parameters)
+
+
+def end_removal(connection: Connection, namespace: str) -> None:
+    """Keep answers again, unless another folder is being removed."""
+    with connection.writing():
+        connection.execute(END_REMOVAL, {"namespace": namespace})
 
 
 def _raise_fence(connection: Connection, namespace: str, revision: int) -> None:
@@ -333,8 +377,7 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
     Returns
     -------
     list of str
-        The keys of the values removed. An absence or a fence has no bytes anywhere, and the fence
-        of a folder has no key.
+        The keys of the values removed. An absence or a fence has no bytes anywhere.
     """
     with connection.writing_much():
         revision = _next_revision(connection, namespace)

@@ -205,8 +205,7 @@ def _keep_parts(
 ) -> Flow[None]:
     """Keep parts of a value as range entries."""
     found = yield from cached.values.peek(cached.namespace, key)
-    is_overtaken = found.is_overtaken(revision, asked_at)
-    if is_overtaken or cached.values.is_being_removed(cached.namespace, key, asked_at):
+    if found.is_overtaken(revision, asked_at):
         # A write has overtaken the answer. One that comes after this is seen at the next look-up.
         return
     limits = cached.limits()

@@ -90,8 +90,6 @@ class ValueCache:
         Fetches under way.
     pending
         Uses and counts that wait to be written.
-    unended
-        Folders, each with its namespace, that the file takes to be under removal, wrongly.
     """
 
     _by_database: ClassVar[weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]]] = (
@@ -122,7 +120,6 @@ class ValueCache:
         self.flights: Flights[tuple[object, ...], Buffer | None] = Flights()
         self.pending = Pending()
         self._admissions = Admissions()
-        self.unended: set[tuple[str, str]] = set()
         # The last that somebody has asked for, by which the data file is made shorter.
         self._max_size: int | None = None
         # Whether it is still to be seen what killed processes have left.
@@ -210,14 +207,6 @@ class ValueCache:
         """Wait until what is kept can be told."""
         return self.opened()
 
-    def _waiting(self, namespace: str, key: str) -> Answer | None:
-        """An answer that is at hand and not in the file yet."""
-        answer = self._admissions.answer(namespace, key)
-        if answer is not None and self.is_being_removed(namespace, key, answer.stored_at):
-            # It will be refused.
-            return None
-        return answer
-
     def peek(self, namespace: str, key: str) -> Flow[Found]:
         """What is known of the key, without its bytes."""
         yield from self.known(namespace)
@@ -225,7 +214,7 @@ class ValueCache:
 
     def peek_now(self, namespace: str, key: str) -> Found:
         """As `peek`, of a file that is open, at once."""
-        waiting = self._waiting(namespace, key)
+        waiting = self._admissions.answer(namespace, key)
         found = self._reads.run(index.peek, namespace, key)
         return found if waiting is None else waiting.instead_of(found)
 
@@ -239,7 +228,7 @@ class ValueCache:
         docs/decisions/0013.
         """
         # Before the file is looked at: what waits no more is in it.
-        waiting = self._waiting(namespace, key)
+        waiting = self._admissions.answer(namespace, key)
         may_wait = running_loop() is None
         found = self._reads.run(
             index.look_up, namespace, key, request, fresh_after, may_wait=may_wait
@@ -275,7 +264,7 @@ class ValueCache:
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
     ) -> Flow[list[Found]]:
         """`look_up` for each request."""
-        waiting = self._waiting(namespace, key)
+        waiting = self._admissions.answer(namespace, key)
         arguments = (namespace, key, requests, fresh_after)
         may_wait = running_loop() is None
         look_up_many = partial(index.look_up_many, may_wait=may_wait)
@@ -494,9 +483,13 @@ class ValueCache:
         self.ranges.remove(namespace, prefix)
         return self._writes.flow(fence.fence_prefix, namespace, prefix)
 
-    def is_being_removed(self, namespace: str, key: str, now_ns: int) -> bool:
-        """Whether the source is removing a folder that the key is in."""
-        return self._reads.run(index.is_being_removed, namespace, key, now_ns)
+    def begin_removal(self, namespace: str, now_ns: int) -> Flow[None]:
+        """Keep no answer of the namespace while the source removes a folder."""
+        return self._writes.flow(fence.begin_removal, namespace, now_ns)
+
+    def end_removal(self, namespace: str) -> Flow[None]:
+        """Keep answers again, unless another folder is being removed."""
+        return self._writes.flow(fence.end_removal, namespace)
 
     def abandon_write(self, keys: Sequence[str]) -> Flow[None]:  # noqa: ARG002 - as in `StoreCache`
         """Leave the keys as `begin_write` has left them: nobody knows when the source is done."""

@@ -19,19 +19,16 @@ if TYPE_CHECKING:
     from zarr_cache.flow import Flow
 
 
-REFUSALS = (NotImplementedError, TypeError, ValueError)
-"""What a source raises before it has done anything."""
-
-CUT_OFF = (ConnectionError, TimeoutError)
-"""What a source raises that has not waited for the end."""
-
-
 def write(
     cached: CachedSource,
     items: Sequence[tuple[str, Buffer | None]],
     to_source: Flow[None],
 ) -> Flow[None]:
     """Write to the source; no read that begins after it has returned sees what was before.
+
+    A write that fails, or that is cancelled, does not end here: the source may go on with it, as in
+    a thread that no cancellation reaches, with the other keys of zarr's ``_set_many``, or as a
+    server does that is not heard any more. So nothing is kept of the keys for an hour.
 
     Parameters
     ----------
@@ -45,21 +42,17 @@ def write(
     items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
     begun: list[int] = []
-    is_recorded, is_asked = True, False
+    is_recorded = True
     try:
         is_recorded = yield from _begin_write(cached, namespace, keys, begun)
-        is_asked = True
         yield from to_source
     except GeneratorExit:
         # Nothing can be waited for any more. What was begun stands, and the source is asked.
         raise
-    except BaseException as error:
-        # Only the source knows what it holds.
-        may_go_on = _may_go_on(error) if len(keys) > 1 else _is_cut_off(error)
-        if begun and is_asked and may_go_on:
-            yield from _abandon(cached, keys)
-        else:
-            yield from _end_write(cached, namespace, keys, {}, begun)
+    except BaseException:
+        # Anew: it may have taken longer than that.
+        yield from _begin_write(cached, namespace, keys, begun)
+        yield from _abandon(cached, keys)
         if not is_recorded:
             yield from _clear(cached)
         raise
@@ -71,24 +64,6 @@ def write(
         # The key has no fence. What was removed on that account while the source was written to may
         # have been asked for and kept again since.
         yield from _clear(cached)
-
-
-def _is_cut_off(error: BaseException) -> bool:
-    """Whether the source may go on with what it was asked for, although nobody waits for it.
-
-    A cancellation, or Ctrl-C, ends the wait for a thread or for another event loop and not what is
-    done there; and a server may do what it has been asked for. So nothing is kept of the keys until
-    the writer is taken for dead.
-    """
-    return not isinstance(error, Exception) or isinstance(error, CUT_OFF)
-
-
-def _may_go_on(error: BaseException) -> bool:
-    """Whether the source may go on with others of several keys when one has failed.
-
-    zarr's own ``_set_many`` raises the first error and leaves the others to themselves.
-    """
-    return not isinstance(error, REFUSALS)
 
 
 def _begin_write(
@@ -124,16 +99,10 @@ def _end_write(
     keys: Sequence[str],
     answers: Mapping[str, Answer],
     begun: Sequence[int],
-) -> Flow[bool]:
-    """Let the keys be asked for again, if the write has begun: no other's is ended in its place.
-
-    Returns
-    -------
-    bool
-        Whether the cache knows that it has ended.
-    """
+) -> Flow[None]:
+    """Let the keys be asked for again, if the write has begun: no other's is ended in its place."""
     if not (begun and keys):
-        return True
+        return
     yield from cached.make_room(keys[0])
     try:
         now_ns = cached.values.clock().stamp_ns()
@@ -144,8 +113,6 @@ def _end_write(
     except CacheError as error:
         # What was begun stands: nothing is kept of the keys until the writer is taken for dead.
         cached.faults.note(error)
-        return False
-    return True
 
 
 def _abandon(cached: CachedSource, keys: Sequence[str]) -> Flow[None]:
@@ -189,6 +156,8 @@ def delete_dir(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Fl
 def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) -> Flow[None]:
     """Remove a folder; no later read sees what was in it.
 
+    Nothing of the source is kept meanwhile, nor for an hour if the removal fails or is cancelled.
+
     Parameters
     ----------
     folder
@@ -202,34 +171,45 @@ def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) ->
         yield from from_source
         return
     namespace = cached.namespace
-    begun: list[int] = []
-    is_recorded, is_asked = True, False
+    is_begun, is_recorded = False, True
     try:
-        # While it is removed, it has a writer as a key has. See `index.is_being_removed`.
-        is_recorded = yield from _begin_write(cached, namespace, [folder], begun)
-        is_recorded &= yield from _fence(cached, namespace, folder)
-        is_asked = True
+        is_begun = yield from _begin_removal(cached, namespace)
+        is_recorded = is_begun and (yield from _fence(cached, namespace, folder))
         yield from from_source
     except GeneratorExit:
         raise
-    except BaseException as error:
-        if not (begun and is_recorded and is_asked and _is_cut_off(error)):
-            yield from _end_removal(cached, namespace, folder, begun, is_recorded=is_recorded)
+    except BaseException:
+        yield from _begin_removal(cached, namespace)
+        yield from _fence(cached, namespace, folder)
+        if not is_recorded:
+            yield from _clear(cached)
         raise
-    yield from _end_removal(cached, namespace, folder, begun, is_recorded=is_recorded)
-
-
-def _end_removal(
-    cached: CachedSource, namespace: str, folder: str, begun: list[int], *, is_recorded: bool
-) -> Flow[None]:
     # What was asked for meanwhile may have been answered before or after.
     yield from _fence(cached, namespace, folder)
-    if not (yield from _end_write(cached, namespace, [folder], {}, begun)):
-        # All that is in it would not be kept for an hour. Who can write to the file next ends it.
-        cached.values.unended.add((namespace, folder))
-        yield from cached.values.distrust(namespace)
+    if is_begun:
+        yield from _end_removal(cached, namespace)
     if not is_recorded:
         yield from _clear(cached)
+
+
+def _begin_removal(cached: CachedSource, namespace: str) -> Flow[bool]:
+    """Keep nothing of the source; False when the cache cannot tell others of it."""
+    try:
+        yield from cached.values.opened()
+        yield from cached.values.begin_removal(namespace, cached.values.clock().stamp_ns())
+    except CacheError as error:
+        yield from cached.values.distrust(namespace)
+        cached.faults.note(error)
+        return False
+    return True
+
+
+def _end_removal(cached: CachedSource, namespace: str) -> Flow[None]:
+    try:
+        yield from cached.values.end_removal(namespace)
+    except CacheError as error:
+        # What was begun stands, for an hour.
+        cached.faults.note(error)
 
 
 def _fence(cached: CachedSource, namespace: str, folder: str) -> Flow[bool]:

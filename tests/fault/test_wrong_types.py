@@ -38,7 +38,7 @@ ABSENT = "absent"
 RANGES: list[ByteRequest | None] = [RangeByteRequest(3, 1000), SuffixByteRequest(5)]
 
 COLUMNS = {
-    "namespace": ["name", "fence"],
+    "namespace": ["name", "fence", "removals", "removals_since"],
     "counter": ["revision", "fence"],
     "entry": [
         "namespace",

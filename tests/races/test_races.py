@@ -186,6 +186,16 @@ async def clear(store: Store) -> None:
 
 
 WRITES = [set_, set_sync, set_many, set_anew, delete, delete_sync, delete_dir, clear]
+WRITING = (
+    "set",
+    "set_sync",
+    "_set_many",
+    "set_if_not_exists",
+    "delete",
+    "delete_sync",
+    "delete_dir",
+    "clear",
+)
 
 
 def same(store: CacheStore, _: Callable[[], CacheStore]) -> CacheStore:
@@ -349,28 +359,39 @@ async def test_what_is_read_while_keys_are_removed_is_not_believed_after_it(
     assert [await read_part(store), await read(store, KEY)] == [None, None]
 
 
-class WithoutRemoval(CountingStore):
-    """A source that removes no folders, and says so before it has done anything."""
-
-    async def delete_dir(self, prefix: str) -> None:
-        raise NotImplementedError(prefix)
-
-
-@pytest.mark.parametrize(("kind", "error"), [(CountingStore, None), (WithoutRemoval, "a")])
-async def test_a_folder_is_cached_again_when_its_removal_has_ended_or_was_refused(
-    kind: type[CountingStore], error: str | None, path: Path
-) -> None:
-    source = kind(memory())
+async def test_a_folder_is_cached_again_when_its_removal_has_ended(path: Path) -> None:
+    source = CountingStore(memory())
     store = cached(source, path)
-    refused = pytest.raises(NotImplementedError, match=error) if error else contextlib.nullcontext()
-    with refused:
-        await store.delete_dir("a")
+    await store.delete_dir("a")
     await store.set("a/other", buffer(NEW))
     source.reset()
 
     assert await read(store, "a/other") == NEW
     assert source.requests == {}
     assert writers(path) == 0
+
+
+@of_each_writer
+async def test_nothing_is_kept_of_a_source_while_one_of_two_removals_is_under_way(
+    writer_of: Callable[..., CacheStore], path: Path
+) -> None:
+    source = HeldStore(memory(other=OLD))
+    one = cached(source, path)
+    other = writer_of(one, lambda: cached(source, path))
+    gate = source.hold_before("delete_dir")
+    slow = asyncio.ensure_future(one.delete_dir("a"))
+    await gate.reached()
+    await other.clear()
+    await source._store.set(KEY, buffer(OLD))
+    during = await read(other, KEY)
+    other.flush()
+    kept = cached_keys(path)
+    gate.open()
+    await slow
+
+    assert during == OLD
+    assert kept == set()
+    assert await read(other, KEY) is None
 
 
 @of_each_writer
@@ -857,17 +878,7 @@ async def test_after_a_write_that_failed_the_source_is_believed(
     source = FailingStore(memory(other=OLD))
     store = make(source)
     assert [await read(store, KEY), await read(store, "other")] == [OLD, OLD]
-    source.fail(
-        "set",
-        "set_sync",
-        "_set_many",
-        "set_if_not_exists",
-        "delete",
-        "delete_sync",
-        "delete_dir",
-        "clear",
-        is_done_first=is_done_first,
-    )
+    source.fail(*WRITING, is_done_first=is_done_first)
     with pytest.raises(OSError, match="failed, as the test asked"):
         await write(store)
 
@@ -986,23 +997,50 @@ async def test_a_key_that_is_written_to_every_half_hour_is_cached_again_after_a_
     assert source.requests == {}
 
 
-@pytest.mark.parametrize("error", [PermissionError, NotImplementedError, FileNotFoundError])
-async def test_what_the_source_refuses_to_clear_is_cached_again(
-    error: type[Exception], make: Maker
+@pytest.mark.parametrize("write", WRITES)
+async def test_after_a_write_that_failed_the_source_is_asked_for_an_hour(
+    write: Callable[[Store], Awaitable[None]], path: Path, held_time: HeldTime
 ) -> None:
-    class Source(MemoryStore):
-        async def clear(self) -> None:
-            raise error(KEY)
-
-    source = CountingStore(Source({KEY: buffer(OLD)}))
-    store = make(source)
-    with pytest.raises(error):
-        await store.clear()
+    source = FailingStore(memory())
+    store = cached(source, path)
+    source.fail(*WRITING)
+    with pytest.raises(OSError, match="failed, as the test asked"):
+        await write(store)
+    source.reset()
+    during = [await read(store, KEY), await read(store, KEY)]
+    requests = source.requests.total()
+    held_time.step(3601)
     await read(store, KEY)
     source.reset()
 
+    assert during == [OLD, OLD]
+    assert requests == 2
     assert await read(store, KEY) == OLD
     assert source.requests == {}
+
+
+@pytest.mark.parametrize(
+    ("write", "method"),
+    [(set_, "set"), (delete, "delete"), (delete_dir, "delete_dir"), (clear, "clear")],
+)
+async def test_a_write_that_fails_after_more_than_an_hour_leaves_nothing_old(
+    write: Callable[[Store], Awaitable[None]], method: str, path: Path, held_time: HeldTime
+) -> None:
+    failing = FailingStore(memory())
+    source = HeldStore(failing)
+    store = cached(source, path)
+    failing.fail(method, is_done_first=True)
+    gate = source.hold_before(method)
+    task = asyncio.ensure_future(write(store))
+    await gate.reached()
+    held_time.step(3601)
+    during = await read(store, KEY)
+    gate.open()
+    await asyncio.wait({task})
+
+    assert isinstance(task.exception(), OSError)
+    assert during == OLD
+    assert await read(store, KEY) == everything(source).get(KEY)
 
 
 async def test_a_folder_whose_removal_was_killed_is_not_kept_as_it_was(path: Path) -> None:
@@ -1046,13 +1084,14 @@ async def test_a_folder_whose_remover_was_killed_a_day_ago_is_cached_again(
     assert requests == {}
 
 
-async def test_what_is_beside_a_folder_that_is_being_removed_is_kept(make: Maker) -> None:
+async def test_what_is_kept_beside_a_folder_that_is_being_removed_is_read(make: Maker) -> None:
     source = HeldStore(memory(other=OLD))
     store = make(source)
+    await read(store, "other")
+    store.flush()
     gate = source.hold_before("delete_dir")
     removal = asyncio.ensure_future(store.delete_dir("a"))
     await gate.reached()
-    await read(store, "other")
     source.reset()
     answer = await read(store, "other")
     requests = dict(source.requests)
@@ -1061,6 +1100,43 @@ async def test_what_is_beside_a_folder_that_is_being_removed_is_kept(make: Maker
 
     assert answer == OLD
     assert requests == {}
+
+
+async def test_what_is_asked_for_beside_a_folder_that_is_being_removed_is_kept_afterwards(
+    make: Maker,
+) -> None:
+    source = HeldStore(memory(other=OLD))
+    store = make(source)
+    gate = source.hold_before("delete_dir")
+    removal = asyncio.ensure_future(store.delete_dir("a"))
+    await gate.reached()
+    source.reset()
+    answers = [await read(store, "other"), await read(store, "other")]
+    requests = source.requests.total()
+    gate.open()
+    await removal
+    answers.append(await read(store, "other"))
+    source.reset()
+    answers.append(await read(store, "other"))
+
+    assert answers == [OLD] * 4
+    assert requests == 2
+    assert source.requests == {}
+
+
+async def test_a_value_that_was_removed_before_its_write_has_ended_is_not_kept(
+    make: Maker,
+) -> None:
+    source = HeldStore(memory())
+    store = make(source)
+    gate = source.hold_after("set")
+    write = asyncio.ensure_future(set_(store))
+    await gate.reached()
+    await store.delete_dir("a")
+    gate.open()
+    await write
+
+    assert await read(store, KEY) is everything(source).get(KEY) is None
 
 
 async def test_a_write_into_a_folder_that_is_being_removed_is_for_the_source_to_say(
@@ -1072,10 +1148,15 @@ async def test_a_write_into_a_folder_that_is_being_removed_is_for_the_source_to_
     removal = asyncio.ensure_future(store.delete_dir("a"))
     await gate.reached()
     await store.set(KEY, buffer(NEW))
+    source.reset()
+    during = await read(store, KEY)
+    requests = source.requests.total()
     gate.open()
     await removal
 
-    assert await read(store, KEY) == everything(source).get(KEY) is None
+    assert during == NEW
+    assert requests == 1
+    assert await read(store, KEY) is everything(source).get(KEY) is None
 
 
 async def test_a_key_with_the_name_of_a_folder_that_was_removed_is_gone_as_well(
@@ -1087,20 +1168,6 @@ async def test_a_key_with_the_name_of_a_folder_that_was_removed_is_gone_as_well(
     await store.delete_dir("a")
 
     assert await read(store, "a") is None
-
-
-async def test_a_key_whose_write_failed_is_cached_again(path: Path) -> None:
-    source = FailingStore(memory())
-    store = cached(source, path)
-    source.fail("set")
-    with pytest.raises(OSError, match="failed, as the test asked"):
-        await store.set(KEY, buffer(NEW))
-    await read(store, KEY)
-    source.reset()
-
-    assert await read(store, KEY) == OLD
-    assert source.requests == {}
-    assert writers(path) == 0
 
 
 async def test_a_key_whose_writer_was_killed_a_day_ago_is_cached_again(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, buffer, cached_keys, open_file, read, writers
+from tests.fakes import (
+    CountingStore,
+    buffer,
+    cached_keys,
+    open_file,
+    read,
+    writers,
+)
 from zarr_cache import CacheStore, CacheWarning, SqliteStore, fence
 from zarr_cache.connection import Connection
 from zarr_cache.errors import FileLockedError
@@ -16,6 +23,8 @@ from zarr_cache.errors import FileLockedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.fakes import HeldTime
 
 
 KEYS = [f"c/{number}" for number in range(6)]
@@ -49,19 +58,39 @@ async def test_a_fence_of_a_write_that_is_under_way_is_not_among_those_that_are_
     assert len(begun) == 1
 
 
-async def test_a_removal_of_whose_end_the_file_could_not_be_told_ends_at_the_next_read(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_removal_of_whose_end_the_file_could_not_be_told_is_over_in_an_hour(
+    path: Path, monkeypatch: pytest.MonkeyPatch, held_time: HeldTime
 ) -> None:
-    def locked(*_: object, **__: object) -> None:
+    def locked(*_: object) -> None:
         raise FileLockedError(f"{path}: database is locked")
 
     source, store = source_and_store(path)
-    await read(store, KEYS[0])
-    monkeypatch.setattr(fence, "end_write", locked)
+    monkeypatch.setattr(fence, "end_removal", locked)
     with pytest.warns(CacheWarning, match="locked"):
         await store.delete_dir("other/")
     monkeypatch.undo()
-    store._cached.values._writes.breaker.try_again()
+    held_time.step(3540)
+    await read(store, KEYS[0])
+    store.flush()
+    kept = cached_keys(path)
+    held_time.step(61)
+    await read(store, KEYS[0])
+    source.reset()
+
+    assert kept == set()
+    assert await read(store, KEYS[0]) == b"old"
+    assert source.requests == {}
+
+
+async def test_a_removal_that_never_ends_is_over_in_an_hour_however_many_come_meanwhile(
+    path: Path, held_time: HeldTime
+) -> None:
+    source, store = source_and_store(path)
+    values = store._cached.values
+    values._database.run(fence.begin_removal, "source", values.clock().now_ns())
+    for _ in range(2):
+        held_time.step(1801)
+        await store.delete_dir("other/")
     await read(store, KEYS[0])
     source.reset()
 

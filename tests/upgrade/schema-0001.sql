@@ -65,9 +65,12 @@ CREATE TABLE free_extent (
 
 -- table namespace of namespace
 CREATE TABLE namespace (
-    id    INTEGER PRIMARY KEY,
-    name  TEXT    NOT NULL UNIQUE,
-    fence INTEGER NOT NULL DEFAULT 0     -- answers asked for at a revision before this one are refused
+    id             INTEGER PRIMARY KEY,
+    name           TEXT    NOT NULL UNIQUE,
+    fence          INTEGER NOT NULL DEFAULT 0,  -- answers asked for at a revision before this one are refused
+    removals       INTEGER NOT NULL DEFAULT 0 CHECK (removals >= 0),  -- of folders of the source, under way
+    removals_since INTEGER,                     -- when the first of them began: nothing is kept meanwhile
+    CHECK ((removals = 0) = (removals_since IS NULL))
 ) STRICT
 
 -- table reservation of reservation
