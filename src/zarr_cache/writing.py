@@ -11,7 +11,7 @@ from zarr_cache.index import is_storable
 from zarr_cache.namespace import folder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from zarr.core.buffer import Buffer
 
@@ -70,10 +70,21 @@ def _begin_write(
     cached: CachedSource, namespace: str, keys: Sequence[str], begun: list[int]
 ) -> Flow[bool]:
     """Make what is kept of the keys unusable; False when the cache cannot."""
+    return _recorded(
+        cached, namespace, lambda now_ns: cached.values.begin_write(namespace, keys, now_ns, begun)
+    )
+
+
+def _recorded(
+    cached: CachedSource, namespace: str, operation: Callable[[int], Flow[object]]
+) -> Flow[bool]:
+    """Run an operation, which is given the time; False when it fails.
+
+    Then nothing is believed that is kept of the namespace.
+    """
     try:
         yield from cached.values.opened()
-        now_ns = cached.values.clock().stamp_ns()
-        yield from cached.values.begin_write(namespace, keys, now_ns, begun)
+        yield from operation(cached.values.clock().stamp_ns())
     except CacheError as error:
         yield from cached.values.distrust(namespace)
         cached.faults.note(error)
@@ -193,15 +204,10 @@ def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) ->
 
 
 def _begin_removal(cached: CachedSource, namespace: str) -> Flow[bool]:
-    """Keep nothing of the source; False when the cache cannot tell others of it."""
-    try:
-        yield from cached.values.opened()
-        yield from cached.values.begin_removal(namespace, cached.values.clock().stamp_ns())
-    except CacheError as error:
-        yield from cached.values.distrust(namespace)
-        cached.faults.note(error)
-        return False
-    return True
+    """Keep no answer of the source; False when the cache cannot tell others of it."""
+    return _recorded(
+        cached, namespace, lambda now_ns: cached.values.begin_removal(namespace, now_ns)
+    )
 
 
 def _end_removal(cached: CachedSource, namespace: str) -> Flow[None]:
@@ -214,13 +220,7 @@ def _end_removal(cached: CachedSource, namespace: str) -> Flow[None]:
 
 def _fence(cached: CachedSource, namespace: str, folder: str) -> Flow[bool]:
     """Remove what is kept of a folder, and refuse what is being fetched; False when it cannot."""
-    try:
-        yield from cached.values.fence_prefix(namespace, folder)
-    except CacheError as error:
-        yield from cached.values.distrust(namespace)
-        cached.faults.note(error)
-        return False
-    return True
+    return _recorded(cached, namespace, lambda _: cached.values.fence_prefix(namespace, folder))
 
 
 def _clear(cached: CachedSource) -> Flow[None]:
