@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import locale
+import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,11 +14,29 @@ import zarr
 from hypothesis import HealthCheck, settings
 
 from tests.fakes import HeldTime, assert_accounts, close_everything, end_everything, is_cache_file
-from zarr_cache import clock
+from zarr_cache import clock, connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# What is shown depends on the terminal, the language and the time zone. Here, and in each process
+# that a test starts, they are the same everywhere; a test of one of them sets it.
+for name in list(os.environ):
+    if name.startswith("LC_") or name in {
+        *("LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"),
+        *("COLUMNS", "LINES", "TERMINAL_WIDTH", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+        *("GITHUB_ACTIONS", "PYTHONIOENCODING", "ZARR_CACHE_PATH"),
+    }:
+        del os.environ[name]
+if hasattr(time, "tzset"):
+    time.tzset()
+with contextlib.suppress(locale.Error):
+    # Where Python has no UTF-8 locale, as in ISO 8859-1. Elsewhere it changes nothing.
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+
+# No test cuts the power, so none needs to wait for the disk.
+connection._PRAGMAS = connection._PRAGMAS.replace("synchronous = NORMAL", "synchronous = OFF")
 
 # A shell without job control lets what it starts in the background ignore Ctrl-C, and its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)

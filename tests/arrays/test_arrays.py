@@ -72,7 +72,10 @@ def expected_of(write: Writer) -> dict[str, Any]:
     return contents(zarr.open(store, mode="r"))
 
 
-@of_each_store
+# The others differ from these in what the tests below are about.
+@pytest.mark.parametrize(
+    "make_store", [SqliteStore, over_sqlite_with_a_small_budget, over_sqlite_of_an_async_source]
+)
 @of_each_hierarchy
 def test_what_is_written_is_read(
     make_store: Callable[[Path], Store], write: Writer, path: Path

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.fakes import STRESS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -135,6 +137,8 @@ KNOWN_ON_LINUX_ONLY = (
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the whole suite writes when it is run as small as it can be."""
+    if STRESS == 1:
+        pytest.skip("the benchmarks take a while: set ZARR_CACHE_STRESS")
     folder = tmp_path_factory.mktemp("benchmarks")
     path = folder / "results.json"
     run = subprocess.run(

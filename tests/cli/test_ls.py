@@ -116,6 +116,17 @@ def test_a_key_or_a_name_moves_no_cursor_and_styles_nothing(
     assert "\u202e" not in result.stdout
 
 
+def test_a_dumb_terminal_is_sent_no_control_character(command: Command, path: Path) -> None:
+    store = caching(path, f"source {HOSTILE}")
+    store.set_sync(HOSTILE, buffer(b"x"))
+    restart(store)
+    result = command("ls", "--kind", "fence", "--kind", "value", FORCE_COLOR="1", TERM="dumb")
+
+    # Folded to the width of such a terminal.
+    assert r"[red]t" in result.stdout
+    assert [each for each in result.stdout if not each.isprintable() and each != "\n"] == []
+
+
 def test_json_has_such_keys_as_they_are_in_ascii(command: Command, path: Path) -> None:
     SqliteStore(path).set_sync(HOSTILE, buffer(b"x"))
     result = command("ls", "--json")

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificati
 BUDGETS = pytest.mark.parametrize("max_size", [64, 1000])
 
 MANY_OPERATIONS = settings(
-    max_examples=8 * STRESS,
+    max_examples=4 * STRESS,
     stateful_step_count=25,
     derandomize="CI" in os.environ,
     database=None,

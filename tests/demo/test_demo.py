@@ -55,9 +55,14 @@ def server(tmp_path: Path) -> Iterator[DemoServer]:
 
 
 @pytest.fixture(scope="module")
-def readings() -> dict[str, Reading]:
-    """What the demo reads when nothing is asked of it."""
-    return run()
+def readings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reading]:
+    """What the demo reads when nothing is asked of it, after which nothing is left behind."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        readings = run()
+    assert list(folder.iterdir()) == []
+    return readings
 
 
 def run(**options: Any) -> dict[str, Reading]:
@@ -102,19 +107,23 @@ def test_a_reading_of_other_data_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         run()
 
 
-def test_nothing_is_left_behind(temporary_folder: Path) -> None:
-    run()
-
-    assert list(temporary_folder.iterdir()) == []
-
-
-def test_a_named_cache_file_is_kept_and_nothing_else(
+def test_a_named_cache_file_is_kept_and_nothing_else_and_each_query_finds_something_in_it(
     tmp_path: Path, temporary_folder: Path
 ) -> None:
-    run(cache_file=tmp_path / "kept.sqlite")
+    file = tmp_path / "kept.sqlite"
+    run(cache_file=file)
 
     assert [path.name for path in tmp_path.glob("kept*")] == ["kept.sqlite"]
     assert list(temporary_folder.iterdir()) == []
+    for query in demo.QUERIES:
+        shell = subprocess.run(
+            [sys.executable, "-m", "sqlite3", file, query],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        assert shell.stdout.strip()
 
 
 def test_keep_leaves_the_cache_file_in_the_current_folder(
@@ -129,38 +138,18 @@ def test_keep_leaves_the_cache_file_in_the_current_folder(
     assert f"sqlite3 -box {demo.KEPT_FILE}" in result.stdout
 
 
-def test_each_query_of_the_closing_advice_finds_something(tmp_path: Path) -> None:
-    file = tmp_path / "kept.sqlite"
-    run(cache_file=file)
-
-    for query in demo.QUERIES:
-        shell = subprocess.run(
-            [sys.executable, "-m", "sqlite3", file, query],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-
-        assert shell.stdout.strip()
-
-
-def test_a_cache_file_of_an_earlier_run_answers_from_the_first_reading_on(
+def test_the_http_client_counts_what_the_server_counts_and_a_later_run_asks_for_nothing_more(
     tmp_path: Path, server: DemoServer
 ) -> None:
     options = {"url": f"{server.url}/mri.zarr", "array": ARRAY, "cache_file": tmp_path / "f"}
-    run(**options)
+    first = run(**options)
+    served = server.traffic()
+    later = run(**options)
 
-    readings = run(**options)
-
-    assert readings["cache as it was found"].traffic == Traffic()
-
-
-def test_the_http_client_counts_what_the_server_of_a_url_counts(server: DemoServer) -> None:
-    readings = run(url=f"{server.url}/mri.zarr", array=ARRAY)
-
-    counted = [reading.traffic for reading in readings.values() if reading.traffic is not None]
-    assert sum(counted, Traffic()) == server.traffic()
-    assert [readings[name].traffic for name in WARM] == [Traffic(), Traffic()]
+    counted = [reading.traffic for reading in first.values() if reading.traffic is not None]
+    assert sum(counted, Traffic()) == served
+    assert [first[name].traffic for name in WARM] == [Traffic(), Traffic()]
+    assert later["cache as it was found"].traffic == Traffic()
 
 
 def test_the_array_may_be_at_the_root_of_the_url(server: DemoServer) -> None:
@@ -262,8 +251,6 @@ def test_a_missing_extra_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch
     ("wanted", "wait_seconds", "stop"),
     [
         pytest.param("*/served/mri.zarr/zarr.json", 0, signal.SIGINT, id="writing the scan"),
-        pytest.param("*/cache.sqlite", 0, signal.SIGINT, id="opening the cache file"),
-        pytest.param("*/cache.sqlite", 0.4, signal.SIGINT, id="reading chunks"),
         pytest.param("*/cache.sqlite", 0.4, signal.SIGTERM, id="reading chunks, SIGTERM"),
         pytest.param("*/result.zarr", 0, signal.SIGINT, id="the new process is writing"),
     ],

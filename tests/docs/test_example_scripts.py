@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,14 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 
 
-def output(name: str, folder: Path) -> list[str]:
+@functools.cache
+def output(name: str) -> list[str]:
     """The lines that the script prints, in a process and a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(name, Path(folder))
+
+
+def run(name: str, folder: Path) -> list[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(folder)}
     ended = subprocess.run(
         [sys.executable, EXAMPLES / name],
@@ -42,10 +50,8 @@ COLD = {
 
 
 @pytest.mark.parametrize(("name", "cold"), COLD.items(), ids=list(COLD))
-def test_a_script_asks_the_source_in_its_first_round_only(
-    name: str, cold: tuple[int, int], tmp_path: Path
-) -> None:
-    lines = output(name, tmp_path)
+def test_a_script_asks_the_source_in_its_first_round_only(name: str, cold: tuple[int, int]) -> None:
+    lines = output(name)
     requests = [int(found) for line in lines for found in re.findall(r": (\d+) requests", line)]
 
     assert len(requests) == len(lines) == 3
@@ -54,8 +60,8 @@ def test_a_script_asks_the_source_in_its_first_round_only(
 
 
 @pytest.mark.parametrize("name", ["image_pyramid.py", "training_loop.py"])
-def test_every_round_sees_the_same(name: str, tmp_path: Path) -> None:
-    seen = {re.sub(r"^.* requests, ", "", line) for line in output(name, tmp_path)}
+def test_every_round_sees_the_same(name: str) -> None:
+    seen = {re.sub(r"^.* requests, ", "", line) for line in output(name)}
 
     assert len(seen) == 1
 

@@ -341,7 +341,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file as long as it is")
-@pytest.mark.parametrize("nbytes", ["0", "60", "16384", "<100000", "-20000"])
+@pytest.mark.parametrize("nbytes", ["0", "60", "-20000"])
 def test_a_file_that_is_cut_while_it_is_open_ends_no_process(path: Path, nbytes: str) -> None:
     ended = run_child(path, CUT_WHILE_OPEN, nbytes)
 

@@ -157,8 +157,8 @@ async def run_with_fault(
     assert_accounts(path)
 
 
-# Each statement fails in one way, and the more in others the more time there is.
-WAYS = {"once": (1, 1), "a few times": (4, 9), "to the end": (10_000, 17)}
+# Every so many statements, in one way each; nearer and in more ways the more time there is.
+WAYS = {"once": (1, 5), "a few times": (4, 13), "to the end": (10_000, 23)}
 
 
 @pytest.mark.parametrize(("times", "step"), WAYS.values(), ids=WAYS)

@@ -14,7 +14,7 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from tests.fakes import PROTOTYPE, buffer, close_everything, open_file, read, restart
+from tests.fakes import PROTOTYPE, STRESS, buffer, close_everything, open_file, read, restart
 from zarr_cache import CacheStore, SqliteStore, checksum, connection, index, values
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ CONTENTS = [
     "-5",
     "0x7fffffffffffffff",
 ]
+TRIED = CONTENTS if STRESS > 1 else CONTENTS[::2]
 
 LOOSE = """
 UPDATE sqlite_schema
@@ -193,7 +194,7 @@ def test_a_column_of_another_type_makes_no_read_wrong_or_fail(
     whole: Path, tmp_path: Path, table: str, column: str
 ) -> None:
     wrong = {}
-    for number, content in enumerate(CONTENTS):
+    for number, content in enumerate(TRIED):
         path = tmp_path / f"{number}.sqlite"
         shutil.copy(whole, path)
         forge(path, table, column, content)
@@ -213,7 +214,7 @@ def test_verify_does_not_fail_at_a_column_of_another_type(
     whole: Path, tmp_path: Path, table: str, column: str
 ) -> None:
     wrong = {}
-    for number, content in enumerate(CONTENTS):
+    for number, content in enumerate(TRIED):
         path = tmp_path / f"{number}.sqlite"
         shutil.copy(whole, path)
         forge(path, table, column, content)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SEED = int(os.environ.get("ZARR_CACHE_SEED") or random.SystemRandom().randrange(2**32))
 """Told when a test fails; ``ZARR_CACHE_SEED`` chooses the same operations again."""
 
-OPERATIONS = 100_000 * STRESS
+OPERATIONS = 40_000 * STRESS
 
 CHECKED_EACH = 500
 """So many operations are between two looks at all of it."""

@@ -476,7 +476,7 @@ class OrderInMemory(Order):
 
 
 SETTINGS = settings(
-    max_examples=60 * STRESS,
+    max_examples=30 * STRESS,
     stateful_step_count=50,
     print_blob=True,
 )
@@ -484,8 +484,8 @@ SETTINGS = settings(
 TestOrderInFile = OrderInFile.TestCase
 TestOrderInFile.settings = SETTINGS
 TestOrderOfLargeValues = OrderOfLargeValues.TestCase
-TestOrderOfLargeValues.settings = settings(SETTINGS, max_examples=15 * STRESS)
+TestOrderOfLargeValues.settings = settings(SETTINGS, max_examples=8 * STRESS)
 TestOrderOfWhatAges = OrderOfWhatAges.TestCase
-TestOrderOfWhatAges.settings = settings(SETTINGS, max_examples=30 * STRESS)
+TestOrderOfWhatAges.settings = settings(SETTINGS, max_examples=15 * STRESS)
 TestOrderInMemory = OrderInMemory.TestCase
 TestOrderInMemory.settings = SETTINGS

@@ -267,7 +267,7 @@ class Ranges(RuleBasedStateMachine):
 
 
 TestRanges = Ranges.TestCase
-TestRanges.settings = settings(max_examples=200 * STRESS, stateful_step_count=40, print_blob=True)
+TestRanges.settings = settings(max_examples=100 * STRESS, stateful_step_count=40, print_blob=True)
 
 
 def add(ranges: RangeCache, request: ByteRequest, data: bytes, stored_at: int) -> None:

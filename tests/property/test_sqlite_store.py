@@ -210,5 +210,5 @@ class SameAsMemory(RuleBasedStateMachine):
 
 TestSameAsMemory = SameAsMemory.TestCase
 TestSameAsMemory.settings = settings(
-    max_examples=40 * STRESS, stateful_step_count=40, print_blob=True
+    max_examples=20 * STRESS, stateful_step_count=40, print_blob=True
 )

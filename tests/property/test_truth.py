@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from tests.fakes import Call
 
 MANY_OPERATIONS = settings(
-    max_examples=6 * STRESS,
+    max_examples=4 * STRESS,
     stateful_step_count=25,
     derandomize="CI" in os.environ,
     database=None,

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(signal, "SIGKILL"), reason="the system kills in other ways"
 )
 
-TIMES = 2 if STRESS == 1 else 25 * STRESS
+TIMES = STRESS
 """How many processes are killed at each kind of work."""
 
 SEED = int(os.environ.get("ZARR_CACHE_SEED") or random.SystemRandom().randrange(2**32))

@@ -145,7 +145,7 @@ def test_many_processes_may_migrate_a_file_at_once(path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(6)
+        for _ in range(4)
     ]
     for process in processes:
         assert process.stdin is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
-from tests.fakes import PROTOTYPE, CountingStore, open_file, restart
+from tests.fakes import PROTOTYPE, STRESS, CountingStore, open_file, restart
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.connection import Connection
 
@@ -141,9 +140,7 @@ async def test_a_cached_value_may_exceed_the_limit_for_one_blob(
     assert source.requests.total() == 1
 
 
-@pytest.mark.skipif(
-    "ZARR_CACHE_STRESS" not in os.environ, reason="takes gigabytes: set ZARR_CACHE_STRESS"
-)
+@pytest.mark.skipif(STRESS < 10, reason="takes gigabytes: set ZARR_CACHE_STRESS to 10 or more")
 def test_a_value_of_more_than_a_gigabyte_comes_back_whole(path: Path) -> None:
     store = SqliteStore(path)
     data = pattern(10**9 + 100 * MIB)

@@ -41,6 +41,19 @@ def test_a_terminal_shows_chunks_bytes_rate_and_time(path: Path) -> None:
     assert re.search(r" 5/5 chunks \d\.\d KiB, \d+\.\d \w+/s 0:00:\d\d left 0:00:00$", line)
 
 
+def test_a_dumb_terminal_shows_the_bar_once_and_without_control_characters(path: Path) -> None:
+    _, _, array = cached(rows(8), path)
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, _environ={"TERM": "dumb"})
+
+    warm(array, progress=console)
+
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count(" 8/8 chunks ") == 1
+    assert "\x1b" not in text
+    assert "\r" not in text
+
+
 def test_what_was_at_hand_counts_as_done(path: Path) -> None:
     _, _, array = cached(rows(8), path)
     warm(array, np.s_[:5])
