@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -24,8 +23,8 @@ WRITING = [["evict", "--to-size", "0"], ["clear", "--yes"], ["compact"], ["verif
 DRY = [["evict", "--to-size", "0", "--dry-run"], ["clear", "--dry-run"]]
 EVERY = READING + WRITING + DRY
 
-NO_UTF_8 = os.fsdecode(b"caf\xe9")
-"""What Python makes of an argument in another encoding."""
+NO_UTF_8 = "caf\udce9"
+"""What Python makes of an argument that is not in the encoding of the system."""
 
 
 def name_of(arguments: list[str]) -> str:

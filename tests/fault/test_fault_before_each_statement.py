@@ -172,7 +172,7 @@ async def test_a_fault_before_any_statement_breaks_no_read_and_no_account(
 ) -> None:
     number = await clean_run(path, short_waits, statements)
     for turn, at in enumerate(range(1, number + 1, max(1, step // STRESS))):
-        for code in (CODES * 2)[turn % len(CODES) :][: min(STRESS, len(CODES))]:
+        for code in (CODES * 2)[turn % len(CODES) :][: min(1 + STRESS // 5, len(CODES))]:
             statements.texts.clear()
             file = path.with_name(f"{at}-{code}.sqlite")
             try:
