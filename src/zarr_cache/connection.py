@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from zarr_cache.cache_file import BUSY_TIMEOUT_SECONDS, log_of, state_of
 from zarr_cache.data_file import IS_SUPPORTED, DataFile
 from zarr_cache.errors import FileLockedError, StorageError, is_code
-from zarr_cache.owner import refuse_foreign
 from zarr_cache.sizes import parse_size
 
 if TYPE_CHECKING:
