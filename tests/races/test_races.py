@@ -1102,28 +1102,6 @@ async def test_what_is_kept_beside_a_folder_that_is_being_removed_is_read(make: 
     assert requests == {}
 
 
-async def test_what_is_asked_for_beside_a_folder_that_is_being_removed_is_kept_afterwards(
-    make: Maker,
-) -> None:
-    source = HeldStore(memory(other=OLD))
-    store = make(source)
-    gate = source.hold_before("delete_dir")
-    removal = asyncio.ensure_future(store.delete_dir("a"))
-    await gate.reached()
-    source.reset()
-    answers = [await read(store, "other"), await read(store, "other")]
-    requests = source.requests.total()
-    gate.open()
-    await removal
-    answers.append(await read(store, "other"))
-    source.reset()
-    answers.append(await read(store, "other"))
-
-    assert answers == [OLD] * 4
-    assert requests == 2
-    assert source.requests == {}
-
-
 async def test_a_value_that_was_removed_before_its_write_has_ended_is_not_kept(
     make: Maker,
 ) -> None:
