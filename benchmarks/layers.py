@@ -25,10 +25,12 @@ from systems import (
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
-from zarr_cache import extents, index, memory
-from zarr_cache.data_file import Extent
-from zarr_cache.data_read import Read
-from zarr_cache.file_database import FileDatabase
+from zarr_cache.core import ages
+from zarr_cache.core import buffers as core_buffers
+from zarr_cache.disk.data_file import Extent
+from zarr_cache.disk.data_read import Read
+from zarr_cache.file.file_database import FileDatabase
+from zarr_cache.index import extents, lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from measuring import Bench, Timed
     from zarr.abc.store import Store
 
-    from zarr_cache.connection import Connection
+    from zarr_cache.file.connection import Connection
 
 STATEMENT = "the statement of a look-up"
 READ = "a read of the data file"
@@ -63,16 +65,16 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
     )
 
     def statement(connection: Connection, key: str) -> object:
-        parameters = (index.INLINE, namespace, key, index.EVER, extents.LEAST, index.EVER)
-        return connection.execute(index.LOOK_UP, parameters).fetchone()
+        parameters = (lookup.INLINE, namespace, key, ages.EVER, extents.LEAST, ages.EVER)
+        return connection.execute(lookup.LOOK_UP, parameters).fetchone()
 
-    def look_up(connection: Connection, key: str) -> index.Found:
-        return index.look_up(connection, namespace, key)
+    def look_up(connection: Connection, key: str) -> lookup.Found:
+        return lookup.look_up(connection, namespace, key)
 
     found = {key: database.run(look_up, key) for key in keys}
 
     def read(connection: Connection, key: str) -> object:
-        each, array = found[key], memory.array(size)
+        each, array = found[key], core_buffers.array(size)
         assert connection.data_file  # noqa: S101 - it is what is read
         file = connection.data_file.opened(connection)
         return os.preadv(file.descriptor, [array], each.place or 0)

@@ -14,7 +14,8 @@ import zarr
 from hypothesis import HealthCheck, settings
 
 from tests.fakes import HeldTime, assert_accounts, close_everything, end_everything, is_cache_file
-from zarr_cache import clock, connection
+from zarr_cache.core import clock
+from zarr_cache.file import connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

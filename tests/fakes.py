@@ -21,11 +21,13 @@ from zarr.abc.store import Store
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from zarr_cache import CacheStore, SqliteStore, checksum, extents, register_namespace
-from zarr_cache import values as values_module
-from zarr_cache.file_database import FileDatabase
-from zarr_cache.store_cache import StoreCache
-from zarr_cache.value_cache import ValueCache
+from zarr_cache import CacheStore, SqliteStore, register_namespace
+from zarr_cache.backend.file_cache import ValueCache
+from zarr_cache.backend.other_store import StoreCache
+from zarr_cache.core import checksum
+from zarr_cache.file.file_database import FileDatabase
+from zarr_cache.index import extents
+from zarr_cache.index import values as values_module
 
 if TYPE_CHECKING:
     from collections.abc import (

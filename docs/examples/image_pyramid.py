@@ -16,7 +16,7 @@ from PIL import Image
 from zarr.storage import FsspecStore
 
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.demo.server import DemoServer
+from zarr_cache.cli.demo.server import DemoServer
 
 TILE = 64
 LEVELS = 4

@@ -17,8 +17,8 @@ import zarr
 from zarr.storage import FsspecStore
 
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.demo.sample import ARRAY, write_sample
-from zarr_cache.demo.server import DemoServer
+from zarr_cache.cli.demo.sample import ARRAY, write_sample
+from zarr_cache.cli.demo.server import DemoServer
 
 WORKERS = 2
 EPOCHS = 3

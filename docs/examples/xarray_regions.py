@@ -16,7 +16,7 @@ from matplotlib import cbook
 from zarr.storage import FsspecStore
 
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.demo.server import DemoServer
+from zarr_cache.cli.demo.server import DemoServer
 
 REGIONS = {
     "Vancouver Island": {"latitude": slice(49.4, 49.9), "longitude": slice(234.2, 235.2)},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from zarr_cache.cache_store import CacheStore
-from zarr_cache.chunk_coverage import coverage
-from zarr_cache.errors import (
+from zarr_cache.backend.failures import CacheWarning
+from zarr_cache.cache.sqlite_store import SqliteStore
+from zarr_cache.cache.store import CacheStore
+from zarr_cache.core.errors import (
     CacheError,
     DataFileError,
     FileDamagedError,
@@ -21,12 +22,11 @@ from zarr_cache.errors import (
     StorageError,
     UnstorableKeyError,
 )
-from zarr_cache.faults import CacheWarning
-from zarr_cache.namespace import register_namespace
-from zarr_cache.problem import Problem
-from zarr_cache.sqlite_store import SqliteStore
-from zarr_cache.warm_report import WarmPlan, WarmReport
-from zarr_cache.warming import warm, warm_async
+from zarr_cache.inspect.problem import Problem
+from zarr_cache.sources.names import register_namespace
+from zarr_cache.warming.coverage import coverage
+from zarr_cache.warming.report import WarmPlan, WarmReport
+from zarr_cache.warming.warm import warm, warm_async
 
 __all__ = [
     "CacheError",
@@ -55,3 +55,7 @@ __all__ = [
     "warm",
     "warm_async",
 ]
+
+# Pickles and tracebacks name the place that users import from, whichever module defines it.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

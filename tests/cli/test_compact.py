@@ -8,8 +8,9 @@ import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import buffer, open_file, restart
-from zarr_cache import CacheStore, SqliteStore, space
-from zarr_cache.sizes import format_size
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.core.sizes import format_size
+from zarr_cache.index import space
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +88,7 @@ def test_steps_are_short_and_a_store_goes_on_between_them(
 def test_a_reader_keeps_the_log_from_being_written_back_and_that_is_said(
     command: Command, path: Path, store: CacheStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zarr_cache.connection.BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("zarr_cache.file.connection.BUSY_TIMEOUT_SECONDS", 0.05)
     restart(store)
     with open_file(path) as reader:
         reader.execute("BEGIN")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import open_file
-from zarr_cache.marks import mark
+from zarr_cache.file.invalidation import mark
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,9 @@ import pytest
 
 from tests.cli.conftest import SIZES, caching
 from tests.fakes import CountingStore, HeldStore, Statements, buffer, open_file, read, restart
-from zarr_cache import CacheStore, SqliteStore, removal
-from zarr_cache.selection import Selection
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.inspect import removal
+from zarr_cache.inspect.selection import Selection
 
 if TYPE_CHECKING:
     import sqlite3

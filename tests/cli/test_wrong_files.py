@@ -141,7 +141,7 @@ def test_an_empty_file_is_told_and_stays_empty(
 def test_a_file_that_another_process_has_locked_is_told(
     command: Command, filled: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setattr("zarr_cache.connection.BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("zarr_cache.file.connection.BUSY_TIMEOUT_SECONDS", 0.05)
     with open_file(filled) as other:
         other.execute("BEGIN IMMEDIATE")
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import zarr_cache
-from zarr_cache import errors
+from zarr_cache.core import errors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 

@@ -17,7 +17,7 @@ from zarr.storage import FsspecStore
 
 from tests.fakes import assert_accounts, cached_bytes
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.demo.server import DemoServer
+from zarr_cache.cli.demo.server import DemoServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,10 +26,10 @@ DOCS = ROOT / "docs"
 # These have tests of their own, which replace addresses and look at what comes out.
 TESTED_ELSEWHERE = {
     "docs/cli.md": "tests/docs/test_cli_page.py",
-    "docs/demo.md": "tests/demo/test_demo.py",
+    "docs/demo.md": "tests/cli/demo/test_demo.py",
     "docs/guides/dask.md": "tests/docs/test_dask_guide.py",
     "docs/guides/shell.md": "tests/docs/test_shell_guide.py",
-    "docs/guides/warm.md": "tests/warm/test_guide.py",
+    "docs/guides/warm.md": "tests/warming/test_guide.py",
 }
 
 PAGES = {
@@ -80,7 +80,7 @@ BLOCKS = [
 def amazon() -> Iterator[dict[str, str]]:
     """The environment of a machine on which ``s3://bucket/era5.zarr`` is a group."""
     with subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "namespaces" / "s3_server.py"],
+        [sys.executable, ROOT / "tests" / "sources" / "s3_server.py"],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

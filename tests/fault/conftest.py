@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import Statements
-from zarr_cache import cache_file, connection
+from zarr_cache.disk import paths
+from zarr_cache.file import connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch, held_time: HeldTime) -> HeldTime:
     """Locks are given up soon, and what is left alone is so until the test lets time pass."""
-    for module in (cache_file, connection):
+    for module in (paths, connection):
         monkeypatch.setattr(module, "BUSY_TIMEOUT_SECONDS", 0.05)
     return held_time
 

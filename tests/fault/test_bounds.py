@@ -27,10 +27,11 @@ from tests.fakes import (
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.real import HANG_SECONDS, held
 from tests.fault.sources import LONGEST_SECONDS, new_cache, read_sync, settle, told
-from zarr_cache import SqliteStore, budget, connection, fence, pending, space
-from zarr_cache.admission import Admission
-from zarr_cache.answer import Answer
-from zarr_cache.pending import MOST_PENDING
+from zarr_cache import SqliteStore
+from zarr_cache.backend.counters import MOST_PENDING
+from zarr_cache.file import connection
+from zarr_cache.index import evict, fence, space, uses
+from zarr_cache.index.admit import Admission, Answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.fakes import HeldTime, Statements
     from zarr_cache import CacheStore
-    from zarr_cache.connection import Connection
+    from zarr_cache.file.connection import Connection
 
 MIB = 2**20
 
@@ -401,7 +402,7 @@ async def test_the_log_stays_short_under_a_long_reader_when_there_are_only_hits(
     path: Path, held_time: HeldTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in a file with many entries.
-    monkeypatch.setattr(pending, "FEW_ENTRIES", 0)
+    monkeypatch.setattr(uses, "FEW_ENTRIES", 0)
     source = MemoryStore({f"{number}": buffer(bytes(100)) for number in range(3000)})
     counting = CountingStore(source)
     store = new_cache(counting, path, max_size=MAX_SIZE)
@@ -455,7 +456,7 @@ async def test_many_uses_are_written_in_short_transactions_in_a_file_with_many_e
     is_large: bool, path: Path, statements: Statements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_large:
-        monkeypatch.setattr(pending, "FEW_ENTRIES", 0)
+        monkeypatch.setattr(uses, "FEW_ENTRIES", 0)
     # In a single one they would change most pages of a large file, and the log would hold them all.
     source = MemoryStore({f"{number}": buffer(bytes(10)) for number in range(MOST_PENDING - 1)})
     store = new_cache(source, path)
@@ -469,7 +470,7 @@ async def test_many_uses_are_written_in_short_transactions_in_a_file_with_many_e
     transactions = statements.number("BEGIN IMMEDIATE") - before
 
     assert len(store._cached.values.pending) == 0
-    least = MOST_PENDING / pending.MOST_AT_ONCE if is_large else 1
+    least = MOST_PENDING / uses.MOST_AT_ONCE if is_large else 1
     assert least <= transactions < 2 * least
 
 
@@ -518,7 +519,7 @@ async def test_a_thousand_values_go_in_short_transactions(
     transactions = statements.number("BEGIN IMMEDIATE") - before
 
     assert cached_bytes(path) <= 100
-    assert transactions >= 990 / budget.MOST_AT_ONCE
+    assert transactions >= 990 / evict.MOST_AT_ONCE
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["asked for before", "new"])

@@ -21,8 +21,9 @@ from tests.fault.sources import (
     settle,
     told,
 )
-from zarr_cache import SqliteStore, connection
-from zarr_cache.errors import FileDamagedError
+from zarr_cache import SqliteStore
+from zarr_cache.core.errors import FileDamagedError
+from zarr_cache.file import connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,8 +30,12 @@ from tests.fakes import (
 )
 from tests.fault.real import immutable, mounted
 from tests.fault.sources import new_cache, settle, told
-from zarr_cache import CacheWarning, SqliteStore, checksum, connection, data_read, index
-from zarr_cache.data_file import HEADER, MAGIC
+from zarr_cache import CacheWarning, SqliteStore
+from zarr_cache.core import checksum
+from zarr_cache.disk import data_read
+from zarr_cache.disk.data_file import HEADER, MAGIC
+from zarr_cache.file import connection
+from zarr_cache.index import lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -620,13 +624,13 @@ async def test_many_ranges_of_a_value_are_looked_up_off_the_loop(
     store = await filled(path)
     loop_thread = threading.current_thread()
     on_loop = []
-    look_up = index.look_up
+    original = lookup.look_up
 
     def tell(*arguments: Any, **settings: Any) -> Any:
         on_loop.append(threading.current_thread() is loop_thread)
-        return look_up(*arguments, **settings)
+        return original(*arguments, **settings)
 
-    monkeypatch.setattr(index, "look_up", tell)
+    monkeypatch.setattr(lookup, "look_up", tell)
     ranges = [RangeByteRequest(n * 100, n * 100 + 50) for n in range(1000)]
     found: dict[int, bytes] = {}
     async for batch in store.get_ranges(KEYS[0], ranges, prototype=PROTOTYPE):

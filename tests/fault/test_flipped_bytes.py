@@ -17,7 +17,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import STRESS, CountingStore, buffer, open_file, restart
 from tests.fault.children import run_child
-from zarr_cache import CacheStore, SqliteStore, connection
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.file import connection
 
 if TYPE_CHECKING:
     import sqlite3

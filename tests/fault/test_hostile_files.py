@@ -22,10 +22,12 @@ from zarr.storage import MemoryStore
 import zarr_cache
 from tests.fakes import CountingStore, buffer, open_file, read, restart
 from tests.fault.children import run_child
-from zarr_cache import CacheStore, FileDamagedError, SqliteStore, checksum, connection, schema
-from zarr_cache.cache_file import data_file_of
-from zarr_cache.connection import Turns, connect
-from zarr_cache.owner import APPLICATION_ID
+from zarr_cache import CacheStore, FileDamagedError, SqliteStore
+from zarr_cache.core import checksum
+from zarr_cache.disk.paths import data_file_of
+from zarr_cache.file import connection, schema
+from zarr_cache.file.connection import Turns, connect
+from zarr_cache.file.identity import APPLICATION_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -21,8 +21,8 @@ from zarr.storage import FsspecStore, LocalStore, LoggingStore, ObjectStore
 
 from tests.fakes import PROTOTYPE, assert_accounts, read, values
 from zarr_cache import CacheStore, SqliteStore, warm
-from zarr_cache.byte_range import span
-from zarr_cache.demo.server import byte_span
+from zarr_cache.cli.demo.server import byte_span
+from zarr_cache.core.byte_range import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence

@@ -24,7 +24,8 @@ from tests.fakes import (
 from tests.fault.children import run_child
 from tests.fault.real import filled, mounted
 from tests.fault.sources import LONGEST_SECONDS, new_cache, settle, told
-from zarr_cache import data_file, extents, large_values
+from zarr_cache.disk import data_file
+from zarr_cache.index import extents, large_values, space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -305,7 +306,7 @@ async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
 
     monkeypatch.setattr(data_file, "copy", copy_and_write)
     now_ns = store._cached.values.clock().now_ns()
-    store._cached.values._database.run(extents.move_last, now_ns)
+    store._cached.values._database.run(space.move_last, now_ns)
 
     assert await read(store, "2") == b"n" * MIB
     assert store.cache_stats()["damaged"] == 0
@@ -332,7 +333,7 @@ async def test_a_value_stays_where_it_is_if_the_place_it_is_moved_to_was_given_b
 
     monkeypatch.setattr(data_file, "copy", copy_and_be_taken_for_dead)
     now_ns = store._cached.values.clock().now_ns()
-    store._cached.values._database.run(extents.move_last, now_ns)
+    store._cached.values._database.run(space.move_last, now_ns)
 
     assert await read(store, "2") == bytes([2]) * MIB
     assert store.cache_stats()["damaged"] == 0

@@ -21,7 +21,7 @@ from tests.fault.sources import (
     settle,
     told,
 )
-from zarr_cache.marks import mark, marked_ns
+from zarr_cache.file.invalidation import mark, marked_ns
 
 if sys.platform != "win32":
     import fcntl

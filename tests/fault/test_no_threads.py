@@ -13,9 +13,9 @@ from zarr.storage import MemoryStore
 from tests.fakes import assert_accounts, buffer, cached_keys, close_everything, read
 from tests.fault.real import held
 from tests.fault.sources import KEYS, VALUES, new_cache, new_source, read_all, settle, told
-from zarr_cache.data_read import MOST_ON_LOOP
-from zarr_cache.file_database import FileDatabase
-from zarr_cache.index import nothing
+from zarr_cache.disk.data_read import MOST_ON_LOOP
+from zarr_cache.file.file_database import FileDatabase
+from zarr_cache.index.lookup import nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

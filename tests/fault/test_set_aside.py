@@ -14,8 +14,8 @@ from tests.fakes import buffer, restart
 from tests.fault.children import run_child
 from tests.fault.real import held, is_root, modes_that_apply, mounted_file
 from tests.fault.sources import SURFACES, VALUES, new_cache, new_source, read_all, settle, told
-from zarr_cache.aside import set_aside
-from zarr_cache.cache_file import log_of, place_of
+from zarr_cache.disk.paths import log_of, place_of
+from zarr_cache.file.quarantine import set_aside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,8 +35,8 @@ os._exit(0)
 
 SET_ASIDE = """
 import signal
-from zarr_cache.aside import set_aside
-from zarr_cache.cache_file import place_of
+from zarr_cache.file.quarantine import set_aside
+from zarr_cache.disk.paths import place_of
 
 renamed, rename = [], Path.rename
 

@@ -35,8 +35,9 @@ from tests.fault.sources import (
     settle,
     told,
 )
-from zarr_cache import StorageError, connection
-from zarr_cache.file_database import FileDatabase
+from zarr_cache import StorageError
+from zarr_cache.file import connection
+from zarr_cache.file.file_database import FileDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

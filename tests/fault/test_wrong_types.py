@@ -15,7 +15,10 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from tests.fakes import PROTOTYPE, STRESS, buffer, close_everything, open_file, read, restart
-from zarr_cache import CacheStore, SqliteStore, checksum, connection, index, values
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.core import checksum
+from zarr_cache.file import connection
+from zarr_cache.index import lookup, values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +93,7 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(connection, "PAGE_SIZE", 1024)
     monkeypatch.setattr(checksum, "BLOCK", 256)
     monkeypatch.setattr(values, "PART", 1024)
-    monkeypatch.setattr(index, "INLINE", 512)
+    monkeypatch.setattr(lookup, "INLINE", 512)
     path = tmp_path / "whole.sqlite"
     store = new_cache(path)
     for key in [*VALUES, ABSENT]:

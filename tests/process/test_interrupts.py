@@ -12,15 +12,17 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import assert_accounts, buffer
 from tests.process.test_end import FORK, FORKING, needs_fork, run
-from zarr_cache import CacheStore, SqliteStore, file_database, loop_connection, writer
-from zarr_cache.file_database import FileDatabase
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.core import background
+from zarr_cache.file import file_database, pool
+from zarr_cache.file.file_database import FileDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from types import FrameType
 
-OURS = {module.__file__ for module in (file_database, loop_connection, writer)}
+OURS = {module.__file__ for module in (file_database, pool, background)}
 
 SECONDS = 5
 
@@ -170,7 +172,7 @@ in_child(lambda: print(store.get_sync("a").to_bytes()[:1]))
 print(store.get_sync("a").to_bytes()[:1], flush=True)
 """
     out, errors, code = run(
-        path, "from zarr_cache.file_database import FileDatabase\n" + script, options=FORKING
+        path, "from zarr_cache.file.file_database import FileDatabase\n" + script, options=FORKING
     )
 
     assert (out, code) == ("1000 interrupts\nb'a'\nb'a'\n", 0), errors

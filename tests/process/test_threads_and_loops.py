@@ -23,10 +23,12 @@ from tests.fakes import (
     read,
     values,
 )
-from zarr_cache import CacheStore, SqliteStore, index, loop_connection
-from zarr_cache.file_database import FileDatabase
-from zarr_cache.index import EVER
-from zarr_cache.loop_connection import LoopConnection
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.core.ages import EVER
+from zarr_cache.file import pool
+from zarr_cache.file.file_database import FileDatabase
+from zarr_cache.file.pool import LoopConnection
+from zarr_cache.index import lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +153,7 @@ def test_loops_that_start_at_once_tidy_up_after_the_same_ones_that_have_ended(pa
     barrier, gate = threading.Barrier(2), Gate()
 
     async def use_beside_another() -> None:
-        await database.run_async(index.nothing)
+        await database.run_async(lookup.nothing)
         await asyncio.to_thread(barrier.wait)
 
     at_once(*[lambda: asyncio.run(use_beside_another())] * 2)
@@ -159,10 +161,10 @@ def test_loops_that_start_at_once_tidy_up_after_the_same_ones_that_have_ended(pa
     busy = at_a_gate(database, gate)
 
     async def use() -> None:
-        using = asyncio.create_task(database.run_async(index.nothing))
+        using = asyncio.create_task(database.run_async(lookup.nothing))
         while ended in database._by_loop:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
-        await asyncio.to_thread(lambda: asyncio.run(database.run_async(index.nothing)))
+        await asyncio.to_thread(lambda: asyncio.run(database.run_async(lookup.nothing)))
         gate.open()
         await using
 
@@ -175,7 +177,7 @@ def test_a_loop_that_ends_while_its_connection_is_started_is_forgotten(path: Pat
     database = FileDatabase.of(path)
 
     async def leave() -> None:
-        using = asyncio.create_task(database.run_async(index.nothing))
+        using = asyncio.create_task(database.run_async(lookup.nothing))
         while not database._starting:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         using.cancel()
@@ -191,14 +193,14 @@ def test_a_loop_that_ends_while_its_connection_is_started_is_forgotten(path: Pat
 def test_a_file_that_is_used_while_it_is_being_closed_is_closed_at_the_end(path: Path) -> None:
     database = FileDatabase.of(path)
     gate = Gate()
-    asyncio.run(database.run_async(index.nothing))
+    asyncio.run(database.run_async(lookup.nothing))
     busy = at_a_gate(database, gate)
     closing = threading.Thread(target=database.close)
     closing.start()
     while database.is_open:
         closing.join(0)
 
-    database.run(index.nothing)
+    database.run(lookup.nothing)
     gate.open()
     closing.join()
     busy.join()
@@ -210,13 +212,13 @@ def test_a_file_that_is_used_while_it_is_being_closed_is_closed_at_the_end(path:
 def test_a_file_is_closed_beside_a_loop_that_is_held_up(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loop_connection, "BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "BUSY_TIMEOUT_SECONDS", 0.01)
     database = FileDatabase.of(path)
-    database.run(index.nothing)
+    database.run(lookup.nothing)
     held_up, goes_on = threading.Event(), threading.Event()
 
     async def use() -> None:
-        await database.run_async(index.nothing)
+        await database.run_async(lookup.nothing)
         held_up.set()
         goes_on.wait()
         await asyncio.sleep(0)

@@ -10,8 +10,9 @@ from zarr.abc.store import RangeByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import PROTOTYPE, CountingStore, buffer, open_file, read
-from zarr_cache import CacheStore, SqliteStore, connection
-from zarr_cache.pending import MOST_PENDING
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.backend.counters import MOST_PENDING
+from zarr_cache.file import connection
 
 if TYPE_CHECKING:
     import sqlite3

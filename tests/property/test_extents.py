@@ -12,15 +12,15 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import STRESS
 from tests.fault.sources import new_cache
-from zarr_cache import extents
-from zarr_cache.data_file import BLOCK, HEADER, Extent
+from zarr_cache.disk.data_file import BLOCK, HEADER, Extent
+from zarr_cache.index import extents
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from zarr_cache.connection import Connection
-    from zarr_cache.data_file import OpenFile
-    from zarr_cache.extents import Reservation
+    from zarr_cache.disk.data_file import OpenFile
+    from zarr_cache.file.connection import Connection
+    from zarr_cache.index.extents import Reservation
 
 SEED = int(os.environ.get("ZARR_CACHE_SEED") or random.SystemRandom().randrange(2**32))
 """Told when a test fails; ``ZARR_CACHE_SEED`` chooses the same operations again."""

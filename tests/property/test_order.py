@@ -28,8 +28,9 @@ from tests.fakes import (
     restart,
     take_for_large,
 )
-from zarr_cache import CacheStore, SqliteStore, clock
-from zarr_cache.range_cache import RangeCache
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.core import clock
+from zarr_cache.index.ranges import RangeCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
 from tests.fakes import STRESS
-from zarr_cache.byte_range import span
-from zarr_cache.range_cache import RangeCache, RangeEntry
+from zarr_cache.core.byte_range import span
+from zarr_cache.index.ranges import RangeCache, RangeEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

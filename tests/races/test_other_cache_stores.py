@@ -11,7 +11,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, FailingStore, Gate, HeldStore, buffer, leave_process, read
 from zarr_cache import CacheStore, CacheWarning
-from zarr_cache.errors import StorageError
+from zarr_cache.core.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -42,7 +42,7 @@ from tests.fakes import (
     writers,
 )
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
-from zarr_cache.flight import Flights
+from zarr_cache.core.single_flight import Flights
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -1413,7 +1413,7 @@ async def test_a_write_that_could_not_be_recorded_is_seen_though_the_old_value_w
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A read while the source was written to had removed the old value, asked for it and kept it.
-    monkeypatch.setattr("zarr_cache.connection.BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr("zarr_cache.file.connection.BUSY_TIMEOUT_SECONDS", 0.01)
     source = HeldStore(memory())
     store = cached(source, path)
     assert await read(store, KEY) == OLD

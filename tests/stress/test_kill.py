@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import STRESS, assert_accounts, buffer, cached_bytes, cached_keys, open_file, read
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.owner import APPLICATION_ID
+from zarr_cache.file.identity import APPLICATION_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file
-from zarr_cache import CacheStore, SqliteStore, migrate
-from zarr_cache.cache_file import data_file_of
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.disk.paths import data_file_of
+from zarr_cache.file import migrate
 
 if TYPE_CHECKING:
     import sqlite3

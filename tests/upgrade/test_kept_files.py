@@ -17,7 +17,8 @@ from tests.upgrade.kept import (
     source,
     unpack,
 )
-from zarr_cache import SqliteStore, migrate
+from zarr_cache import SqliteStore
+from zarr_cache.file import migrate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,9 @@ import pytest
 
 from tests.fakes import buffer, open_file
 from tests.upgrade.kept import FOLDER, kept_schema, printed
-from zarr_cache import SqliteStore, migrate
-from zarr_cache.owner import APPLICATION_ID
+from zarr_cache import SqliteStore
+from zarr_cache.file import migrate
+from zarr_cache.file.identity import APPLICATION_ID
 
 if TYPE_CHECKING:
     from pathlib import Path

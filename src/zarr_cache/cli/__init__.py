@@ -7,7 +7,7 @@ prints when they are done: a pipe that is closed early interrupts no transaction
 import typer
 
 from zarr_cache.cli.compact import compact
-from zarr_cache.cli.demo import demo
+from zarr_cache.cli.demo.command import demo
 from zarr_cache.cli.explain import explain
 from zarr_cache.cli.info import info
 from zarr_cache.cli.ls import ls

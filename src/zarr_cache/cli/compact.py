@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from zarr_cache import extents
 from zarr_cache.cli.file import data_bytes, existing, log_bytes, opened_to_write
 from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import print_json, say
-from zarr_cache.sizes import format_size
-from zarr_cache.space import give_back, space, write_back
+from zarr_cache.core.sizes import format_size
+from zarr_cache.index import space as index_space
+from zarr_cache.index.space import give_back, space, write_back
 
 
 def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
@@ -20,9 +20,9 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
     before = _bytes_on_disk(path)
     with opened_to_write(path) as store:
         now_ns = store.database.clock().now_ns
-        while store.database.run(extents.move_last, now_ns()):
+        while store.database.run(index_space.move_last, now_ns()):
             pass
-        store.database.run(extents.cut)
+        store.database.run(index_space.cut)
         can_shrink = store.database.run(space).can_shrink
         while can_shrink and store.database.run(give_back):
             pass

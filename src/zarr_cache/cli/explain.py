@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from zarr_cache import ages, budget, index, report
 from zarr_cache.cli.file import existing, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize, Namespace
 from zarr_cache.cli.terminal import (
@@ -17,10 +16,13 @@ from zarr_cache.cli.terminal import (
     print_json,
     say,
 )
-from zarr_cache.marks import marked_ns
-from zarr_cache.report import Explanation
-from zarr_cache.selection import CACHED, Selection
-from zarr_cache.sizes import format_size
+from zarr_cache.core import ages
+from zarr_cache.core.sizes import format_size
+from zarr_cache.file.invalidation import marked_ns
+from zarr_cache.index import evict, lookup
+from zarr_cache.inspect import report
+from zarr_cache.inspect.report import Explanation
+from zarr_cache.inspect.selection import CACHED, Selection
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,12 @@ def explain(
     path = existing(cache_file)
     with opened_to_read(path) as connection:
         now = report.now_ns(connection, path)
-        room = None if max_size is None else max_size - budget.cached_bytes(connection)
+        room = None if max_size is None else max_size - evict.cached_bytes(connection)
         told = [
             _Told(
                 each,
                 # Reads and verifies the bytes, and notes no use.
-                index.look_up(connection, each.namespace, key).is_damaged,
+                lookup.look_up(connection, each.namespace, key).is_damaged,
                 _is_distrusted(each, path),
                 now,
                 _fresh_until(each, max_age, now),

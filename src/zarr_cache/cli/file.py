@@ -7,21 +7,22 @@ import sqlite3
 import stat
 from typing import TYPE_CHECKING
 
-from zarr_cache import cache_file, migrate, schema
+from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cli.terminal import fail
-from zarr_cache.connection import Turns, connect, data_file
-from zarr_cache.errors import CacheError, translated
-from zarr_cache.location import default_path
-from zarr_cache.network import refuse_network
-from zarr_cache.opening import open_read_only
-from zarr_cache.owner import refuse_foreign
-from zarr_cache.sqlite_store import SqliteStore
+from zarr_cache.core.errors import CacheError, translated
+from zarr_cache.disk import paths
+from zarr_cache.disk.network import refuse_network
+from zarr_cache.disk.paths import default_path
+from zarr_cache.file import migrate, schema
+from zarr_cache.file.connection import Turns, connect, data_file
+from zarr_cache.file.identity import refuse_foreign
+from zarr_cache.file.opening import open_read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from zarr_cache.connection import Connection
+    from zarr_cache.file.connection import Connection
 
 
 def existing(path: Path | None) -> Path:
@@ -44,13 +45,13 @@ def existing(path: Path | None) -> Path:
 
 def log_bytes(path: Path) -> int:
     """Bytes of the log of the file; 0 if it has none."""
-    log = cache_file.log_of(path)
+    log = paths.log_of(path)
     return log.stat().st_size if log.exists() else 0
 
 
 def data_bytes(path: Path) -> int:
     """Bytes of the data file of the file; 0 if it has none."""
-    data = cache_file.data_file_of(path)
+    data = paths.data_file_of(path)
     return data.stat().st_size if data.exists() else 0
 
 
@@ -85,14 +86,14 @@ def opened_to_read(path: Path) -> Iterator[Connection]:
     with told_on_one_line(path):
         refuse_network(path)
         refuse_foreign(path)
-        is_writable = cache_file.is_writable(path)
+        is_writable = paths.is_writable(path)
         connected = _connect(path) if is_writable else open_read_only(path, Turns())
         with contextlib.closing(connected) as connection:
             yield connection
 
 
 def _connect(path: Path) -> Connection:
-    is_in_use = cache_file.log_of(path).exists()
+    is_in_use = paths.log_of(path).exists()
     # Not mode=ro: whoever reads so is not allowed to take away the files that a log needs.
     connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
     connection.data_file = data_file(path)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from zarr_cache import ages, extents, report
 from zarr_cache.cli.file import data_bytes, existing, log_bytes, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
 from zarr_cache.cli.terminal import (
@@ -15,9 +14,12 @@ from zarr_cache.cli.terminal import (
     print_table,
     say,
 )
-from zarr_cache.report import NamespaceReport
-from zarr_cache.sizes import format_size
-from zarr_cache.space import space
+from zarr_cache.core import ages
+from zarr_cache.core.sizes import format_size
+from zarr_cache.index import extents
+from zarr_cache.index.space import space
+from zarr_cache.inspect import report
+from zarr_cache.inspect.report import NamespaceReport
 
 STORED_HERE = "(stored with SqliteStore)"
 """In place of the empty name of that namespace."""

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from zarr_cache import report
 from zarr_cache.cli.file import existing, opened_to_read
 from zarr_cache.cli.options import CacheFile, Json, Namespace, Prefix
 from zarr_cache.cli.terminal import (
@@ -17,9 +16,10 @@ from zarr_cache.cli.terminal import (
     print_json,
     print_table,
 )
-from zarr_cache.report import Listed
-from zarr_cache.selection import Selection
-from zarr_cache.sizes import format_size
+from zarr_cache.core.sizes import format_size
+from zarr_cache.inspect import report
+from zarr_cache.inspect.report import Listed
+from zarr_cache.inspect.selection import Selection
 
 MOST_IN_TERMINAL = 100
 """At most this many entries are listed where somebody looks on, unless more are asked for."""

@@ -8,13 +8,13 @@ import typer
 import zarr
 from rich.console import Console
 
-from zarr_cache import coverage_map, coverage_picture
-from zarr_cache.chunk_coverage import coverage
 from zarr_cache.cli import source
 from zarr_cache.cli.file import existing
 from zarr_cache.cli.options import CacheFile
 from zarr_cache.cli.terminal import fail, say
-from zarr_cache.coverage_map import CoverageMap
+from zarr_cache.warming import coverage_map, coverage_picture
+from zarr_cache.warming.coverage import coverage
+from zarr_cache.warming.coverage_map import CoverageMap
 
 MOST_CELLS = {".png": (640, 640), ".svg": (160, 160)}
 """Rows and columns of a picture, by the end of its name."""

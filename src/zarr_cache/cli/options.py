@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from zarr_cache.location import VARIABLE
-from zarr_cache.sizes import parse_size
+from zarr_cache.core.sizes import parse_size
+from zarr_cache.disk.paths import VARIABLE
 
 _SECONDS = {"": 1, "s": 1, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 

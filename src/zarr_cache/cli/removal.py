@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zarr_cache import ages, budget, fence, removal, report
+from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cli.file import existing, opened_to_read, opened_to_write
 from zarr_cache.cli.options import (
     CacheFile,
@@ -18,11 +18,14 @@ from zarr_cache.cli.options import (
     UnusedFor,
 )
 from zarr_cache.cli.terminal import ask, count, print_json, say
-from zarr_cache.connection import Connection
-from zarr_cache.problem import FIRST_ROW
-from zarr_cache.selection import Amount, Selection
-from zarr_cache.sizes import format_size
-from zarr_cache.sqlite_store import SqliteStore
+from zarr_cache.core import ages
+from zarr_cache.core.sizes import format_size
+from zarr_cache.file.connection import Connection
+from zarr_cache.index import evict as budget
+from zarr_cache.index import fence
+from zarr_cache.inspect import removal, report
+from zarr_cache.inspect.problem import FIRST_ROW
+from zarr_cache.inspect.selection import Amount, Selection
 
 NOTHING = Amount(0, 0)
 

@@ -12,10 +12,10 @@ from zarr.api import asynchronous
 from zarr.errors import NodeNotFoundError, NodeTypeValidationError
 from zarr.storage import LocalStore
 
-from zarr_cache.cache_store import CacheStore
+from zarr_cache.cache.sqlite_store import SqliteStore
+from zarr_cache.cache.store import CacheStore
 from zarr_cache.cli.terminal import fail
-from zarr_cache.errors import CacheError
-from zarr_cache.sqlite_store import SqliteStore
+from zarr_cache.core.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -76,7 +76,7 @@ async def _source(url: str) -> AsyncIterator[Store]:
     if "://" not in url:
         yield LocalStore(url, read_only=True)
         return
-    from zarr_cache.demo.source import open_source  # noqa: PLC0415 - needs fsspec, of an extra
+    from zarr_cache.cli.demo.source import open_source  # noqa: PLC0415 - needs fsspec, of an extra
 
     async with open_source(url) as (source, _):
         yield source

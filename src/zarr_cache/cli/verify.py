@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from zarr_cache import verify as verification
 from zarr_cache.cli.file import existing, opened_to_read, opened_to_write
 from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import count, print_json, say
-from zarr_cache.problem import Problem, run_on
+from zarr_cache.inspect import verify as verification
+from zarr_cache.inspect.problem import Problem, run_on
 
 
 def verify(

@@ -9,9 +9,9 @@ import zarr
 from zarr_cache.cli import source
 from zarr_cache.cli.options import CacheFile, Json, parse_age, parse_size_option
 from zarr_cache.cli.terminal import fail, print_json, say
-from zarr_cache.location import default_path
-from zarr_cache.warm_report import WarmPlan, WarmReport
-from zarr_cache.warming import warm_async
+from zarr_cache.disk.paths import default_path
+from zarr_cache.warming.report import WarmPlan, WarmReport
+from zarr_cache.warming.warm import warm_async
 
 
 def warm(

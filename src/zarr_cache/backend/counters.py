@@ -1,0 +1,166 @@
+"""What happened, counted for this process and, as far as it lasts, for the file."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+MOST_PENDING = 1024
+
+
+LONGEST_PENDING_NS = 10 * 10**9
+
+
+MOST_TOUCHES = 100_000
+
+
+class Pending:
+    """Uses and counts that wait to be written into the file, so that a hit writes nothing.
+
+    Any thread may call.
+
+    Attributes
+    ----------
+    counted
+        Those who have counted something since `gather`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._touches: dict[int, int] = {}
+        # Stamps of the first use since these were last taken, and of the last.
+        self._since = self._until = 0
+        self._counts: dict[str, Counter[str]] = {}
+        self.counted: set[Statistics] = set()
+
+    def __len__(self) -> int:
+        """Number of entries whose last use is not in the file yet."""
+        return len(self._touches)
+
+    @property
+    def are_due(self) -> bool:
+        """Whether it is time to write them: there are many, or the first is old."""
+        return len(self._touches) >= MOST_PENDING or self._until - self._since >= LONGEST_PENDING_NS
+
+    def touch(self, entry: int, used_at: int) -> bool:
+        """Note a use of the entry; return whether they `are_due`."""
+        with self._lock:
+            if not self._touches:
+                self._since = used_at
+            self._until = used_at
+            if len(self._touches) < MOST_TOUCHES:
+                self._touches[entry] = used_at
+            return self.are_due
+
+    def take_touches(self) -> dict[int, int]:
+        """The uses noted since the last call."""
+        with self._lock:
+            touches, self._touches = self._touches, {}
+            self._since = self._until
+        return touches
+
+    def put_back(self, touches: dict[int, int]) -> None:
+        """Undo `take_touches`: what took them has not been able to write them."""
+        with self._lock:
+            self._touches = {**touches, **self._touches}
+
+    def gather(self) -> None:
+        """Take over what was counted, so that nobody is kept here only because it has counted."""
+        with self._lock:
+            for _ in range(len(self.counted)):
+                # Before it is asked: if it counts meanwhile, it is here again.
+                statistics = self.counted.pop()
+                counts = self._counts.setdefault(statistics.namespace, Counter())
+                counts.update(statistics.take())
+
+    def take_counts(self) -> dict[str, dict[str, int]]:
+        """What was counted since the last call, by namespace, with each of `LASTING`."""
+        self.gather()
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        return {
+            namespace: dict(added) for namespace, added in counts.items() if any(added.values())
+        }
+
+    def put_back_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Undo `take_counts`."""
+        with self._lock:
+            for namespace, added in counts.items():
+                self._counts.setdefault(namespace, Counter()).update(added)
+
+
+LASTING = ("hits", "misses", "bytes_served", "bytes_fetched", "evictions", "expirations")
+
+
+"""What is added up in the file: the columns of the table ``statistics``."""
+
+
+# One for all: it is held for an addition only, and the child of a fork needs another.
+_counting = threading.Lock()
+
+
+_all: weakref.WeakSet[Statistics] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    global _counting  # noqa: PLW0603 - the child of a fork may have inherited it held
+    _counting = threading.Lock()
+    for statistics in _all:
+        # What the parent has counted is the parent's to add up in the file.
+        statistics.take()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Statistics:
+    """What happened through one CacheStore and its views, in this process.
+
+    Parameters
+    ----------
+    namespace
+        Whose hits and misses these are.
+    counted
+        Tells where those wait whose counts are to be added up in the file.
+    """
+
+    def __init__(self, namespace: str, counted: Callable[[], set[Statistics]]) -> None:
+        self.namespace = namespace
+        self._counted = counted
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._taken = dict.fromkeys(LASTING, 0)
+        _all.add(self)
+
+    def add(self, **numbers: int) -> None:
+        """Add to the counts of these names."""
+        counts = self._counts
+        with _counting:
+            for name, number in numbers.items():
+                counts[name] += number
+        self._counted().add(self)
+
+    def hit(self, nbytes: int) -> None:
+        """Add one to the hits, and so many bytes served: ``add`` for what happens most."""
+        counts = self._counts
+        with _counting:
+            counts["hits"] += 1
+            counts["bytes_served"] += nbytes
+        self._counted().add(self)
+
+    def take(self) -> dict[str, int]:
+        """What has come to each of `LASTING` since the last call."""
+        with _counting:
+            now = {name: self._counts[name] for name in LASTING}
+            before, self._taken = self._taken, now
+        return {name: number - before[name] for name, number in now.items()}
+
+    def __getitem__(self, name: str) -> int:
+        return self._counts[name]

@@ -1,0 +1,225 @@
+"""The demo from beginning to end: serve, read four times, show, clean up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import shlex
+import tempfile
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.filesize import decimal
+from rich.table import Table
+from zarr.errors import NodeNotFoundError, NodeTypeValidationError
+
+from zarr_cache.cli.demo.new_process import NewProcessError, read_in_new_process
+from zarr_cache.cli.demo.reading import Reading, read
+from zarr_cache.cli.demo.server import DemoServer
+from zarr_cache.core.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import numpy.typing as npt
+    from rich.console import Console
+
+KEPT_FILE = Path("zarr-cache-demo.sqlite")
+"""Where ``--keep`` leaves the cache file, and what the closing advice calls it."""
+
+QUERIES = (
+    "SELECT * FROM cache_usage",
+    "SELECT key, size, stored, used FROM cache_entries ORDER BY bytes DESC LIMIT 5",
+    "SELECT key, used FROM cache_entries WHERE kind = 'absent'",
+)
+"""What the closing advice proposes to ask of the file."""
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    url: str
+    array: str
+    title: str
+    counted: str
+    original: npt.NDArray[Any] | None = None
+    server: DemoServer | None = None
+
+
+async def run(
+    console: Console,
+    *,
+    url: str | None = None,
+    array: str = "",
+    latency_seconds: float = 0.05,
+    cache_file: Path | None = None,
+) -> list[tuple[str, Reading]]:
+    """Read an array four times, print what each reading took, and return the named readings.
+
+    Cancelled, it leaves nothing behind: no server, no process, no temporary folder.
+
+    Parameters
+    ----------
+    console
+        Where the table and the closing advice go.
+    url
+        A Zarr to read. None serves nibabel's MRI scan over HTTP on loopback.
+    array
+        Path of the array within `url`; empty if the array is at its root.
+    latency_seconds
+        How long the server on loopback holds each answer back.
+    cache_file
+        The cache's file, which is kept. None puts it into a temporary folder that is deleted.
+
+    Raises
+    ------
+    DemoError
+        What is read, or what is needed to read it, is missing; or a reading returned other data.
+    """
+    _check_installed(url)
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zarr-cache-demo-")))
+        # Before it goes: zarr writes files in threads, which no cancellation stops.
+        stack.push_async_callback(asyncio.get_running_loop().shutdown_default_executor)
+        if url is None:
+            served = _serve_sample(folder / "served", latency_seconds)
+            source = await stack.enter_async_context(served)
+        else:
+            source = _source_at(url, array)
+        file = cache_file if cache_file is not None else folder / "cache.sqlite"
+        cold = "cache as it was found" if file.exists() else "cold cache"
+        result = folder / "result.zarr"
+        readings = [named async for named in _read_all(console, source, file, cold, result)]
+        console.print(_table(source, readings))
+        _advise(console, file, kept=cache_file is not None)
+        return readings
+
+
+def _check_installed(url: str | None) -> None:
+    needed = ["fsspec"]
+    if url is None or _is_http(url):
+        needed.append("aiohttp")
+    if url is None:
+        needed.append("nibabel")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DemoError(f"{', '.join(missing)} not installed: pip install 'zarr-cache[demo]'")
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+@contextlib.asynccontextmanager
+async def _serve_sample(folder: Path, latency_seconds: float) -> AsyncIterator[_Source]:
+    from zarr_cache.cli.demo import sample  # noqa: PLC0415 - imports nibabel, of the extra "demo"
+
+    try:
+        original = await sample.write(folder / "mri.zarr")
+    except FileNotFoundError as error:
+        raise DemoError(f"nibabel came without its test data ({error}): use --url") from error
+    with DemoServer(folder, latency_seconds=latency_seconds) as server:
+        yield _Source(
+            url=f"{server.url}/mri.zarr",
+            array=sample.ARRAY,
+            title=f"MRI scan over HTTP on loopback, {latency_seconds * 1000:g} ms a request",
+            counted="Requests and bytes as the server counted them.",
+            original=original,
+            server=server,
+        )
+
+
+def _source_at(url: str, array: str) -> _Source:
+    counted = (
+        "Requests and bytes as the HTTP client of each reading counted them."
+        if _is_http(url)
+        else "Requests cannot be counted here: the URL is not HTTP."
+    )
+    return _Source(url, array, f"{url} {array}".rstrip(), counted)
+
+
+async def _read_all(
+    console: Console, source: _Source, file: Path, first: str, result: Path
+) -> AsyncIterator[tuple[str, Reading]]:
+    """Yield the name of each reading and what it took, once its data proved equal."""
+    url, array, original = source.url, source.array, source.original
+    for name, one_reading in (
+        ("no cache", partial(read, url, array)),
+        (first, partial(read, url, array, file)),
+        ("warm cache", partial(read, url, array, file)),
+        ("warm cache, new process", partial(read_in_new_process, url, array, file, result)),
+    ):
+        with console.status(f"{name} ..."):
+            before = source.server.traffic() if source.server is not None else None
+            try:
+                reading = await one_reading()
+            except Exception as error:
+                # Exception: what a URL may raise depends on the protocol behind it.
+                raise DemoError(_reason(source, error)) from error
+        if original is None:
+            original = reading.data
+        if not _are_equal(reading.data, original):
+            raise DemoError(f"{name}: the data read differ from those of the source")
+        if source.server is not None and before is not None:
+            reading = replace(reading, traffic=source.server.traffic() - before)
+        yield name, reading
+
+
+def _are_equal(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
+    # NaN equals NaN here; to dtypes that cannot hold one the question must not be put.
+    return np.array_equal(found, expected, equal_nan=expected.dtype.kind in "fcmM")
+
+
+def _reason(source: _Source, error: Exception) -> str:
+    """Say on one line what went wrong with the source or the cache file."""
+    if isinstance(error, NodeNotFoundError | NodeTypeValidationError):
+        return f"{source.url}: no array at {source.array!r}; name one with --array"
+    first_line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if isinstance(error, CacheError | NewProcessError):
+        return first_line
+    return f"{source.url}: {first_line}"
+
+
+def _table(source: _Source, readings: list[tuple[str, Reading]]) -> Table:
+    _, reading = readings[0]
+    what = f"{'x'.join(map(str, reading.data.shape))} {reading.data.dtype}"
+    if reading.data.shape != reading.shape:
+        what += f" (the leading part of {'x'.join(map(str, reading.shape))})"
+    table = Table(title=f"{source.title}\n{what}", caption=source.counted, min_width=60)
+    table.add_column("reading")
+    for heading in ("seconds", "requests", "bytes", "hit rate"):
+        table.add_column(heading, justify="right")
+    for name, reading in readings:
+        asked = reading.hits + reading.misses
+        table.add_row(
+            name,
+            f"{reading.seconds:.3f}",
+            f"{reading.traffic.requests}" if reading.traffic is not None else "-",
+            decimal(reading.traffic.nbytes) if reading.traffic is not None else "-",
+            f"{reading.hits / asked:.0%}" if asked else "-",
+        )
+    return table
+
+
+def _advise(console: Console, file: Path, *, kept: bool) -> None:
+    name = shlex.quote(str(file if kept else KEPT_FILE))
+    size = decimal(file.stat().st_size)
+    if kept:
+        lines = [f"The cache file is {file} ({size}). Ask it:"]
+    else:
+        lines = [
+            f"The cache file was {file} ({size}) and goes as the demo ends.",
+            f"`zarr-cache demo --keep` leaves it as {KEPT_FILE}, `--cache-file PATH` elsewhere.",
+            "Then ask it:",
+        ]
+    lines += [f'  sqlite3 -box {name} "{query}"' for query in QUERIES]
+    for line in lines:
+        # Not wrapped: the commands are there to be copied.
+        console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,64 @@
+"""Which bytes a request means, once the size of the value is known."""
+
+from __future__ import annotations
+
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+
+
+def check(byte_range: object) -> None:
+    """Refuse what is not one of zarr's byte requests.
+
+    Raises
+    ------
+    TypeError
+        `byte_range` is of another type. The message is zarr's, its suite asks for it.
+    ValueError
+        A position or a length is negative.
+    """
+    match byte_range:
+        case None:
+            least = 0
+        case RangeByteRequest(start, end):
+            least = min(start, end)
+        case OffsetByteRequest(offset):
+            least = offset
+        case SuffixByteRequest(suffix):
+            least = suffix
+        case _:
+            raise TypeError(f"Unexpected byte_range, got {byte_range}.")
+    if least < 0:
+        raise ValueError(f"byte_range must not be negative, got {byte_range}")
+
+
+def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
+    """The half-open interval ``[start, stop)`` that the request means in a value of `size` bytes.
+
+    ``0 <= start <= stop <= size``: what lies past the end is cut off, as zarr's own stores do.
+    """
+    match byte_range:
+        case None:
+            return 0, size
+        case RangeByteRequest(start, end):
+            start = min(start, size)
+            return start, max(start, min(end, size))
+        case OffsetByteRequest(offset):
+            return min(offset, size), size
+        case SuffixByteRequest(suffix):
+            return max(0, size - suffix), size
+
+
+def may_be_kept(byte_range: ByteRequest, length: int) -> bool:
+    """Whether an answer of `length` bytes is as long as was asked for.
+
+    A longer one is the whole value: some HTTP servers ignore ``Range``, and fsspec hands on what
+    they send as the part. A shorter one is the end of the value, or less than the server was asked
+    for, which HTTP allows (RFC 9110, 15.3.7), and no client tells one from the other. Of an
+    `OffsetByteRequest` the length tells nothing.
+    """
+    match byte_range:
+        case RangeByteRequest(start, end):
+            return length == max(0, end - start)
+        case SuffixByteRequest(suffix):
+            return length == suffix
+        case _:
+            return True

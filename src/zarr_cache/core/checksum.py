@@ -1,0 +1,72 @@
+"""XXH3 over the bytes of an entry and over what the entry claims to be.
+
+The checksum of an entry's facts is the seed for the checksum of each block of its bytes. A block is
+right only together with the facts that it was written with, so bytes under another key, of another
+source, of another size or age are as wrong as a flipped bit. It tells damage, not malice: whoever
+can write to the file can compute it as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+if TYPE_CHECKING:
+    type ByteArray = npt.NDArray[np.uint8]
+
+
+BLOCK = 64 * 1024
+
+
+"""Bytes under one checksum: a range read verifies up to this much more than it was asked for."""
+
+
+LENGTH = 8
+
+
+"""Bytes of a checksum."""
+
+
+def length_of(nbytes: int) -> int:
+    """Bytes of the checksums of so many bytes."""
+    return LENGTH * -(-nbytes // BLOCK)
+
+
+class DamagedValueError(Exception):
+    """The bytes of an entry are not those that were written with its facts."""
+
+
+def of_facts(namespace: str, key: str, kind: str, size: int, stored_at: int) -> int:
+    """The checksum of what an entry claims to be: 63 bits, which SQLite's integers hold."""
+    claim = f"{namespace}\0{key}\0{kind}\0{size}\0{stored_at}"
+    # A key may have surrogates: what came from a file name that is not UTF-8.
+    return xxh3_64_intdigest(claim.encode(errors="surrogatepass")) >> 1
+
+
+def of_blocks(seed: int, first: int, data: bytes | ByteArray) -> bytes:
+    """The checksums of the blocks in `data`, `LENGTH` bytes each, big-endian.
+
+    Parameters
+    ----------
+    seed
+        Checksum of the facts, from `of_facts`.
+    first
+        Number of the block in the value that `data` begins with: a block in another place is wrong.
+    data
+        Bytes from the beginning of a block on. The last block may be short.
+    """
+    if 0 < len(data) <= BLOCK:
+        return xxh3_64_digest(data, seed + first)
+    view = memoryview(data)
+    return b"".join(
+        [
+            xxh3_64_digest(view[start : start + BLOCK], seed + block)
+            for block, start in enumerate(range(0, len(view), BLOCK), first)
+        ]
+    )

@@ -1,0 +1,111 @@
+"""Time that measures ages within a process and across restarts alike."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def wall_ns() -> int:
+    """Nanoseconds since the Unix epoch. Survives a restart, and can be set back."""
+    return time.time_ns()
+
+
+def monotonic_ns() -> int:
+    """Nanoseconds that never run backwards and count suspend where the system can tell.
+
+    On Linux ``CLOCK_MONOTONIC`` stands still while a laptop sleeps, ``CLOCK_BOOTTIME`` does not
+    (clock_gettime(2)). On macOS ``time.monotonic`` stands still, as ``CLOCK_UPTIME_RAW`` does, and
+    ``CLOCK_MONOTONIC_RAW`` does not (clock_gettime(3)).
+    """
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    if hasattr(time, "CLOCK_UPTIME_RAW"):
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+    return time.monotonic_ns()
+
+
+def resumed_ns(newest_ns: int, written_ns: int) -> int:
+    """Where time goes on in a file with this newest stamp.
+
+    A stamp that is ahead of the wall clock is from before that was set back. Time would stand still
+    between sessions until the wall clock gets there, if what has passed since the file was written
+    were not added, which the wall clock tells all the same.
+
+    Parameters
+    ----------
+    written_ns
+        When the file was last written, by the wall clock.
+    """
+    now_ns = wall_ns()
+    return newest_ns if newest_ns <= now_ns else newest_ns + max(0, now_ns - written_ns)
+
+
+STAMPS_END = 2**62
+
+
+"""What is not below it is no stamp: as nanoseconds since the Unix epoch, the year 2116."""
+
+
+class PersistentClock:
+    """Nanoseconds since the Unix epoch that never run backwards, even across restarts.
+
+    The monotonic clock keeps pace but forgets its origin at each start; the wall clock keeps its
+    origin but can be set back. This one takes its origin from the wall clock when a file is
+    opened, and its pace from the monotonic clock.
+
+    Parameters
+    ----------
+    floor_ns
+        If the wall clock is behind this, time resumes here. See `resumed_ns`.
+    wall
+        Tells the wall clock's time in nanoseconds.
+    monotonic
+        Tells the monotonic clock's time in nanoseconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        floor_ns: int,
+        wall: Callable[[], int] | None = None,
+        monotonic: Callable[[], int] | None = None,
+    ) -> None:
+        # Looked up here and not in the signature, so that a test can hold the module's clocks.
+        self._wall_ns = wall or wall_ns
+        self._monotonic_ns = monotonic or monotonic_ns
+        self._offset_ns = max(self._wall_ns(), floor_ns) - self._monotonic_ns()
+        self._last_ns = floor_ns
+        self._lock = threading.Lock()
+
+    def now_ns(self) -> int:
+        """The time. Equal to what an earlier call told if no time has passed."""
+        return max(self._monotonic_ns() + self._offset_ns, self._last_ns)
+
+    def stamp_ns(self) -> int:
+        """The time, later than every stamp before: two uses in one process never tie."""
+        with self._lock:
+            self._last_ns = max(self._monotonic_ns() + self._offset_ns, self._last_ns + 1)
+            return self._last_ns
+
+    def begin_anew(self, *, floor_ns: int) -> None:
+        """Take the origin once more, as at opening; time does not go back."""
+        with self._lock:
+            begun_ns = max(self._wall_ns(), floor_ns) - self._monotonic_ns()
+            self._offset_ns = max(self._offset_ns, begun_ns)
+            self._last_ns = max(self._last_ns, floor_ns)
+
+    def catch_up(self, stamp_ns: int) -> bool:
+        """Begin anew if a stamp of the file is ahead of the time; tell whether it was.
+
+        Another process gave it, which has counted time that this one missed: no clock but the wall
+        clock, which is set afterwards, goes on while a virtual machine is suspended.
+        """
+        if not self.now_ns() < stamp_ns < STAMPS_END:
+            return False
+        self.begin_anew(floor_ns=stamp_ns)
+        return True

@@ -1,0 +1,199 @@
+"""What can go wrong with a cache file, grouped by what the caller does next."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class CacheError(Exception):
+    """Base of every error that this package raises about a file."""
+
+
+class ForeignFileError(CacheError):
+    """The file is not a cache file and is left untouched: name another one.
+
+    Parameters
+    ----------
+    path
+        The file.
+    found
+        What it is instead.
+    """
+
+    def __init__(self, path: Path, *, found: str) -> None:
+        super().__init__(
+            f"{path}: {found}, not a file of zarr-cache; it is left as it is, name another file"
+        )
+
+
+class NewerSchemaError(CacheError):
+    """The file was written by a later release and is left untouched: upgrade, or name another.
+
+    Parameters
+    ----------
+    path
+        The file.
+    found
+        Schema version of the file.
+    known
+        Newest schema version that this release knows.
+    """
+
+    def __init__(self, path: Path, *, found: int, known: int) -> None:
+        super().__init__(
+            f"{path}: schema {found} is newer than {known}, the newest that this release knows; "
+            "upgrade zarr-cache or name another file"
+        )
+        self.found = found
+        self.known = known
+
+
+class MigrationError(CacheError):
+    """A migration script failed; the file still has the schema it had before."""
+
+
+class StorageError(CacheError):
+    """SQLite could not do what was asked of it; the transaction was rolled back.
+
+    The message names the file and what SQLite said; ``__cause__`` is SQLite's own error.
+    """
+
+
+class FileLockedError(StorageError):
+    """Another connection held the lock for longer than we wait: try again."""
+
+
+class FileFullError(StorageError):
+    """The disk, or the file's ``max_page_count``, is full: make room."""
+
+
+class FileReadOnlyError(StorageError):
+    """The file, or the folder it is in, cannot be written: what is there is served."""
+
+
+class FileDamagedError(StorageError):
+    """The file is not a database any more, or a page of it is damaged.
+
+    Attributes
+    ----------
+    place
+        Device and inode of the file in which the damage was found, as far as that is known.
+    """
+
+    place: tuple[int, int] | None = None
+
+
+class OutOfMemoryError(StorageError):
+    """There was no memory for a value."""
+
+
+class DataFileError(StorageError):
+    """The data file cannot be used: large values are not cached, small ones are.
+
+    Something that is not ours is in its place, or it may not be opened: the message says which.
+    Move that away, or name another cache file.
+    """
+
+
+class UnstorableKeyError(StorageError):
+    """The key is no text that SQLite can hold, such as a file name that is not UTF-8.
+
+    A `SqliteStore` cannot have it; a `CacheStore` asks its source each time.
+    """
+
+
+class NetworkFileSystemError(StorageError):
+    """The file would lie on a network file system and is not opened: name one on a local disk.
+
+    SQLite's write-ahead log needs memory that the processes of one machine share, and locks, which
+    such file systems often only pretend to have (https://www.sqlite.org/wal.html).
+
+    Parameters
+    ----------
+    path
+        The file.
+    file_system
+        Type of the file system.
+    """
+
+    def __init__(self, path: Path, file_system: str) -> None:
+        super().__init__(
+            f"{path}: on a network file system ({file_system}), where SQLite's write-ahead log "
+            "does not work; name a file on a local disk"
+        )
+
+
+class HardLinkedFileError(StorageError):
+    """The file has more than one name and is not opened: copy it, and name the copy.
+
+    SQLite's log is named after the file, so each name would have a log of its own, and who uses one
+    would not see what is written by another (https://www.sqlite.org/howtocorrupt.html, 2.5).
+
+    Parameters
+    ----------
+    path
+        The file, or what SQLite keeps beside it.
+    names
+        How many names it has.
+    """
+
+    def __init__(self, path: Path, names: int) -> None:
+        super().__init__(
+            f"{path}: a file of {names} names (hard links), each of which would have a log of its "
+            "own; copy it and put the copy in its place, or name another file"
+        )
+
+
+class LeftAloneError(StorageError):
+    """The file has failed just now and is left alone for a while; then it is tried again."""
+
+
+_BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
+    sqlite3.SQLITE_BUSY: FileLockedError,
+    sqlite3.SQLITE_LOCKED: FileLockedError,
+    sqlite3.SQLITE_FULL: FileFullError,
+    sqlite3.SQLITE_READONLY: FileReadOnlyError,
+    sqlite3.SQLITE_CORRUPT: FileDamagedError,
+    sqlite3.SQLITE_NOTADB: FileDamagedError,
+    # What we write is as our schema wants it, so something else stands in its place.
+    sqlite3.SQLITE_CONSTRAINT: FileDamagedError,
+    sqlite3.SQLITE_MISMATCH: FileDamagedError,
+}
+
+
+_WAY_OUT = {
+    sqlite3.SQLITE_READONLY: (
+        "; to be written to, the file, what SQLite keeps beside it (-wal, -shm) and the folder "
+        "must all be writable"
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "; it must be readable, and if it has a log (-wal) and the folder is read-only, somebody "
+        "who may write to it must open and close it once"
+    ),
+}
+
+
+def is_code(error: sqlite3.Error, code: int) -> bool:
+    """Whether `error` carries the primary result code `code`.
+
+    The low eight bits are the primary code, the rest the extended one
+    (https://www.sqlite.org/rescode.html). Errors that Python raises itself carry none.
+    """
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == code
+
+
+def translated(error: sqlite3.Error, path: Path) -> StorageError:
+    """The error of this package that stands for SQLite's, chosen by its result code."""
+    code = getattr(error, "sqlite_errorcode", None)
+    is_operational = isinstance(error, sqlite3.OperationalError)
+    if is_operational and (code is None or "unsupported file format" in str(error)):
+        # Python's own, of text that is not UTF-8; or a schema format that SQLite does not know, to
+        # which it gives the code of an error in a statement.
+        return FileDamagedError(f"{path}: {error}")
+    code = (code or 0) & 0xFF
+    told = f"{path}: {error}{_WAY_OUT.get(code, '')}"
+    return _BY_PRIMARY_CODE.get(code, StorageError)(told)

@@ -1,0 +1,126 @@
+"""Single flight: of callers that want the same value at once, one fetches it, the others wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from zarr_cache.core.flow import running_loop, step
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from zarr_cache.core.flow import Flow
+
+
+class Outcome[T]:
+    """A result that is there at once, or some day.
+
+    Mostly nobody waits for it. So a future, of which two would be a tenth of what a miss takes, is
+    made for the first who does.
+
+    Attributes
+    ----------
+    is_set
+        Whether there is a result.
+    """
+
+    __slots__ = ("_future", "_lock", "_result", "is_set")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._future: Future[T] | None = None
+        self.is_set = False
+
+    def set(self, result: T) -> None:
+        """Give the result to all who wait. The first one stands."""
+        with self._lock:
+            if self.is_set:
+                return
+            self._result, self.is_set = result, True
+            future = self._future
+        if future is not None:
+            future.set_result(result)
+
+    def wait(self) -> Flow[T]:
+        """Wait for the result."""
+        return step(self.block, self._await)
+
+    def block(self) -> T:
+        """Wait for the result in this thread."""
+        return self._waited_for().result()
+
+    async def _await(self) -> T:
+        # Shielded: who is cancelled must not cancel what others wait for.
+        return await asyncio.shield(asyncio.wrap_future(self._waited_for()))
+
+    def _waited_for(self) -> Future[T]:
+        with self._lock:
+            if self._future is None:
+                self._future = Future()
+                if self.is_set:
+                    self._future.set_result(self._result)
+            return self._future
+
+
+class Flight[T](Outcome[tuple[bool, T | None]]):
+    """A fetch under way: whether it has brought an answer, and the answer.
+
+    Attributes
+    ----------
+    is_of_thread
+        Whether a thread leads it, and no task of an event loop.
+    """
+
+    __slots__ = ("is_of_thread",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_of_thread = running_loop() is None
+
+    def land(self, answer: T) -> None:
+        """Give the answer to all who follow."""
+        self.set((True, answer))
+
+    def fail(self) -> None:
+        """Tell all who follow to ask for themselves, unless they have their answer."""
+        self.set((False, None))
+
+    def block(self) -> tuple[bool, T | None]:
+        """Wait in this thread if another leads; nobody waits who runs an event loop."""
+        may_wait = self.is_of_thread and running_loop() is None
+        return super().block() if may_wait or self.is_set else (False, None)
+
+
+class Flights[K: Hashable, T]:
+    """The fetches under way in this process, by what they ask for.
+
+    Attributes
+    ----------
+    ended
+        How many have ended. If it is another number than before a look-up that missed, the answer
+        may be at hand by now.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[K, Flight[T]] = {}
+        self.ended = 0
+
+    def join(self, key: K, mine: Flight[T]) -> Flight[T]:
+        """The flight for `key`: `mine`, which the caller leads, or that of another.
+
+        The caller calls `end` in the end, whatever happens: Ctrl-C may come before this returns.
+        """
+        with self._lock:
+            return self._under_way.setdefault(key, mine)
+
+    def end(self, key: K, mine: Flight[T]) -> None:
+        """Nobody joins any more; who has no answer by now asks for itself."""
+        with self._lock:
+            if self._under_way.get(key) is mine:
+                self.ended += 1
+                del self._under_way[key]
+        mine.fail()

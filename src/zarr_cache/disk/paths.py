@@ -1,0 +1,177 @@
+"""A cache file as the file system has it: its names, its state, and the lock of its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import platformdirs
+
+from zarr_cache.core import clock
+from zarr_cache.core.errors import FileLockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+if sys.platform != "win32":
+    import fcntl
+
+
+BUSY_TIMEOUT_SECONDS = 5.0
+
+
+"""How long a statement waits for another connection's lock."""
+
+
+class Place(NamedTuple):
+    """Which file a path names: another after it was deleted or replaced."""
+
+    device: int
+    inode: int
+
+
+class State(NamedTuple):
+    """What is another as soon as somebody writes to a file, or is about to."""
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    has_log: bool
+
+
+def log_of(path: Path) -> Path:
+    """Where SQLite keeps the write-ahead log of the file."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def shared_memory_of(path: Path) -> Path:
+    """Where SQLite keeps the index of the log, which all who have the file open share."""
+    return path.with_name(f"{path.name}-shm")
+
+
+def data_file_of(path: Path) -> Path:
+    """Where the bytes of large values are, see `zarr_cache.data_file`."""
+    return path.with_name(f"{path.name}-data")
+
+
+def place_of(path: Path) -> Place | None:
+    """Which file the path names now; None when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return Place(found.st_dev, found.st_ino)
+
+
+def state_of(path: Path, found: os.stat_result) -> State:
+    """The state of a file of which the system has told `found`.
+
+    Its times go in steps of some milliseconds. To open a file, to write and to close takes longer.
+    """
+    return State(found.st_size, found.st_mtime_ns, found.st_ctime_ns, log_of(path).exists())
+
+
+def written_ns(path: Path) -> int:
+    """When the file or its log was last written to, in nanoseconds of the wall clock."""
+    times = [0]
+    for each in (path, log_of(path)):
+        with contextlib.suppress(OSError):
+            times.append(each.stat().st_mtime_ns)
+    return max(times)
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path, *, is_shared: bool, seconds: float | None = None) -> Iterator[None]:
+    """Run the block while no process sets a file of this folder aside.
+
+    Parameters
+    ----------
+    path
+        A file in the folder.
+    is_shared
+        Whether others may hold the lock at once who ask for it to be shared.
+    seconds
+        How long to wait, if not as long as for any other lock.
+
+    Raises
+    ------
+    FileLockedError
+        Another process holds the lock for longer than we wait: it may be suspended.
+    """
+    if sys.platform == "win32":
+        # A file that is open cannot be renamed there at all.
+        yield
+        return
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError:
+        # It may be entered but not be read. Then nobody sets anything aside in it either.
+        yield
+        return
+    try:
+        how = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        _lock(folder, path, how, BUSY_TIMEOUT_SECONDS if seconds is None else seconds)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, path: Path, how: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            # Not a flock that waits: nothing would end that while a process is suspended.
+            fcntl.flock(folder, how | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise FileLockedError(
+                    f"{path}: another process keeps its folder locked, to open a file of it or to "
+                    "set one aside"
+                ) from error
+            time.sleep(0.002)
+        except OSError:
+            return  # some file systems have no such locks
+        else:
+            return
+
+
+def is_writable(path: Path) -> bool:
+    """Whether this process may write to the file, to its log, and to the folder they are in."""
+    beside = (log_of(path), shared_memory_of(path))
+    # As whom the process acts, where the system tells that from who has started it.
+    acting = os.access in os.supports_effective_ids
+    return all(
+        os.access(each, os.W_OK, effective_ids=acting)
+        for each in (path, path.parent, *filter(Path.exists, beside))
+    )
+
+
+def aside_of(path: Path) -> Path:
+    """The name that a cache file has after it was set aside now."""
+    now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
+    return path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")
+
+
+VARIABLE = "ZARR_CACHE_PATH"
+
+
+"""The environment variable that names it."""
+
+
+def default_path() -> Path:
+    """The file that ``$ZARR_CACHE_PATH`` names, or else one in the user's cache folder.
+
+    That folder is ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS and ``%LOCALAPPDATA%`` on
+    Windows, as platformdirs tells it. Every source has a namespace of its own in the file.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    return platformdirs.user_cache_path("zarr-cache", appauthor=False) / "cache.sqlite"

@@ -1,0 +1,94 @@
+"""A few threads for what waits for the disk: reads off an event loop, and writes side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from zarr_cache.core.checksum import ByteArray
+    from zarr_cache.disk.data_read import Read
+
+
+MOST_THREADS = min(16, 4 * (os.cpu_count() or 1))
+
+
+"""So many reads are under way at once: enough to keep a disk busy, and not so many that they keep
+the event loop from running."""
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget() -> None:
+    global _pool  # noqa: PLW0603 - its threads are the parent's
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool  # noqa: PLW0603 - made when it is needed
+    if _pool is None:
+        _pool = ThreadPoolExecutor(MOST_THREADS, "zarr-cache-disk")
+    return _pool
+
+
+def read_all(reads: Sequence[Read]) -> list[ByteArray | None]:
+    """What each brings, in this thread; None for bytes that are not those that were written."""
+    return [read.wait_once() for read in reads]
+
+
+async def read_in_pool(reads: Sequence[Read]) -> list[ByteArray | None]:
+    """As `read_all`, in other threads, or in this one where none can be started."""
+    if len(reads) == 1:
+        return [await _read_one(reads[0])]
+    return list(await asyncio.gather(*map(_read_one, reads)))
+
+
+async def _read_one(read: Read) -> ByteArray | None:
+    try:
+        future = asyncio.get_running_loop().run_in_executor(_threads(), read.wait_once)
+    except RuntimeError:
+        # No thread can be started. Better that the loop waits than that a read fails.
+        return read.wait_once()
+    return await future
+
+
+def in_two_threads[T, R](function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """What the function makes of each, in their order; of several, half in another thread.
+
+    Returns, or raises what the function does, when nothing of it goes on.
+    """
+    half = len(items) // 2
+    is_begun = threading.Lock()
+
+    def first_half() -> list[R]:
+        is_mine = is_begun.acquire(blocking=False)
+        return [function(each) for each in items[:half]] if is_mine else []
+
+    try:
+        first = _threads().submit(first_half) if half else None
+    except RuntimeError:
+        # No thread can be started, for a limit or at the end of the interpreter. What waits in the
+        # queue all the same is not to begin later.
+        is_begun.acquire(blocking=False)
+        first = None
+    try:
+        rest = [function(each) for each in items[half if first else 0 :]]
+    finally:
+        if first is not None and is_begun.acquire(blocking=False):
+            # Reads keep all the threads: it has not begun, and will not.
+            first = None
+        elif first is not None:
+            wait([first])
+    if first is not None:
+        return [*first.result(), *rest]
+    return [*map(function, items[: len(items) - len(rest)]), *rest]

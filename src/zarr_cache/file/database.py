@@ -1,0 +1,200 @@
+"""What runs operations on the tables: a cache file, or a database in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Concatenate, Protocol
+
+from zarr_cache.core.clock import PersistentClock
+from zarr_cache.file import migrate
+from zarr_cache.file.connection import Connection, Turns, connect
+from zarr_cache.file.identity import APPLICATION_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from zarr_cache.core.errors import FileDamagedError
+
+
+class Database(Protocol):
+    """Runs operations: functions whose first parameter is a connection.
+
+    Attributes
+    ----------
+    before_close
+        Called by `close` while operations still run, to write what waits.
+    before_end
+        Called at the end of the interpreter instead.
+    before_pause
+        Called before a fork, while operations still run, to write what can be written at once.
+    after_fork
+        Called in the child of a fork, after the database has forgotten its connections.
+    after_loss
+        Called when another file, or none, is found in the place of the one that was open: nothing
+        that is known of the old one holds for the new one.
+    is_open
+        Whether operations can begin at once.
+    """
+
+    before_close: list[Callable[[], None]]
+    before_end: list[Callable[[], None]]
+    before_pause: list[Callable[[], None]]
+    after_fork: list[Callable[[], None]]
+    after_loss: list[Callable[[], None]]
+    is_open: bool
+
+    def run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run the operation in this thread."""
+
+    async def run_async[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run the operation without holding up the event loop."""
+
+    def clock(self) -> PersistentClock:
+        """The clock that stamps what is kept in this database."""
+
+    def is_gone(self) -> bool:
+        """Whether there is no file any more: nobody wants one for what waits to be written."""
+
+    def is_marked(self, namespace: str) -> bool:
+        """Whether some process could not record a write to this source, here or before."""
+
+    def mark(self, namespace: str) -> bool:
+        """Tell every process that what is kept of the namespace is not to be believed.
+
+        Returns
+        -------
+        bool
+            Whether they are told.
+        """
+
+    def marked_ns(self, namespace: str) -> int | None:
+        """Which mark it is; None if there is none."""
+
+    def unmark(self, namespace: str, since_ns: int) -> None:
+        """Remove this mark: what is kept of the namespace has been removed since."""
+
+    def heal(self, error: FileDamagedError) -> Path | None:
+        """Set the damaged file aside, so that the next operation begins another."""
+
+
+class MemoryDatabase:
+    """A database in memory, of this process alone.
+
+    Attributes
+    ----------
+    lock
+        Held by the operation that runs.
+    """
+
+    def __init__(self) -> None:
+        self.before_close: list[Callable[[], None]] = []
+        self.before_end: list[Callable[[], None]] = []
+        self.before_pause: list[Callable[[], None]] = []
+        self.after_fork: list[Callable[[], None]] = []
+        self.after_loss: list[Callable[[], None]] = []
+        self.lock = threading.Lock()
+        self._connection = connect(":memory:", Turns())
+        migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
+        self._clock = PersistentClock(floor_ns=0)
+        self.is_open = True
+        weakref.finalize(self, self._connection.close)
+        _all.add(self)
+
+    def __str__(self) -> str:
+        return "in memory"
+
+    def clock(self) -> PersistentClock:
+        """The clock that stamps what is kept here."""
+        return self._clock
+
+    def run[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``operation(connection, *args, **kwargs)`` in this thread."""
+        with self.lock:
+            try:
+                return operation(self._connection, *args, **kwargs)
+            finally:
+                # The end of a transaction may fail, and Ctrl-C may come before it.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    async def run_async[**P, T](
+        self,
+        operation: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run the operation in this thread: nothing here waits for a disk."""
+        return self.run(operation, *args, **kwargs)
+
+    def is_gone(self) -> bool:
+        """False: it lives as long as the process."""
+        return False
+
+    def is_marked(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
+        """False: no other process could leave a mark."""
+        return False
+
+    def mark(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
+        """False: there is no other process to tell."""
+        return False
+
+    def marked_ns(self, namespace: str) -> int | None:  # noqa: ARG002 - as in a file
+        """None: there are no marks."""
+        return None
+
+    def unmark(self, namespace: str, since_ns: int) -> None:
+        """Do nothing: there are no marks."""
+
+    def heal(self, error: FileDamagedError) -> Path | None:
+        """Nothing is set aside: there is no file."""
+        raise error
+
+
+_all: weakref.WeakSet[MemoryDatabase] = weakref.WeakSet()
+
+
+# Those whose locks the thread that forks holds.
+_held: list[MemoryDatabase] = []
+
+
+def _before_fork() -> None:
+    for database in _all:
+        database.lock.acquire()
+        _held.append(database)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    forked = list(_held)
+    _after_fork()
+    for database in forked:
+        for begin in database.after_fork:
+            begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )

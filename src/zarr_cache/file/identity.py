@@ -1,0 +1,242 @@
+"""Whose a file is, which is known before anything else is asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache.core.errors import (
+    FileDamagedError,
+    ForeignFileError,
+    HardLinkedFileError,
+    NewerSchemaError,
+    StorageError,
+    is_code,
+)
+from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, log_of, shared_memory_of
+from zarr_cache.file import migrate
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+
+APPLICATION_ID = 0x5A43_4131
+
+
+"""``PRAGMA application_id`` of our files: "ZCA1" in ASCII."""
+
+
+# https://www.sqlite.org/fileformat2.html#the_database_header
+_MAGIC = b"SQLite format 3\0"
+
+
+_HEADER_BYTES = 100
+
+
+_APPLICATION_ID_AT = slice(68, 72)
+
+
+_VERSION_AT = slice(60, 64)
+
+
+# https://www.sqlite.org/fileformat2.html#the_write_ahead_log: a header, and one for each page.
+_FIRST_PAGE_OF_LOG_AT = 32 + 24
+
+
+# Stands in the first pages of each of our files, whatever becomes of the header.
+_OUR_SCHEMA = (b"CREATE TABLE namespace (", b"CREATE TABLE entry (", b"CREATE TABLE value (")
+
+
+_SCHEMA_BYTES = 64 * 1024
+
+
+MOST_SCHEMA_ROW_BYTES = 2**20
+
+
+"""Nobody writes a longer text of a table or view, and SQLite holds each in memory."""
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the file was one of ours before it was damaged, as far as its first bytes tell.
+
+    Reads it by ``open()``, and closing that drops the locks that SQLite holds on the file in this
+    process ("How To Corrupt An SQLite Database File", 2.2): not for a file that is in use.
+    """
+    start = _start_of(path)
+    return start[_APPLICATION_ID_AT] == APPLICATION_ID.to_bytes(4) or all(
+        table in start for table in _OUR_SCHEMA
+    )
+
+
+def is_cut(path: Path) -> bool:
+    """Whether so little is left of the file that nothing tells whose it was."""
+    start = _start_of(path)
+    return len(start) < _HEADER_BYTES and _MAGIC.startswith(start[: len(_MAGIC)])
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SCHEMA_BYTES)
+
+
+# Tells our files from others when the application id is damaged.
+OUR_TABLES = """
+SELECT count(*)
+FROM sqlite_schema
+WHERE type = 'table' AND name IN ('counter', 'entry', 'namespace', 'total', 'usage', 'value')
+"""
+
+
+ALL_OUR_TABLES = 6
+
+
+class _Identity(NamedTuple):
+    """The application id, the schema version, how many tables, views... and tables of our names."""
+
+    application_id: int = 0
+    version: int = 0
+    objects: int = 0
+    ours: int = 0
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise unless the file is ours and of a schema that we know, or an empty database.
+
+    Raises
+    ------
+    ForeignFileError, NewerSchemaError
+        The file is left byte for byte as it was.
+    HardLinkedFileError
+        It has more than one name.
+    FileDamagedError
+        It is ours, and its header is damaged.
+    """
+    _refuse_what_is_no_file(path)
+    # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
+    # ("How To Corrupt An SQLite Database File", 2.2).
+    # First without the log and without locks, which leaves nothing beside somebody else's file.
+    log = log_of(path)
+    # The log goes when another process is the last to close the file: then look again.
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            identity = _identity(path, "immutable=1")
+        except sqlite3.DatabaseError as error:
+            # What a log would make of it is not asked: it may be that of a file that was here
+            # before, and SQLite would write it over this one.
+            if not _is_database_by_now(path):
+                _refuse_what_is_no_database(path, error)
+        else:
+            _judge(path, identity)
+            # Beside a file without a page SQLite removes whatever log there is.
+            if not (path.stat().st_size and log.exists() and log.stat().st_size):
+                return
+            if identity == _Identity():
+                _judge(path, _identity_in_log(log))
+    # What is ours, or still empty, may be another thing with its log, or be written just now.
+    try:
+        identity = _identity(path, "mode=ro")
+    except sqlite3.DatabaseError as error:
+        _refuse_what_is_no_database(path, error)
+        if is_code(error, sqlite3.SQLITE_NOTADB):
+            raise ForeignFileError(path, found="not an SQLite database") from error
+        raise
+    _judge(path, identity)
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Raise unless there is a file, and nothing but files where SQLite has its own beside it.
+
+    To read a pipe or a terminal may take for ever, and to open a device may do something. A link
+    would lead to a file that is somebody else's, and so may another name of a file.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    found = {path: path.stat()}
+    for beside in (log_of(path), shared_memory_of(path), journal):
+        with contextlib.suppress(FileNotFoundError):
+            found[beside] = beside.lstat()
+    for each, its in found.items():
+        if not stat.S_ISREG(its.st_mode):
+            raise ForeignFileError(each, found=_kind_of(its))
+        if its.st_nlink > 1:
+            raise HardLinkedFileError(each, its.st_nlink)
+
+
+def _kind_of(found: os.stat_result) -> str:
+    if stat.S_ISDIR(found.st_mode):
+        return "a folder"
+    return "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
+
+
+def _is_database_by_now(path: Path) -> bool:
+    """Whether it may be one that another process was making when it was looked at without locks."""
+    return _start_of(path).startswith(_MAGIC)
+
+
+def _refuse_what_is_no_database(path: Path, error: sqlite3.DatabaseError) -> None:
+    if not is_code(error, sqlite3.SQLITE_NOTADB) or not any(_start_of(path)[:_HEADER_BYTES]):
+        # A page of zeros is one that another process is making.
+        return
+    # Nobody can have it open through SQLite.
+    if is_ours(path):
+        raise FileDamagedError(f"{path}: its header is damaged") from error
+    raise ForeignFileError(path, found="not an SQLite database") from error
+
+
+def _identity_in_log(log: Path) -> _Identity:
+    """What the log of a file says that is empty without it: its first page is that of the file."""
+    with log.open("rb") as file:
+        file.seek(_FIRST_PAGE_OF_LOG_AT)
+        header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES:
+        return _Identity()
+    application_id = int.from_bytes(header[_APPLICATION_ID_AT])
+    return _Identity(application_id, int.from_bytes(header[_VERSION_AT]), objects=1)
+
+
+def _identity(path: Path, how: str) -> _Identity:
+    """What the file says of itself."""
+    connection = sqlite3.connect(  # noqa: TID251 - without our pragmas, which would write
+        f"{path.absolute().as_uri()}?{how}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        autocommit=True,
+    )
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_SCHEMA_ROW_BYTES)
+    try:
+        # All of one state of the file: another process may be creating it.
+        connection.execute("BEGIN")
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        count, ours = _objects(connection)
+    except sqlite3.DataError as error:
+        if application_id == APPLICATION_ID:
+            raise StorageError(
+                f"{path}: its schema has a text of more than {MOST_SCHEMA_ROW_BYTES} bytes and is "
+                "not read; remove what somebody has added to it, or use another file"
+            ) from error
+        return _Identity(application_id, version, objects=1)
+    finally:
+        connection.close()
+    return _Identity(application_id, version, count, ours)
+
+
+def _objects(connection: sqlite3.Connection) -> tuple[int, int]:
+    """How many tables, views... there are, and how many tables of our names."""
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (ours,) = connection.execute(OUR_TABLES).fetchone()
+    return count, ours
+
+
+def _judge(path: Path, identity: _Identity) -> None:
+    if identity == _Identity():
+        return
+    if identity.application_id != APPLICATION_ID:
+        found = f"an SQLite database with application_id {identity.application_id:#x}"
+        if identity.ours == ALL_OUR_TABLES:
+            raise FileDamagedError(f"{path}: {found}, and tables of zarr-cache")
+        raise ForeignFileError(path, found=found)
+    if identity.version > migrate.newest():
+        raise NewerSchemaError(path, found=identity.version, known=migrate.newest())

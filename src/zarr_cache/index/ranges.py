@@ -1,0 +1,312 @@
+"""Range entries: parts of values, in memory, under the same budget and order as the file."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from sortedcontainers import SortedDict
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+
+
+@dataclass(slots=True, eq=False)
+class RangeEntry:
+    """Some bytes of a value: what the source answered to one request.
+
+    Nothing is concluded from two answers together: the source may have been written to by others
+    in between, and an answer must be one that it gave.
+
+    Attributes
+    ----------
+    request
+        What was asked for.
+    data
+        The bytes.
+    stored_at, revision
+        Time and revision at which the source was asked.
+    used_at
+        Stamp of the last use.
+    """
+
+    namespace: str
+    key: str
+    request: ByteRequest
+    data: bytes
+    stored_at: int
+    revision: int
+    used_at: int
+
+    @property
+    def start(self) -> int | None:
+        """Where in the value the bytes begin; None for its last bytes."""
+        match self.request:
+            case RangeByteRequest(start, _) | OffsetByteRequest(start):
+                return start
+            case SuffixByteRequest():
+                return None
+
+    @property
+    def stop(self) -> int:
+        """Where in the value they end, if `start` is known."""
+        return (self.start or 0) + len(self.data)
+
+    @property
+    def reaches_end(self) -> bool:
+        """Whether they are known to be the last of the value."""
+        return not isinstance(self.request, RangeByteRequest)
+
+    def slice_for(self, request: ByteRequest) -> tuple[int, int] | None:
+        """Which of the bytes are asked for, as a half-open interval; None if not all are here."""
+        length = len(self.data)
+        if isinstance(request, SuffixByteRequest):
+            is_here = self.reaches_end and (request.suffix <= length or self.start == 0)
+            return (max(0, length - request.suffix), length) if is_here else None
+        if self.start is None:
+            return None
+        if isinstance(request, OffsetByteRequest):
+            begin, end = request.offset - self.start, length
+            is_here = self.reaches_end
+        else:
+            begin, end = request.start - self.start, request.end - self.start
+            is_here = end <= length or self.reaches_end
+        return (begin, min(end, length)) if is_here and 0 <= begin < length else None
+
+
+@dataclass(slots=True, eq=False)
+class _Value:
+    """The range entries of one value.
+
+    Attributes
+    ----------
+    spans
+        Those whose place is known, by start. None lies inside another, so they are sorted by stop
+        as well, and the one that begins last at or before a position reaches furthest.
+    tail
+        The last bytes, from where on is not known.
+    fence
+        Revision of the last write to the key that was heard of.
+    """
+
+    spans: SortedDict[int, RangeEntry] = field(default_factory=SortedDict)
+    tail: RangeEntry | None = None
+    fence: int = 0
+
+    @property
+    def entries(self) -> list[RangeEntry]:
+        """All of them."""
+        return [*self.spans.values(), *([self.tail] if self.tail else [])]
+
+    def candidates(self, request: ByteRequest) -> list[RangeEntry]:
+        """The entries that may hold what is asked for, the best first."""
+        if isinstance(request, RangeByteRequest):
+            place = self.spans.bisect_right(request.start) - 1
+            return [self.spans.peekitem(place)[1]] if place >= 0 else []
+        # Only the last span can be known to reach the end.
+        last = [self.spans.peekitem()[1]] if self.spans else []
+        return [self.tail, *last] if self.tail else last
+
+
+class RangeCache:
+    """Range entries of every namespace of a file, least recently used first.
+
+    Any thread may call. Nothing here knows the budget: `evict` removes the oldest when asked to.
+
+    Attributes
+    ----------
+    nbytes
+        Bytes of all entries.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[tuple[str, str], _Value] = {}
+        self._by_use: OrderedDict[RangeEntry, None] = OrderedDict()
+        self._by_age: dict[str, dict[RangeEntry, None]] = {}
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._by_use)
+
+    def count(self, namespace: str) -> int:
+        """Number of entries of a namespace."""
+        return len(self._by_age.get(namespace, ()))
+
+    def nbytes_of(self, namespace: str) -> int:
+        """Bytes of the entries of a namespace. Walks them."""
+        with self._lock:
+            return sum(len(entry.data) for entry in self._by_age.get(namespace, ()))
+
+    def get(
+        self,
+        namespace: str,
+        key: str,
+        request: ByteRequest,
+        *,
+        fence: int,
+        fresh_after: int,
+        used_at: int,
+    ) -> bytes | None:
+        """The bytes asked for, which become the most recently used; None if they are not here.
+
+        Parameters
+        ----------
+        fence
+            Revision of the last write to the key: what was asked for earlier is removed.
+        fresh_after
+            What was asked for at this time or earlier is removed.
+        used_at
+            Stamp of this use.
+        """
+        with self._lock:
+            value = self._known(namespace, key, fence)
+            while value is not None:
+                entry, part = self._covering(value, request)
+                if entry is None:
+                    return None
+                if entry.stored_at > fresh_after:
+                    entry.used_at = used_at
+                    self._by_use.move_to_end(entry)
+                    return entry.data[part]
+                # One that begins earlier may hold it too, and be fresh.
+                self._remove(entry)
+            return None
+
+    @staticmethod
+    def _covering(value: _Value, request: ByteRequest) -> tuple[RangeEntry | None, slice]:
+        for entry in value.candidates(request):
+            part = entry.slice_for(request)
+            if part is not None:
+                return entry, slice(*part)
+        return None, slice(0)
+
+    def size(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> int | None:
+        """The size of the value in bytes, where a range entry tells it."""
+        with self._lock:
+            value = self._known(namespace, key, fence)
+            last = value.spans.peekitem()[1] if value and value.spans else None
+            is_told = last is not None and last.reaches_end and last.stored_at > fresh_after
+            return last.stop if last is not None and is_told else None
+
+    def add(self, entry: RangeEntry, *, fence: int) -> None:
+        """Keep what the source answered, unless it is at hand already.
+
+        What lies inside it is removed, and what was asked for before `fence`. So it is not kept
+        itself if it was asked for before the last write to the key that anybody has heard of.
+        """
+        if not entry.data:
+            return
+        with self._lock:
+            value = self._known(entry.namespace, entry.key, fence) or _Value(fence=fence)
+            if entry.revision < value.fence:
+                # A write has ended since, of which somebody else has heard.
+                return
+            if self._covering(value, entry.request)[0] is not None:
+                return
+            for inside in self._inside(value, entry):
+                self._remove(inside)
+            # Removing may have taken the value out of the table with its last entry.
+            self._values[entry.namespace, entry.key] = value
+            if entry.start is None:
+                value.tail = entry
+            else:
+                value.spans[entry.start] = entry
+            self._by_use[entry] = None
+            self._by_age.setdefault(entry.namespace, {})[entry] = None
+            self.nbytes += len(entry.data)
+
+    @staticmethod
+    def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
+        """What a new entry makes needless; where two begin at one place, the newer knows better."""
+        if entry.start is None:
+            return [value.tail] if value.tail else []
+        starts = value.spans.irange(entry.start, entry.stop, inclusive=(True, False))
+        spans = [value.spans[start] for start in starts]
+        inside = [
+            other for other in spans if other.stop <= entry.stop or other.start == entry.start
+        ]
+        if value.tail and entry.reaches_end and len(value.tail.data) <= len(entry.data):
+            # So the last bytes are one entry, however they were asked for.
+            inside.append(value.tail)
+        return inside
+
+    def _known(self, namespace: str, key: str, fence: int) -> _Value | None:
+        """The value, after removing what was overtaken by a write."""
+        value = self._values.get((namespace, key))
+        if value is not None and value.fence < fence:
+            value.fence = fence
+            for entry in value.entries:
+                if entry.revision < fence:
+                    self._remove(entry)
+        return value
+
+    def oldest_use(self) -> int | None:
+        """Stamp of the last use of the least recently used entry; None when there is none."""
+        with self._lock:
+            entry = next(iter(self._by_use), None)
+            return entry.used_at if entry else None
+
+    def evict(self) -> bool:
+        """Remove the least recently used entry. False when there is none."""
+        with self._lock:
+            entry = next(iter(self._by_use), None)
+            if entry is None:
+                return False
+            self._remove(entry)
+            return True
+
+    def expire(self, namespace: str, fresh_after: int) -> int:
+        """Remove the entries asked for at this time or earlier; return how many there were."""
+        removed = 0
+        with self._lock:
+            by_age = self._by_age.get(namespace, {})
+            while (oldest := next(iter(by_age), None)) and oldest.stored_at <= fresh_after:
+                self._remove(oldest)
+                removed += 1
+        return removed
+
+    def remove(self, namespace: str, prefix: str = "") -> None:
+        """Remove the entries of the keys that begin with `prefix`. Walks all keys."""
+        with self._lock:
+            gone = [
+                entry for entry in self._by_age.get(namespace, {}) if entry.key.startswith(prefix)
+            ]
+            for entry in gone:
+                self._remove(entry)
+
+    def clear(self) -> None:
+        """Remove all entries."""
+        with self._lock:
+            self._values.clear()
+            self._by_use.clear()
+            self._by_age.clear()
+            self.nbytes = 0
+
+    def remove_key(self, namespace: str, key: str) -> None:
+        """Remove the entries of one key."""
+        with self._lock:
+            value = self._values.get((namespace, key))
+            if value is None:
+                return
+            for entry in value.entries:
+                self._remove(entry)
+
+    def has(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> bool:
+        """Whether there are bytes of the key: then the source has it."""
+        with self._lock:
+            value = self._known(namespace, key, fence)
+            return value is not None and any(
+                entry.stored_at > fresh_after for entry in value.entries
+            )
+
+    def _remove(self, entry: RangeEntry) -> None:
+        del self._by_use[entry]
+        del self._by_age[entry.namespace][entry]
+        self.nbytes -= len(entry.data)
+        value = self._values[entry.namespace, entry.key]
+        if entry is value.tail:
+            value.tail = None
+        else:
+            del value.spans[entry.start]
+        if not value.spans and value.tail is None:
+            del self._values[entry.namespace, entry.key]

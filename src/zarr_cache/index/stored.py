@@ -1,0 +1,186 @@
+"""What somebody stored in a file with SqliteStore: entries that nothing evicts.
+
+Every function here is an operation, see `zarr_cache.index`. They have a namespace of their own,
+whose name is empty, and which no source has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr_cache.core import checksum
+from zarr_cache.core import keys as core_keys
+from zarr_cache.core.errors import FileDamagedError
+from zarr_cache.index import lookup, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from zarr.abc.store import ByteRequest
+
+    from zarr_cache.core.checksum import ByteArray
+    from zarr_cache.file.connection import Connection
+    from zarr_cache.index.lookup import Data
+
+
+NAMESPACE = ""
+
+
+PAGE = 1000
+
+
+"""Keys of a listing that are read at a time."""
+
+
+PUT = """
+INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
+SELECT id, :key, 'stored', :size, :now, :now, 0, :checksum
+FROM namespace
+WHERE name = ''
+ON CONFLICT (namespace, key) DO UPDATE
+SET kind = excluded.kind,
+    size = excluded.size,
+    stored_at = excluded.stored_at,
+    used_at = excluded.used_at,
+    checksum = excluded.checksum
+WHERE :replace
+RETURNING id
+"""
+
+
+DELETE = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key = :key
+"""
+
+
+DELETE_PREFIX = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key >= :prefix
+  AND key < coalesce(:end, x'')
+"""
+
+
+SIZE = """
+SELECT size
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key = :key
+"""
+
+
+SIZE_OF_PREFIX = """
+SELECT coalesce(sum(size), 0)
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key >= :prefix
+  AND key < coalesce(:end, x'')
+"""
+
+
+KEYS = """
+SELECT key
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = '')
+  AND key >= :first
+  AND key < coalesce(:end, x'')
+ORDER BY key
+LIMIT :most
+"""
+
+
+def read(connection: Connection, key: str, request: ByteRequest | None) -> Data | None:
+    """The bytes asked for, verified; None if there is no such key.
+
+    Raises
+    ------
+    FileDamagedError
+        They are not the bytes that were stored.
+    """
+    found = lookup.look_up(connection, NAMESPACE, key, request)
+    if found.is_damaged:
+        raise FileDamagedError(
+            f"{key!r}: the stored bytes do not have the checksum that they were stored with"
+        )
+    return found.data
+
+
+def read_many(
+    connection: Connection, requests: Sequence[tuple[str, ByteRequest | None]]
+) -> list[Data | None]:
+    """`read` for each key and request, in their order."""
+    return [read(connection, key, request) for key, request in requests]
+
+
+def size(connection: Connection, key: str) -> int | None:
+    """Bytes of the value; None if there is no such key."""
+    row = connection.execute(SIZE, {"key": key}).fetchone()
+    return None if row is None else int(row[0])
+
+
+def put(
+    connection: Connection,
+    items: Iterable[tuple[str, ByteArray]],
+    now_ns: int,
+    *,
+    replace: bool = True,
+) -> None:
+    """Store the values, all or none; without `replace`, only under keys that are not there."""
+    with connection.writing():
+        connection.execute(lookup.NEW_NAMESPACE, {"namespace": NAMESPACE})
+        for key, data in items:
+            seed = checksum.of_facts(NAMESPACE, key, "stored", data.size, now_ns)
+            parameters = {
+                "key": key,
+                "size": data.size,
+                "now": now_ns,
+                "checksum": seed,
+                "replace": replace,
+            }
+            for (entry,) in connection.execute(PUT, parameters).fetchall():
+                values.delete(connection, entry)
+                values.write(connection, entry, seed, data)
+
+
+def delete(connection: Connection, key: str) -> None:
+    """Remove the key, if there is one."""
+    with connection.writing():
+        connection.execute(DELETE, {"key": key})
+
+
+def delete_prefix(connection: Connection, prefix: str) -> None:
+    """Remove every key that begins with `prefix`."""
+    with connection.writing():
+        connection.execute(DELETE_PREFIX, {"prefix": prefix, "end": core_keys.prefix_end(prefix)})
+
+
+def size_of_prefix(connection: Connection, prefix: str) -> int:
+    """Bytes of all values whose key begins with `prefix`; reads no value."""
+    parameters = {"prefix": prefix, "end": core_keys.prefix_end(prefix)}
+    ((total,),) = connection.execute(SIZE_OF_PREFIX, parameters).fetchall()
+    return int(total)
+
+
+def keys(connection: Connection, first: str, end: str | None, most: int = PAGE) -> list[str]:
+    """Keys in the half-open interval ``[first, end)``, sorted, at most so many."""
+    parameters = {"first": first, "end": end, "most": most}
+    return [key for (key,) in connection.execute(KEYS, parameters)]
+
+
+def children(connection: Connection, prefix: str) -> list[str]:
+    """What follows `prefix` up to the next ``/`` in the keys that begin with it, each once.
+
+    Finds the next key after all those of the last child: the cost is that of the children, not of
+    the keys below them.
+    """
+    end = core_keys.prefix_end(prefix)
+    found: list[str] = []
+    first = prefix
+    while page := keys(connection, first, end, 1):
+        child = page[0].removeprefix(prefix).split("/")[0]
+        found.append(child)
+        # After the key "a" come "a-b" and then "a/c"; after a folder's keys, "0" comes after "/".
+        first = page[0] + "\0" if page[0] == prefix + child else prefix + child + "0"
+    return list(dict.fromkeys(found))

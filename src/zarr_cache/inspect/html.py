@@ -1,0 +1,119 @@
+"""What notebooks show of a store, as HTML: from numbers and names, all of which are escaped.
+
+Every colour is the text's own, so that it reads on a dark page as on a light one.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache.core.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+MOST_ROWS = 10
+
+
+"""At most this many namespaces of a file are shown one by one."""
+
+
+_CARD = "max-width:44em;line-height:1.5;overflow-wrap:anywhere"
+
+
+_GRID = "display:grid;grid-template-columns:max-content 1fr;column-gap:1.5em"
+
+
+_FRAME = (
+    "height:.7em;margin:.3em 0;border:1px solid currentColor;border-radius:.4em;overflow:hidden"
+)
+
+
+_FILLED = "height:100%;background:currentColor;opacity:.55"
+
+
+_NAME = "opacity:.75"
+
+
+_NOTICE = "border-left:3px solid currentColor;padding-left:.6em;margin:.3em 0"
+
+
+class Share(NamedTuple):
+    """How much one namespace holds of a file, and how many reads it has answered.
+
+    Attributes
+    ----------
+    hit_rate
+        None if there were no reads.
+    """
+
+    namespace: str
+    values: int
+    nbytes: int
+    hit_rate: float | None
+
+
+def card(title: str, parts: Iterable[str]) -> str:
+    """The parts below a title."""
+    return f'<div style="{_CARD}"><div><b>{text(title)}</b></div>{"".join(parts)}</div>'
+
+
+def facts(named: Iterable[tuple[str, str]]) -> str:
+    """Each name beside what is so, one a line."""
+    cells = (
+        f'<div style="{_NAME}">{text(name)}</div><div>{text(value)}</div>' for name, value in named
+    )
+    return f'<div style="{_GRID}">{"".join(cells)}</div>'
+
+
+def notice(message: str) -> str:
+    """What there is to say instead of numbers."""
+    return f'<div role="note" style="{_NOTICE}">{text(message)}</div>'
+
+
+def bar(nbytes: int, of_bytes: int) -> str:
+    """A bar that is filled as far as `nbytes` are of `of_bytes`."""
+    share = min(1.0, nbytes / of_bytes) if of_bytes else float(nbytes > 0)
+    label = f"{format_size(nbytes)} of {format_size(of_bytes)}, {percent(share)}"
+    return (
+        f'<div role="img" aria-label="{label}" title="{label}" style="{_FRAME}">'
+        f'<div style="{_FILLED};width:{share:.2%}"></div></div>'
+    )
+
+
+def shares(found: Iterable[Share]) -> str:
+    """A line and a bar for each namespace, the largest first, as parts of their sum."""
+    ordered = sorted(found, key=lambda each: (-each.nbytes, each.namespace))
+    total = sum(each.nbytes for each in ordered)
+    parts = []
+    for each in ordered[:MOST_ROWS]:
+        told = f"{count(each.values, 'value')}, {format_size(each.nbytes)}, {hits(each.hit_rate)}"
+        parts.append(f"<div><code>{text(each.namespace)}</code>: {told}</div>")
+        parts.append(bar(each.nbytes, total))
+    if len(ordered) > MOST_ROWS:
+        parts.append(f"<div>and {len(ordered) - MOST_ROWS:,} more</div>")
+    return "".join(parts)
+
+
+def hits(rate: float | None) -> str:
+    """A hit rate in words."""
+    return "no reads yet" if rate is None else f"{percent(rate)} hits"
+
+
+def count(number: int, noun: str) -> str:
+    """How many of something there are, in words; its plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(share: float) -> str:
+    """A share of one, where neither 0 % nor 100 % is said of what is between them."""
+    if 0 < share < 0.001:  # noqa: PLR2004 - what would be shown as 0.0 %
+        return "less than 0.1 %"
+    return f"{min(share, 0.999) if share < 1 else share:.1%}".replace("%", " %")
+
+
+def text(data: str) -> str:
+    """`data` as text of a page, whatever is in it; a path may hold bytes that are no text."""
+    return escape(data.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,0 +1,181 @@
+"""What somebody stored in a file that has been set aside, copied into the one in its place.
+
+The file that is set aside is damaged: it is read without its indexes and without its totals, and
+what has the checksums that it was stored with is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from zarr_cache.core import checksum
+from zarr_cache.core.checksum import DamagedValueError
+from zarr_cache.core.errors import StorageError
+from zarr_cache.file import schema
+from zarr_cache.file.connection import Turns, connect
+from zarr_cache.index import values
+from zarr_cache.index.stored import NAMESPACE
+from zarr_cache.inspect.problem import Problem, any_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from zarr_cache.core.checksum import ByteArray
+    from zarr_cache.file.connection import Connection
+
+
+if TYPE_CHECKING:
+    type Parts = dict[int, tuple[int, Any]]
+
+
+NAMESPACES = """
+SELECT id, name
+FROM namespace NOT INDEXED
+"""
+
+
+ENTRIES = """
+SELECT id, namespace, key, kind, size, stored_at, checksum
+FROM entry NOT INDEXED
+"""
+
+
+PARTS = """
+SELECT rowid, entry, part, CASE WHEN length(checksums) <= 512 THEN checksums END
+FROM value NOT INDEXED
+"""
+
+
+ORDERS = ("ORDER BY rowid", "ORDER BY rowid DESC")
+
+
+"""A page that cannot be read is come upon from both sides."""
+
+
+class Entry(NamedTuple):
+    """A row of ``entry`` as it is, whatever that may be."""
+
+    id: int
+    namespace: Any
+    key: Any
+    kind: Any
+    size: Any
+    stored_at: Any
+    checksum: Any
+
+    @property
+    def seed(self) -> int:
+        """The checksum that it has if it was stored with `SqliteStore`."""
+        return checksum.of_facts(NAMESPACE, self.key, "stored", self.size, self.stored_at)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it was stored with `SqliteStore`, and its facts are those of then."""
+        types = (type(self.key), type(self.size), type(self.stored_at))
+        return types == (str, int, int) and self.size >= 0 and self.checksum == self.seed
+
+    def age(self) -> tuple[int, int]:
+        """What the newer of two has more of."""
+        return (self.stored_at, self.id)
+
+
+def copy_stored(aside: Path, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
+    """Copy what somebody stored, as far as it verifies; yield what is left behind.
+
+    Parameters
+    ----------
+    aside
+        The file that was set aside. Nothing of it is changed.
+    put
+        Stores a value under a key.
+    """
+    try:
+        with contextlib.closing(_connect(aside)) as connection, any_text(connection):
+            yield from _copy(connection, put)
+    except (sqlite3.Error, UnicodeError) as error:
+        yield _unread(str(error))
+
+
+def _connect(aside: Path) -> Connection:
+    connection = connect(f"{aside.as_uri()}?mode=rw", Turns(), uri=True)
+    connection.execute("PRAGMA query_only = ON")
+    # It stays as it was found.
+    connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+    return connection
+
+
+def _unread(why: str) -> Problem:
+    return Problem("file", why, "what may have been stored with SqliteStore")
+
+
+def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
+    for found, expected in schema.differences(connection):
+        if "table" in {each.type for each in (found, expected) if each is not None}:
+            # What another table computes would run.
+            yield _unread(f"{found or expected}, which is not as our scripts make it")
+            return
+    unread: list[str] = []
+    names = dict(_rows(connection, NAMESPACES, unread))
+    entries = [
+        entry
+        for entry in map(Entry._make, _rows(connection, ENTRIES, unread))
+        if entry.is_right or entry.kind == "stored" or names.get(entry.namespace) == NAMESPACE
+    ]
+    parts: dict[int, Parts] = {entry.id: {} for entry in entries}
+    for row, number, part, sums in _rows(connection, PARTS, unread):
+        if number in parts:
+            parts[number][part] = (row, sums)
+    yield from map(_unread, dict.fromkeys(unread))
+    # Where a damaged index has hidden a row from a write, there are two of a key.
+    right = sorted((entry for entry in entries if entry.is_right), key=Entry.age)
+    newest = {entry.key: entry for entry in right}
+    for entry in entries:
+        problem = partial(Problem, namespace=NAMESPACE, key=entry.key, row=entry.id)
+        if not entry.is_right:
+            yield problem("checksum", entry.checksum, entry.seed)
+        elif newest[entry.key] is entry:
+            try:
+                put(entry.key, _value(connection, entry, parts[entry.id]))
+            except (DamagedValueError, sqlite3.Error, StorageError) as error:
+                yield problem("bytes", str(error), f"the {entry.size} bytes that were written")
+
+
+def _rows(connection: Connection, statement: str, unread: list[str]) -> Iterator[Any]:
+    """Every row that can be read, once; with why others cannot be, if any."""
+    seen: set[int] = set()
+    for order in ORDERS:
+        try:
+            for row in connection.execute(f"{statement} {order}"):
+                if row[0] in seen:
+                    if order == ORDERS[0]:
+                        unread.append("pages that go round in circles")
+                    break
+                seen.add(row[0])
+                yield row
+            else:
+                return
+        except sqlite3.Error as error:
+            unread.append(str(error))
+
+
+def _value(connection: Connection, entry: Entry, parts: Parts) -> ByteArray:
+    """The bytes of an entry, verified."""
+    count = -(-entry.size // values.PART)
+    if parts.keys() != set(range(count)):
+        raise DamagedValueError(f"{len(parts)} parts of {count}")
+    whole = np.empty(entry.size, np.uint8)
+    for part, (row, sums) in parts.items():
+        start = part * values.PART
+        length = min(values.PART, entry.size - start)
+        if not isinstance(sums, bytes):
+            raise DamagedValueError(f"the checksums of part {part} are no blob")
+        first = start // checksum.BLOCK
+        data = values.read_blob(connection, row, entry.seed, first, length, sums, 0, length)
+        whole[start : start + length] = np.frombuffer(data, np.uint8)
+    return whole

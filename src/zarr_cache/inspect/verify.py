@@ -1,0 +1,302 @@
+"""What is wrong in a file: every stored fact compared with what it stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zarr_cache.core.errors import FileDamagedError
+from zarr_cache.file import schema
+from zarr_cache.inspect.problem import END, REVISIONS_END, Problem, checked
+from zarr_cache.inspect.verify_entries import KINDS, MOST_ENTRIES, verify_entries, verify_orphans
+from zarr_cache.inspect.verify_space import find_in_row, verify_space
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from zarr_cache.file.connection import Connection
+    from zarr_cache.inspect.problem import Run
+
+
+if TYPE_CHECKING:
+    type Totals = dict[tuple[Any, Any], tuple[Any, Any]]
+
+
+MOST_MESSAGES = 100
+
+
+"""At most this many problems of pages and indexes are asked of SQLite."""
+
+
+COUNTER = """
+SELECT id, revision, fence
+FROM counter
+"""
+
+
+HIGHEST_REVISION = """
+SELECT max(
+    (SELECT coalesce(max(revision), 0) FROM entry),
+    (SELECT coalesce(max(fence), 0) FROM namespace),
+    (SELECT coalesce(max(fence), 0) FROM counter)
+)
+"""
+
+
+FENCES = """
+SELECT id, name, fence
+FROM namespace
+WHERE typeof(fence) <> 'integer' OR fence NOT BETWEEN 0 AND :end - 1
+"""
+
+
+USAGE = """
+SELECT namespace, kind, entries, bytes
+FROM usage
+"""
+
+
+TOTAL = """
+SELECT kind, entries, bytes
+FROM total
+"""
+
+
+# Added up in two halves: sum() raises when it exceeds 64 bits, as it does with sizes that lie.
+COUNTED = """
+SELECT
+    namespace,
+    kind,
+    count(*),
+    sum(size / 4294967296) FILTER (WHERE typeof(size) = 'integer'),
+    sum(size % 4294967296) FILTER (WHERE typeof(size) = 'integer')
+FROM entry
+GROUP BY namespace, kind
+"""
+
+
+NAMES = """
+SELECT id, name
+FROM namespace
+"""
+
+
+# No trigger is about these: only an UPDATE of usage changes total.
+CLEAR_TOTALS = ("DELETE FROM usage", "DELETE FROM total")
+
+
+SET_USAGE = """
+INSERT INTO usage (namespace, kind, entries, bytes)
+VALUES (:namespace, :kind, :entries, :bytes)
+"""
+
+
+SET_TOTAL = """
+INSERT INTO total (kind, entries, bytes)
+VALUES (:kind, :entries, :bytes)
+"""
+
+
+VALUES = """
+SELECT entry.id, namespace.name, entry.key
+FROM entry
+JOIN namespace ON namespace.id = entry.namespace
+WHERE entry.id > :after AND entry.kind = 'value'
+ORDER BY entry.id
+LIMIT :most
+"""
+
+
+STATISTICS = """
+SELECT
+    coalesce(namespace.id, statistics.namespace),
+    namespace.name,
+    namespace.id IS NOT NULL,
+    hits,
+    misses,
+    bytes_served,
+    bytes_fetched,
+    evictions,
+    expirations
+FROM namespace
+FULL JOIN statistics ON statistics.namespace = namespace.id
+"""
+
+
+REMOVE_STATISTICS = """
+DELETE FROM statistics
+WHERE namespace = :row
+"""
+
+
+ADD_STATISTICS = """
+INSERT INTO statistics (namespace)
+SELECT id
+FROM namespace
+WHERE id = :row
+"""
+
+
+def verify(run: Run) -> Iterator[Problem]:
+    """Yield what is wrong in a file, in many short transactions if it is large.
+
+    Parameters
+    ----------
+    run
+        Runs an operation, as `Database.run` does.
+    """
+    try:
+        yield from find_damage(run)
+        yield from verify_rows(run)
+    except FileDamagedError as error:
+        yield Problem("file", str(error), "a cache file")
+
+
+def find_damage(run: Run) -> list[Problem]:
+    """What is wrong with the database itself: nothing that it holds can be relied on.
+
+    That is what SQLite finds, a schema that is not ours, and a wrong account of which write came
+    after which: an old value could be taken for a new one. Nothing of it is repaired.
+    """
+    finds = (_find_schema, _find_pages, _find_counter, _find_namespaces, find_in_row)
+    return [problem for find in finds for problem in run(checked, find)]
+
+
+def verify_rows(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterator[Problem]:
+    """Yield what is wrong with the entries, their bytes and their totals.
+
+    Parameters
+    ----------
+    run
+        As of `verify`.
+    repair
+        Whether to remove the entries that are wrong, and to count the totals anew.
+    has_bytes
+        Whether the bytes of the entries are in the database as well, or their checksums only.
+
+    Raises
+    ------
+    FileDamagedError
+        Something cannot be removed: the database itself is damaged.
+    """
+    yield from verify_space(run, repair=repair)
+    yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
+    yield from verify_orphans(run, repair=repair)
+    yield from run(checked, _find_totals, _fix_totals if repair else None)
+    yield from run(checked, _find_statistics, _fix_statistics if repair else None)
+
+
+def next_values(connection: Connection, after: int) -> list[tuple[int, str, str]]:
+    """Row, namespace and key of the value entries after a row, in their order, some at a time."""
+    return connection.execute(VALUES, {"after": after, "most": MOST_ENTRIES}).fetchall()
+
+
+def _find_schema(connection: Connection) -> list[Problem]:
+    return [
+        Problem("schema", found and found.sql, expected and expected.sql)
+        for found, expected in schema.differences(connection)
+    ]
+
+
+def _find_pages(connection: Connection) -> list[Problem]:
+    """What SQLite finds: the one check that is one transaction over the whole file."""
+    rows = connection.execute(f"PRAGMA integrity_check({MOST_MESSAGES})").fetchall()
+    return [Problem("page", message, "ok") for (message,) in rows if message != "ok"]
+
+
+def _find_counter(connection: Connection) -> list[Problem]:
+    found = connection.execute(COUNTER).fetchall()
+    (highest,) = connection.execute(HIGHEST_REVISION).fetchone()
+    match found:
+        case [(1, int(revision), int(fence))] if (
+            isinstance(highest, int) and 0 <= fence <= highest <= revision < REVISIONS_END
+        ):
+            return []
+    expected = f"one row, its revision from {highest} to {REVISIONS_END - 1}"
+    return [Problem("counter", found, expected)]
+
+
+def _find_namespaces(connection: Connection) -> list[Problem]:
+    return [
+        Problem(
+            "namespace", f"the fence {fence}", f"one from 0 to {REVISIONS_END - 1}", name, row=row
+        )
+        for row, name, fence in connection.execute(FENCES, {"end": REVISIONS_END})
+    ]
+
+
+def _counted(connection: Connection) -> tuple[Totals, Totals]:
+    """What ``usage`` and ``total`` should say: (entries, bytes) by namespace and kind, and by kind.
+
+    Entries of a namespace that is gone are in neither.
+    """
+    namespaces = [namespace for (namespace,) in connection.execute("SELECT id FROM namespace")]
+    usage: Totals = {(each, kind): (0, 0) for each in namespaces for kind in KINDS}
+    total: Totals = {(None, kind): (0, 0) for kind in KINDS}
+    for namespace, kind, entries, high, low in connection.execute(COUNTED):
+        if (namespace, kind) in usage:
+            nbytes = int(high or 0) * 2**32 + int(low or 0)
+            usage[namespace, kind] = (entries, nbytes)
+            before = total[None, kind]
+            total[None, kind] = (before[0] + entries, before[1] + nbytes)
+    return usage, total
+
+
+def _find_totals(connection: Connection) -> list[Problem]:
+    names = dict(connection.execute(NAMES).fetchall())
+    usage, total = _counted(connection)
+    found_usage = {(n, kind): totals for n, kind, *totals in connection.execute(USAGE)}
+    found_total = {(None, kind): totals for kind, *totals in connection.execute(TOTAL)}
+    return [
+        *_compare("usage", found_usage, usage, names),
+        *_compare("total", found_total, total, {}),
+    ]
+
+
+def _compare(
+    what: str, found: Mapping[Any, list[Any]], counted: Totals, names: Mapping[int, str]
+) -> Iterator[Problem]:
+    for namespace, kind in {**counted, **found}:
+        has = found.get((namespace, kind))
+        should = counted.get((namespace, kind))
+        if has is None or tuple(has) != should:
+            yield Problem(what, _told(kind, has), _told(kind, should), names.get(namespace))
+
+
+def _told(kind: str, totals: Sequence[Any] | None) -> str:
+    return "no row" if totals is None else f"{totals[0]} entries of kind {kind}, {totals[1]} bytes"
+
+
+def _fix_totals(connection: Connection, _: list[Problem]) -> None:
+    usage, total = _counted(connection)
+    if not all(0 <= nbytes < END for _, nbytes in total.values()):
+        # The sizes of what somebody stored lie, and are left as they are. With such a total the
+        # file would not be opened any more.
+        return
+    for statement in CLEAR_TOTALS:
+        connection.execute(statement)
+    for (namespace, kind), (entries, nbytes) in usage.items():
+        row = {"namespace": namespace, "kind": kind, "entries": entries, "bytes": nbytes}
+        connection.execute(SET_USAGE, row)
+    for (_, kind), (entries, nbytes) in total.items():
+        connection.execute(SET_TOTAL, {"kind": kind, "entries": entries, "bytes": nbytes})
+
+
+def _find_statistics(connection: Connection) -> list[Problem]:
+    return [
+        Problem("statistics", found, expected, name, row=row)
+        for row, name, expected, found in _wrong_statistics(connection)
+    ]
+
+
+def _wrong_statistics(connection: Connection) -> Iterator[tuple[int, str | None, str, object]]:
+    for row, name, has_namespace, *numbers in connection.execute(STATISTICS).fetchall():
+        if not has_namespace:
+            yield row, None, "a namespace that has them", numbers
+        elif not all(isinstance(number, int) and 0 <= number < END for number in numbers):
+            yield row, name, f"numbers from 0 to {END - 1}", numbers
+
+
+def _fix_statistics(connection: Connection, problems: list[Problem]) -> None:
+    for problem in problems:
+        connection.execute(REMOVE_STATISTICS, {"row": problem.row})
+        connection.execute(ADD_STATISTICS, {"row": problem.row})

@@ -1,0 +1,189 @@
+"""What is wrong with the space of the data file: it overlaps, is lost, of nothing, or outside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zarr_cache.disk.data_file import BLOCK, HEADER, IDENTITY_BYTES
+from zarr_cache.inspect.problem import END, Problem, checked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr_cache.file.connection import Connection
+    from zarr_cache.inspect.problem import Run
+
+
+DATA_FILE = """
+SELECT id, identity, length
+FROM data_file
+"""
+
+
+# Each byte of the file once, in its order.
+SPACE = """
+SELECT place, length, entry
+FROM extent
+UNION ALL
+SELECT place, length, NULL
+FROM free_extent
+ORDER BY place
+"""
+
+
+ORPHANS = """
+SELECT entry, place, length
+FROM extent
+WHERE CASE
+    WHEN entry > 0
+    THEN NOT EXISTS (SELECT 1 FROM entry WHERE entry.id = extent.entry AND kind = 'value')
+    ELSE NOT EXISTS (SELECT 1 FROM reservation WHERE reservation.id = -extent.entry)
+END
+"""
+
+
+REMOVE_EXTENTS = """
+DELETE FROM extent
+WHERE entry = :row
+"""
+
+
+REMOVE_ENTRY = """
+DELETE FROM entry
+WHERE id = :row AND kind = 'value'
+"""
+
+
+RESERVATIONS = """
+SELECT id, bytes, owner, until
+FROM reservation
+WHERE bytes NOT BETWEEN 0 AND :end - 1 OR until NOT BETWEEN 0 AND :end - 1
+"""
+
+
+REMOVE_RESERVATION = """
+DELETE FROM reservation
+WHERE id = :row
+"""
+
+
+EXTENTS = """
+SELECT place, length
+FROM extent
+ORDER BY place
+"""
+
+
+CLEAR_FREE = """
+DELETE FROM free_extent
+"""
+
+
+SET_FREE = """
+INSERT INTO free_extent (place, length)
+VALUES (:place, :length)
+"""
+
+
+SET_LENGTH = """
+UPDATE data_file
+SET length = :length
+"""
+
+
+def verify_space(run: Run, *, repair: bool) -> Iterator[Problem]:
+    """Yield what is wrong with the tables that say who has which bytes of the data file."""
+    yield from run(checked, _find, _fix if repair else None)
+
+
+def find_in_row(connection: Connection) -> list[Problem]:
+    """What is wrong with the row that says which data file it is."""
+    found = connection.execute(DATA_FILE).fetchall()
+    match found:
+        case [(1, bytes(identity), int(length))] if (
+            len(identity) == IDENTITY_BYTES and HEADER <= length < END and length % BLOCK == 0
+        ):
+            return []
+    expected = f"one row, with {IDENTITY_BYTES} bytes and a multiple of {BLOCK}"
+    return [Problem("data_file", found, expected)]
+
+
+def _find(connection: Connection) -> list[Problem]:
+    return [
+        *_find_reservations(connection),
+        *_find_orphans(connection),
+        *_find_space(connection),
+    ]
+
+
+def _find_reservations(connection: Connection) -> list[Problem]:
+    expected = f"bytes and a time from 0 to {END - 1}"
+    return [
+        Problem("reservation", row, expected, row=row[0])
+        for row in connection.execute(RESERVATIONS, {"end": END})
+    ]
+
+
+def _find_orphans(connection: Connection) -> list[Problem]:
+    return [
+        Problem(
+            "extent",
+            f"{length} bytes at {place} of entry {entry}",
+            "a value that has them",
+            row=entry,
+        )
+        for entry, place, length in connection.execute(ORPHANS)
+    ]
+
+
+def _find_space(connection: Connection) -> list[Problem]:
+    problems = []
+    at: Any = HEADER
+    was_free = False
+    for place, length, entry in connection.execute(SPACE):
+        is_free = entry is None
+        whose = "free" if is_free else f"of entry {entry}"
+        found = f"{length} bytes at {place}, {whose}"
+        are_numbers = type(place) is type(length) is int
+        if (
+            not are_numbers
+            or place % BLOCK
+            or length % BLOCK
+            or length <= 0
+            or not HEADER <= place < END - length
+        ):
+            expected = f"multiples of {BLOCK}, from {HEADER} on"
+            problems.append(Problem("extent", found, expected, row=entry))
+            continue
+        if place < at:
+            problems.append(Problem("extent", found, f"none before {at}: they overlap", row=entry))
+        elif place > at:
+            problems.append(Problem("extent", found, f"the next at {at}: {place - at} are lost"))
+        elif is_free and was_free:
+            problems.append(Problem("extent", found, "one with the free space before it"))
+        at, was_free = max(at, place + length), is_free
+    for _, _, length in connection.execute(DATA_FILE):
+        if length != at:
+            found = f"the length {length} of the data file"
+            problems.append(Problem("extent", found, f"{at}, where the last extent ends"))
+        elif was_free:
+            problems.append(Problem("extent", "free space at the end", "none: it is cut off"))
+    return problems
+
+
+def _fix(connection: Connection, problems: list[Problem]) -> None:
+    """Remove the values of which the space is wrong, and tell anew what is free."""
+    for problem in problems:
+        row = {"row": problem.row}
+        if problem.what == "reservation":
+            connection.execute(REMOVE_RESERVATION, row)
+        elif problem.row is not None:
+            connection.execute(REMOVE_ENTRY, row)
+            connection.execute(REMOVE_EXTENTS, row)
+    connection.execute(CLEAR_FREE)
+    at = HEADER
+    for place, length in connection.execute(EXTENTS).fetchall():
+        if place > at:
+            connection.execute(SET_FREE, {"place": at, "length": place - at})
+        at = place + length
+    connection.execute(SET_LENGTH, {"length": at})

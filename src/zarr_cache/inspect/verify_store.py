@@ -1,0 +1,76 @@
+"""In what another store that keeps values differs from the index of them in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zarr_cache.core.ages import EVER
+from zarr_cache.core.flow import call_async, run
+from zarr_cache.inspect.problem import FIRST_ROW, Problem
+from zarr_cache.inspect.verify import find_damage, next_values, verify_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr.abc.store import Store
+
+    from zarr_cache.backend.other_store import StoreCache
+
+
+def verify_store(
+    kept: StoreCache, store: Store, namespace: str, *, repair: bool = False
+) -> Iterator[Problem]:
+    """Yield each problem of the index, of the values in the store, and of both together.
+
+    Parameters
+    ----------
+    kept
+        The index.
+    store, namespace
+        What it is an index of, and under which name.
+    repair
+        Whether to remove what is wrong, from both.
+    """
+    # The first to look anything up fills the index.
+    run(kept.peek(namespace, ""))
+    run_operation = kept._database.run  # noqa: SLF001 - nobody else has an index to verify
+    yield from find_damage(run_operation)
+    yield from verify_rows(run_operation, has_bytes=False, repair=repair)
+    after = FIRST_ROW
+    while rows := run_operation(next_values, after):
+        for _, name, key in rows:
+            found = run(kept.look_up(name, key, None, EVER))
+            if found.is_damaged:
+                if repair:
+                    run(kept.discard(found))
+                expected = f"the {found.size} bytes that were written"
+                yield Problem("bytes", "others, or none", expected, name, key, is_repaired=repair)
+        after = rows[-1][0]
+    if store.supports_listing:
+        yield from _verify_listed(kept, store, namespace, repair=repair)
+
+
+def _verify_listed(
+    kept: StoreCache, store: Store, namespace: str, *, repair: bool
+) -> Iterator[Problem]:
+    """Yield what the store holds and the index does not know."""
+    # Two looks: a value that is being kept is in the store for a moment before it is in the index.
+    unknown = _unknown(kept, store)
+    for key in sorted(unknown and unknown & _unknown(kept, store)):
+        if repair:
+            run(call_async(store, partial(_delete, key=key)))
+        yield Problem("orphan", "a value", "a key of the index", namespace, key, is_repaired=repair)
+
+
+def _unknown(kept: StoreCache, store: Store) -> set[str]:
+    listed = run(call_async(store, _listed))
+    return {key for key in listed if not kept.has_value(key)}
+
+
+async def _listed(store: Store) -> list[str]:
+    return [key async for key in store.list()]
+
+
+async def _delete(store: Store, key: str) -> None:
+    await store.delete(key)

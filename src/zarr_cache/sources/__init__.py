@@ -1,0 +1,4 @@
+"""Which source a store reads, as a name without secrets.
+
+Imports ``core``.
+"""

@@ -1,0 +1,107 @@
+"""URLs of fsspec file systems, one function a kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from zarr_cache.sources import urls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from zarr_cache.sources.urls import OfFileSystem
+
+
+# File systems of fsspec. Each is given the file system, a path as ``FsspecStore`` has it, and what
+# names another file system with a path.
+
+
+def _of_async_wrapper(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
+    return of_other(file_system.sync_fs, path)
+
+
+def _of_folder(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
+    root, path = str(file_system.path), path.strip("/")
+    return of_other(file_system.fs, f"{root.rstrip('/')}/{path}" if path else root)
+
+
+def _of_cached(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
+    if getattr(file_system, "compression", None):
+        return None  # its bytes are not those of what it reads
+    return of_other(file_system.fs, path)
+
+
+def _of_zip(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
+    file = file_system.of
+    if urls.class_name(type(file)) != "fsspec.core.OpenFile" or file.compression:
+        return None
+    archive, inside = of_other(file.fs, file.path), path.strip("/")
+    if archive is None:
+        return None
+    return f"zip:{archive}!/{quote(inside)}" if inside else f"zip:{archive}"
+
+
+def _of_local(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
+    return Path(file_system._strip_protocol(path)).resolve().as_uri()  # noqa: SLF001 - fsspec's
+
+
+def _of_http(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
+    options = file_system.storage_options
+    session = options.get("client_kwargs") or {}
+    headers = {**(session.get("headers") or {}), **(options.get("headers") or {})}
+    is_chosen_by_url = (
+        urls.are_neutral(headers) and not options.get("params") and not session.get("base_url")
+    )
+    return urls.of_url(path) if is_chosen_by_url else None
+
+
+def _of_s3fs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
+    # Where s3fs is, botocore is.
+    from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    from botocore.session import Session  # noqa: PLC0415
+
+    client = file_system.client_kwargs or {}
+    endpoint = file_system.endpoint_url or client.get("endpoint_url")
+    region = client.get("region_name")
+    try:
+        session = file_system.session or Session(profile=file_system.kwargs.get("profile"))
+        # The environment and the configuration may name an endpoint, too.
+        configured = ConfiguredEndpointProvider(
+            full_config=session.full_config,
+            scoped_config=session.get_scoped_config(),
+            client_name="s3",
+        )
+        endpoint = endpoint or configured.provide()
+        region = region or session.get_config_variable("region")
+    except BotoCoreError:
+        return None  # there is no such profile
+    return urls.of_s3(path, endpoint, region)
+
+
+def _of_gcsfs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
+    return urls.of_gcs(path, file_system._location)  # noqa: SLF001 - tells of an emulator, too
+
+
+def _of_adlfs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
+    url = getattr(file_system, "account_url", None) or file_system.service_client.url
+    where = urls.of_endpoint(url)
+    return urls.of_object("az", path, where) if where else None
+
+
+FILE_SYSTEMS: Mapping[str, Callable[[Any, str, OfFileSystem], str | None]] = {
+    "adlfs.spec.AzureBlobFileSystem": _of_adlfs,
+    "fsspec.implementations.asyn_wrapper.AsyncFileSystemWrapper": _of_async_wrapper,
+    "fsspec.implementations.cached.CachingFileSystem": _of_cached,
+    "fsspec.implementations.cached.SimpleCacheFileSystem": _of_cached,
+    "fsspec.implementations.cached.WholeFileCacheFileSystem": _of_cached,
+    "fsspec.implementations.dirfs.DirFileSystem": _of_folder,
+    "fsspec.implementations.http.HTTPFileSystem": _of_http,
+    "fsspec.implementations.local.LocalFileSystem": _of_local,
+    "fsspec.implementations.zip.ZipFileSystem": _of_zip,
+    "gcsfs.core.GCSFileSystem": _of_gcsfs,
+    "gcsfs.extended_gcsfs.ExtendedGcsFileSystem": _of_gcsfs,
+    "s3fs.core.S3FileSystem": _of_s3fs,
+}

@@ -1,0 +1,159 @@
+"""The stored chunks of an array: which of them a selection touches, and under which keys they lie.
+
+What a store holds is a chunk or, of a sharded array, a whole shard. "Stored chunk" is either.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from zarr.errors import BoundsCheckError, NegativeStepError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import EllipsisType
+
+    import numpy.typing as npt
+    import zarr
+
+
+type AnyArray = zarr.Array[Any] | zarr.AsyncArray[Any]
+
+
+type OneSelection = int | slice | EllipsisType | Sequence[int] | npt.NDArray[Any]
+
+
+type Selection = OneSelection | tuple[OneSelection, ...]
+
+
+"""As zarr's ``oindex`` takes it: for each dimension an index, a slice, indices, or a mask."""
+
+
+class StoredChunks:
+    """The stored chunks of `array` that `selection` touches, in the order of their places.
+
+    Parameters
+    ----------
+    selection
+        As ``array.oindex`` takes it. A slice may reach over the end, as in numpy.
+
+    Attributes
+    ----------
+    prefix
+        How the keys of the array begin: those of its chunks and of its metadata.
+    shape
+        How many stored chunks are touched, by dimension.
+
+    Raises
+    ------
+    IndexError
+        `selection` is none of this array.
+    """
+
+    def __init__(self, array: AnyArray, selection: Selection = ...) -> None:
+        self.prefix = f"{array.path}/" if array.path else ""
+        self._encode = array.metadata.encode_chunk_key
+        each = _by_dimension(selection, array.ndim)
+        self._places = [
+            _touched(one, sizes, dimension)
+            for dimension, (one, sizes) in enumerate(
+                zip(each, array.write_chunk_sizes, strict=True)
+            )
+        ]
+        self.shape = tuple(len(places) for places in self._places)
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys, in order."""
+        for place in itertools.product(*(places.tolist() for places in self._places)):
+            yield self.prefix + self._encode(place)
+
+
+def decoded_nbytes(array: AnyArray) -> int | None:
+    """Bytes of a full stored chunk before it is encoded; None if no number holds for all."""
+    if array.dtype.kind in "OT":
+        return None
+    try:
+        shape = array.shards or array.chunks
+    except NotImplementedError:
+        # A rectilinear grid: the largest in each dimension.
+        shape = tuple(max(sizes, default=0) for sizes in array.write_chunk_sizes)
+    return int(array.dtype.itemsize) * math.prod(shape)
+
+
+def _by_dimension(selection: Selection, ndim: int) -> list[Any]:
+    """What is selected of each dimension, all of those that are not named."""
+    each: list[Any] = list(selection) if isinstance(selection, tuple) else [selection]
+    at = [place for place, one in enumerate(each) if one is Ellipsis]
+    if len(at) > 1:
+        raise IndexError("a selection can only have a single ellipsis ('...')")
+    if not at:
+        at = [len(each)]
+        each.append(...)
+    missing = ndim - (len(each) - 1)
+    if missing < 0:
+        raise IndexError(f"{len(each) - 1} indices are too many for an array of {ndim} dimensions")
+    each[at[0] : at[0] + 1] = [slice(None)] * missing
+    return each
+
+
+def _touched(selected: object, sizes: Sequence[int], dimension: int) -> npt.NDArray[np.intp]:
+    """Places along one dimension of the chunks that what is selected of it touches, ascending.
+
+    Parameters
+    ----------
+    sizes
+        Lengths of the chunks along the dimension.
+    """
+    ends = np.cumsum(sizes, dtype=np.int64)
+    length = int(ends[-1]) if len(ends) else 0
+    if isinstance(selected, slice):
+        return _touched_by_slice(selected, ends, length)
+    positions = _positions(selected, length, dimension)
+    outside = positions[(positions < -length) | (positions >= length)]
+    if outside.size:
+        raise BoundsCheckError(
+            f"index {outside[0]} is out of bounds for dimension {dimension} of length {length}"
+        )
+    positions = np.where(positions < 0, positions + length, positions)
+    return np.unique(np.searchsorted(ends, positions, side="right"))
+
+
+def _touched_by_slice(
+    selected: slice, ends: npt.NDArray[np.int64], length: int
+) -> npt.NDArray[np.intp]:
+    if selected.step is not None and selected.step < 1:
+        raise NegativeStepError(f"the step of a slice must be positive, got {selected.step}")
+    start, stop, step = selected.indices(length)
+    begins = np.concatenate(([0], ends[:-1])) if len(ends) else ends
+    # The first position in each chunk, or after it, that is selected.
+    first = start + -(-np.maximum(begins - start, 0) // step) * step
+    return np.flatnonzero(first < np.minimum(ends, stop))
+
+
+def _positions(selected: object, length: int, dimension: int) -> npt.NDArray[np.int64]:
+    """The positions that an index, indices, or a mask select."""
+    if isinstance(selected, bool | np.bool_) or selected is None:
+        raise IndexError(f"cannot select {selected!r} of dimension {dimension}")
+    try:
+        return np.array([operator.index(selected)])  # type: ignore[arg-type] # tried, not known
+    except TypeError:
+        found = np.asarray(selected)
+    if found.ndim == 1 and found.dtype == np.bool_:
+        if len(found) != length:
+            raise IndexError(
+                f"a mask of length {len(found)} for dimension {dimension} of length {length}"
+            )
+        return np.flatnonzero(found)
+    if found.ndim == 1 and (found.size == 0 or found.dtype.kind in "iu"):
+        return found.astype(np.int64)
+    raise IndexError(
+        f"cannot select {selected!r} of dimension {dimension}: "
+        "expected an index, a slice, or a one-dimensional array of indices or of truth values"
+    )

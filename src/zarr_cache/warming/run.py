@@ -1,0 +1,222 @@
+"""One run of warming: fetch what is not at hand, until the budget has no room for more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from zarr.core.buffer import default_buffer_prototype
+
+from zarr_cache.core.errors import CacheError
+from zarr_cache.core.flow import run_async
+from zarr_cache.warming.plan import ABSENT, KEPT, MISSING, count, count_all
+from zarr_cache.warming.report import WarmReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from zarr_cache.cache.store import CacheStore
+    from zarr_cache.cache.view import CachedSource
+    from zarr_cache.warming.plan import Part
+    from zarr_cache.warming.report import Stop
+
+
+class Room:
+    """The budget, and what the selection has of it.
+
+    Parameters
+    ----------
+    max_size
+        Bytes; None for no limit.
+    """
+
+    def __init__(self, max_size: int | None) -> None:
+        self._max_size = max_size
+        self._used = 0
+        self._under_way = 0
+        self._has_chunks = False
+        self._changed = asyncio.Event()
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the selection has more than there is: a value was larger than expected."""
+        return self._max_size is not None and self._used > self._max_size
+
+    def use(self, part: Part, nbytes: int) -> None:
+        """Note the bytes of a value that is at hand."""
+        part.see(nbytes)
+        self._has_chunks = self._has_chunks or part.is_chunks
+        self._used += nbytes
+
+    async def reserve(self, part: Part) -> int | None:
+        """Reserve bytes for the next value of the part, once there is room; None if there is none.
+
+        A value whose size nothing tells gets all the room that is left, and so does the first chunk
+        of all: it may be much smaller than before it was encoded.
+        """
+        if self._max_size is None:
+            return 0
+        while True:
+            left = max(0, self._max_size - self._used)
+            nbytes = part.expected
+            if nbytes is None or (nbytes > left and not self._has_chunks):
+                nbytes = left
+            if self._used + self._under_way + nbytes <= self._max_size:
+                self._under_way += nbytes
+                return nbytes
+            if not self._under_way:
+                return None
+            # What is under way may turn out to be smaller, or absent.
+            self._changed.clear()
+            await self._changed.wait()
+
+    def settle(self, reserved: int) -> None:
+        """Give back what was reserved: the value is at hand, absent, or has failed."""
+        self._under_way -= reserved
+        self._changed.set()
+
+
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes
+    ----------
+    done, chunks
+        Chunks that are done with, of how many.
+    nbytes
+        Bytes that were fetched.
+    """
+
+    done: int
+    chunks: int
+    nbytes: int
+
+
+class WarmRun:
+    """One run over the parts, through one store.
+
+    Parameters
+    ----------
+    tell
+        Called with how far the run is, at its beginning and after each value.
+    """
+
+    def __init__(
+        self,
+        store: CacheStore,
+        cached: CachedSource,
+        parts: Sequence[Part],
+        max_concurrency: int,
+        tell: Callable[[Progress], None],
+    ) -> None:
+        self._store = store
+        self._cached = cached
+        self._parts = parts
+        self._max_concurrency = max_concurrency
+        self._tell = tell
+        self._room = Room(store.max_size)
+        self._faults = cached.statistics["faults"]
+        self._stopped: Stop | None = None
+        self._done = 0
+        self._fetched = 0
+        self._bytes_fetched = 0
+
+    async def _look(self) -> None:
+        """Note what is at hand, and make it the most recently used: it is to be evicted last."""
+        for part in self._parts:
+            kept = await part.look(self._cached)
+            part.states = part.states_of(kept)
+            for entry, size in map(kept.__getitem__, part.keys(KEPT)):
+                self._room.use(part, size or 0)
+                if self._store.max_size is not None:
+                    await self._touch(entry)
+
+    async def _touch(self, entry: int) -> None:
+        values = self._cached.values
+        if values.pending.touch(entry, values.clock().stamp_ns()):
+            try:
+                await run_async(values.write_pending())
+            except CacheError as error:
+                self._cached.faults.note(error)
+
+    async def fetch(self) -> WarmReport:
+        """Bring to hand what is not, as far as the budget goes."""
+        await self._look()
+        at_hand = count(self._parts, KEPT)
+        self._done = at_hand + count(self._parts, ABSENT)
+        self._tell(self._progress())
+        missing = ((part, *each) for part in self._parts for each in part.missing())
+        wanted = sum(part.count(MISSING) for part in self._parts)
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(wanted, self._max_concurrency)):
+                    workers.create_task(self._work(missing))
+        except BaseExceptionGroup as group:
+            error = group.exceptions[0]
+            error.add_note(
+                f"{self._fetched} chunks were fetched before this; warming again goes on from there"
+            )
+            raise error from None
+        left, gone = await self._left()
+        self._cached.faults.tell()
+        return WarmReport(
+            chunks=count_all(self._parts),
+            at_hand=at_hand,
+            fetched=self._fetched,
+            absent=count(self._parts, ABSENT),
+            left=left,
+            bytes_fetched=self._bytes_fetched,
+            stopped=self._why(gone) if left else None,
+        )
+
+    def _why(self, gone: int) -> Stop | None:
+        """Why chunks are left. The cache may have failed to keep the last ones only just now."""
+        if self._has_failed():
+            return "fault"
+        return self._stopped or ("gone" if gone else None)
+
+    def _has_failed(self) -> bool:
+        return self._cached.statistics["faults"] > self._faults
+
+    async def _work(self, missing: Iterator[tuple[Part, int, str]]) -> None:
+        for part, place, key in missing:
+            if self._stopped is not None:
+                return
+            await self._fetch(part, place, key)
+            self._done += part.is_chunks and part.states[place] != MISSING
+            if self._has_failed():
+                self._stopped = "fault"
+            self._tell(self._progress())
+
+    async def _fetch(self, part: Part, place: int, key: str) -> None:
+        """Fetch one value, if there is room for one as large as the largest so far."""
+        reserved = await self._room.reserve(part)
+        if reserved is None:
+            self._stopped = self._stopped or "budget"
+            return
+        try:
+            if self._stopped is None:
+                buffer = await self._store.get(key, default_buffer_prototype())
+                part.states[place] = ABSENT if buffer is None else KEPT
+                if buffer is not None:
+                    self._room.use(part, len(buffer))
+                    self._fetched += part.is_chunks
+                    self._bytes_fetched += len(buffer)
+        finally:
+            self._room.settle(reserved)
+        if self._room.is_exceeded:
+            self._stopped = self._stopped or "budget"
+
+    def _progress(self) -> Progress:
+        return Progress(self._done, count_all(self._parts), self._bytes_fetched)
+
+    async def _left(self) -> tuple[int, int]:
+        """How many chunks are not at hand, and how many of them were: what the file says counts."""
+        left = gone = 0
+        for part in self._parts:
+            if part.is_chunks:
+                now = part.states_of(await part.look(self._cached))
+                left += int(np.count_nonzero((now == MISSING) & (part.states != ABSENT)))
+                gone += int(np.count_nonzero((now == MISSING) & (part.states == KEPT)))
+        return left, gone

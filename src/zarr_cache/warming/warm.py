@@ -1,0 +1,294 @@
+"""Fetching what a selection touches, before it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import zarr
+from zarr.core.sync import sync
+
+from zarr_cache.warming.chunk_grid import StoredChunks, decoded_nbytes
+from zarr_cache.warming.coverage import source_of
+from zarr_cache.warming.plan import Part, plan
+from zarr_cache.warming.progress import shown
+from zarr_cache.warming.run import WarmRun
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+    from zarr_cache.warming.chunk_grid import Selection
+    from zarr_cache.warming.progress import Where
+    from zarr_cache.warming.report import WarmPlan, WarmReport
+
+
+type Node = zarr.Array[Any] | zarr.Group
+
+
+type AsyncNode = zarr.AsyncArray[Any] | zarr.AsyncGroup
+
+
+# Of an array and of a group, by format.
+ARRAY_DOCUMENTS = {2: (".zarray", ".zattrs"), 3: ("zarr.json",)}
+
+
+GROUP_DOCUMENTS = {2: (".zgroup", ".zattrs", ".zmetadata"), 3: ("zarr.json",)}
+
+
+@overload
+def warm(
+    array_or_group: Node,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: Literal[False] = False,
+    progress: Where = None,
+) -> WarmReport: ...
+
+
+@overload
+def warm(
+    array_or_group: Node,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: Literal[True],
+    progress: Where = None,
+) -> WarmPlan: ...
+
+
+@overload
+def warm(
+    array_or_group: Node,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: bool,
+    progress: Where = None,
+) -> WarmReport | WarmPlan: ...
+
+
+def warm(
+    array_or_group: Node,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: bool = False,
+    progress: Where = None,
+) -> WarmReport | WarmPlan:
+    """Bring to hand what a read of the selection needs: it then makes no request.
+
+    Fetches the chunks that the selection touches, of a sharded array whole shards, and the metadata
+    of the array or group, of all below it, and of the groups above it. What is at hand and fresh is
+    not fetched again, nor read: a run that was interrupted, by Ctrl-C or by an error of the source,
+    goes on where it was. What is at hand becomes the most recently used.
+
+    Stops before it would evict what the selection has at hand, this run's and what was there
+    before: when there is no room in ``max_size`` for another chunk as large as the largest of its
+    array so far. As long as none has been seen, the bytes of a chunk before it is encoded count.
+    Other values go as for any read: the least recently used first.
+
+    Waits for zarr's event loop, and may be called wherever zarr's own functions may, also in the
+    loop of a notebook.
+
+    Parameters
+    ----------
+    array_or_group
+        It must be read through a `CacheStore`. Of a group, all arrays below are warmed.
+    selection
+        Of an array, as ``array.oindex`` takes it: for each dimension an index, a slice, indices or
+        a mask. Only for an array.
+    max_concurrency
+        How many requests may be under way at once; None: zarr's setting ``async.concurrency``.
+    dry_run
+        Whether to fetch no chunk, and tell what would be fetched. Asks the source for the sizes of
+        up to 32 chunks of each array, where it can tell them without a read.
+    progress
+        A console of rich for a progress bar. True: stderr, or the notebook. None: the same, if
+        stderr is a terminal or this is a notebook. False: none.
+
+    Returns
+    -------
+    WarmReport or, with `dry_run`, WarmPlan
+        What was, or is to be, done. Its ``str`` is one line for people.
+
+    Raises
+    ------
+    TypeError
+        The array or group is not read through a CacheStore.
+    IndexError
+        `selection` is none of this array.
+    ValueError
+        A selection of a group; no concurrency at all; or a CacheStore whose ``max_age_seconds`` is
+        0, which keeps nothing.
+    CacheError
+        The cache file cannot be read.
+    Exception
+        Whatever the source raises. What was fetched before stays.
+    """
+    source_of(array_or_group.store)
+    arrays, groups = [], []
+    if isinstance(array_or_group, zarr.Array):
+        arrays = [array_or_group.async_array]
+    else:
+        _check_whole(selection)
+        members = [member for _, member in array_or_group.members(max_depth=None)]
+        arrays = [member.async_array for member in members if isinstance(member, zarr.Array)]
+        groups = [array_or_group, *(each for each in members if isinstance(each, zarr.Group))]
+    documents = _documents(array_or_group, arrays, groups)
+    return _sync(
+        _warm(
+            array_or_group, arrays, documents, selection, max_concurrency, progress, dry_run=dry_run
+        )
+    )
+
+
+@overload
+async def warm_async(
+    array_or_group: AsyncNode,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: Literal[False] = False,
+    progress: Where = None,
+) -> WarmReport: ...
+
+
+@overload
+async def warm_async(
+    array_or_group: AsyncNode,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: Literal[True],
+    progress: Where = None,
+) -> WarmPlan: ...
+
+
+@overload
+async def warm_async(
+    array_or_group: AsyncNode,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: bool,
+    progress: Where = None,
+) -> WarmReport | WarmPlan: ...
+
+
+async def warm_async(
+    array_or_group: AsyncNode,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: bool = False,
+    progress: Where = None,
+) -> WarmReport | WarmPlan:
+    """As `warm`, on the running event loop, for what ``zarr.api.asynchronous`` opens.
+
+    Parameters
+    ----------
+    array_or_group
+        An ``AsyncArray`` or ``AsyncGroup`` that is read through a `CacheStore`.
+    selection, max_concurrency, dry_run, progress
+        As of `warm`.
+
+    Returns
+    -------
+    WarmReport or, with `dry_run`, WarmPlan
+        As from `warm`.
+
+    Raises
+    ------
+    TypeError, IndexError, ValueError, CacheError
+        As from `warm`.
+    """
+    source_of(array_or_group.store)
+    arrays, groups = [], []
+    if isinstance(array_or_group, zarr.AsyncArray):
+        arrays = [array_or_group]
+    else:
+        _check_whole(selection)
+        members = [member async for _, member in array_or_group.members(max_depth=None)]
+        arrays = [member for member in members if isinstance(member, zarr.AsyncArray)]
+        groups = [array_or_group, *(each for each in members if isinstance(each, zarr.AsyncGroup))]
+    documents = _documents(array_or_group, arrays, groups)
+    return await _warm(
+        array_or_group, arrays, documents, selection, max_concurrency, progress, dry_run=dry_run
+    )
+
+
+def _check_whole(selection: Selection) -> None:
+    if selection is not ...:
+        raise ValueError("a selection is of one array: warm the arrays of the group one by one")
+
+
+def _documents(
+    node: Node | AsyncNode,
+    arrays: Iterable[zarr.AsyncArray[Any]],
+    groups: Iterable[zarr.Group | zarr.AsyncGroup],
+) -> list[str]:
+    """Keys of the metadata of all of them, and of the groups above the node, from the top down."""
+    folders = node.path.split("/") if node.path else []
+    above = ["/".join(folders[:depth]) for depth in range(len(folders))]
+    zarr_format = node.metadata.zarr_format
+    keys = [
+        *((path, name) for path in above for name in GROUP_DOCUMENTS[zarr_format]),
+        *((each.path, name) for each in groups for name in GROUP_DOCUMENTS[zarr_format]),
+        *((each.path, name) for each in arrays for name in ARRAY_DOCUMENTS[zarr_format]),
+    ]
+    return [f"{path}/{name}" if path else name for path, name in keys]
+
+
+async def _warm(
+    node: Node | AsyncNode,
+    arrays: Iterable[zarr.AsyncArray[Any]],
+    documents: list[str],
+    selection: Selection,
+    max_concurrency: int | None,
+    progress: Where,
+    *,
+    dry_run: bool,
+) -> WarmReport | WarmPlan:
+    store: Any = node.store
+    if store.max_age_seconds == 0:
+        raise ValueError("with max_age_seconds=0 a CacheStore keeps nothing to be warm")
+    if max_concurrency is None:
+        max_concurrency = int(zarr.config.get("async.concurrency") or 1)
+    if max_concurrency < 1:
+        raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
+    cached = source_of(store)
+    parts = [Part(documents, documents, nbytes=None, is_chunks=False)]
+    for array in arrays:
+        chunks = StoredChunks(array, selection)
+        parts.append(Part(chunks, [chunks.prefix], nbytes=decoded_nbytes(array), is_chunks=True))
+    if dry_run:
+        return await plan(store, cached, parts, max_concurrency)
+    with shown(progress, node.path or "warming") as tell:
+        return await WarmRun(store, cached, parts, max_concurrency, tell).fetch()
+
+
+def _sync[T](coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run on zarr's event loop, until this is done or interrupted.
+
+    zarr's ``sync`` returns at Ctrl-C and lets what it waits for go on by itself.
+    """
+    ended = threading.Event()
+    begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+
+    async def run() -> T:
+        begun.append((asyncio.get_running_loop(), asyncio.current_task()))
+        try:
+            return await coroutine
+        finally:
+            ended.set()
+
+    try:
+        return sync(run())
+    except BaseException:
+        for loop, task in begun:
+            if task is not None and not ended.is_set():
+                loop.call_soon_threadsafe(task.cancel)
+                ended.wait()
+        raise

@@ -1,0 +1,58 @@
+"""What waits to be kept is written by who asks for it, and what comes meanwhile by others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from zarr.storage import MemoryStore
+
+from tests.fakes import buffer, cached_keys
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.backend.queue import MOST_TOGETHER
+from zarr_cache.core.flow import run
+from zarr_cache.index.admit import Answer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from zarr_cache.backend.file_cache import ValueCache
+
+
+def test_a_flush_ends_although_each_answer_that_is_kept_brings_another(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(path), namespace="source")
+    values: ValueCache = store._cached.values
+    run(values.opened())
+    # Nobody else writes.
+    monkeypatch.setattr(values._writer, "wake", lambda **_: None)
+    brought: list[str] = []
+
+    def bring(_: object = None) -> None:
+        if len(brought) == 1000:
+            return
+        brought.append(f"k{len(brought)}")
+        now = values.clock()
+        answer = Answer(np.zeros(1, np.uint8), now.now_ns(), now.stamp_ns(), 2**61)
+        run(values.admit("source", brought[-1], answer, store._cached.limits(), bring))
+
+    bring()
+    store.flush()
+
+    assert brought == ["k0", "k1"]
+
+
+def test_closing_writes_all_that_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {f"k{number}" for number in range(2 * MOST_TOGETHER + 1)}
+    source = MemoryStore({key: buffer(key.encode()) for key in keys})
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    monkeypatch.setattr(store._cached.values._writer, "wake", lambda **_: None)
+    for key in keys:
+        store.get_sync(key)
+
+    store.close()
+
+    assert cached_keys(path) == keys

@@ -1,0 +1,182 @@
+"""Where a cache file lies, whose it is, and where it goes when it is damaged."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import CountingStore, HeldTime, buffer, open_file, read, restart
+from zarr_cache import CacheStore, CacheWarning, SqliteStore
+from zarr_cache.core.errors import ForeignFileError, NetworkFileSystemError
+from zarr_cache.disk import network
+from zarr_cache.disk.paths import Place, log_of, place_of
+from zarr_cache.file import identity
+from zarr_cache.file.identity import is_ours
+from zarr_cache.file.quarantine import drop_log, set_aside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What Linux would tell of what is mounted."""
+    file = tmp_path / "mounts"
+    file.write_text("/dev/vda1 / ext4 rw 0 0\n", encoding="utf-8")
+    monkeypatch.setattr(network, "MOUNTS", file)
+    return file
+
+
+def mount(mounts: Path, folder: Path, file_system: str) -> None:
+    folder.mkdir(exist_ok=True)
+    name = str(folder).replace(" ", "\\040")
+    with mounts.open("a", encoding="utf-8") as file:
+        file.write(f"server:/export {name} {file_system} rw,vers=4 0 0\n")
+
+
+@pytest.mark.parametrize("file_system", ["nfs4", "cifs", "lustre", "fuse.sshfs"])
+async def test_reads_go_on_without_a_file_on_a_network_file_system(
+    tmp_path: Path, mounts: Path, file_system: str
+) -> None:
+    folder = tmp_path / "of all nodes"
+    mount(mounts, folder, file_system)
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = CacheStore(source, cache_store=SqliteStore(folder / "cache.sqlite"))
+
+    with pytest.warns(CacheWarning, match=rf"cache\.sqlite.*\({file_system}\).*local disk") as told:
+        found = [await read(store, "k") for _ in range(3)]
+
+    assert found == [b"value"] * 3
+    assert len(told) == 1
+    assert store.cache_stats()["faults"] == 3
+    assert list(folder.iterdir()) == []
+
+
+def test_a_store_on_a_network_file_system_says_so(tmp_path: Path, mounts: Path) -> None:
+    mount(mounts, tmp_path / "nodes", "nfs")
+
+    with pytest.raises(NetworkFileSystemError, match="name a file on a local disk"):
+        SqliteStore(tmp_path / "nodes" / "cache.sqlite").get_sync("k")
+
+
+def test_a_local_disk_within_a_network_file_system_is_local(tmp_path: Path, mounts: Path) -> None:
+    mount(mounts, tmp_path, "nfs")
+    mount(mounts, tmp_path / "scratch", "xfs")
+
+    assert SqliteStore(tmp_path / "scratch" / "cache.sqlite").get_sync("k") is None
+
+
+def test_a_file_is_taken_where_nothing_tells_what_is_mounted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "MOUNTS", path.parent / "no such file")
+
+    assert SqliteStore(path).get_sync("k") is None
+
+
+def test_a_file_is_ours_by_its_mark_or_by_its_tables(path: Path) -> None:
+    SqliteStore(path).get_sync("k")
+    SqliteStore(path).close()
+    whole = path.read_bytes()
+    without_mark = path.with_name("a.sqlite")
+    without_mark.write_bytes(whole[:68] + b"\0\0\0\0" + whole[72:])
+    without_tables = path.with_name("b.sqlite")
+    without_tables.write_bytes(whole[:100])
+    neither = path.with_name("c.sqlite")
+    neither.write_bytes(whole[:68] + b"\0\0\0\0" + whole[72:100])
+
+    assert [is_ours(file) for file in (path, without_mark, without_tables, neither)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    for file in (without_mark, without_tables, neither):
+        file.unlink()
+
+
+def test_what_is_set_aside_keeps_its_log_and_says_when(path: Path, held_time: HeldTime) -> None:
+    held_time.wall_ns = 1_700_000_000_123_456_789
+    SqliteStore(path).get_sync("k")
+    SqliteStore(path).close()
+    log_of(path).write_bytes(b"log")
+
+    aside = set_aside(path, place_of(path))
+
+    assert aside is not None
+    assert aside.name == "cache.sqlite.damaged-20231114T221320.123457Z"
+    assert log_of(aside).read_bytes() == b"log"
+    assert not path.exists()
+    assert not log_of(path).exists()
+
+
+def test_only_the_file_in_which_the_damage_was_found_is_set_aside(path: Path) -> None:
+    SqliteStore(path).get_sync("k")
+    SqliteStore(path).close()
+    now = place_of(path)
+    assert now is not None
+
+    assert set_aside(path, Place(now.device, now.inode + 1)) is None
+    assert set_aside(path, None) is None
+    assert path.exists()
+
+
+def test_something_else_that_was_copied_over_the_file_is_not_set_aside(path: Path) -> None:
+    path.write_bytes(b"a picture " * 20)
+
+    with pytest.raises(ForeignFileError, match="no cache file any more"):
+        set_aside(path, place_of(path))
+
+    assert path.read_bytes() == b"a picture " * 20
+
+
+def test_only_the_log_that_is_known_is_dropped(path: Path) -> None:
+    log_of(path).write_bytes(b"log")
+    known = place_of(log_of(path))
+    assert known is not None
+
+    drop_log(path, Place(known.device, known.inode + 1))
+    drop_log(path, None)
+    is_there = log_of(path).exists()
+    drop_log(path, known)
+
+    assert is_there
+    assert not log_of(path).exists()
+
+
+def test_a_new_file_begins_after_every_revision_of_the_one_before(path: Path) -> None:
+    revisions = []
+    for _ in range(2):
+        SqliteStore(path).get_sync("k")
+        SqliteStore(path).close()
+        with open_file(path) as db:
+            revisions += db.execute("SELECT revision + 1000 FROM counter").fetchone()
+        path.rename(path.with_name(f"{len(revisions)}.sqlite"))
+
+    assert revisions[1] - 1000 > revisions[0]
+
+
+def test_a_file_that_was_zeros_when_it_was_looked_at_may_be_one_by_now(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made.sqlite"
+    SqliteStore(made).set_sync("k", buffer(b"value"))
+    restart(SqliteStore(made))
+    # As SQLite leaves a mapped file for a moment when it makes it longer.
+    path.write_bytes(bytes(made.stat().st_size))
+    look = identity._identity
+
+    def look_too_early(path: Path, how: str) -> Any:
+        try:
+            return look(path, how)
+        except sqlite3.DatabaseError:
+            shutil.copyfile(made, path)
+            raise
+
+    monkeypatch.setattr(identity, "_identity", look_too_early)
+
+    assert SqliteStore(path).get_sync("k") == buffer(b"value")

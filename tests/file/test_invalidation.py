@@ -1,0 +1,68 @@
+"""The mark that says not to believe a cache file about a source, from one process to the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import buffer
+from zarr_cache import CacheStore, CacheWarning, SqliteStore
+from zarr_cache.file.invalidation import mark, marked_ns, unmark
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_mark_is_of_one_namespace(path: Path) -> None:
+    mark(path, "one")
+    ours = marked_ns(path, "one")
+    theirs = marked_ns(path, "other")
+
+    assert ours is not None
+    assert theirs is None
+
+
+def test_a_mark_goes_when_it_is_the_one_that_was_seen(path: Path) -> None:
+    mark(path, "one")
+    seen = marked_ns(path, "one")
+    assert seen is not None
+    unmark(path, "one", seen)
+
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_mark_that_was_made_again_stays(path: Path) -> None:
+    mark(path, "one")
+    seen = marked_ns(path, "one")
+    assert seen is not None
+    # While who has seen it removes what is kept, another write cannot be recorded.
+    mark(path, "one")
+    unmark(path, "one", seen)
+
+    assert marked_ns(path, "one") not in (None, seen)
+
+
+def test_a_mark_that_another_process_has_removed_is_no_fault(path: Path) -> None:
+    unmark(path, "one", 1)
+
+    assert marked_ns(path, "one") is None
+
+
+def test_a_mark_is_for_its_owner_alone(path: Path) -> None:
+    mark(path, "one")
+    (name,) = path.parent.iterdir()
+
+    assert name.stat().st_mode & 0o777 == 0o600
+    assert name.stat().st_size == 0
+
+
+def test_nothing_is_put_beside_a_file_that_is_not_ours(path: Path) -> None:
+    path.write_text("a,b\n1,2\n")
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(path), namespace="source")
+    with pytest.warns(CacheWarning, match="not an SQLite database"):
+        store.set_sync("key", buffer(b"written"))
+    store.delete_sync("key")
+
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,139 @@
+"""Fences: how many there are, and what stays where many keys are removed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import (
+    CountingStore,
+    buffer,
+    cached_keys,
+    open_file,
+    read,
+    writers,
+)
+from zarr_cache import CacheStore, CacheWarning, SqliteStore
+from zarr_cache.core.errors import FileLockedError
+from zarr_cache.file.connection import Connection
+from zarr_cache.index import fence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.fakes import HeldTime
+
+
+KEYS = [f"c/{number}" for number in range(6)]
+
+
+def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
+    source = CountingStore(MemoryStore({key: buffer(b"old") for key in KEYS}))
+    return source, CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+
+
+def fences(path: Path) -> list[str]:
+    """Keys of the fences, the oldest first."""
+    with open_file(path) as db:
+        rows = db.execute("SELECT key FROM entry WHERE kind = 'fence' ORDER BY used_at").fetchall()
+    return [key for (key,) in rows]
+
+
+async def test_a_fence_of_a_write_that_is_under_way_is_not_among_those_that_are_too_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, store = source_and_store(path)
+    monkeypatch.setattr(fence, "MOST_FENCES", 2)
+    begun: list[int] = []
+    values = store._cached.values
+    now_ns = values.clock().now_ns()
+    values._database.run(fence.begin_write, "source", [KEYS[0]], now_ns, begun)
+    for key in KEYS[1:]:
+        await store.delete(key)
+
+    assert KEYS[0] in fences(path)
+    assert len(begun) == 1
+
+
+async def test_a_removal_of_whose_end_the_file_could_not_be_told_is_over_in_an_hour(
+    path: Path, monkeypatch: pytest.MonkeyPatch, held_time: HeldTime
+) -> None:
+    def locked(*_: object) -> None:
+        raise FileLockedError(f"{path}: database is locked")
+
+    source, store = source_and_store(path)
+    monkeypatch.setattr(fence, "end_removal", locked)
+    with pytest.warns(CacheWarning, match="locked"):
+        await store.delete_dir("other/")
+    monkeypatch.undo()
+    held_time.step(3540)
+    await read(store, KEYS[0])
+    store.flush()
+    kept = cached_keys(path)
+    held_time.step(61)
+    await read(store, KEYS[0])
+    source.reset()
+
+    assert kept == set()
+    assert await read(store, KEYS[0]) == b"old"
+    assert source.requests == {}
+
+
+async def test_a_removal_that_never_ends_is_over_in_an_hour_however_many_come_meanwhile(
+    path: Path, held_time: HeldTime
+) -> None:
+    source, store = source_and_store(path)
+    values = store._cached.values
+    values._database.run(fence.begin_removal, "source", values.clock().now_ns())
+    for _ in range(2):
+        held_time.step(1801)
+        await store.delete_dir("other/")
+    await read(store, KEYS[0])
+    source.reset()
+
+    assert await read(store, KEYS[0]) == b"old"
+    assert source.requests == {}
+    assert writers(path) == 0
+
+
+async def test_what_is_written_between_two_steps_of_a_removal_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, store = source_and_store(path)
+    for key in KEYS:
+        await read(store, key)
+    store.flush()
+    monkeypatch.setattr(fence, "MOST_AT_ONCE", 2)
+    begin = Connection.writing_much
+    steps = []
+
+    @contextlib.contextmanager
+    def write_first(connection: Connection) -> Iterator[None]:
+        steps.append(connection)
+        if len(steps) == 2:
+            store.set_sync(KEYS[0], buffer(b"new"))
+        with begin(connection):
+            yield
+
+    monkeypatch.setattr(Connection, "writing_much", write_first)
+    await store.clear_cache()
+    source.reset()
+
+    assert cached_keys(path) == {KEYS[0]}
+    assert await read(store, KEYS[0]) == b"new"
+    assert source.requests == {}
+
+
+async def test_the_oldest_fences_go_when_there_are_too_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence, "MOST_FENCES", 3)
+    _, store = source_and_store(path)
+    for key in KEYS:
+        await store.delete(key)
+
+    assert fences(path) == KEYS[-3:]

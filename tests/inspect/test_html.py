@@ -1,0 +1,264 @@
+"""What a notebook shows of a store: numbers and names, whatever is in them, and no trouble."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import pytest
+from zarr.storage import LocalStore, MemoryStore
+
+from tests.fakes import CountingStore, buffer, read
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.inspect import html
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from zarr.abc.store import Store
+
+
+class Outline(HTMLParser):
+    """The elements of a page, their attributes and its text. Every element must be closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.words = ""
+        self.widths: list[str] = []
+        open_tags: list[str] = []
+        self._open_tags = open_tags
+        self.feed(page)
+        self.close()
+        assert open_tags == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open_tags.append(tag)
+        self.tags.add(tag)
+        style = dict(attrs).get("style") or ""
+        self.widths += re.findall(r";width:([\d.]+%)", style)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open_tags.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += f" {data}"
+
+
+def shown(store: CacheStore | SqliteStore) -> Outline:
+    return Outline(store._repr_html_())
+
+
+async def source(**values: bytes) -> CountingStore:
+    store = MemoryStore()
+    for key, value in values.items():
+        await store.set(key, buffer(value))
+    return CountingStore(store)
+
+
+async def test_the_bar_is_as_full_as_the_budget(path: Path) -> None:
+    store = CacheStore(
+        await source(a=bytes(1024)), cache_store=SqliteStore(path), max_size=4096, namespace="era5"
+    )
+    for _ in range(4):
+        await read(store, "a")
+    store.flush()
+
+    page = shown(store)
+
+    assert page.widths == ["25.00%"]
+    assert "1.0 KiB of 4.0 KiB" in page.words
+    assert "75.0 % hits (4 reads)" in page.words
+    assert "era5" in page.words
+    assert str(path) in page.words
+
+
+async def test_without_a_limit_there_is_no_bar(path: Path) -> None:
+    store = CacheStore(await source(a=bytes(1024)), cache_store=SqliteStore(path))
+    await read(store, "a")
+    store.flush()
+
+    page = shown(store)
+
+    assert page.widths == []
+    assert "1.0 KiB, no limit" in page.words
+
+
+async def test_a_cache_in_another_store_is_shown_as_well() -> None:
+    store = CacheStore(await source(a=bytes(512)), cache_store=MemoryStore(), max_size=1024)
+    await read(store, "a")
+    store.flush()
+
+    page = shown(store)
+
+    assert page.widths == ["50.00%"]
+    assert "MemoryStore" in page.words
+
+
+async def test_a_file_is_shown_by_namespace_the_largest_first(path: Path) -> None:
+    kept = SqliteStore(path)
+    await kept.set("own", buffer(bytes(2048)))
+    for name, size in {"small": 100, "large": 300}.items():
+        store = CacheStore(await source(a=bytes(size)), cache_store=kept, namespace=name)
+        await read(store, "a")
+        await read(store, "a")
+        store.flush()
+
+    page = shown(kept)
+
+    assert page.widths == ["75.00%", "25.00%"]
+    assert re.findall("large|small", page.words) == ["large", "small"]
+    assert "1 value, 300 B, 50.0 % hits" in page.words
+    assert "1 value, 2.0 KiB" in page.words
+    assert "2 values, 400 B" in page.words
+
+
+def test_of_many_namespaces_the_rest_is_counted() -> None:
+    page = html.shares(html.Share(f"name {n:02}", 1, n, None) for n in range(html.MOST_ROWS + 3))
+
+    assert page.count("no reads yet") == html.MOST_ROWS
+    assert "and 3 more" in page
+
+
+HOSTILE = "<script>alert('x')</script>\"&amp;\N{RIGHT-TO-LEFT OVERRIDE}"
+
+
+async def test_a_namespace_is_data(path: Path) -> None:
+    kept = SqliteStore(path)
+    store = CacheStore(await source(a=b"1"), cache_store=kept, namespace=HOSTILE)
+    await read(store, "a")
+    store.flush()
+
+    for page in (store._repr_html_(), kept._repr_html_()):
+        assert "<script" not in page
+        assert HOSTILE in unescape(page)
+        assert Outline(page).tags <= {"div", "b", "code"}
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "caf\udce9"])
+def test_a_path_is_data(name: str, tmp_path: Path) -> None:
+    kept = SqliteStore(tmp_path / name / "cache.sqlite")
+    store = CacheStore(MemoryStore(), cache_store=kept)
+
+    for page in (store._repr_html_(), kept._repr_html_()):
+        assert page.encode()
+        assert "img" not in Outline(page).tags
+
+
+stores = pytest.mark.parametrize(
+    "make", [SqliteStore, lambda path: CacheStore(MemoryStore(), cache_store=SqliteStore(path))]
+)
+
+
+@stores
+def test_to_look_at_a_store_makes_no_file(
+    make: Callable[[Path], CacheStore | SqliteStore], path: Path
+) -> None:
+    page = shown(make(path))
+
+    assert "no file yet" in page.words
+    assert list(path.parent.iterdir()) == []
+
+
+@stores
+def test_a_foreign_file_is_named_and_left_as_it_is(
+    make: Callable[[Path], CacheStore | SqliteStore], path: Path
+) -> None:
+    path.write_text("a shopping list")
+
+    page = shown(make(path))
+
+    assert "cannot be read" in page.words
+    assert str(path) in page.words
+    assert path.read_text() == "a shopping list"
+
+
+@stores
+@pytest.mark.leaves_damage
+def test_a_damaged_file_is_told_and_not_set_aside(
+    make: Callable[[Path], CacheStore | SqliteStore], path: Path
+) -> None:
+    kept = SqliteStore(path)
+    kept.set_sync("a", buffer(b"1"))
+    kept.close()
+    path.write_bytes(path.read_bytes()[:3000])
+
+    page = shown(make(path))
+
+    assert "cannot be read" in page.words
+    assert path.stat().st_size == 3000
+    assert not list(path.parent.glob("*.damaged-*"))
+
+
+@stores
+def test_a_file_that_goes_while_it_is_open_is_not_made_again(
+    make: Callable[[Path], CacheStore | SqliteStore], path: Path
+) -> None:
+    store = make(path)
+    store.get_sync("a")
+    assert path.exists()
+    path.unlink()
+
+    assert "no file yet" in shown(store).words
+    assert not path.exists()
+
+
+async def test_to_look_costs_the_source_nothing_and_counts_as_no_read(path: Path) -> None:
+    origin = await source(a=b"1")
+    store = CacheStore(origin, cache_store=SqliteStore(path))
+    await read(store, "a")
+    store.flush()
+    before = store.cache_stats()
+    origin.reset()
+
+    store._repr_html_()
+
+    assert origin.requests == {}
+    assert store.cache_stats() == before
+
+
+@pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+def test_faults_are_shown(path: Path) -> None:
+    path.write_text("a shopping list")
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(path))
+    store.get_sync("a")
+
+    assert "the source was asked instead 1 time" in shown(store).words
+
+
+def test_every_colour_is_that_of_the_text() -> None:
+    page = html.card("title", [html.notice("it failed"), html.bar(1, 2)])
+
+    assert set(re.findall(r"(?:solid|background:)\s*([\w#]+)", page)) == {"currentColor"}
+    assert not re.search(r"(?<![\w-])color:|#[0-9a-f]{3}", page)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "of_bytes", "width"),
+    [(0, 10, 0), (5, 10, 50), (20, 10, 100), (0, 0, 0), (1, 0, 100)],
+)
+def test_a_bar_ends_at_its_frame(nbytes: int, of_bytes: int, width: int) -> None:
+    assert f"width:{width}.00%" in html.bar(nbytes, of_bytes)
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        (0, "0.0 %"),
+        (0.0001, "less than 0.1 %"),
+        (0.5, "50.0 %"),
+        (0.99999, "99.9 %"),
+        (1, "100.0 %"),
+    ],
+)
+def test_neither_none_nor_all_is_said_of_what_is_between(share: float, told: str) -> None:
+    assert html.percent(share) == told
+
+
+def test_cache_info_is_a_plain_dict(tmp_path: Path) -> None:
+    origin: Store = LocalStore(tmp_path / "source")
+
+    assert type(CacheStore(origin, cache_store=MemoryStore()).cache_info()) is dict
