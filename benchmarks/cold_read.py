@@ -33,20 +33,20 @@ HALF = "metadata and half the chunks warm"
 class HalfRemote(RemoteStore):
     """Answers at once for what is asked for first."""
 
-    def __init__(self, store: Store, latency: float, at_hand: set[str] | None = None) -> None:
+    def __init__(self, store: Store, latency: float, list_cached: set[str] | None = None) -> None:
         super().__init__(store, latency)
-        self.at_hand = set() if at_hand is None else at_hand
+        self.list_cached = set() if list_cached is None else list_cached
 
     def _with_store(self, store: Store) -> HalfRemote:
-        return HalfRemote(store, self.latency, self.at_hand)
+        return HalfRemote(store, self.latency, self.list_cached)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """As the wrapped store, later unless it has been asked before."""
-        if key in self.at_hand:
+        if key in self.list_cached:
             return await self._store.get(key, prototype, byte_range)
-        self.at_hand.add(key)
+        self.list_cached.add(key)
         return await super().get(key, prototype, byte_range)
 
 

@@ -149,7 +149,7 @@ def print_table(title: str, figures: Figures) -> None:
         print(f"{row:40}", *(" " * 11 if x is None else f"{x:11.4g}" for x in cells), flush=True)
 
 
-def seed_of(key: str, size: int, stored_at: int) -> int:
+def identity_checksum_of(key: str, size: int, stored_at: int) -> int:
     """The checksum that those of the blocks go on from."""
     return int(google_crc32c.value(b"1\0%s\0%d\0%d" % (key.encode(), size, stored_at)))
 
@@ -171,7 +171,7 @@ def store(
 ) -> None:
     """Store one value in the transaction that the caller has begun."""
     array = np.frombuffer(data, np.uint8)
-    seed = seed_of(key, array.size, STORED_AT)
+    seed = identity_checksum_of(key, array.size, STORED_AT)
     entry = insert_entry(db, key, array.size, used_at)
     for number, start in enumerate(range(0, array.size, part)):
         piece = array[start : start + part]
@@ -202,7 +202,7 @@ def check(data: bytes, seed: int, checksums: bytes, block: int) -> None:
 def read_select(db: sqlite3.Connection, key: str) -> None:
     """Read a value in one part by one SELECT, checked."""
     size, stored_at, checksums, data = db.execute(SELECT_VALUE, {"key": key}).fetchone()
-    check(data, seed_of(key, size, stored_at), checksums, 64 * KIB)
+    check(data, identity_checksum_of(key, size, stored_at), checksums, 64 * KIB)
 
 
 def read_blob(
@@ -227,7 +227,7 @@ def read_blob(
     finally:
         db.execute("COMMIT")
     end = first + -(-len(data) // block)
-    check(data, seed_of(key, size, stored_at), checksums[4 * first : 4 * end], block)
+    check(data, identity_checksum_of(key, size, stored_at), checksums[4 * first : 4 * end], block)
 
 
 def in_turn(
@@ -258,7 +258,7 @@ def medians(systems: Systems, scale: Scale, calls: int | None = None) -> Figures
     return {k: statistics.median(map(statistics.median, rounds)) for k, rounds in times.items()}
 
 
-def rotating[Place](read: Callable[[Place], object], places: Sequence[Place]) -> Call:
+def rotating[FileId](read: Callable[[FileId], object], places: Sequence[FileId]) -> Call:
     """Reads from another place each time, so that no page cache flatters it."""
     return lambda number: read(places[number * 7 % len(places)])
 
@@ -318,7 +318,7 @@ def inserting(db: sqlite3.Connection, data: bytes, *, evict: bool) -> Call:
     return insert
 
 
-def log_bytes(path: Path) -> int:
+def wal_bytes(path: Path) -> int:
     """Size of the write-ahead log beside the file."""
     return path.with_name(f"{path.name}-wal").stat().st_size
 
@@ -329,7 +329,7 @@ def kib_logged(db: sqlite3.Connection, path: Path, data: bytes) -> float:
     insert = inserting(db, data, evict=False)
     for number in range(20):
         insert(number)
-    return log_bytes(path) / 20 / KIB
+    return wal_bytes(path) / 20 / KIB
 
 
 def section_insert(bench: Bench) -> None:
@@ -352,7 +352,7 @@ def section_insert(bench: Bench) -> None:
             figures[f"{name}, median", page_name] = statistics.median(taken)
             figures[f"{name}, mean", page_name] = statistics.mean(taken)
             figures[f"{name}, 99th percentile", page_name] = taken[len(taken) * 99 // 100]
-            log_mib = log_bytes(bench.folder / f"{name}-{page_name}") / MIB
+            log_mib = wal_bytes(bench.folder / f"{name}-{page_name}") / MIB
             figures[f"{name}, MiB of -wal left", page_name] = log_mib
     for size, page in itertools.product((1000, 64 * KIB, MIB), bench.scale.pages):
         path = bench.folder / f"64 KiB-{page}"

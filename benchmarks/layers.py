@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 STATEMENT = "the statement of a look-up"
 READ = "a read of the data file"
 CHECKED = "read and XXH3"
-LOOK_UP = "look-up in an open file"
+LOOKUP = "look-up in an open file"
 OPERATION = "the same, as an operation"
 BUFFERED = "SELECT and zarr's buffer"
 LAYERS = "{what}, layer upon layer"
@@ -66,12 +66,12 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
 
     def statement(connection: Connection, key: str) -> object:
         parameters = (lookup.INLINE, namespace, key, ages.EVER, extents.LEAST, ages.EVER)
-        return connection.execute(lookup.LOOK_UP, parameters).fetchone()
+        return connection.execute(lookup.LOOKUP, parameters).fetchone()
 
-    def look_up(connection: Connection, key: str) -> lookup.Found:
-        return lookup.look_up(connection, namespace, key)
+    def lookup(connection: Connection, key: str) -> lookup.EntryState:
+        return lookup.lookup(connection, namespace, key)
 
-    found = {key: database.run(look_up, key) for key in keys}
+    found = {key: database.run(lookup, key) for key in keys}
 
     def read(connection: Connection, key: str) -> object:
         each, array = found[key], core_buffers.array(size)
@@ -100,8 +100,8 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
         floor: rotating(reads[floor]),
         STATEMENT: inside(statement),
         **large,
-        LOOK_UP: inside(look_up),
-        OPERATION: rotating(lambda key: database.run(look_up, key)),
+        LOOKUP: inside(lookup),
+        OPERATION: rotating(lambda key: database.run(lookup, key)),
         OURS: rotating(store_read),
     }
     return Row(LAYERS.format(what=what), "µs", bench.in_turn(systems), OURS)

@@ -22,7 +22,7 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.storage import WrapperStore
 
 from zarr_cache import CacheStore, SqliteStore, register_namespace
-from zarr_cache.backend.file_cache import ValueCache
+from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.other_store import StoreCache
 from zarr_cache.core import checksum
 from zarr_cache.file.file_database import FileDatabase
@@ -406,18 +406,18 @@ class FailingStore(CountingStore):
     async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
         self.count(method, key)
         failure = self._failing(method)
-        answer = await call() if failure is None or failure.is_done_first else None
+        response = await call() if failure is None or failure.is_done_first else None
         if failure:
             raise _source_error(method, key)
-        return answer  # type: ignore[return-value] # None only where it has raised
+        return response  # type: ignore[return-value] # None only where it has raised
 
     def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:
         self.count(method, key)
         failure = self._failing(method)
-        answer = call() if failure is None or failure.is_done_first else None
+        response = call() if failure is None or failure.is_done_first else None
         if failure:
             raise _source_error(method, key)
-        return answer  # type: ignore[return-value] # None only where it has raised
+        return response  # type: ignore[return-value] # None only where it has raised
 
 
 class _Failure:
@@ -445,9 +445,9 @@ class YieldingStore(CountingStore):
 
     async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
         await asyncio.sleep(0)
-        answer = await super()._ask(method, key, call)
+        response = await super()._ask(method, key, call)
         await asyncio.sleep(0)
-        return answer
+        return response
 
 
 class CancelledAt[T]:
@@ -835,7 +835,7 @@ def is_cache_file(path: Path) -> bool:
 def flush_everything() -> None:
     """Wait until every answer of this process that waits is in its file."""
     for database in list(FileDatabase._opened):
-        ValueCache.of(database).flush()
+        FileCache.of(database).flush()
 
 
 def close_everything() -> None:

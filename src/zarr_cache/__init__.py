@@ -7,6 +7,7 @@ from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cache.store import CacheStore
 from zarr_cache.core.errors import (
     CacheError,
+    CircuitOpenError,
     DataFileError,
     FileDamagedError,
     FileFullError,
@@ -32,6 +33,7 @@ __all__ = [
     "CacheError",
     "CacheStore",
     "CacheWarning",
+    "CircuitOpenError",
     "DataFileError",
     "FileDamagedError",
     "FileFullError",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
-type Writer = Callable[[Store], None]
+type BackgroundWorker = Callable[[Store], None]
 
 RAMP = np.arange(48 * 40, dtype="f4").reshape(48, 40)
 
@@ -92,7 +92,7 @@ def consolidated_format_2(store: Store) -> None:
     zarr.consolidate_metadata(store, zarr_format=2)
 
 
-WRITERS: list[Writer] = [
+WRITERS: list[BackgroundWorker] = [
     plain,
     format_2,
     sharded,

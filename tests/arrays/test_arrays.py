@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
-    from tests.arrays.hierarchies import Writer
+    from tests.arrays.hierarchies import BackgroundWorker
 
 pytestmark = [
     pytest.mark.usefixtures("pipeline"),
@@ -65,7 +65,7 @@ of_each_store = pytest.mark.parametrize("make_store", STORES)
 of_each_hierarchy = pytest.mark.parametrize("write", WRITERS)
 
 
-def expected_of(write: Writer) -> dict[str, Any]:
+def expected_of(write: BackgroundWorker) -> dict[str, Any]:
     """What a reader sees without any store of ours."""
     store = MemoryStore()
     write(store)
@@ -78,7 +78,7 @@ def expected_of(write: Writer) -> dict[str, Any]:
 )
 @of_each_hierarchy
 def test_what_is_written_is_read(
-    make_store: Callable[[Path], Store], write: Writer, path: Path
+    make_store: Callable[[Path], Store], write: BackgroundWorker, path: Path
 ) -> None:
     store = make_store(path)
     write(store)
@@ -89,7 +89,9 @@ def test_what_is_written_is_read(
 
 
 @of_each_hierarchy
-def test_the_source_holds_what_it_would_hold_without_a_cache(write: Writer, path: Path) -> None:
+def test_the_source_holds_what_it_would_hold_without_a_cache(
+    write: BackgroundWorker, path: Path
+) -> None:
     source, alone = MemoryStore(), MemoryStore()
     write(CacheStore(source, cache_store=SqliteStore(path)))
 
@@ -99,7 +101,9 @@ def test_the_source_holds_what_it_would_hold_without_a_cache(write: Writer, path
 
 
 @of_each_hierarchy
-def test_a_sqlite_store_holds_what_another_store_would_hold(write: Writer, path: Path) -> None:
+def test_a_sqlite_store_holds_what_another_store_would_hold(
+    write: BackgroundWorker, path: Path
+) -> None:
     store, alone = SqliteStore(path), MemoryStore()
     write(store)
 
@@ -111,7 +115,9 @@ def test_a_sqlite_store_holds_what_another_store_would_hold(write: Writer, path:
 
 
 @of_each_hierarchy
-def test_what_is_in_a_sqlite_store_is_read_after_a_restart(write: Writer, path: Path) -> None:
+def test_what_is_in_a_sqlite_store_is_read_after_a_restart(
+    write: BackgroundWorker, path: Path
+) -> None:
     store = SqliteStore(path)
     write(store)
     restart(store)

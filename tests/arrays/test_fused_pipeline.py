@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
-    from tests.arrays.hierarchies import Writer
+    from tests.arrays.hierarchies import BackgroundWorker
 
 pytestmark = pytest.mark.usefixtures("held_time")
 
@@ -74,7 +74,7 @@ def test_the_second_read_makes_no_trip_through_an_event_loop(
     cache_store: Callable[[Path], Store],
     wrap: Callable[[Store], Store],
     where: Any,
-    write: Writer,
+    write: BackgroundWorker,
     path: Path,
     no_async_read: Callable[[], None],
 ) -> None:
@@ -112,7 +112,7 @@ def no_sync_surface(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_a_store_that_is_async_only_is_always_used_through_the_event_loop(
     source_kind: type[CountingStore],
     cache_kind: type[CountingStore],
-    write: Writer,
+    write: BackgroundWorker,
     no_sync_surface: Callable[[], None],
 ) -> None:
     source = MemoryStore()

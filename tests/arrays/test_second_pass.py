@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
-    from tests.arrays.hierarchies import Writer
+    from tests.arrays.hierarchies import BackgroundWorker
 
 pytestmark = [
     # Absent keys are believed for a minute, and a test may take longer on a busy machine.
@@ -44,7 +44,7 @@ pytestmark = [
 class Pass(NamedTuple):
     """Data, and one way to read it."""
 
-    write: Writer
+    write: BackgroundWorker
     read: Callable[[Store], Any]
 
 
@@ -111,7 +111,7 @@ OF_RANGES = [
 of_each_source = pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore])
 
 
-def filled(kind: type[CountingStore], write: Writer) -> CountingStore:
+def filled(kind: type[CountingStore], write: BackgroundWorker) -> CountingStore:
     """A source that holds what `write` has written, and has not been asked for anything."""
     store = MemoryStore()
     write(store)

@@ -9,7 +9,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import buffer, open_file
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.backend.counters import LONGEST_PENDING_NS, MOST_PENDING, Pending
+from zarr_cache.backend.counters import LONGEST_PENDING_NS, MAX_PENDING, Pending
 
 if TYPE_CHECKING:
     import sqlite3
@@ -22,9 +22,9 @@ LONGEST_SECONDS = LONGEST_PENDING_NS // 10**9
 
 def test_they_are_due_when_there_are_many() -> None:
     pending = Pending()
-    are_due = [pending.touch(entry, 1) for entry in range(MOST_PENDING)]
+    are_due = [pending.touch(entry, 1) for entry in range(MAX_PENDING)]
 
-    assert are_due.index(True) == MOST_PENDING - 1
+    assert are_due.index(True) == MAX_PENDING - 1
 
 
 def test_they_are_due_when_the_first_is_old() -> None:

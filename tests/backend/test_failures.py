@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from zarr_cache.backend.failures import Breaker
-from zarr_cache.core.errors import FileLockedError, LeftAloneError
+from zarr_cache.core.errors import CircuitOpenError, FileLockedError
 
 if TYPE_CHECKING:
     from tests.fakes import HeldTime
@@ -21,7 +21,7 @@ def tries(breaker: Breaker, held_time: HeldTime, seconds: int) -> list[int]:
     for second in range(seconds + 1):
         try:
             breaker.check()
-        except LeftAloneError:
+        except CircuitOpenError:
             pass  # not now
         else:
             found.append(second)
@@ -50,7 +50,7 @@ def test_only_one_tries_at_a_time(held_time: HeldTime) -> None:
     held_time.step(1)
     breaker.check()
 
-    with pytest.raises(LeftAloneError, match="database is locked"):
+    with pytest.raises(CircuitOpenError, match="database is locked"):
         breaker.check()
 
 
@@ -93,7 +93,7 @@ def test_a_fault_that_comes_back_soon_is_waited_for_longer(held_time: HeldTime) 
     breaker.failed(LOCKED)
     held_time.step(7)
 
-    with pytest.raises(LeftAloneError):
+    with pytest.raises(CircuitOpenError):
         breaker.check()
 
 

@@ -39,9 +39,9 @@ async def test_get_many_asks_once_for_all_that_is_missing_of_a_key(path: Path) -
     source, store = cached(path)
     requests = [(key, P, request) for key, request in ASKED]
 
-    answers = [(key, each and each.to_bytes()) async for key, each in store._get_many(requests)]
+    responses = [(key, each and each.to_bytes()) async for key, each in store._get_many(requests)]
 
-    assert answers == [("b", b"23"), ("a", b"aaaa"), ("none", None), ("b", b"56"), ("none", None)]
+    assert responses == [("b", b"23"), ("a", b"aaaa"), ("none", None), ("b", b"56"), ("none", None)]
     assert sorted(source.keys) == ["a", "b", "none"]
 
 

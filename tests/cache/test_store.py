@@ -61,10 +61,10 @@ def test_of_four_processes_one_sets_a_key_that_does_not_exist(path: Path) -> Non
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    answers = [process.communicate() for process in processes]
-    seen = {out for out, _ in answers}
+    responses = [process.communicate() for process in processes]
+    seen = {out for out, _ in responses}
 
-    assert [process.returncode for process in processes] == [0] * 4, answers
+    assert [process.returncode for process in processes] == [0] * 4, responses
     assert len(seen) == 1
     assert len(seen.pop().split(",")) == 50
 

@@ -9,23 +9,23 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import buffer, cached_keys
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.backend.queue import MOST_TOGETHER
+from zarr_cache.backend.queue import MAX_TOGETHER
 from zarr_cache.core.flow import run
-from zarr_cache.index.admit import Answer
+from zarr_cache.index.admit import Response
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
 
-    from zarr_cache.backend.file_cache import ValueCache
+    from zarr_cache.backend.file_cache import FileCache
 
 
 def test_a_flush_ends_although_each_answer_that_is_kept_brings_another(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CacheStore(MemoryStore(), cache_store=SqliteStore(path), namespace="source")
-    values: ValueCache = store._cached.values
+    values: FileCache = store._cached.values
     run(values.opened())
     # Nobody else writes.
     monkeypatch.setattr(values._writer, "wake", lambda **_: None)
@@ -36,8 +36,8 @@ def test_a_flush_ends_although_each_answer_that_is_kept_brings_another(
             return
         brought.append(f"k{len(brought)}")
         now = values.clock()
-        answer = Answer(np.zeros(1, np.uint8), now.now_ns(), now.stamp_ns(), 2**61)
-        run(values.admit("source", brought[-1], answer, store._cached.limits(), bring))
+        response = Response(np.zeros(1, np.uint8), now.now_ns(), now.timestamp_ns(), 2**61)
+        run(values.admit("source", brought[-1], response, store._cached.limits(), bring))
 
     bring()
     store.flush()
@@ -46,7 +46,7 @@ def test_a_flush_ends_although_each_answer_that_is_kept_brings_another(
 
 
 def test_closing_writes_all_that_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {f"k{number}" for number in range(2 * MOST_TOGETHER + 1)}
+    keys = {f"k{number}" for number in range(2 * MAX_TOGETHER + 1)}
     source = MemoryStore({key: buffer(key.encode()) for key in keys})
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
     monkeypatch.setattr(store._cached.values._writer, "wake", lambda **_: None)

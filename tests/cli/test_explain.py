@@ -141,7 +141,7 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
                 "used_at": "2023-11-14T22:14:20.000000Z",
                 "fresh_until": "2023-11-14T23:14:20.000000Z",
                 "is_damaged": False,
-                "is_distrusted": False,
+                "is_invalidated": False,
                 "is_answer": True,
                 "entries_before": 0,
                 "bytes_before": 0,

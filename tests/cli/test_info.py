@@ -46,7 +46,7 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
     assert set(told) == {
         "path",
         "file_bytes",
-        "log_bytes",
+        "wal_bytes",
         "data_bytes",
         "free_bytes",
         "cached_bytes",

@@ -93,7 +93,7 @@ def test_evict_without_a_choice_is_a_question_of_usage(command: Command) -> None
 def test_more_than_a_step_goes_in_several_transactions(
     command: Command, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(removal, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(removal, "MAX_AT_ONCE", 3)
     store = caching(path, "era5", read_only=True)
     for number in range(10):
         store.get_sync(f"absent/{number}")
@@ -121,7 +121,7 @@ class InterruptedAt(Statements):
 def test_ctrl_c_tells_how_much_went(
     command: Command, path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(removal, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(removal, "MAX_AT_ONCE", 3)
     store = caching(path, "era5", read_only=True)
     for number in range(10):
         store.get_sync(f"absent/{number}")

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from zarr_cache.core import background
-from zarr_cache.core.background import Writer
+from zarr_cache.core.background import BackgroundWorker
 
 
 def test_work_is_done_in_one_thread_that_is_not_the_callers() -> None:
@@ -18,7 +18,7 @@ def test_work_is_done_in_one_thread_that_is_not_the_callers() -> None:
         threads.append(threading.current_thread())
         done.release()
 
-    subject = Writer(work)
+    subject = BackgroundWorker(work)
     for _ in range(3):
         subject.wake()
         done.acquire()
@@ -37,7 +37,7 @@ def test_work_that_comes_while_work_is_done_is_done_after_it() -> None:
         go_on.wait()
         done.release()
 
-    subject = Writer(work)
+    subject = BackgroundWorker(work)
     subject.wake()
     began.wait()
     subject.wake()
@@ -57,7 +57,7 @@ def test_a_stop_waits_for_what_is_being_done_and_not_for_what_comes_meanwhile() 
         began.set()
         done.release()
 
-    subject = Writer(work)
+    subject = BackgroundWorker(work)
     subject.wake(is_urgent=True)
     began.wait()
     subject.stop()
@@ -77,7 +77,7 @@ def test_a_thread_that_was_stopped_leaves_what_comes_to_another() -> None:
         threads.append(threading.current_thread())
         done.release()
 
-    subject = Writer(work)
+    subject = BackgroundWorker(work)
     for _ in range(2):
         subject.wake()
         done.acquire()
@@ -98,7 +98,7 @@ def test_a_thread_without_work_ends_and_work_starts_another(
         threads.append(threading.current_thread())
         done.release()
 
-    subject = Writer(work)
+    subject = BackgroundWorker(work)
     for _ in range(2):
         subject.wake()
         done.acquire()
@@ -115,7 +115,7 @@ def test_work_is_done_on_the_spot_where_no_thread_can_be_started(
 
     monkeypatch.setattr(threading.Thread, "start", start)
     threads: list[threading.Thread] = []
-    subject = Writer(lambda: threads.append(threading.current_thread()))
+    subject = BackgroundWorker(lambda: threads.append(threading.current_thread()))
 
     subject.wake()
 
@@ -133,7 +133,7 @@ def test_work_that_raises_does_not_keep_the_next_from_being_done() -> None:
             raise ZeroDivisionError
         done.set()
 
-    subject = Writer(work)
+    subject = BackgroundWorker(work)
     subject.wake()
     while not threads:
         pass

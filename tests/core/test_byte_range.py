@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore, WrapperStore
 
 from tests.fakes import PROTOTYPE, CountingStore, buffer, read
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.core.byte_range import check, may_be_kept, span
+from zarr_cache.core.byte_range import check, may_be_cached, span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def test_a_span_is_kept_unless_the_value_ends_before_it(value: bytes, request_: 
     start, stop = span(request_, len(value))
     in_a_longer_one = span(request_, 100)
 
-    assert may_be_kept(request_, stop - start) == (
+    assert may_be_cached(request_, stop - start) == (
         isinstance(request_, OffsetByteRequest)
         or stop - start == in_a_longer_one[1] - in_a_longer_one[0]
     )

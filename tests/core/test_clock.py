@@ -38,7 +38,7 @@ def test_time_begins_at_the_wall_clock() -> None:
 def test_time_goes_on_when_the_wall_clock_was_set_back_between_two_sessions() -> None:
     before = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
     after = PersistentClock(
-        floor_ns=before.stamp_ns(), wall=standing_at(200), monotonic=standing_at(0)
+        floor_ns=before.timestamp_ns(), wall=standing_at(200), monotonic=standing_at(0)
     )
 
     assert after.now_ns() >= before.now_ns() == 1_000
@@ -67,41 +67,41 @@ def test_now_is_the_same_while_no_time_passes() -> None:
 
 def test_now_is_not_before_the_last_stamp() -> None:
     held = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
-    stamps = [held.stamp_ns() for _ in range(10)]
+    timestamps = [held.timestamp_ns() for _ in range(10)]
 
-    assert held.now_ns() == stamps[-1]
+    assert held.now_ns() == timestamps[-1]
 
 
 def test_the_first_stamp_is_after_every_stamp_in_the_file() -> None:
     resumed = PersistentClock(floor_ns=1_000, wall=standing_at(200), monotonic=standing_at(7))
 
-    assert resumed.stamp_ns() > 1_000
+    assert resumed.timestamp_ns() > 1_000
 
 
 def test_stamps_of_a_clock_that_stands_still_never_tie() -> None:
     held = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
-    stamps = [held.stamp_ns() for _ in range(1_000)]
+    timestamps = [held.timestamp_ns() for _ in range(1_000)]
 
-    assert all(one < other for one, other in pairwise(stamps))
+    assert all(one < other for one, other in pairwise(timestamps))
 
 
 def test_stamps_of_many_threads_never_tie() -> None:
     shared = PersistentClock(floor_ns=0)
-    stamps: list[list[int]] = [[] for _ in range(8)]
-    start = threading.Barrier(len(stamps))
+    timestamps: list[list[int]] = [[] for _ in range(8)]
+    start = threading.Barrier(len(timestamps))
 
     def take(own: list[int]) -> None:
         start.wait()
-        own.extend(shared.stamp_ns() for _ in range(2_000))
+        own.extend(shared.timestamp_ns() for _ in range(2_000))
 
-    threads = [threading.Thread(target=take, args=(own,)) for own in stamps]
+    threads = [threading.Thread(target=take, args=(own,)) for own in timestamps]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert len({stamp for own in stamps for stamp in own}) == 8 * 2_000
-    assert all(own == sorted(own) for own in stamps)
+    assert len({timestamp for own in timestamps for timestamp in own}) == 8 * 2_000
+    assert all(own == sorted(own) for own in timestamps)
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="the system has no such clock")

@@ -439,9 +439,9 @@ async def test_a_cached_value_exists(subject: Subject, source: CountingStore) ->
     await read(store, "k1")
     source.reset()
 
-    answers = [await store.exists("k1") for _ in range(3)]
+    responses = [await store.exists("k1") for _ in range(3)]
 
-    assert answers == [True, True, True]
+    assert responses == [True, True, True]
     assert source.requests == {}
 
 
@@ -559,8 +559,8 @@ async def test_gets_at_once_that_evict_each_other_all_answer(
 
     for start in range(40):
         numbers = [(start * 5 + step) % 14 for step in range(16)]
-        answers = await asyncio.gather(*(read(store, f"k{number}") for number in numbers))
-        assert answers == [bytes([number]) * 100 for number in numbers]
+        responses = await asyncio.gather(*(read(store, f"k{number}") for number in numbers))
+        assert responses == [bytes([number]) * 100 for number in numbers]
 
 
 @row("B20: an asyncio.Lock shared by event loops", raises=RuntimeError)
@@ -574,11 +574,11 @@ def test_event_loops_that_evict_at_once_all_answer(subject: Subject, source: Cou
         one.run(evicts.reached())
         waiting = other.get_loop().create_task(read(store, "k4"))
         other.run(turns(20))
-        answers = [third.run(read(store, "k5"))]
+        responses = [third.run(read(store, "k5"))]
         evicts.open()
-        answers += [one.run(answer_of(evicting)), other.run(answer_of(waiting))]
+        responses += [one.run(answer_of(evicting)), other.run(answer_of(waiting))]
 
-    assert answers == [b"\x05" * 100, b"\x03" * 100, b"\x04" * 100]
+    assert responses == [b"\x05" * 100, b"\x03" * 100, b"\x04" * 100]
 
 
 @row("B22: no single flight")
@@ -591,9 +591,9 @@ async def test_gets_of_one_key_at_once_make_one_request(
     gets = [asyncio.create_task(read(store, "k1")) for _ in range(16)]
     await gate.reached()
     gate.open()
-    answers = await asyncio.gather(*gets)
+    responses = await asyncio.gather(*gets)
 
-    assert answers == [b"\x01" * 100] * 16
+    assert responses == [b"\x01" * 100] * 16
     assert slow.requests == {"get": 1}
 
 
@@ -611,9 +611,9 @@ async def test_a_fault_of_the_cache_store_does_not_fail_the_read(
     await read(store, "k1")
     cache.fail(method, times=100)
 
-    answers = [await read(store, f"k{number}") for number in (1, 1, 2, 3)]
+    responses = [await read(store, f"k{number}") for number in (1, 1, 2, 3)]
 
-    assert answers == [bytes([number]) * 100 for number in (1, 1, 2, 3)]
+    assert responses == [bytes([number]) * 100 for number in (1, 1, 2, 3)]
     assert [warning.category for warning in recwarn] == [CacheWarning]
     assert store.cache_stats()["faults"] == 2
 
@@ -626,9 +626,9 @@ async def test_two_sources_in_one_cache_keep_apart(subject: Subject, tmp_path: P
         await local.set("zarr.json", buffer(name.encode()))
         stores.append(subject.open(local, namespace=None))
 
-    answers = [await read(store, "zarr.json") for store in stores * 2]
+    responses = [await read(store, "zarr.json") for store in stores * 2]
 
-    assert answers == [b"one", b"other"] * 2
+    assert responses == [b"one", b"other"] * 2
 
 
 @pytest.mark.parametrize("is_on_disk", [True, False], ids=["LocalStore", "MemoryStore"])
@@ -645,9 +645,9 @@ async def test_two_sources_in_one_other_store_keep_apart(
         kept = LocalStore(tmp_path / "kept") if is_on_disk else in_memory
         stores.append(subject.over(local, kept))
 
-    answers = [await read(store, "zarr.json") for store in stores * 2]
+    responses = [await read(store, "zarr.json") for store in stores * 2]
 
-    assert answers == [b"one", b"other"] * 2
+    assert responses == [b"one", b"other"] * 2
 
 
 @row("B29: a bit flipped on disk is served")
@@ -673,9 +673,9 @@ async def test_a_range_around_a_bit_flipped_on_disk_is_not_served(
 
     second = subject.open(source.with_read_only(read_only=True))
     stats = second.cache_stats
-    answers = [await read(second, "k1", RangeByteRequest(0, 5)), await read(second, "k1")]
+    responses = [await read(second, "k1", RangeByteRequest(0, 5)), await read(second, "k1")]
 
-    assert answers == [b"\x01" * 5, b"\x01" * 100]
+    assert responses == [b"\x01" * 5, b"\x01" * 100]
     assert stats()["damaged"] == 1
 
 

@@ -13,10 +13,10 @@ from tests.fakes import CountingStore, HeldTime, buffer, open_file, read, restar
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
 from zarr_cache.core.errors import ForeignFileError, NetworkFileSystemError
 from zarr_cache.disk import network
-from zarr_cache.disk.paths import Place, log_of, place_of
+from zarr_cache.disk.paths import FileId, file_id_of, wal_of
 from zarr_cache.file import identity
 from zarr_cache.file.identity import is_ours
-from zarr_cache.file.quarantine import drop_log, set_aside
+from zarr_cache.file.quarantine import drop_wal, quarantine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,25 +103,25 @@ def test_what_is_set_aside_keeps_its_log_and_says_when(path: Path, held_time: He
     held_time.wall_ns = 1_700_000_000_123_456_789
     SqliteStore(path).get_sync("k")
     SqliteStore(path).close()
-    log_of(path).write_bytes(b"log")
+    wal_of(path).write_bytes(b"log")
 
-    aside = set_aside(path, place_of(path))
+    aside = quarantine(path, file_id_of(path))
 
     assert aside is not None
     assert aside.name == "cache.sqlite.damaged-20231114T221320.123457Z"
-    assert log_of(aside).read_bytes() == b"log"
+    assert wal_of(aside).read_bytes() == b"log"
     assert not path.exists()
-    assert not log_of(path).exists()
+    assert not wal_of(path).exists()
 
 
 def test_only_the_file_in_which_the_damage_was_found_is_set_aside(path: Path) -> None:
     SqliteStore(path).get_sync("k")
     SqliteStore(path).close()
-    now = place_of(path)
+    now = file_id_of(path)
     assert now is not None
 
-    assert set_aside(path, Place(now.device, now.inode + 1)) is None
-    assert set_aside(path, None) is None
+    assert quarantine(path, FileId(now.device, now.inode + 1)) is None
+    assert quarantine(path, None) is None
     assert path.exists()
 
 
@@ -129,23 +129,23 @@ def test_something_else_that_was_copied_over_the_file_is_not_set_aside(path: Pat
     path.write_bytes(b"a picture " * 20)
 
     with pytest.raises(ForeignFileError, match="no cache file any more"):
-        set_aside(path, place_of(path))
+        quarantine(path, file_id_of(path))
 
     assert path.read_bytes() == b"a picture " * 20
 
 
 def test_only_the_log_that_is_known_is_dropped(path: Path) -> None:
-    log_of(path).write_bytes(b"log")
-    known = place_of(log_of(path))
+    wal_of(path).write_bytes(b"log")
+    known = file_id_of(wal_of(path))
     assert known is not None
 
-    drop_log(path, Place(known.device, known.inode + 1))
-    drop_log(path, None)
-    is_there = log_of(path).exists()
-    drop_log(path, known)
+    drop_wal(path, FileId(known.device, known.inode + 1))
+    drop_wal(path, None)
+    is_there = wal_of(path).exists()
+    drop_wal(path, known)
 
     assert is_there
-    assert not log_of(path).exists()
+    assert not wal_of(path).exists()
 
 
 def test_a_new_file_begins_after_every_revision_of_the_one_before(path: Path) -> None:

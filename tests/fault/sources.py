@@ -43,7 +43,7 @@ def new_cache(source: Store, path: Path, **settings: Any) -> CacheStore:
     return CacheStore(source, cache_store=SqliteStore(path), namespace="source", **settings)
 
 
-def settle(store: CacheStore) -> None:
+def drain(store: CacheStore) -> None:
     """Wait until what waits to be kept is, or cannot be, and nothing is being written."""
     store._cached.values._writer.stop()
     store._cached.values.flush()
@@ -69,7 +69,7 @@ async def read_until_kept(surface: Read, store: CacheStore) -> list[dict[str, An
     # One operation tries, and what comes meanwhile is kept the next time.
     for _ in range(2):
         found.append(await read_all(surface, store))
-        settle(store)
+        drain(store)
     return found
 
 

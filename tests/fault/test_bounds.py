@@ -26,12 +26,12 @@ from tests.fakes import (
 )
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.real import HANG_SECONDS, held
-from tests.fault.sources import LONGEST_SECONDS, new_cache, read_sync, settle, told
+from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, read_sync, told
 from zarr_cache import SqliteStore
-from zarr_cache.backend.counters import MOST_PENDING
+from zarr_cache.backend.counters import MAX_PENDING
 from zarr_cache.file import connection
 from zarr_cache.index import evict, fence, space, uses
-from zarr_cache.index.admit import Admission, Answer
+from zarr_cache.index.admit import Admission, Response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,7 +55,7 @@ ONE_SIZE = [2 * MIB, 8 * MIB, 64 * MIB]
 LARGEST = ONE_SIZE if STRESS > 1 else ONE_SIZE[-1:]
 """Those that four processes read."""
 
-SHORT_OF_PAGES = 4 * MIB + space.MOST_FREE_BYTES
+SHORT_OF_PAGES = 4 * MIB + space.MAX_FREE_BYTES
 """What the cache file may have in tables that are all but empty, and in free pages."""
 
 READ_THROUGH = """
@@ -134,7 +134,7 @@ def most_data(max_size: int) -> int:
 
 def most_beside(entries: int, small: int = 0) -> int:
     """Bytes that the cache file and its log may have for entries and bytes of small values."""
-    log = connection.MOST_WAL_BYTES + MIB
+    log = connection.MAX_WAL_BYTES + MIB
     return 1024 * entries + 2 * small + SHORT_OF_PAGES + log
 
 
@@ -166,11 +166,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows does not tell b
 
 def test_the_disk_holds_little_more_than_the_budget_while_four_processes_read(path: Path) -> None:
     worst, processes = read_by_four(path, MAX_SIZE, 10 * MAX_SIZE // 4)
-    answers = [process.communicate(timeout=HANG_SECONDS) for process in processes]
+    responses = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     tell_worst("four processes", worst)
 
-    assert [process.returncode for process in processes] == [0] * 4, answers
-    assert [out for out, _ in answers] == ['{"faults": 0, "warned": []}\n'] * 4
+    assert [process.returncode for process in processes] == [0] * 4, responses
+    assert [out for out, _ in responses] == ['{"faults": 0, "warned": []}\n'] * 4
     assert MAX_SIZE // 2 <= cached_bytes(path) <= MAX_SIZE
     assert worst <= most(MAX_SIZE)
 
@@ -181,11 +181,11 @@ def test_the_disk_holds_little_more_than_one_large_value_while_four_processes_re
 ) -> None:
     max_size = size * 5 // 4
     worst, processes = read_by_four(path, max_size, max(2 * size, 16 * MIB), size)
-    answers = [process.communicate(timeout=HANG_SECONDS) for process in processes]
+    responses = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     tell_worst(f"values of {size // MIB} MiB, four processes", worst, max_size)
 
-    assert [process.returncode for process in processes] == [0] * 4, answers
-    assert [out for out, _ in answers] == ['{"faults": 0, "warned": []}\n'] * 4
+    assert [process.returncode for process in processes] == [0] * 4, responses
+    assert [out for out, _ in responses] == ['{"faults": 0, "warned": []}\n'] * 4
     assert cached_bytes(path) <= max_size
     assert worst <= most(max_size)
 
@@ -203,7 +203,7 @@ def test_the_disk_holds_little_more_than_one_large_value_while_it_is_kept(
         watching = threads.submit(watched, path, is_over.is_set)
         for key in keys:
             store.get_sync(key)
-            settle(store)
+            drain(store)
         store.set_sync(keys[0], buffer(bytes(size)))
         is_over.set()
         worst = watching.result()
@@ -253,7 +253,7 @@ def test_the_cache_file_has_about_a_kib_for_each_entry_and_twice_the_bytes_of_sm
         store.get_sync(key)
         if number % 100 == 0:
             worst = max(worst, on_disk(path))
-    settle(store)
+    drain(store)
     worst = max(worst, on_disk(path))
     size = small.value and len(small.value)
     tell_worst(f"{small.number} answers of {size}", worst, small.max_size)
@@ -277,11 +277,11 @@ def test_ten_times_the_budget_of_values_of_one_size_goes_through_four_processes(
 ) -> None:
     max_size = MIB // 2 * STRESS if size == 300 else MAX_SIZE
     worst, processes = read_by_four(path, max_size, 10 * max_size // 4, size)
-    answers = [process.communicate(timeout=HANG_SECONDS) for process in processes]
+    responses = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     tell_worst(f"values of {size} bytes, four processes", worst, max_size)
 
-    assert [process.returncode for process in processes] == [0] * 4, answers
-    assert [out for out, _ in answers] == ['{"faults": 0, "warned": []}\n'] * 4
+    assert [process.returncode for process in processes] == [0] * 4, responses
+    assert [out for out, _ in responses] == ['{"faults": 0, "warned": []}\n'] * 4
     assert max_size // 2 <= cached_bytes(path) <= max_size
     assert on_disk(path, "-data") <= most_data(max_size)
     assert worst <= most(max_size, size)
@@ -296,15 +296,15 @@ async def test_a_value_of_a_part_takes_the_place_of_many_small_ones_in_short_tra
     store = new_cache(source, path, max_size=5 * MIB)
     for key in keys:
         store.get_sync(key)
-    settle(store)
+    drain(store)
     found = await read(store, "large")
-    settle(store)
+    drain(store)
 
     assert found == bytes(4 * MIB)
     assert "large" in cached_keys(path)
     assert cached_bytes(path) <= 5 * MIB
     assert on_disk(path) <= most(5 * MIB)
-    assert log_bytes(path) <= connection.MOST_WAL_BYTES
+    assert wal_bytes(path) <= connection.MAX_WAL_BYTES
 
 
 async def test_values_that_are_kept_once_more_take_no_room_from_others(path: Path) -> None:
@@ -313,14 +313,14 @@ async def test_values_that_are_kept_once_more_take_no_room_from_others(path: Pat
     store = new_cache(source, path, max_size=sum(sizes.values()))
     for key in sizes:
         await read(store, key)
-    settle(store)
+    drain(store)
     values, limits = store._cached.values, store._cached.limits()
-    revision = values.peek_now("source", "large/0").revision
+    revision = values.lookup_metadata_nowait("source", "large/0").revision
     # As two processes have them that missed at once, and one key twice.
     for key in [f"large/{n % 20}" for n in range(30)]:
         now = values.clock()
-        answer = Answer(np.zeros(60_000, np.uint8), now.now_ns(), now.stamp_ns(), revision)
-        values._admissions.add(Admission("source", key, answer, limits, store._cached.what_became))
+        response = Response(np.zeros(60_000, np.uint8), now.now_ns(), now.timestamp_ns(), revision)
+        values._queue.add(Admission("source", key, response, limits, store._cached.record_outcome))
     store.flush()
 
     assert cached_keys(path) == set(sizes)
@@ -334,20 +334,20 @@ async def test_the_log_stays_short_under_a_reader_that_does_not_end(
     counting = CountingStore(source)
     store = new_cache(counting, path, max_size=MAX_SIZE)
     await read_sync(store, keys[0])
-    settle(store)
+    drain(store)
     worst = 0
     with held(path, "BEGIN", "SELECT count(*) FROM entry"):
         for key in keys:
             found = await read(store, key)
             worst = max(worst, on_disk(path))
             assert found == bytes(SIZES[int(key) % len(SIZES)])
-        settle(store)
+        drain(store)
         worst = max(worst, on_disk(path))
     tell_worst("a long reader", worst)
     for _ in range(3):
         for key in keys[:20]:
             await read(store, key)
-        settle(store)
+        drain(store)
     counting.reset()
     again = [await read(store, key) for key in keys[:20]]
     length = on_disk(path)
@@ -359,7 +359,7 @@ async def test_the_log_stays_short_under_a_reader_that_does_not_end(
     assert len(warned) <= 1, told(warned)
 
 
-def log_bytes(path: Path) -> int:
+def wal_bytes(path: Path) -> int:
     """Length of the log."""
     return path.with_name(f"{path.name}-wal").stat().st_size
 
@@ -372,7 +372,7 @@ async def test_the_log_stays_short_under_a_long_reader_whatever_is_written(
     store = new_cache(counting, path, max_size=MAX_SIZE)
     for key in list(source._store_dict):
         await read(store, key)
-    settle(store)
+    drain(store)
     longest = 0
     found, expected = [], []
     with held(path, "BEGIN", "SELECT count(*) FROM entry"):
@@ -382,17 +382,17 @@ async def test_the_log_stays_short_under_a_long_reader_whatever_is_written(
             found += [await read_sync(store, key), await read(store, f"{number}")]
             expected += [b"%d" % number] * (1 if number >= 50 else 2)
             expected += [] if number < 50 else [bytes(1000)]
-            longest = max(longest, log_bytes(path))
+            longest = max(longest, wal_bytes(path))
     held_time.step(LONGEST_SECONDS)
     for _ in range(2):
         for number in range(50):
             await read(store, f"{number}")
-        settle(store)
+        drain(store)
     counting.reset()
     again = [await read(store, f"{number}") for number in range(50)]
 
     assert found == expected
-    assert connection.LONG_WAL_BYTES < longest <= connection.MOST_WAL_BYTES
+    assert connection.LONG_WAL_BYTES < longest <= connection.MAX_WAL_BYTES
     assert again == [b"%d" % (950 + number) for number in range(50)]
     assert counting.requests.total() == 0
     assert len(warned) <= 1, told(warned)
@@ -408,7 +408,7 @@ async def test_the_log_stays_short_under_a_long_reader_when_there_are_only_hits(
     store = new_cache(counting, path, max_size=MAX_SIZE)
     for key in list(source._store_dict):
         store.get_sync(key)
-    settle(store)
+    drain(store)
     counting.reset()
     longest = 0
     with held(path, "BEGIN", "SELECT count(*) FROM entry"):
@@ -416,16 +416,16 @@ async def test_the_log_stays_short_under_a_long_reader_when_there_are_only_hits(
             # All over the file.
             store.get_sync(f"{number * 7919 % 3000}")
             if number % 1000 == 0:
-                settle(store)
-                longest = max(longest, log_bytes(path))
+                drain(store)
+                longest = max(longest, wal_bytes(path))
     waiting = len(store._cached.values.pending)
     held_time.step(LONGEST_SECONDS)
     store.get_sync("0")
-    settle(store)
+    drain(store)
 
     assert counting.requests.total() == 0
-    assert connection.LONG_WAL_BYTES < longest <= connection.MOST_WAL_BYTES
-    assert waiting > MOST_PENDING
+    assert connection.LONG_WAL_BYTES < longest <= connection.MAX_WAL_BYTES
+    assert waiting > MAX_PENDING
     assert len(store._cached.values.pending) == 0
 
 
@@ -440,7 +440,7 @@ async def test_a_write_whose_end_the_log_has_no_room_for_ends_without_its_value(
 
     def begin_and_fill_the_log(db: Connection, *arguments: Any) -> None:
         begin_write(db, *arguments)
-        SqliteStore(path).set_sync("long", buffer(bytes(connection.MOST_WAL_BYTES)))
+        SqliteStore(path).set_sync("long", buffer(bytes(connection.MAX_WAL_BYTES)))
 
     with held(path, "BEGIN", "SELECT count(*) FROM entry"):
         monkeypatch.setattr(fence, "begin_write", begin_and_fill_the_log)
@@ -458,7 +458,7 @@ async def test_many_uses_are_written_in_short_transactions_in_a_file_with_many_e
     if is_large:
         monkeypatch.setattr(uses, "FEW_ENTRIES", 0)
     # In a single one they would change most pages of a large file, and the log would hold them all.
-    source = MemoryStore({f"{number}": buffer(bytes(10)) for number in range(MOST_PENDING - 1)})
+    source = MemoryStore({f"{number}": buffer(bytes(10)) for number in range(MAX_PENDING - 1)})
     store = new_cache(source, path)
     for key in list(source._store_dict):
         store.get_sync(key)
@@ -470,7 +470,7 @@ async def test_many_uses_are_written_in_short_transactions_in_a_file_with_many_e
     transactions = statements.number("BEGIN IMMEDIATE") - before
 
     assert len(store._cached.values.pending) == 0
-    least = MOST_PENDING / uses.MOST_AT_ONCE if is_large else 1
+    least = MAX_PENDING / uses.MAX_AT_ONCE if is_large else 1
     assert least <= transactions < 2 * least
 
 
@@ -479,12 +479,12 @@ async def test_space_comes_back_when_the_budget_is_lowered(path: Path) -> None:
     store = new_cache(source, path, max_size=4 * MAX_SIZE)
     for key in keys:
         await read(store, key)
-    settle(store)
+    drain(store)
     before = on_disk(path)
     small = new_cache(source, path, max_size=MAX_SIZE // 4)
     for key in keys[-40:]:
         await read(small, key)
-    settle(small)
+    drain(small)
     kept = cached_bytes(path)
     small.close()
 
@@ -519,7 +519,7 @@ async def test_a_thousand_values_go_in_short_transactions(
     transactions = statements.number("BEGIN IMMEDIATE") - before
 
     assert cached_bytes(path) <= 100
-    assert transactions >= 990 / evict.MOST_AT_ONCE
+    assert transactions >= 990 / evict.MAX_AT_ONCE
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["asked for before", "new"])
@@ -533,11 +533,11 @@ async def test_an_answer_larger_than_the_budget_passes_through_and_evicts_nothin
         await read(store, key)
     if is_known:
         await read(store, "large")
-    settle(store)
+    drain(store)
     before = cached_keys(path)
     source.reset()
     found = [await read(store, "large"), await read_sync(store, "large")]
-    settle(store)
+    drain(store)
     asked = source.keys.copy()
     for key in values:
         await read(store, key)

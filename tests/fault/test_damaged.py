@@ -15,10 +15,10 @@ from tests.fault.sources import (
     LONGEST_SECONDS,
     SURFACES,
     VALUES,
+    drain,
     new_cache,
     new_source,
     read_all,
-    settle,
     told,
 )
 from zarr_cache import SqliteStore
@@ -145,7 +145,7 @@ async def test_reads_go_on_and_another_file_is_begun(
     found = []
     for _ in range(2):
         found.append(await read_all(surface, store))
-        settle(store)
+        drain(store)
     source.reset()
     found.append(await read_all(surface, store))
     aside = others_in(tmp_path)
@@ -255,7 +255,7 @@ async def test_a_total_that_is_too_small_does_not_let_the_file_grow(
     budget = max(map(len, VALUES.values()))
     store = new_cache(new_source(), path, max_size=budget)
     found = await read_all(surface, store)
-    settle(store)
+    drain(store)
 
     assert found == VALUES
     assert cached_bytes(path) <= budget

@@ -29,7 +29,7 @@ from tests.fakes import (
     restart,
 )
 from tests.fault.real import immutable, mounted
-from tests.fault.sources import new_cache, settle, told
+from tests.fault.sources import drain, new_cache, told
 from zarr_cache import CacheWarning, SqliteStore
 from zarr_cache.core import checksum
 from zarr_cache.disk import data_read
@@ -104,7 +104,7 @@ async def filled(path: Path) -> CacheStore:
     store = new_cache(new_source(), path)
     for key in VALUES | SMALL:
         await read(store, key)
-    settle(store)
+    drain(store)
     return store
 
 
@@ -114,7 +114,7 @@ async def assert_goes_on(store: CacheStore, path: Path) -> None:
     for _ in range(3):
         for key, expected in (VALUES | SMALL).items():
             assert await read(store, key) == expected
-        settle(store)
+        drain(store)
     source = store._store
     assert isinstance(source, CountingStore)
     source.reset()
@@ -166,7 +166,7 @@ def replace_by_that_of_another(path: Path) -> None:
     store = new_cache(new_source(), other)
     for key in VALUES:
         store.get_sync(key)
-    settle(store)
+    drain(store)
     store.close()
     shutil.copy(data_of(other), path.with_name("copy"))
     path.with_name("copy").rename(data_of(path))
@@ -351,7 +351,7 @@ async def test_what_is_not_ours_is_left_as_it_is_and_small_values_are_cached(
     store = new_cache(source, path)
     # All of them in one transaction, if it were not for that.
     found = {key: await read(store, key) for key in VALUES | SMALL}
-    settle(store)
+    drain(store)
     await store.set("c/small", buffer(SMALL["c/small"]))
     await store.set(KEYS[0], buffer(VALUES[KEYS[0]]))
     source.reset()
@@ -377,10 +377,10 @@ async def test_what_is_stored_with_sqlite_store_is_in_one_file(path: Path) -> No
 async def test_a_data_file_is_for_those_who_may_use_the_cache_file(path: Path) -> None:
     store = new_cache(new_source(), path)
     await read(store, "zarr.json")
-    settle(store)
+    drain(store)
     set_mode(path, 0o660)
     await read(store, KEYS[0])
-    settle(store)
+    drain(store)
 
     assert stat.S_IMODE(data_of(path).stat().st_mode) == 0o660
 
@@ -403,7 +403,7 @@ async def test_what_is_in_a_data_file_that_cannot_be_opened_stays(
         patch.setattr(os, "open", refuse)
         found = [{key: await read(store, key) for key in VALUES | SMALL}]
         asked = list(source.keys)
-        settle(store)
+        drain(store)
     source.reset()
     found.append({key: await read(store, key) for key in VALUES | SMALL})
 
@@ -443,7 +443,7 @@ async def test_flipped_bytes_are_a_miss_and_never_others(path: Path, seed: int) 
         store = new_cache(new_source(), path)
         for key, expected in VALUES.items():
             assert await read(store, key) == expected
-        settle(store)
+        drain(store)
         restart(store)
         assert_accounts(path)
         whole = data_of(path).read_bytes()
@@ -460,13 +460,13 @@ async def test_after_a_power_cut_each_value_is_right_or_missing(
     store = new_cache(source, path, max_size=4 * SIZE)
     for key in KEYS[:4]:
         await read(store, key)
-    settle(store)
+    drain(store)
     restart(store)
     before = {each: each.read_bytes() for each in (path, data_of(path))}
     store = new_cache(source, path, max_size=4 * SIZE)
     for key in chosen.sample(KEYS, 6):
         await read(store, key)
-        settle(store)
+        drain(store)
     restart(store)
     if which == "the cache file":
         put(path, before[path])
@@ -481,7 +481,7 @@ async def test_after_a_power_cut_each_value_is_right_or_missing(
     for _ in range(2):
         for key, expected in VALUES.items():
             assert await read(store, key) == expected
-        settle(store)
+        drain(store)
     restart(store)
     assert_accounts(path)
 
@@ -516,7 +516,7 @@ async def test_bytes_come_out_of_memory_or_off_the_loop(
     source = CountingStore(MemoryStore({"k": buffer(value)}))
     store = new_cache(source, path)
     await read(store, "k")
-    settle(store)
+    drain(store)
     source.reset()
     preadv = os.preadv
     waited = []
@@ -535,7 +535,7 @@ async def test_bytes_come_out_of_memory_or_off_the_loop(
     is_on_loop = {
         "memory": [],
         "disk": [False],
-        "unknown": [size <= data_read.MOST_ON_LOOP],
+        "unknown": [size <= data_read.MAX_ON_LOOP],
     }[nowait]
     assert waited == (is_on_loop if data_read.NOWAIT else waited)
     found.append(store.get_sync("k").to_bytes())  # type: ignore[union-attr]
@@ -556,7 +556,7 @@ async def test_a_data_file_that_was_moved_away_is_not_cut(path: Path) -> None:
     rename(data_of(path), moved)
     before = bytes_of(moved)
     await store.clear_cache()
-    settle(store)
+    drain(store)
     store.close()
 
     assert bytes_of(moved) == before
@@ -589,7 +589,7 @@ async def test_large_values_that_cannot_be_kept_evict_nothing(
     store = new_cache(source, path, max_size=400_000)
     for key in [*small, *VALUES]:
         assert await read(store, key) == values[key]
-        settle(store)
+        drain(store)
     await store.set(NEW, buffer(VALUES[KEYS[0]]))
 
     assert cached_keys(path) == set(small)
@@ -606,7 +606,7 @@ async def test_a_full_disk_has_room_again_for_what_was_not_kept(tmp_path: Path) 
             store = new_cache(source, path)
             for key, value in values.items():
                 assert await read(store, key) == value
-            settle(store)
+            drain(store)
             store.close()
         with open_file(path) as db:
             (length,) = db.execute("SELECT length FROM data_file").fetchone()
@@ -624,13 +624,13 @@ async def test_many_ranges_of_a_value_are_looked_up_off_the_loop(
     store = await filled(path)
     loop_thread = threading.current_thread()
     on_loop = []
-    original = lookup.look_up
+    original = lookup.lookup
 
     def tell(*arguments: Any, **settings: Any) -> Any:
         on_loop.append(threading.current_thread() is loop_thread)
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(lookup, "look_up", tell)
+    monkeypatch.setattr(lookup, "lookup", tell)
     ranges = [RangeByteRequest(n * 100, n * 100 + 50) for n in range(1000)]
     found: dict[int, bytes] = {}
     async for batch in store.get_ranges(KEYS[0], ranges, prototype=PROTOTYPE):

@@ -22,7 +22,7 @@ from tests.fakes import (
     read,
     restart,
 )
-from tests.fault.sources import LONGEST_SECONDS, new_cache, settle, told
+from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +99,7 @@ class Script:
         store = self.store
         for key in SIZES:
             await self._compare(key)
-        settle(store)
+        drain(store)
         self._compare_sync("c", RangeByteRequest(1, 90))
         await self.compare_in_both()
         await store.set("a", buffer(value("a", 1)))
@@ -107,7 +107,7 @@ class Script:
         store.delete_sync("b")
         await self._compare("b")
         await self.compare_in_both()
-        settle(store)
+        drain(store)
         self._time.step(MAX_AGE_SECONDS + 1)
         self._compare_sync("c")
         await self._compare("c", SuffixByteRequest(10))
@@ -127,7 +127,7 @@ class Script:
             await self.store.set(key, buffer(value(key, 4)))
         for key in SIZES:
             self._compare_sync(key)
-        settle(self.store)
+        drain(self.store)
         for key in SIZES:
             await self._compare(key)
 

@@ -82,9 +82,9 @@ def positions(path: Path) -> list[int]:
 
 def read_all(store: CacheStore) -> dict[str, bytes | None]:
     """Every value, the range of one, and a key that the source does not have."""
-    answers = {key: store.get_sync(key) for key in [*VALUES, "absent"]}
-    answers["range"] = store.get_sync("c/0", byte_range=RangeByteRequest(3, 1000))
-    return {key: None if found is None else found.to_bytes() for key, found in answers.items()}
+    responses = {key: store.get_sync(key) for key in [*VALUES, "absent"]}
+    responses["range"] = store.get_sync("c/0", byte_range=RangeByteRequest(3, 1000))
+    return {key: None if found is None else found.to_bytes() for key, found in responses.items()}
 
 
 RIGHT = {**VALUES, "absent": None, "range": VALUES["c/0"][3:1000]}
@@ -102,14 +102,14 @@ def read_flipped(whole: Path, folder: Path, position: int, flip: int) -> dict[st
     data = bytearray(whole.read_bytes())
     data[position] ^= flip
     path.write_bytes(data)
-    answers: dict[str, bytes | None] = {}
+    responses: dict[str, bytes | None] = {}
     for _ in range(2):
         _, store = source_and_store(path)
-        answers = read_all(store)
-        if answers != RIGHT:
+        responses = read_all(store)
+        if responses != RIGHT:
             break
         restart(store)
-    return answers
+    return responses
 
 
 @pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
@@ -123,12 +123,12 @@ def test_no_byte_of_the_file_can_make_a_read_wrong_or_fail(
         # In turns all bits of the byte, and one of them.
         flip = 0xFF if number // QUARTERS % 2 else 1 << number % 8
         try:
-            answers = read_flipped(whole, tmp_path / "copies", position, flip)
+            responses = read_flipped(whole, tmp_path / "copies", position, flip)
         except Exception as error:  # noqa: BLE001 - all of them are told at the end
             wrong[position] = repr(error)
         else:
-            if answers != RIGHT:
-                wrong[position] = str(answers)
+            if responses != RIGHT:
+                wrong[position] = str(responses)
 
     assert wrong == {}
 
@@ -291,10 +291,10 @@ def test_a_value_that_says_it_is_text_comes_from_the_source(whole: Path, tmp_pat
     header = data[: data.index(value)]
     position = header.rindex(2 * len(value) + 12)
 
-    answers = read_flipped(whole, tmp_path / "copies", position, 1)
+    responses = read_flipped(whole, tmp_path / "copies", position, 1)
 
     assert data.count(value) == 1
-    assert answers == RIGHT
+    assert responses == RIGHT
 
 
 WRITE = """

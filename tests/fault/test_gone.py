@@ -20,10 +20,10 @@ from tests.fault.sources import (
     LONGEST_SECONDS,
     SURFACES,
     VALUES,
+    drain,
     new_cache,
     new_source,
     read_all,
-    settle,
     told,
 )
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
 THEIRS = b"a,b\n1,2\n" * 10_000
 
 
-def log_of(path: Path) -> list[Path]:
+def wal_of(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
 
 
@@ -59,7 +59,7 @@ def deleted(path: Path) -> None:
 
 
 def deleted_with_its_log(path: Path) -> None:
-    for file in (path, *log_of(path)):
+    for file in (path, *wal_of(path)):
         file.unlink()
 
 
@@ -90,11 +90,11 @@ async def test_a_file_that_is_gone_is_begun_anew(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     go(path)
     source.reset()
     first = await read_all(surface, store)
-    settle(store)
+    drain(store)
     second = await read_all(surface, store)
     store.close()
 
@@ -112,12 +112,12 @@ async def test_no_file_is_begun_for_what_was_still_to_be_written(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     # Uses and counts wait.
     await read_all(surface, store)
     go(path)
     close_everything()
-    left = [file for file in (path, *log_of(path)) if file.exists()]
+    left = [file for file in (path, *wal_of(path)) if file.exists()]
     found = await read_all(surface, store)
 
     assert left == []
@@ -131,7 +131,7 @@ async def test_a_write_is_never_followed_by_what_was_before_it(
 ) -> None:
     store = new_cache(new_source(), path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     go(path)
     await store.set(KEYS[0], buffer(b"written"))
     found = [await surface(store, KEYS[0]) for _ in range(3)]
@@ -153,7 +153,7 @@ async def test_another_cache_file_in_its_place_is_used_as_it_is(
     restart(other)
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     path.with_name("other.sqlite-data").replace(path.with_name(f"{path.name}-data"))
     path.with_name("other.sqlite").replace(path)
     source.reset()
@@ -171,7 +171,7 @@ async def test_a_foreign_file_in_its_place_is_left_as_it_is(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     replaced_by_theirs(path)
     found = []
     for _ in range(3):
@@ -191,13 +191,13 @@ async def test_two_processes_that_lose_their_file_go_on_with_the_same_one(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     leave_process(store)
     other = new_cache(source, path)
     await read_all(surface, other)
     deleted(path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     source.reset()
     found = await read_all(surface, other)
 
@@ -212,8 +212,8 @@ async def test_a_write_after_the_log_alone_was_deleted_is_kept(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
-    log_of(path)[0].unlink()
+    drain(store)
+    wal_of(path)[0].unlink()
     await store.set(KEYS[0], buffer(b"written"))
     found = await surface(store, KEYS[0])
     restart(store)

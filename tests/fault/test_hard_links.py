@@ -15,11 +15,11 @@ from tests.fault.sources import (
     LONGEST_SECONDS,
     SURFACES,
     VALUES,
+    drain,
     new_cache,
     new_source,
     read_all,
     read_until_kept,
-    settle,
     told,
 )
 from zarr_cache import HardLinkedFileError, SqliteStore
@@ -101,7 +101,7 @@ async def test_who_has_it_open_goes_on_when_a_backup_gives_it_another_name(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     source.reset()
     with linked(path):
         found = await read_all(surface, store)

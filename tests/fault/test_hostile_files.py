@@ -26,7 +26,7 @@ from zarr_cache import CacheStore, FileDamagedError, SqliteStore
 from zarr_cache.core import checksum
 from zarr_cache.disk.paths import data_file_of
 from zarr_cache.file import connection, schema
-from zarr_cache.file.connection import Turns, connect
+from zarr_cache.file.connection import WriteLock, connect
 from zarr_cache.file.identity import APPLICATION_ID
 
 if TYPE_CHECKING:
@@ -547,7 +547,7 @@ def test_no_memory_is_taken_for_a_size_before_it_is_known_to_be_true(
 
 
 def test_a_schema_is_not_trusted(path: Path) -> None:
-    with closing(connect(str(path), Turns())) as db:
+    with closing(connect(str(path), WriteLock())) as db:
         trusted = db.execute("PRAGMA trusted_schema").fetchone()
         with pytest.raises(sqlite3.OperationalError, match="not authorized"):
             db.execute("SELECT load_extension('theirs')")

@@ -23,7 +23,7 @@ from tests.fakes import (
 )
 from tests.fault.children import run_child
 from tests.fault.real import filled, mounted
-from tests.fault.sources import LONGEST_SECONDS, new_cache, settle, told
+from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, told
 from zarr_cache.disk import data_file
 from zarr_cache.index import extents, large_values, space
 
@@ -77,7 +77,7 @@ async def test_what_a_killed_process_had_reserved_goes_when_another_writes(
     source = new_source()
     store = new_cache(source, path, max_size=MAX_SIZE)
     found = [await read(store, key) for key in ("middle", "large", "other")]
-    settle(store)
+    drain(store)
 
     assert ended.code == -signal.SIGKILL, ended.errors
     assert left == [len(LARGE)]
@@ -93,7 +93,7 @@ async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
     writing = WhileWriting(monkeypatch)
     store = new_cache(new_source(), path, max_size=len(LARGE) + len(MIDDLE))
     await read(store, "middle")
-    settle(store)
+    drain(store)
     seen = []
 
     def in_another_process() -> None:
@@ -101,14 +101,14 @@ async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
         other = new_cache(new_source(), path, max_size=len(LARGE) + len(MIDDLE))
         for key in ("other", "middle"):
             other.get_sync(key)
-        settle(other)
+        drain(other)
         other._cached.values._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
         seen.append(other.cache_stats()["evictions"])
         other.close()
 
     writing.happens = in_another_process
     await read(store, "large")
-    settle(store)
+    drain(store)
 
     # There was room for one of the two beside it.
     assert seen == [len(LARGE), 1]
@@ -123,22 +123,22 @@ async def test_a_writer_that_was_taken_for_dead_keeps_nothing(
     writing = WhileWriting(monkeypatch, is_written=True)
     store = new_cache(new_source(), path, max_size=MAX_SIZE)
     await read(store, "middle")
-    settle(store)
+    drain(store)
 
     def in_another_process() -> None:
         leave_process(store)
         held_time.step(extents.LEASE_NS // 10**9 + 1)
         other = new_cache(new_source(), path, max_size=MAX_SIZE)
         other.get_sync("other")
-        settle(other)
+        drain(other)
         other.close()
 
     writing.happens = in_another_process
     found = [await read(store, "large")]
-    settle(store)
+    drain(store)
     kept = cached_keys(path)
     found.append(await read(store, "large"))
-    settle(store)
+    drain(store)
 
     assert found == [LARGE] * 2
     assert kept == {"middle", "other"}
@@ -152,12 +152,12 @@ async def test_a_write_that_overtakes_a_large_answer_leaves_it_out(
     source = new_source()
     store = new_cache(source, path, max_size=2 * MAX_SIZE)
     await read(store, "middle")
-    settle(store)
+    drain(store)
     other = new_cache(source, path, max_size=2 * MAX_SIZE)
     new = buffer(LARGE[::-1])
     writing.happens = lambda: other.set_sync("large", new)
     await read(store, "large")
-    settle(store)
+    drain(store)
 
     assert await read(store, "large") == LARGE[::-1]
     assert reserved(path) == []
@@ -169,7 +169,7 @@ async def test_a_value_that_changes_places_has_room_for_one_of_it(path: Path) ->
     store = new_cache(source, path, max_size=len(LARGE), max_age_seconds=0.001)
     for _ in range(3):
         assert await read(store, "large") == LARGE
-        settle(store)
+        drain(store)
 
     assert cached_bytes(path) in {0, len(LARGE)}
     assert store.cache_stats()["faults"] == 0
@@ -179,12 +179,12 @@ async def test_more_is_waiting_than_there_is_room_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All of them are taken together.
-    monkeypatch.setattr(large_values, "MOST_BYTES", 100 * MIB)
+    monkeypatch.setattr(large_values, "MAX_BYTES", 100 * MIB)
     values = {f"{n}": buffer(bytes([n]) * 2 * MIB) for n in range(12)}
     store = new_cache(MemoryStore(values), path, max_size=5 * MIB)
     for key in values:
         await read(store, key)
-    settle(store)
+    drain(store)
 
     # The last ones, as if each had been kept by itself.
     assert cached_keys(path) == {"10", "11"}
@@ -210,20 +210,20 @@ async def test_when_the_disk_is_full_all_else_stays_and_what_was_reserved_goes(
     source = new_source()
     store = new_cache(source, small_disk, max_size=MAX_SIZE)
     await read(store, "middle")
-    settle(store)
+    drain(store)
     full = filled(small_disk.parent)
     writing.happens = full.__enter__
     found = [await read(store, "large")]
-    settle(store)
+    drain(store)
     found += [await read(store, "middle")]
-    settle(store)
+    drain(store)
     kept = cached_keys(small_disk)
     full.__exit__(None, None, None)
     short_waits.step(LONGEST_SECONDS)
     for _ in range(2):
         # One read finds that the fault is over, and what comes next is kept.
         found += [await read(store, "large")]
-        settle(store)
+        drain(store)
     source.reset()
     again = await read(store, "large")
 
@@ -242,7 +242,7 @@ async def test_a_process_that_reads_first_holds_its_lock_while_it_writes(
 ) -> None:
     store = new_cache(new_source(), path, max_size=2 * MAX_SIZE)
     await read(store, "middle")
-    settle(store)
+    drain(store)
     store.close()
     await read(store, "middle")
     writing = WhileWriting(monkeypatch, is_written=True)
@@ -252,13 +252,13 @@ async def test_a_process_that_reads_first_holds_its_lock_while_it_writes(
         leave_process(store)
         other = new_cache(new_source(), path, max_size=2 * MAX_SIZE)
         other.get_sync("other")
-        settle(other)
+        drain(other)
         other._cached.values._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
         other.close()
 
     writing.happens = in_another_process
     await read(store, "large")
-    settle(store)
+    drain(store)
 
     assert seen == [len(LARGE)]
     assert cached_keys(path) == {"middle", "other", "large"}
@@ -293,7 +293,7 @@ async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
     store = new_cache(MemoryStore(values), path)
     for key in values:
         await read(store, key)
-    settle(store)
+    drain(store)
     with open_file(path) as shell:
         shell.execute("DELETE FROM entry WHERE key = '0'")
         shell.commit()
@@ -319,7 +319,7 @@ async def test_a_value_stays_where_it_is_if_the_place_it_is_moved_to_was_given_b
     store = new_cache(source, path)
     for key in ("0", "1", "2"):
         await read(store, key)
-    settle(store)
+    drain(store)
     with open_file(path) as shell:
         shell.execute("DELETE FROM entry WHERE key = '0'")
         shell.commit()

@@ -14,11 +14,11 @@ from tests.fault.sources import (
     LONGEST_SECONDS,
     SURFACES,
     VALUES,
+    drain,
     new_cache,
     new_source,
     read_all,
     read_until_kept,
-    settle,
     told,
 )
 from zarr_cache.file.invalidation import mark, marked_ns
@@ -74,7 +74,7 @@ async def test_a_read_does_not_wait_for_a_process_that_is_suspended_while_it_set
         found = await read_all(surface, store)
     short_waits.step(LONGEST_SECONDS)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     source.reset()
     after = await read_all(surface, store)
 
@@ -90,14 +90,14 @@ async def test_a_file_that_is_gone_is_begun_anew_when_a_process_that_was_suspend
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     deleted(path)
     with locked(path.parent, fcntl.LOCK_SH):
         found = await read_all(surface, store)
         is_begun = path.name in names_in(path.parent)
     short_waits.step(LONGEST_SECONDS)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     restart(store)
     source.reset()
     after = await read_all(surface, new_cache(source, path))
@@ -115,7 +115,7 @@ async def test_a_damaged_file_is_set_aside_when_a_process_that_was_suspended_goe
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     restart(store)
     os.truncate(path, PAGE)
     store = new_cache(source, path)
@@ -126,7 +126,7 @@ async def test_a_damaged_file_is_set_aside_when_a_process_that_was_suspended_goe
     for _ in range(2):
         short_waits.step(LONGEST_SECONDS)
         await read_all(surface, store)
-        settle(store)
+        drain(store)
     source.reset()
     after = await read_all(surface, store)
 
@@ -148,7 +148,7 @@ async def test_a_mark_that_cannot_be_removed_yet_costs_one_wait_and_goes_later(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     # As another process leaves it that could not record a write.
     mark(path, "source")
     with locked(path.parent, fcntl.LOCK_EX):

@@ -12,8 +12,8 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import assert_accounts, buffer, cached_keys, close_everything, read
 from tests.fault.real import held
-from tests.fault.sources import KEYS, VALUES, new_cache, new_source, read_all, settle, told
-from zarr_cache.disk.data_read import MOST_ON_LOOP
+from tests.fault.sources import KEYS, VALUES, drain, new_cache, new_source, read_all, told
+from zarr_cache.disk.data_read import MAX_ON_LOOP
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index.lookup import nothing
 
@@ -35,7 +35,7 @@ def no_threads() -> Iterator[None]:
         threading.stack_size(before)
 
 
-LARGE = bytes(range(256)) * (MOST_ON_LOOP // 256 + 1)
+LARGE = bytes(range(256)) * (MAX_ON_LOOP // 256 + 1)
 
 
 def test_what_is_read_is_kept(path: Path, warned: list[WarningMessage]) -> None:
@@ -59,7 +59,7 @@ def test_a_large_value_is_read_in_a_loop_that_had_none_before(
     source = MemoryStore({"large": buffer(LARGE)})
     store = new_cache(source, path)
     asyncio.run(read(store, "large"))
-    settle(store)
+    drain(store)
     with no_threads():
         found = [asyncio.run(read(store, "large")) for _ in range(2)]
 
@@ -73,7 +73,7 @@ def test_what_is_written_is_written(path: Path, warned: list[WarningMessage]) ->
     store = new_cache(source, path)
     first, second, *_ = KEYS
     asyncio.run(read_all(read, store))
-    settle(store)
+    drain(store)
 
     async def write() -> None:
         await store.set(first, buffer(b"new"))
@@ -95,7 +95,7 @@ def test_a_write_that_cannot_be_recorded_is_followed_by_nothing_from_before_it(p
     store = new_cache(source, path)
     key, *_ = KEYS
     asyncio.run(read_all(read, store))
-    settle(store)
+    drain(store)
     with no_threads():
         with held(path, "BEGIN IMMEDIATE"):
             asyncio.run(store.set(key, buffer(b"new")))

@@ -15,11 +15,11 @@ from tests.fault.sources import (
     LONGEST_SECONDS,
     SURFACES,
     VALUES,
+    drain,
     new_cache,
     new_source,
     read_all,
     read_until_kept,
-    settle,
     told,
 )
 from zarr_cache import SqliteStore, StorageError
@@ -43,14 +43,14 @@ class Fault(NamedTuple):
     has_log: bool
 
 
-def log_of(path: Path) -> Path:
+def wal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
 FAULTS = {
     "the file": Fault(lambda path: mode(path, 0o400), has_log=False),
     "the file, with a log": Fault(lambda path: mode(path, 0o400), has_log=True),
-    "the log": Fault(lambda path: mode(log_of(path), 0o400), has_log=True),
+    "the log": Fault(lambda path: mode(wal_of(path), 0o400), has_log=True),
     "the folder": Fault(lambda path: mode(path.parent, 0o500), has_log=False),
     "the disk": Fault(lambda path: read_only_disk(path.parent), has_log=False),
     "the disk, with a log": Fault(lambda path: read_only_disk(path.parent), has_log=True),
@@ -71,7 +71,7 @@ async def fault(request: pytest.FixtureRequest, path: Path) -> Fault:
     store = new_cache(new_source(), path)
     # Threads that an event loop has started already could write as root.
     await read_all(SURFACES["sync"], store, KEPT)
-    settle(store)
+    drain(store)
     if found.has_log:
         # As a process leaves it that was killed, but for the locks: SQLite asks for none to read.
         leave_process(store)
@@ -95,7 +95,7 @@ async def test_what_is_there_is_served_nothing_is_kept_and_it_is_told_once(
         found = await read_until_kept(surface, store)
         tried = statements.number("connect") + statements.number("BEGIN IMMEDIATE")
         found += [await read_all(surface, store) for _ in range(20)]
-        settle(store)
+        drain(store)
         tried_again = statements.number("connect") + statements.number("BEGIN IMMEDIATE")
         restart(store)
 
@@ -119,7 +119,7 @@ async def test_values_are_kept_again_when_the_file_can_be_written(
     store = new_cache(source, path)
     with fault.begin(path):
         await read_all(surface, store)
-        settle(store)
+        drain(store)
     short_waits.step(LONGEST_SECONDS)
     found = await read_until_kept(surface, store)
     source.reset()
@@ -143,7 +143,7 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
         store.set_sync(KEYS[1], buffer(b"written"))
         await store.delete(KEYS[2])
         during = [await read_all(surface, store) for surface in SURFACES.values()]
-        settle(store)
+        drain(store)
     short_waits.step(LONGEST_SECONDS)
     after = await read_until_kept(SURFACES["async"], store)
 

@@ -244,7 +244,7 @@ def test_a_store_can_be_made_in_a_folder_that_may_not_be_entered(tmp_path: Path)
             cache_store=SqliteStore(folder / "cache.sqlite"),
         )
         with pytest.warns(CacheWarning, match="Permission denied|unable to open"):
-            answer = store.get_sync(KEYS[0])
-        assert answer is not None
-        assert answer.to_bytes() == b"kept"
+            response = store.get_sync(KEYS[0])
+        assert response is not None
+        assert response.to_bytes() == b"kept"
         store.close()

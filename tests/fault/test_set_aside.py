@@ -13,9 +13,9 @@ from zarr.storage import LocalStore
 from tests.fakes import buffer, restart
 from tests.fault.children import run_child
 from tests.fault.real import held, is_root, modes_that_apply, mounted_file
-from tests.fault.sources import SURFACES, VALUES, new_cache, new_source, read_all, settle, told
-from zarr_cache.disk.paths import log_of, place_of
-from zarr_cache.file.quarantine import set_aside
+from tests.fault.sources import SURFACES, VALUES, drain, new_cache, new_source, read_all, told
+from zarr_cache.disk.paths import file_id_of, wal_of
+from zarr_cache.file.quarantine import quarantine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,8 +35,8 @@ os._exit(0)
 
 SET_ASIDE = """
 import signal
-from zarr_cache.file.quarantine import set_aside
-from zarr_cache.disk.paths import place_of
+from zarr_cache.file.quarantine import quarantine
+from zarr_cache.disk.paths import file_id_of
 
 renamed, rename = [], Path.rename
 
@@ -47,7 +47,7 @@ def rename_and_die(self, target):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Path.rename = rename_and_die
-set_aside(path, place_of(path))
+quarantine(path, file_id_of(path))
 """
 
 
@@ -59,7 +59,7 @@ def path(tmp_path: Path) -> Path:
     store.set_sync("k", buffer(b"old"))
     restart(store)
     assert run_child(path, WRITE, "new").code == 0
-    assert log_of(path).stat().st_size > 0
+    assert wal_of(path).stat().st_size > 0
     return path
 
 
@@ -75,7 +75,7 @@ def moved(path: Path) -> None:
 def give_away(path: Path) -> None:
     """Let the folder be somebody else's who keeps their files, and the log be theirs."""
     path.parent.chmod(0o1777)
-    for each in (path.parent, log_of(path)):
+    for each in (path.parent, wal_of(path)):
         os.chown(each, 65534, 65534)
 
 
@@ -97,7 +97,7 @@ def test_a_file_that_has_to_stay_where_it_is_keeps_its_log(path: Path) -> None:
     with mounted_file(path):
         before = contents(path.parent)
         with pytest.raises(OSError, match="busy"):
-            set_aside(path, place_of(path))
+            quarantine(path, file_id_of(path))
         after = contents(path.parent)
 
     assert after == before
@@ -108,7 +108,7 @@ def test_a_log_that_has_to_stay_where_it_is_keeps_its_file(path: Path) -> None:
     give_away(path)
     before = contents(path.parent)
     with modes_that_apply(), pytest.raises(PermissionError):
-        set_aside(path, place_of(path))
+        quarantine(path, file_id_of(path))
 
     assert contents(path.parent) == before
 
@@ -122,7 +122,7 @@ async def test_a_new_file_shares_no_memory_with_the_one_that_somebody_still_has_
     with held(path, "CREATE TABLE theirs (a)"):
         moved(path)
         await read_all(surface, store)
-        settle(store)
+        drain(store)
         source.reset()
         found = await read_all(surface, store)
         faults = store.cache_stats()["faults"]

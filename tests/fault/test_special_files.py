@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import leave_process, restart
-from tests.fault.sources import SURFACES, VALUES, new_cache, new_source, read_all, settle, told
+from tests.fault.sources import SURFACES, VALUES, drain, new_cache, new_source, read_all, told
 from zarr_cache import ForeignFileError, SqliteStore
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def test_also_when_it_is_put_there_while_the_file_is_open(
 ) -> None:
     store = new_cache(new_source(), path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     put_in_place(path, make)
     before = facts(path)
     found = [await read_all(surface, store) for _ in range(2)]

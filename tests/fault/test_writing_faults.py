@@ -28,11 +28,11 @@ from tests.fault.sources import (
     SURFACES,
     VALUES,
     Read,
+    drain,
     new_cache,
     new_source,
     read_all,
     read_until_kept,
-    settle,
     told,
 )
 from zarr_cache import StorageError
@@ -126,13 +126,13 @@ async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store, KEPT)
-    settle(store)
+    drain(store)
     source.reset()
     with fault.begin(path, statements):
         found = await read_until_kept(surface, store)
         tried = statements.number("BEGIN IMMEDIATE")
         again = [await read_all(surface, store) for _ in range(20)]
-        settle(store)
+        drain(store)
         tried_again = statements.number("BEGIN IMMEDIATE")
 
     assert [*found, *again] == [VALUES] * 22
@@ -149,7 +149,7 @@ async def test_what_is_kept_is_told_meanwhile(
 ) -> None:
     store = new_cache(new_source(), path)
     await read_all(SURFACES["async"], store, KEPT)
-    settle(store)
+    drain(store)
     before = store.cache_info()
     with fault.begin(path, statements):
         told_meanwhile = [store.cache_info() for _ in range(3)]
@@ -165,7 +165,7 @@ async def test_a_lock_is_waited_for_once_by_several_forks_and_once_by_who_closes
 ) -> None:
     store = new_cache(new_source(), path)
     await read_all(SURFACES["async"], store, KEPT)
-    settle(store)
+    drain(store)
     database = FileDatabase.of(path)
     numbers = []
     with fault.begin(path, statements):
@@ -196,10 +196,10 @@ async def test_the_cache_works_again_by_itself_when_it_is_over(
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store, KEPT)
-    settle(store)
+    drain(store)
     with fault.begin(path, statements):
         await read_all(surface, store)
-        settle(store)
+        drain(store)
     short_waits.step(LONGEST_SECONDS)
     first = await read_until_kept(surface, store)
     source.reset()
@@ -223,12 +223,12 @@ async def test_while_it_lasts_the_file_is_tried_now_and_then(
 ) -> None:
     store = new_cache(new_source(), path)
     await read_all(surface, store, KEPT)
-    settle(store)
+    drain(store)
     tried = []
     with fault.begin(path, statements):
         for _ in range(12):
             await read_all(surface, store)
-            settle(store)
+            drain(store)
             tried.append(statements.number("BEGIN IMMEDIATE"))
             short_waits.step(10)
     trials = [later - earlier for earlier, later in itertools.pairwise(tried)]
@@ -250,7 +250,7 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     source = new_source()
     store = new_cache(source, path)
     await read_all(SURFACES["async"], store)
-    settle(store)
+    drain(store)
     with fault.begin(path, statements):
         await store.set(KEYS[0], buffer(b"written"))
         store.set_sync(KEYS[1], buffer(b"written"))
@@ -286,7 +286,7 @@ async def test_what_is_written_meanwhile_is_followed_by_no_old_read_of_another_p
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     leave_process(store)
     other = new_cache(source, path)
     await read_all(surface, other)
@@ -317,7 +317,7 @@ async def test_what_is_written_meanwhile_is_followed_by_no_old_read_after_a_rest
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store)
-    settle(store)
+    drain(store)
     with fault.begin(path, statements):
         await store.set(KEYS[0], buffer(b"written"))
         store.set_sync(KEYS[1], buffer(b"written"))
@@ -358,7 +358,7 @@ async def test_a_write_that_could_not_be_recorded_is_not_forgotten_with_its_cach
     source = new_source()
     store = new_cache(source, path)
     await read_all(SURFACES["async"], store)
-    settle(store)
+    drain(store)
     with held(path, LOCKED):
         store.set_sync(KEYS[0], buffer(b"written"))
         store.close()
@@ -377,7 +377,7 @@ async def test_who_cannot_tell_other_processes_of_a_write_says_so_once_and_knows
     source = new_source()
     store = new_cache(source, path)
     await read_all(SURFACES["async"], store)
-    settle(store)
+    drain(store)
     with held(path, LOCKED), immutable(path.parent):
         for key in KEYS[:2]:
             await store.set(key, buffer(b"written"))

@@ -137,7 +137,7 @@ def forge(path: Path, table: str, column: str, content: str) -> None:
         db.commit()
 
 
-async def answers(store: Store, key: str) -> dict[str, Any]:
+async def responses(store: Store, key: str) -> dict[str, Any]:
     """All that can be asked of a key on the async surface."""
     try:
         size = await store.getsize(key)
@@ -170,7 +170,7 @@ def read_all(store: CacheStore, expected: dict[str, bytes | None]) -> None:
         for key, value in expected.items():
             found = asked.get_sync(key)
             assert (None if found is None else found.to_bytes()) == value, key
-            assert sync(answers(asked, key)) == right(value), key
+            assert sync(responses(asked, key)) == right(value), key
 
 
 def use(path: Path) -> None:

@@ -12,9 +12,9 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import buffer, open_file, restart
 from zarr_cache import CacheStore, CacheWarning, SqliteStore, StorageError
-from zarr_cache.disk.paths import log_of
+from zarr_cache.disk.paths import wal_of
 from zarr_cache.file import connection
-from zarr_cache.file.connection import Turns, connect, mmap_bytes
+from zarr_cache.file.connection import WriteLock, connect, mmap_bytes
 from zarr_cache.file.database import MemoryDatabase
 from zarr_cache.file.file_database import FileDatabase
 
@@ -127,8 +127,8 @@ def test_a_database_in_memory_goes_on_after_a_transaction_that_was_left_open() -
 
 @pytest.mark.parametrize("longer", [0, 1])
 def test_no_row_is_read_that_is_longer_than_any_of_ours(longer: int) -> None:
-    nbytes = connection.MOST_ROW_BYTES + longer
-    with closing(connect(":memory:", Turns())) as db:
+    nbytes = connection.MAX_ROW_BYTES + longer
+    with closing(connect(":memory:", WriteLock())) as db:
         db.execute("CREATE TABLE long (data BLOB)")
         if longer:
             with pytest.raises(sqlite3.DataError, match="too big"):
@@ -149,12 +149,12 @@ def test_a_log_that_has_become_long_is_begun_anew(
         reader.execute("SELECT count(*) FROM entry").fetchone()
         for number in range(9):
             store.set_sync(str(number), buffer(bytes(2**20)))
-    long = log_of(path).stat().st_size
+    long = wal_of(path).stat().st_size
     monkeypatch.setattr(connection, "CHECKPOINT_SECONDS", 30)
-    FileDatabase.of(path).run(lambda db: db.keep_log_short())
+    FileDatabase.of(path).run(lambda db: db.keep_wal_short())
 
     assert 8 * 2**20 < long < 12 * 2**20
-    assert log_of(path).stat().st_size == 0
+    assert wal_of(path).stat().st_size == 0
 
 
 class NotedLock:
@@ -174,13 +174,13 @@ class NotedLock:
 
 
 def test_who_queued_behind_one_that_was_locked_out_does_not_wait_as_long_once_more() -> None:
-    turns, lock = Turns(), NotedLock()
+    turns, lock = WriteLock(), NotedLock()
     turns._lock = lock  # type: ignore[assignment] # as much of it as is used
     tried, is_told = [], []
 
     def queue() -> None:
         try:
-            with turns.turn():
+            with turns.acquire():
                 tried.append("queued")
         except sqlite3.OperationalError as error:
             is_told.append(error.sqlite_errorcode == sqlite3.SQLITE_BUSY)
@@ -194,10 +194,10 @@ def test_who_queued_behind_one_that_was_locked_out_does_not_wait_as_long_once_mo
         lock.is_waited_for.wait()
         raise locked
 
-    with pytest.raises(sqlite3.OperationalError), turns.turn():
+    with pytest.raises(sqlite3.OperationalError), turns.acquire():
         wait_for_the_file()
     queued.join()
-    with turns.turn():
+    with turns.acquire():
         tried.append("came later")
 
     assert is_told == [True]

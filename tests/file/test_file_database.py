@@ -15,7 +15,7 @@ from zarr.storage import MemoryStore
 from tests.fakes import buffer, is_cache_file, open_file, read, restart
 from zarr_cache import CacheStore, CacheWarning, ForeignFileError, NewerSchemaError, SqliteStore
 from zarr_cache.file import identity, migrate
-from zarr_cache.file.identity import APPLICATION_ID, MOST_SCHEMA_ROW_BYTES
+from zarr_cache.file.identity import APPLICATION_ID, MAX_SCHEMA_ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,7 +267,7 @@ NEWER = f"PRAGMA user_version = {migrate.newest() + 1}"
 
 
 def test_a_foreign_database_with_a_long_text_in_its_schema_is_foreign(path: Path) -> None:
-    write_database(path, f"CREATE VIEW theirs AS SELECT '{'x' * MOST_SCHEMA_ROW_BYTES}'")
+    write_database(path, f"CREATE VIEW theirs AS SELECT '{'x' * MAX_SCHEMA_ROW_BYTES}'")
     before = path.read_bytes()
 
     with pytest.raises(ForeignFileError, match="an SQLite database with application_id 0x0"):

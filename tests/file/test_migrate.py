@@ -12,7 +12,7 @@ import pytest
 from tests.fakes import open_file
 from zarr_cache import CacheError, MigrationError, SqliteStore
 from zarr_cache.file import migrate
-from zarr_cache.file.connection import Turns, connect
+from zarr_cache.file.connection import WriteLock, connect
 from zarr_cache.file.identity import APPLICATION_ID
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ BROKEN = (3, "CREATE TABLE third (c INTEGER) STRICT; INSERT INTO nowhere VALUES 
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[Connection]:
-    connection = connect(str(tmp_path / "plain.db"), Turns())
+    connection = connect(str(tmp_path / "plain.db"), WriteLock())
     yield connection
     connection.close()
 
@@ -152,9 +152,9 @@ def test_many_processes_may_migrate_a_file_at_once(path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    answers = [process.communicate() for process in processes]
+    responses = [process.communicate() for process in processes]
     with open_file(path) as db:
         found = marks(db)
 
-    assert answers == [("None\n", "")] * len(processes)
+    assert responses == [("None\n", "")] * len(processes)
     assert found == (APPLICATION_ID, migrate.newest())

@@ -47,7 +47,7 @@ async def test_a_fence_of_a_write_that_is_under_way_is_not_among_those_that_are_
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, store = source_and_store(path)
-    monkeypatch.setattr(fence, "MOST_FENCES", 2)
+    monkeypatch.setattr(fence, "MAX_FENCES", 2)
     begun: list[int] = []
     values = store._cached.values
     now_ns = values.clock().now_ns()
@@ -107,7 +107,7 @@ async def test_what_is_written_between_two_steps_of_a_removal_stays(
     for key in KEYS:
         await read(store, key)
     store.flush()
-    monkeypatch.setattr(fence, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(fence, "MAX_AT_ONCE", 2)
     begin = Connection.writing_much
     steps = []
 
@@ -131,7 +131,7 @@ async def test_what_is_written_between_two_steps_of_a_removal_stays(
 async def test_the_oldest_fences_go_when_there_are_too_many(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fence, "MOST_FENCES", 3)
+    monkeypatch.setattr(fence, "MAX_FENCES", 3)
     _, store = source_and_store(path)
     for key in KEYS:
         await store.delete(key)

@@ -117,9 +117,9 @@ async def test_a_file_is_shown_by_namespace_the_largest_first(path: Path) -> Non
 
 
 def test_of_many_namespaces_the_rest_is_counted() -> None:
-    page = html.shares(html.Share(f"name {n:02}", 1, n, None) for n in range(html.MOST_ROWS + 3))
+    page = html.shares(html.Share(f"name {n:02}", 1, n, None) for n in range(html.MAX_ROWS + 3))
 
-    assert page.count("no reads yet") == html.MOST_ROWS
+    assert page.count("no reads yet") == html.MAX_ROWS
     assert "and 3 more" in page
 
 

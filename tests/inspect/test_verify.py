@@ -419,7 +419,7 @@ def test_a_damaged_file_that_cannot_be_renamed_is_told_and_stays(
     shell(path, DAMAGE_BESIDE)
     told: list[Problem] = []
     with monkeypatch.context() as patch:
-        patch.setattr(file_database, "set_aside", fail)
+        patch.setattr(file_database, "quarantine", fail)
         with pytest.raises(StorageError, match="cannot be set aside: not ours"):
             told.extend(store.verify(repair=True))
     before = asides(path)
@@ -600,8 +600,8 @@ def test_a_problem_says_where_it_is_what_is_found_and_what_is_expected() -> None
 
 
 def test_many_entries_are_verified_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_entries, "MOST_ENTRIES", 3)
-    monkeypatch.setattr(verify_entries, "MOST_BYTES", 1000)
+    monkeypatch.setattr(verify_entries, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(verify_entries, "MAX_BYTES", 1000)
     store = SqliteStore(path)
     for number in range(20):
         store.set_sync(f"k{number}", buffer(b"x" * 100 * number))
@@ -618,7 +618,7 @@ def test_many_entries_are_verified_in_pieces(path: Path, monkeypatch: pytest.Mon
 def test_a_row_at_the_end_of_all_numbers_is_verified_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_entries, "MOST_ENTRIES", 1)
+    monkeypatch.setattr(verify_entries, "MAX_ENTRIES", 1)
     store = SqliteStore(path)
     store.set_sync("first", buffer(b""))
     store.set_sync("last", buffer(b""))

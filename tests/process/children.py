@@ -45,10 +45,10 @@ def read_all(store: CacheStore, keys: Iterable[str] = KEYS) -> Told:
     return Told(values, after["hits"] - before["hits"], after["misses"] - before["misses"])
 
 
-def tell(store: CacheStore, answers: Any) -> None:
+def tell(store: CacheStore, responses: Any) -> None:
     """Put into the queue what `read_all` tells. A warning ends the process with exit code 1."""
     warnings.simplefilter("error")
-    answers.put(read_all(store))
+    responses.put(read_all(store))
 
 
 def write(store: CacheStore, key: str, value: bytes) -> None:

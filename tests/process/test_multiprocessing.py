@@ -89,13 +89,13 @@ def threads_that_read(store: CacheStore) -> Iterator[None]:
 def in_child(method: str, store: CacheStore) -> Told:
     """What a child tells that reads everything."""
     context: Any = multiprocessing.get_context(method)
-    answers = context.SimpleQueue()
-    child = context.Process(target=children.tell, args=(store, answers))
+    responses = context.SimpleQueue()
+    child = context.Process(target=children.tell, args=(store, responses))
     child.start()
     child.join()
 
     assert child.exitcode == 0
-    told: Told = answers.get()
+    told: Told = responses.get()
     return told
 
 

@@ -11,7 +11,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import PROTOTYPE, CountingStore, buffer, open_file, read
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.backend.counters import MOST_PENDING
+from zarr_cache.backend.counters import MAX_PENDING
 from zarr_cache.file import connection
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # So many that the uses are gathered to the full more than twice.
-KEYS = [f"k{number}" for number in range(2 * MOST_PENDING + 100)]
+KEYS = [f"k{number}" for number in range(2 * MAX_PENDING + 100)]
 PART = RangeByteRequest(1, 3)
 
 
@@ -77,7 +77,7 @@ def existences(store: CacheStore) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    ("ask", "answers"),
+    ("ask", "responses"),
     [
         pytest.param(values_sync, [key.encode() for key in KEYS], id="sync"),
         pytest.param(values_async, [key.encode() for key in KEYS], id="async"),
@@ -87,7 +87,7 @@ def existences(store: CacheStore) -> list[bool]:
 )
 def test_a_hit_never_takes_the_write_lock(
     ask: Callable[[CacheStore], list[object]],
-    answers: list[object],
+    responses: list[object],
     store: CacheStore,
     source: CountingStore,
     held: sqlite3.Connection,
@@ -96,7 +96,7 @@ def test_a_hit_never_takes_the_write_lock(
     stats = store.cache_stats()
     held.rollback()
 
-    assert found == answers
+    assert found == responses
     assert (stats["hits"], stats["faults"]) == (len(KEYS), 0)
     assert source.requests == {}
 

@@ -48,7 +48,7 @@ MAX_AGE = 10.5
 AT_FIRST = {"a": b"0123456789abcd", "b": b"ABCDEFGHI", "c": b"uvwxyz"}
 
 Span = tuple[int, int]
-Place = tuple[str, Span | None]
+FileId = tuple[str, Span | None]
 """A key, and the bytes ``[start, stop)`` of a range entry or None for a full value."""
 
 
@@ -68,7 +68,7 @@ class Model:
         self.max_age = max_age
         self.now = 0
         self.source = dict(AT_FIRST)
-        self.kept: OrderedDict[Place, Kept] = OrderedDict()
+        self.kept: OrderedDict[FileId, Kept] = OrderedDict()
         # What is known of writes: by key, as long as its row stands, and of all keys.
         self.fences: dict[str, int] = {}
         self.fence = 0
@@ -91,7 +91,7 @@ class Model:
 
     # What leaves
 
-    def drop(self, place: Place) -> None:
+    def drop(self, place: FileId) -> None:
         """A row that goes leaves what it knew of writes to its namespace."""
         kept = self.kept.pop(place)
         if place[1] is None:

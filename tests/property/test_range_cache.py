@@ -36,7 +36,7 @@ SIZES = st.integers(0, 12)
 
 
 @dataclass(eq=False)
-class Answer:
+class Response:
     """Bytes ``[start, stop)`` of a value, and what the answer alone tells about them.
 
     Attributes
@@ -68,7 +68,7 @@ class Answer:
     def has(self, position: int) -> bool:
         return self.is_placed and self.start <= position < self.stop
 
-    def replaces(self, older: Answer) -> bool:
+    def replaces(self, older: Response) -> bool:
         """Whether nothing is left of the use of another answer for the same key."""
         if older.is_placed:
             return self.is_placed and self.start <= older.start and older.stop <= self.stop
@@ -76,9 +76,9 @@ class Answer:
         return not self.is_placed or (self.is_end and is_longer)
 
 
-def answer(
+def response(
     key: str, request: ByteRequest, size: int, stored_at: int = 0, revision: int = 0
-) -> Answer:
+) -> Response:
     """What a source with a value of `size` bytes answers."""
     start, stop = span(request, size)
     match request:
@@ -88,7 +88,7 @@ def answer(
             tells = False, True
         case _:
             tells = True, True
-    return Answer(key, start, stop, stored_at, revision, *tells)
+    return Response(key, start, stop, stored_at, revision, *tells)
 
 
 class Model:
@@ -96,18 +96,18 @@ class Model:
 
     def __init__(self, source: dict[str, bytes]) -> None:
         self.source = source
-        self.answers: list[Answer] = []
+        self.responses: list[Response] = []
 
-    def of(self, key: str) -> list[Answer]:
+    def of(self, key: str) -> list[Response]:
         """Those of one key, the last bytes of a value first, and then what begins last."""
-        own = [each for each in self.answers if each.key == key]
+        own = [each for each in self.responses if each.key == key]
         return sorted(own, key=lambda each: (each.is_placed, -each.start))
 
-    def keep(self, is_kept: Callable[[Answer], bool]) -> int:
+    def keep(self, is_kept: Callable[[Response], bool]) -> int:
         """Drop all others; how many those were."""
-        before = self.answers
-        self.answers = [each for each in before if is_kept(each)]
-        return len(before) - len(self.answers)
+        before = self.responses
+        self.responses = [each for each in before if is_kept(each)]
+        return len(before) - len(self.responses)
 
     def forget(self, key: str, fence: int) -> None:
         """What was asked for before the last write goes."""
@@ -117,21 +117,21 @@ class Model:
         self.forget(key, fence)
         for each in self.of(key):
             if each.holds(request):
-                self.answers.remove(each)
+                self.responses.remove(each)
                 if each.stored_at > fresh_after:
-                    self.answers.append(each)
+                    self.responses.append(each)
                     start, stop = span(request, len(self.source[key]))
                     return self.source[key][start:stop]
         return None
 
-    def add(self, request: ByteRequest, new: Answer, fence: int) -> None:
+    def add(self, request: ByteRequest, new: Response, fence: int) -> None:
         if new.start == new.stop:
             return
         self.forget(new.key, fence)
         if any(each.holds(request) for each in self.of(new.key)):
             return
         self.keep(lambda each: each.key != new.key or not new.replaces(each))
-        self.answers.append(new)
+        self.responses.append(new)
 
 
 class Ranges(RuleBasedStateMachine):
@@ -141,7 +141,7 @@ class Ranges(RuleBasedStateMachine):
         self.fences = {"a": 0, "b": 0}
         self.revision = 0
         self.now = 0
-        self.stamp = 0
+        self.timestamp = 0
         self.written = 0
         self.ranges = RangeCache()
         self.model = Model(self.source)
@@ -151,8 +151,8 @@ class Ranges(RuleBasedStateMachine):
         return self.now - MAX_AGE
 
     def next_stamp(self) -> int:
-        self.stamp += 1
-        return self.stamp
+        self.timestamp += 1
+        return self.timestamp
 
     def get(self, key: str, request: ByteRequest) -> bytes | None:
         return self.ranges.get(
@@ -180,7 +180,7 @@ class Ranges(RuleBasedStateMachine):
     def read(self, key: str, request: ByteRequest) -> None:
         """Ask, and fetch what is missing."""
         if self.check(key, request) is None:
-            new = answer(key, request, len(self.source[key]), self.now, self.revision)
+            new = response(key, request, len(self.source[key]), self.now, self.revision)
             data = self.source[key][new.start : new.stop]
             entry = RangeEntry(
                 NAMESPACE, key, request, data, self.now, self.revision, self.next_stamp()
@@ -201,8 +201,8 @@ class Ranges(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        had_one = bool(self.model.answers)
-        del self.model.answers[:1]
+        had_one = bool(self.model.responses)
+        del self.model.responses[:1]
 
         assert self.ranges.evict() == had_one
 
@@ -244,10 +244,10 @@ class Ranges(RuleBasedStateMachine):
 
     @invariant()
     def bytes_and_number_are_those_of_the_spans(self) -> None:
-        nbytes = sum(each.stop - each.start for each in self.model.answers)
+        nbytes = sum(each.stop - each.start for each in self.model.responses)
 
         assert self.ranges.nbytes == self.ranges.nbytes_of(NAMESPACE) == nbytes
-        assert len(self.ranges) == self.ranges.count(NAMESPACE) == len(self.model.answers)
+        assert len(self.ranges) == self.ranges.count(NAMESPACE) == len(self.model.responses)
 
     @invariant()
     def other_namespaces_have_none(self) -> None:
@@ -256,13 +256,13 @@ class Ranges(RuleBasedStateMachine):
     @rule()
     def evict_all(self) -> None:
         """They go in the order of use."""
-        stamps = []
+        timestamps = []
         while (used_at := self.ranges.oldest_use()) is not None:
-            stamps.append(used_at)
+            timestamps.append(used_at)
             self.evict()
             self.bytes_and_number_are_those_of_the_spans()
 
-        assert stamps == sorted(stamps)
+        assert timestamps == sorted(timestamps)
         assert self.ranges.nbytes == 0
 
 

@@ -124,8 +124,8 @@ ASYNC_READS = [ask_parts, ask_partial_values, ask_ranges, ask_existence, ask_siz
 READS = [*ASYNC_READS, ask_parts_sync, ask_ranges_sync]
 
 
-def as_bytes(answer: Buffer | None) -> bytes | None:
-    return None if answer is None else answer.to_bytes()
+def as_bytes(response: Buffer | None) -> bytes | None:
+    return None if response is None else response.to_bytes()
 
 
 class Raised(NamedTuple):
@@ -138,8 +138,8 @@ class Raised(NamedTuple):
 def outcome(ask: Callable[..., Any], *args: object) -> Any:
     """What comes back, or what is raised."""
     try:
-        answer = ask(*args)
-        return sync(answer) if inspect.isawaitable(answer) else answer  # type: ignore[arg-type]
+        response = ask(*args)
+        return sync(response) if inspect.isawaitable(response) else response  # type: ignore[arg-type]
     except OSError as error:
         return Raised(in_group=False, kinds=frozenset([type(error)]))
     except BaseExceptionGroup as group:
@@ -616,9 +616,9 @@ class Readers:
         """What each of them answers by key, on the sync surface and on the async one."""
         readers = [self.read_only, self.writable, self.second]
         return [
-            answers
+            responses
             for reader in readers
-            for answers in (
+            for responses in (
                 {key: await ask_parts(reader, key, EVERY_RANGE) for key in keys},
                 {key: ask_parts_sync(reader, key, EVERY_RANGE) for key in keys},
             )

@@ -320,9 +320,9 @@ def two_sources(kept: Store) -> tuple[CacheStore, CacheStore]:
 async def test_a_value_of_one_source_takes_the_place_of_that_of_another() -> None:
     kept = MemoryStore()
     one, other = two_sources(kept)
-    answers = [await read(store, "k") for store in (one, other, one)]
+    responses = [await read(store, "k") for store in (one, other, one)]
 
-    assert answers == [OLD, NEW, OLD]
+    assert responses == [OLD, NEW, OLD]
     assert [value.to_bytes() for value in kept._store_dict.values()] == [OLD]
     assert one.cache_info()["file_size"] == len(OLD)
     assert [store.cache_info()["cached_keys"] for store in (one, other)] == [1, 0]
@@ -489,10 +489,10 @@ async def test_what_no_key_ends_with_in_a_store_of_files_is_not_kept() -> None:
     kept = MemoryStore({"b/": buffer(NEW)})
     source = MemoryStore({key: buffer(OLD) for key in ("", "a/", "b/")})
     store = CacheStore(source, cache_store=kept, namespace="source")
-    answers = [await read(store, key) for key in ("", "a/", "b/")]
+    responses = [await read(store, key) for key in ("", "a/", "b/")]
     await store.set("a/", buffer(NEW))
 
-    assert answers == [OLD, OLD, OLD]
+    assert responses == [OLD, OLD, OLD]
     assert await read(store, "a/") == NEW
     assert set(kept._store_dict) == {"b/"}
 

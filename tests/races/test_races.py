@@ -620,11 +620,11 @@ async def test_partial_values_of_which_the_source_says_that_there_is_no_file_are
 ) -> None:
     store = make(HasNoRanges())
 
-    answers = await store.get_partial_values(
+    responses = await store.get_partial_values(
         PROTOTYPE, [(KEY, RangeByteRequest(0, 1)), (KEY, RangeByteRequest(5, 7))]
     )
 
-    assert answers == [None, None]
+    assert responses == [None, None]
 
 
 async def test_ranges_that_others_are_fetching_are_not_fetched_again(make: Maker) -> None:
@@ -653,9 +653,9 @@ def test_threads_that_miss_at_once_make_one_request(kind: type[CountingStore], p
     source = kind(MemoryStore({key: buffer(OLD) for key in keys}))
     store = cached(source, path)
 
-    answers = [in_threads(8, partial(store.get_sync, key)) for key in keys]
+    responses = [in_threads(8, partial(store.get_sync, key)) for key in keys]
 
-    assert answers == [[buffer(OLD)] * 8] * len(keys)
+    assert responses == [[buffer(OLD)] * 8] * len(keys)
     assert source.keys == keys
 
 
@@ -667,9 +667,9 @@ def test_threads_that_wait_for_a_slow_source_make_one_request(path: Path) -> Non
         reads = [threads.submit(store.get_sync, KEY) for _ in range(16)]
         gate.wait_until_reached()
         gate.open()
-        answers = [each.result() for each in reads]
+        responses = [each.result() for each in reads]
 
-    assert [answer.to_bytes() for answer in answers if answer] == [OLD] * 16
+    assert [response.to_bytes() for response in responses if response] == [OLD] * 16
     assert source.requests == {"get_sync": 1}
 
 
@@ -681,9 +681,9 @@ def test_event_loops_that_miss_at_once_make_one_request(path: Path) -> None:
         reads = [threads.submit(asyncio.run, read(store, KEY)) for _ in range(2)]
         gate.wait_until_reached()
         gate.open()
-        answers = [each.result() for each in reads]
+        responses = [each.result() for each in reads]
 
-    assert answers == [OLD, OLD]
+    assert responses == [OLD, OLD]
     assert source.requests == {"get": 1}
 
 
@@ -724,11 +724,11 @@ async def test_a_sync_read_on_the_event_loop_of_its_leader_does_not_wait_for_it(
     gate = source.hold_after("get")
     leader = asyncio.ensure_future(read(store, KEY))
     await gate.reached()
-    answer = store.get_sync(KEY)
+    response = store.get_sync(KEY)
     gate.open()
 
-    assert answer is not None
-    assert answer.to_bytes() == await leader == OLD
+    assert response is not None
+    assert response.to_bytes() == await leader == OLD
 
 
 async def test_threads_that_an_event_loop_needs_do_not_all_wait_for_it(
@@ -1075,12 +1075,12 @@ async def test_a_folder_whose_remover_was_killed_a_day_ago_is_cached_again(
     store = cached(source, path)
     await read(store, KEY)
     source.reset()
-    answer = await read(store, KEY)
+    response = await read(store, KEY)
     requests = dict(source.requests)
     gate.open()
     await removal
 
-    assert answer == OLD
+    assert response == OLD
     assert requests == {}
 
 
@@ -1093,12 +1093,12 @@ async def test_what_is_kept_beside_a_folder_that_is_being_removed_is_read(make: 
     removal = asyncio.ensure_future(store.delete_dir("a"))
     await gate.reached()
     source.reset()
-    answer = await read(store, "other")
+    response = await read(store, "other")
     requests = dict(source.requests)
     gate.open()
     await removal
 
-    assert answer == OLD
+    assert response == OLD
     assert requests == {}
 
 
@@ -1161,13 +1161,13 @@ async def test_a_key_whose_writer_was_killed_a_day_ago_is_cached_again(
     store = cached(source, path)
     await store.set(KEY, buffer(b"last"))
     source.reset()
-    answer = await read(store, KEY)
+    response = await read(store, KEY)
     requests = dict(source.requests)
     # What stands for the killed process ends only now, so that the test leaves nothing behind.
     gate.open()
     await write
 
-    assert answer == b"last"
+    assert response == b"last"
     assert requests == {}
 
 
@@ -1235,9 +1235,9 @@ async def test_reads_go_on_while_the_cache_is_closed_or_cleared_again_and_again(
             done = getattr(store, end)()
             await (done or asyncio.sleep(0))
 
-    *answers, _ = await asyncio.gather(*(read_all() for _ in range(6)), end_again_and_again())
+    *responses, _ = await asyncio.gather(*(read_all() for _ in range(6)), end_again_and_again())
 
-    assert answers == [[bytes([n % 10]) * 50 for n in range(100)]] * 6
+    assert responses == [[bytes([n % 10]) * 50 for n in range(100)]] * 6
     assert store.cache_stats()["faults"] == 0
 
 
@@ -1253,9 +1253,9 @@ def test_threads_read_on_while_the_cache_is_closed_again_and_again(path: Path) -
         reads = [threads.submit(read_all) for _ in range(4)]
         for _ in range(20 * STRESS):
             store.close()
-        answers = [each.result() for each in reads]
+        responses = [each.result() for each in reads]
 
-    assert answers == [[bytes([n % 10]) * 50 for n in range(100)]] * 4
+    assert responses == [[bytes([n % 10]) * 50 for n in range(100)]] * 4
     assert store.cache_stats()["faults"] == 0
 
 
@@ -1334,9 +1334,9 @@ def test_processes_that_create_a_file_at_once_all_use_it(tmp_path: Path) -> None
     source = CountingStore(memory())
     for number in range(20 * STRESS):
         stores = [another_process(source, tmp_path / f"{number}.sqlite") for _ in range(4)]
-        answers = in_threads(4, partial(read_through_one_of, stores))
+        responses = in_threads(4, partial(read_through_one_of, stores))
 
-        assert answers == [buffer(OLD)] * 4
+        assert responses == [buffer(OLD)] * 4
 
 
 def read_through_one_of(stores: list[CacheStore]) -> Buffer | None:

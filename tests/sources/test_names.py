@@ -251,7 +251,7 @@ def test_a_registered_file_system_names_its_root() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "says"),
+    ("response", "error", "says"),
     [
         ("", ValueError, "must not be empty"),
         ("private:mine", ValueError, "begin with 'private:'"),
@@ -259,8 +259,8 @@ def test_a_registered_file_system_names_its_root() -> None:
         (3, TypeError, "must be a text, a store or None, got int"),
     ],
 )
-def test_what_is_no_name_is_refused(answer: Any, error: type[Exception], says: str) -> None:
-    register_namespace(Renaming, lambda _: answer)
+def test_what_is_no_name_is_refused(response: Any, error: type[Exception], says: str) -> None:
+    register_namespace(Renaming, lambda _: response)
 
     with pytest.raises(error, match=re.escape(says)):
         name_of(Renaming(MemoryStore()))

@@ -120,9 +120,9 @@ def test_a_reader_has_the_right_bytes_or_a_miss_and_takes_nothing_for_damaged(pa
         )
         for seed in range(PROCESSES)
     ]
-    answers = [process.communicate(timeout=HANG_SECONDS * STRESS) for process in processes]
-    assert [process.returncode for process in processes] == [0] * PROCESSES, answers
-    told = [json.loads(out) for out, _ in answers]
+    responses = [process.communicate(timeout=HANG_SECONDS * STRESS) for process in processes]
+    assert [process.returncode for process in processes] == [0] * PROCESSES, responses
+    told = [json.loads(out) for out, _ in responses]
     hits = sum(each.pop("hits") for each in told)
 
     assert told == [{"wrong": 0, "faults": 0, "damaged": 0, "warned": []}] * PROCESSES

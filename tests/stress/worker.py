@@ -116,14 +116,14 @@ class LateStore(CountingStore):
         self._random = random.Random(seed)  # noqa: S311 - to be the same each time
 
     async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
-        answer = await super()._ask(method, key, call)
+        response = await super()._ask(method, key, call)
         await asyncio.sleep(self._random.random() * LATEST_SECONDS)
-        return answer
+        return response
 
     def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:
-        answer = super()._ask_sync(method, key, call)
+        response = super()._ask_sync(method, key, call)
         time.sleep(self._random.random() * LATEST_SECONDS)
-        return answer
+        return response
 
 
 def value(plan: Plan, key: str, generation: int) -> bytes | None:
@@ -233,7 +233,7 @@ def check(
     assert data == part(whole, request), f"{key} at {generation}: torn, {request}"
 
 
-class Writer:
+class BackgroundWorker:
     """One thread or task: what it does next, and what must be true of what it read.
 
     Parameters
@@ -374,7 +374,7 @@ class Writer:
                 await self._store._set_many(items)
 
 
-async def _run_all(writers: list[Writer]) -> None:
+async def _run_all(writers: list[BackgroundWorker]) -> None:
     await asyncio.gather(*(writer.run() for writer in writers))
 
 
@@ -399,7 +399,7 @@ def work(plan: Plan, ledger: Ledger, opening: Any, ending: Any, worker: int) -> 
         store = _open(plan, plan.cache, opening, worker)
         opening.wait()
         numbers = range(worker * WRITERS_EACH, (worker + 1) * WRITERS_EACH)
-        writers = [Writer(plan, ledger, store, number) for number in numbers]
+        writers = [BackgroundWorker(plan, ledger, store, number) for number in numbers]
         for _ in range(ROUNDS):
             _read_and_write(writers)
             ending.wait()
@@ -425,11 +425,11 @@ def _open(plan: Plan, cache: Path, opening: Any, worker: int) -> CacheStore:
     return store
 
 
-def _read_and_write(writers: list[Writer]) -> None:
+def _read_and_write(writers: list[BackgroundWorker]) -> None:
     """One process reads and writes in tasks, and the next in threads."""
     if writers[0].worker % 2:
         with ThreadPoolExecutor(WRITERS_EACH) as threads:
-            list(threads.map(Writer.run_sync, writers))
+            list(threads.map(BackgroundWorker.run_sync, writers))
     else:
         asyncio.run(_run_all(writers))
 

@@ -14,7 +14,7 @@ from tests.warming.arrays import cached, rows
 from zarr_cache import CacheStore, coverage, warm
 from zarr_cache.core.flow import run
 from zarr_cache.index import lookup
-from zarr_cache.warming.coverage import at_hand, source_of
+from zarr_cache.warming.coverage import list_cached, source_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ def test_only_the_keys_below_the_prefix_are_walked(path: Path) -> None:
         parameters = dict.fromkeys(
             ("namespace", "prefix", "end", "fresh_after", "absent_fresh_after"), 0
         )
-        rows = connection.execute(f"EXPLAIN QUERY PLAN {lookup.AT_HAND}", parameters)
+        rows = connection.execute(f"EXPLAIN QUERY PLAN {lookup.LIST_CACHED}", parameters)
         plans.extend(detail for *_, detail in rows)
 
     _, store, _ = cached(rows(1), path)
@@ -56,8 +56,8 @@ def test_coverage_takes_one_query(path: Path, monkeypatch: pytest.MonkeyPatch) -
         calls.append(arguments)
         return original(*arguments)
 
-    original = lookup.at_hand
-    monkeypatch.setattr(lookup, "at_hand", count)
+    original = lookup.list_cached
+    monkeypatch.setattr(lookup, "list_cached", count)
 
     assert coverage(array).all()
     assert len(calls) == 1
@@ -70,7 +70,7 @@ def test_the_keys_found_are_those_that_begin_with_the_prefix(keys: set[str], pre
     for key in keys:
         store.get_sync(key)
 
-    found = run(at_hand(source_of(store), prefix))
+    found = run(list_cached(source_of(store), prefix))
 
     expected = {key: len(key.encode()) for key in keys if key.startswith(prefix)}
     assert {key: size for key, (_, size) in found.items()} == expected

@@ -36,7 +36,7 @@ from zarr_cache import CacheStore, CacheWarning, SqliteStore, WarmReport, warm, 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.arrays.hierarchies import Writer
+    from tests.arrays.hierarchies import BackgroundWorker
     from tests.fakes import Call, HeldTime
 
 pytestmark = pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
@@ -54,7 +54,7 @@ def test_the_chunks_that_a_selection_touches_are_fetched_once_each(path: Path) -
     assert source.requests == {"get": 5}
     assert report == WarmReport(
         chunks=3,
-        at_hand=0,
+        cached=0,
         fetched=3,
         absent=0,
         left=0,
@@ -83,7 +83,7 @@ def test_what_is_at_hand_is_neither_fetched_nor_read(path: Path) -> None:
 
     after = store.cache_stats()
     assert chunk_keys(source) == ["a/b/c/4/0", "a/b/c/5/0"]
-    assert (report.chunks, report.at_hand, report.fetched) == (4, 2, 2)
+    assert (report.chunks, report.cached, report.fetched) == (4, 2, 2)
     assert (after["bytes_served"], after["hits"]) == (before["bytes_served"], before["hits"])
 
 
@@ -97,7 +97,7 @@ def test_an_array_that_is_warm_makes_no_request(path: Path) -> None:
 
     report = warm(array)
 
-    assert (report.at_hand, report.fetched, report.is_complete) == (10, 0, True)
+    assert (report.cached, report.fetched, report.is_complete) == (10, 0, True)
     assert source.requests == {}
 
 
@@ -109,14 +109,14 @@ def test_what_is_stale_is_fetched_again(path: Path, held_time: HeldTime) -> None
 
     report = warm(array)
 
-    assert (report.at_hand, report.fetched) == (0, 3)
+    assert (report.cached, report.fetched) == (0, 3)
     assert len(chunk_keys(source)) == 3
 
 
 @pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore])
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_hierarchy_is_read_without_a_request_once_it_is_warm(
-    write: Writer, kind: type[CountingStore], path: Path, held_time: HeldTime
+    write: BackgroundWorker, kind: type[CountingStore], path: Path, held_time: HeldTime
 ) -> None:
     held_time.step(seconds=1)
     memory = MemoryStore()
@@ -190,7 +190,9 @@ def test_shards_are_fetched_whole(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [sparse, sparse_sharded])
-def test_chunks_that_the_source_does_not_have_are_no_error(write: Writer, path: Path) -> None:
+def test_chunks_that_the_source_does_not_have_are_no_error(
+    write: BackgroundWorker, path: Path
+) -> None:
     memory = MemoryStore()
     write(memory)
     source = CountingStore(memory)
@@ -342,7 +344,7 @@ def test_what_the_selection_has_at_hand_is_not_evicted_for_the_rest_of_it(path: 
 
     report = warm(array, np.s_[:4])
 
-    assert (report.at_hand, report.fetched, report.left, report.stopped) == (2, 2, 0, None)
+    assert (report.cached, report.fetched, report.left, report.stopped) == (2, 2, 0, None)
     assert cached_keys_when_closed(store, path) >= {f"a/b/c/{row}/0" for row in range(4)}
 
 
@@ -353,7 +355,7 @@ def test_warming_a_larger_selection_again_evicts_nothing(path: Path) -> None:
 
     report = warm(array)
 
-    assert (report.at_hand, report.fetched, report.stopped) == (5, 0, "budget")
+    assert (report.cached, report.fetched, report.stopped) == (5, 0, "budget")
     assert source.requests == {}
     assert store.cache_stats()["evictions"] == 0
 
@@ -387,7 +389,7 @@ def test_a_run_that_the_source_broke_off_is_taken_up_where_it_was(path: Path) ->
         "3 chunks were fetched before this; warming again goes on from there"
     ]
     assert chunk_keys(source) == [f"a/b/c/{row}/0" for row in (3, 4, 5)]
-    assert (report.at_hand, report.fetched) == (3, 3)
+    assert (report.cached, report.fetched) == (3, 3)
 
 
 async def test_a_run_that_was_cancelled_leaves_whole_values_and_is_taken_up(path: Path) -> None:
@@ -408,8 +410,8 @@ async def test_a_run_that_was_cancelled_leaves_whole_values_and_is_taken_up(path
     report = await warm_async(array)
 
     assert report.is_complete
-    assert 2 <= report.at_hand <= 3
-    assert len(chunk_keys(source)) == 6 - report.at_hand
+    assert 2 <= report.cached <= 3
+    assert len(chunk_keys(source)) == 6 - report.cached
     assert values(zarr.open_array(store, path="a/b"), np.s_[:, 0]) == [1, 2, 3, 4, 5, 6]
 
 
@@ -435,7 +437,7 @@ def test_ctrl_c_ends_the_run_and_its_requests(path: Path) -> None:
     report = warm(array)
 
     assert begun == ["a/b/c/2/0"]
-    assert (report.at_hand, report.fetched) == (2, 4)
+    assert (report.cached, report.fetched) == (2, 4)
 
 
 def test_at_most_so_many_requests_are_under_way_as_allowed(path: Path) -> None:
@@ -447,9 +449,9 @@ def test_at_most_so_many_requests_are_under_way_as_allowed(path: Path) -> None:
             MostStore.under_way += 1
             MostStore.most = max(MostStore.most, MostStore.under_way)
             await asyncio.sleep(0)
-            answer = await super()._ask(method, key, call)
+            response = await super()._ask(method, key, call)
             MostStore.under_way -= 1
-            return answer
+            return response
 
     _, _, array = cached(rows(20), path, MostStore)
     MostStore.most = 0
@@ -527,7 +529,7 @@ def test_a_dry_run_makes_no_value_request(path: Path) -> None:
     plan = warm(array, np.s_[:3], dry_run=True)
 
     assert set(source.requests) == {"getsize"}
-    assert (plan.chunks, plan.at_hand, plan.requests) == (3, 0, 3 + len(DOCUMENTS))
+    assert (plan.chunks, plan.cached, plan.requests) == (3, 0, 3 + len(DOCUMENTS))
     assert (plan.nbytes, plan.is_exact, plan.sizes_asked) == (3 * CHUNK, True, 3)
 
 
@@ -545,7 +547,7 @@ def test_a_dry_run_tells_the_requests_that_the_run_makes(path: Path) -> None:
 
     assert source.requests.total() == plan.requests
     assert report.bytes_fetched == plan.nbytes
-    assert report.at_hand == plan.at_hand == 1
+    assert report.cached == plan.cached == 1
 
 
 def test_a_dry_run_asks_for_a_few_sizes_and_says_that_it_estimates(path: Path) -> None:
@@ -594,7 +596,7 @@ def test_a_dry_run_of_a_warm_array_asks_for_nothing(path: Path) -> None:
     plan = warm(array, dry_run=True)
 
     assert source.requests == {}
-    assert (plan.requests, plan.nbytes, plan.bytes_at_hand) == (0, 0, 4 * CHUNK)
+    assert (plan.requests, plan.nbytes, plan.cached_bytes) == (0, 0, 4 * CHUNK)
     assert str(plan) == "4 chunks: 4 at hand, 0 known to be absent; 0 requests for 0 B"
 
 
@@ -603,7 +605,7 @@ def test_a_dry_run_of_a_warm_array_asks_for_nothing(path: Path) -> None:
 
 def test_a_report_reads_as_a_line() -> None:
     report = WarmReport(
-        chunks=96, at_hand=12, fetched=41, absent=3, left=40, bytes_fetched=10**9, stopped="budget"
+        chunks=96, cached=12, fetched=41, absent=3, left=40, bytes_fetched=10**9, stopped="budget"
     )
 
     assert str(report) == (
@@ -655,7 +657,7 @@ async def test_the_async_function_does_the_same(path: Path) -> None:
     of_array = await warm_async(array, np.s_[1:])
     of_group = await warm_async(group)
 
-    assert (plan.chunks, of_array.fetched, of_group.at_hand, of_group.fetched) == (3, 3, 3, 1)
+    assert (plan.chunks, of_array.fetched, of_group.cached, of_group.fetched) == (3, 3, 3, 1)
     assert len(chunk_keys(source)) == 4
 
 
@@ -676,5 +678,5 @@ def test_any_store_can_be_warmed(tmp_path: Path, kept_in: type[Any]) -> None:
 
     second = warm(array)
 
-    assert (first.fetched, second.at_hand, second.fetched) == (2, 2, 2)
+    assert (first.fetched, second.cached, second.fetched) == (2, 2, 2)
     assert chunk_keys(source) == ["a/b/c/2/0", "a/b/c/3/0"]

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-MOST_PENDING = 1024
+MAX_PENDING = 1024
 
 
 LONGEST_PENDING_NS = 10 * 10**9
 
 
-MOST_TOUCHES = 100_000
+MAX_TOUCHES = 100_000
 
 
 class Pending:
@@ -47,7 +47,7 @@ class Pending:
     @property
     def are_due(self) -> bool:
         """Whether it is time to write them: there are many, or the first is old."""
-        return len(self._touches) >= MOST_PENDING or self._until - self._since >= LONGEST_PENDING_NS
+        return len(self._touches) >= MAX_PENDING or self._until - self._since >= LONGEST_PENDING_NS
 
     def touch(self, entry: int, used_at: int) -> bool:
         """Note a use of the entry; return whether they `are_due`."""
@@ -55,7 +55,7 @@ class Pending:
             if not self._touches:
                 self._since = used_at
             self._until = used_at
-            if len(self._touches) < MOST_TOUCHES:
+            if len(self._touches) < MAX_TOUCHES:
                 self._touches[entry] = used_at
             return self.are_due
 

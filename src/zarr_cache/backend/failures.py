@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Concatenate
 from zarr_cache.core import clock
 from zarr_cache.core.errors import (
     CacheError,
+    CircuitOpenError,
     DataFileError,
     FileDamagedError,
-    LeftAloneError,
     OutOfMemoryError,
 )
 from zarr_cache.core.flow import step
@@ -62,22 +62,22 @@ class Breaker:
         return self._error is None
 
     @property
-    def is_left_alone(self) -> bool:
+    def is_open(self) -> bool:
         """Whether nothing is to be tried just now."""
         return self._error is not None and clock.monotonic_ns() < self._until_ns
 
     def look(self) -> None:
         """As `check`, for one who will not try: whoever does is not kept from it."""
         error = self._error
-        if error is not None and self.is_left_alone:
-            raise LeftAloneError(f"{error} (left alone for a while)")
+        if error is not None and self.is_open:
+            raise CircuitOpenError(f"{error} (left alone for a while)")
 
     def check(self) -> None:
         """Return if an operation may be tried.
 
         Raises
         ------
-        LeftAloneError
+        CircuitOpenError
             Not now; the message tells why.
         """
         if self._error is None:
@@ -145,7 +145,7 @@ class Faults:
         self._untold.append(error)
 
     @property
-    def are_untold(self) -> bool:
+    def has_unreported(self) -> bool:
         """Whether there is something to `tell`."""
         return bool(self._untold)
 
@@ -156,7 +156,7 @@ class Faults:
 
     def _warn(self, error: CacheError) -> None:
         # Of the fault on whose account the file is left alone has been warned.
-        if isinstance(error, LeftAloneError) or type(error) in self._warned:
+        if isinstance(error, CircuitOpenError) or type(error) in self._warned:
             return
         self._warned.add(type(error))
         warnings.warn(
@@ -222,7 +222,7 @@ class Guarded:
             return error
         if isinstance(error, FileDamagedError):
             try:
-                aside = self._database.heal(error)
+                aside = self._database.quarantine(error)
             except CacheError as failure:
                 error = failure
             else:
@@ -232,4 +232,4 @@ class Guarded:
         is_known = not self.breaker.is_closed
         self.breaker.failed(error)
         # A trial that fails, maybe in another way, is no news.
-        return LeftAloneError(str(error)) if is_known else error
+        return CircuitOpenError(str(error)) if is_known else error

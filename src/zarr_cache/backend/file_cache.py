@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from zarr_cache.backend.counters import Pending
 from zarr_cache.backend.failures import Guarded
-from zarr_cache.backend.queue import Admissions
+from zarr_cache.backend.queue import WriteBehindQueue
 from zarr_cache.core import private
-from zarr_cache.core.background import Writer
-from zarr_cache.core.errors import CacheError, LeftAloneError
+from zarr_cache.core.background import BackgroundWorker
+from zarr_cache.core.errors import CacheError, CircuitOpenError
 from zarr_cache.core.flow import run, running_loop, step, threaded
 from zarr_cache.core.single_flight import Flights
 from zarr_cache.core.sizes import format_size
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.database import Database
-    from zarr_cache.index.admit import Answer
-    from zarr_cache.index.evict import Limits, Removed
-    from zarr_cache.index.lookup import Found, Kept
+    from zarr_cache.index.admit import Response
+    from zarr_cache.index.evict import Evictions, Limits
+    from zarr_cache.index.lookup import EntryState, Kept
     from zarr_cache.index.space import Usage
     from zarr_cache.index.values import Keep
 
@@ -48,13 +48,13 @@ MANY_WAITING_BYTES = 8 * 2**20
 """Answers of so many bytes are written at once."""
 
 
-MOST_RANGES_ON_LOOP = 64
+MAX_RANGES_ON_LOOP = 64
 
 
 """So many ranges of a value are looked up on an event loop; more would hold it up."""
 
 
-MOST_WAITING_BYTES = 32 * 2**20
+MAX_WAITING_BYTES = 32 * 2**20
 
 
 """While answers of so many bytes wait to be kept, who brings another waits with it."""
@@ -77,7 +77,7 @@ def making() -> threading.Lock:
     return _making
 
 
-class ValueCache:
+class FileCache:
     """What this process keeps over one database, shared by every CacheStore over it.
 
     Get one from `of`: two would not know of each other's range entries.
@@ -92,12 +92,12 @@ class ValueCache:
         Uses and counts that wait to be written.
     """
 
-    _by_database: ClassVar[weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]]] = (
+    _by_database: ClassVar[weakref.WeakKeyDictionary[Database, weakref.ref[FileCache]]] = (
         weakref.WeakKeyDictionary()
     )
 
     # Those with something in `_unrecorded`, which must not be forgotten with the last CacheStore.
-    _distrusting: ClassVar[set[ValueCache]] = set()
+    _invalidated: ClassVar[set[FileCache]] = set()
 
     _keep: Keep = staticmethod(values.write)
 
@@ -119,13 +119,13 @@ class ValueCache:
         self.ranges = RangeCache()
         self.flights: Flights[tuple[object, ...], Buffer | None] = Flights()
         self.pending = Pending()
-        self._admissions = Admissions()
+        self._queue = WriteBehindQueue()
         # The last that somebody has asked for, by which the data file is made shorter.
         self._max_size: int | None = None
         # Whether it is still to be seen what killed processes have left.
         self._is_unswept = True
         self._has_evicted = False
-        self._writer = Writer(self._work)
+        self._writer = BackgroundWorker(self._work)
         # Of reading the file, and of writing to it: while it is locked or full, hits go on.
         self._reads = Guarded(self._database)
         self._writes = Guarded(self._database)
@@ -136,7 +136,7 @@ class ValueCache:
         self.pending.take_touches()
 
     @classmethod
-    def of(cls, database: Database) -> ValueCache:
+    def of(cls, database: Database) -> FileCache:
         """The one of this process for the database."""
         with making():
             reference = cls._by_database.get(database)
@@ -146,14 +146,14 @@ class ValueCache:
                 cls._by_database[database] = weakref.ref(cache)
             return cache
 
-    def distrust(self, namespace: str) -> Flow[None]:
+    def invalidate(self, namespace: str) -> Flow[None]:
         """Believe nothing that is kept of the namespace until it has been removed, in any process.
 
         All find a mark beside the file. Where none can be made this process remembers it.
         """
         is_known = namespace in self._unrecorded
         self._unrecorded.add(namespace)
-        self._distrusting.add(self)
+        self._invalidated.add(self)
         try:
             is_marked = yield from threaded(partial(self._database.mark, namespace))
         except CacheError as error:
@@ -165,15 +165,15 @@ class ValueCache:
             if is_marked:
                 self._forget_unrecorded(namespace)
 
-    def is_distrusted(self, namespace: str) -> bool:
+    def is_invalidated(self, namespace: str) -> bool:
         """Whether a write to this source could not be recorded."""
         return namespace in self._unrecorded or self._database.is_marked(namespace)
 
     def marked_ns(self, namespace: str) -> int | None:
-        """What to give `trust`, from before what is kept of the namespace was removed."""
+        """What to give `revalidate`, from before what is kept of the namespace was removed."""
         return self._database.marked_ns(namespace)
 
-    def trust(self, namespace: str, mark: int | None) -> Flow[None]:
+    def revalidate(self, namespace: str, mark: int | None) -> Flow[None]:
         """Believe what is kept of the namespace: what could be wrong has been removed."""
         self._forget_unrecorded(namespace)
         if mark is not None:
@@ -186,7 +186,7 @@ class ValueCache:
     def _forget_unrecorded(self, namespace: str) -> None:
         self._unrecorded.discard(namespace)
         if not self._unrecorded:
-            self._distrusting.discard(self)
+            self._invalidated.discard(self)
 
     def clock(self) -> PersistentClock:
         """The clock that stamps what is kept.
@@ -207,44 +207,44 @@ class ValueCache:
         """Wait until what is kept can be told."""
         return self.opened()
 
-    def peek(self, namespace: str, key: str) -> Flow[Found]:
+    def lookup_metadata(self, namespace: str, key: str) -> Flow[EntryState]:
         """What is known of the key, without its bytes."""
         yield from self.known(namespace)
-        return self.peek_now(namespace, key)
+        return self.lookup_metadata_nowait(namespace, key)
 
-    def peek_now(self, namespace: str, key: str) -> Found:
-        """As `peek`, of a file that is open, at once."""
-        waiting = self._admissions.answer(namespace, key)
-        found = self._reads.run(lookup.peek, namespace, key)
+    def lookup_metadata_nowait(self, namespace: str, key: str) -> EntryState:
+        """As `lookup_metadata`, of a file that is open, at once."""
+        waiting = self._queue.response(namespace, key)
+        found = self._reads.run(lookup.lookup_metadata, namespace, key)
         return found if waiting is None else waiting.instead_of(found)
 
     def lookup_nowait(
         self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
-    ) -> Found | None:
+    ) -> EntryState | None:
         """Look the key up without another thread; None if that cannot be. The file must be open.
 
         Where the bytes are not in memory, and this thread runs an event loop, which is not to wait
-        for a disk, what is found is for `look_up`: its `Found.read` is not None. See
+        for a disk, what is found is for `lookup`: its `EntryState.read` is not None. See
         docs/decisions/0013.
         """
         # Before the file is looked at: what waits no more is in it.
-        waiting = self._admissions.answer(namespace, key)
+        waiting = self._queue.response(namespace, key)
         may_wait = running_loop() is None
         found = self._reads.run(
-            lookup.look_up, namespace, key, request, fresh_after, may_wait=may_wait
+            lookup.lookup, namespace, key, request, fresh_after, may_wait=may_wait
         )
         if waiting is not None and found.data is None:
             return waiting.instead_of(found, request, fresh_after)
         return found
 
-    def look_up(
+    def lookup(
         self,
         namespace: str,
         key: str,
         request: ByteRequest | None,
         fresh_after: int,
-        found: Found | None = None,
-    ) -> Flow[Found]:
+        found: EntryState | None = None,
+    ) -> Flow[EntryState]:
         """What is kept of the key, with the bytes asked for where they are fresh.
 
         Parameters
@@ -260,18 +260,18 @@ class ValueCache:
         (found,) = yield from self._finished([found], namespace, key, [request], fresh_after)
         return found
 
-    def look_up_many(
+    def lookup_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
-    ) -> Flow[list[Found]]:
-        """`look_up` for each request."""
-        waiting = self._admissions.answer(namespace, key)
+    ) -> Flow[list[EntryState]]:
+        """`lookup` for each request."""
+        waiting = self._queue.response(namespace, key)
         arguments = (namespace, key, requests, fresh_after)
         may_wait = running_loop() is None
-        look_up_many = partial(lookup.look_up_many, may_wait=may_wait)
-        if len(requests) > MOST_RANGES_ON_LOOP:
-            found = yield from self._reads.flow(look_up_many, *arguments)
+        lookup_many = partial(lookup.lookup_many, may_wait=may_wait)
+        if len(requests) > MAX_RANGES_ON_LOOP:
+            found = yield from self._reads.flow(lookup_many, *arguments)
         else:
-            found = self._reads.run(look_up_many, *arguments)
+            found = self._reads.run(lookup_many, *arguments)
         if waiting is not None:
             found = [
                 each if each.data is not None else waiting.instead_of(each, request, fresh_after)
@@ -281,12 +281,12 @@ class ValueCache:
 
     def _finished(
         self,
-        found: list[Found],
+        found: list[EntryState],
         namespace: str,
         key: str,
         requests: Sequence[ByteRequest | None],
         fresh_after: int,
-    ) -> Flow[list[Found]]:
+    ) -> Flow[list[EntryState]]:
         """The same, with what must be read from the disk: on the async surface all at once."""
         reads = [each.read for each in found if each.read is not None]
         if not reads:
@@ -302,42 +302,42 @@ class ValueCache:
             else:
                 # Evicted and written over meanwhile, or damaged.
                 arguments = (namespace, key, request, fresh_after)
-                finished.append((yield from self._reads.flow(lookup.look_up, *arguments)))
+                finished.append((yield from self._reads.flow(lookup.lookup, *arguments)))
         return finished
 
     def admit(
         self,
         namespace: str,
         key: str,
-        answer: Answer,
+        response: Response,
         limits: Limits,
-        told: Callable[[Removed | CacheError | None], None],
+        on_done: Callable[[Evictions | CacheError | None], None],
     ) -> Flow[None]:
         """Keep an answer, under the limits, unless a write has overtaken it.
 
         It is at hand at once, and in the file soon. Waits only while more waits than
-        `MOST_WAITING_BYTES`.
+        `MAX_WAITING_BYTES`.
 
         Parameters
         ----------
-        told
+        on_done
             Called with what became of it: what was removed, None if a write has overtaken it, or
             why it could not be kept. By whatever thread.
         """
         if not self._writes.breaker.is_closed:
             self._writes.breaker.look()
         self._max_size = limits.max_size
-        mine = Admission(namespace, key, answer, limits, told)
-        self._admissions.add(mine)
-        nbytes = self._admissions.nbytes
+        mine = Admission(namespace, key, response, limits, on_done)
+        self._queue.add(mine)
+        nbytes = self._queue.nbytes
         self._writer.wake(is_urgent=nbytes > MANY_WAITING_BYTES)
-        if nbytes > MOST_WAITING_BYTES:
+        if nbytes > MAX_WAITING_BYTES:
             yield from mine.wait()
 
-    def touch(self, namespace: str, key: str, found: Found, used_at: int) -> None:
+    def touch(self, namespace: str, key: str, found: EntryState, used_at: int) -> None:
         """Note a use of what was found; let what has gathered be written."""
         if found.entry is None:
-            self._admissions.touch(namespace, key, used_at)
+            self._queue.touch(namespace, key, used_at)
         elif self.pending.touch(found.entry, used_at):
             self.write_soon()
 
@@ -348,19 +348,19 @@ class ValueCache:
             self._forget_waiting()
             return
         # What comes meanwhile is for who brings it: otherwise this would not end while any comes.
-        left = len(self._admissions)
+        left = len(self._queue)
         while left > 0:
             ended: list[Admission] = []
             failure = None
             try:
                 now_ns = self._database.clock().now_ns()
                 arguments = (ended, self.pending, self._keep, now_ns)
-                self._writes.run(self._admissions.admit_some, *arguments)
+                self._writes.run(self._queue.admit_some, *arguments)
             except CacheError as error:
                 failure = error
                 if not ended:
-                    ended = self._admissions.take()
-                    self._admissions.taken_away(ended, self.pending)
+                    ended = self._queue.take()
+                    self._queue.release(ended, self.pending)
             finally:
                 # Also when Ctrl-C comes: others may wait for these.
                 for each in ended:
@@ -376,8 +376,8 @@ class ValueCache:
 
     def _forget_waiting(self) -> None:
         """Keep nothing of the answers that wait, nor the uses of what was in the file."""
-        while ended := self._admissions.take():
-            self._admissions.taken_away(ended, self.pending)
+        while ended := self._queue.take():
+            self._queue.release(ended, self.pending)
             for each in ended:
                 each.end(None)
         self.pending.take_touches()
@@ -407,14 +407,14 @@ class ValueCache:
     def flush(self) -> None:
         """Write the answers that wait; what is being written is in the file as well."""
         self.write_waiting()
-        self._admissions.settle()
+        self._queue.drain()
 
     def write_soon(self) -> None:
         """Write the uses and counts that wait, in another thread."""
-        if not self._writes.breaker.is_left_alone:
+        if not self._writes.breaker.is_open:
             self._writer.wake()
 
-    def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
+    def enforce(self, namespace: str, limits: Limits) -> Flow[Evictions]:
         """Come under the limits."""
         if not self._writes.breaker.is_closed:
             # Before the uses are gathered for nothing, at each hit.
@@ -426,7 +426,7 @@ class ValueCache:
             self._writer.wake()
         return removed
 
-    def tell_of_eviction(self, max_size: int | None) -> None:
+    def report_eviction(self, max_size: int | None) -> None:
         """Say once for each file and process that the budget is used up."""
         if self._has_evicted or max_size is None:
             return
@@ -438,12 +438,12 @@ class ValueCache:
 
     def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
         """Remove what is kept of the key, unless it is newer; return the keys removed."""
-        self._admissions.forget(namespace, key)
+        self._queue.forget(namespace, key)
         return self._writes.flow(
             admit.forget, namespace, key, revision=revision, stored_at=stored_at
         )
 
-    def discard(self, found: Found) -> Flow[list[str]]:
+    def discard(self, found: EntryState) -> Flow[list[str]]:
         """Remove a damaged entry; return the keys removed."""
         return self._writes.flow(admit.discard, found)
 
@@ -465,15 +465,15 @@ class ValueCache:
         self,
         namespace: str,
         keys: Sequence[str],
-        answers: Mapping[str, Answer],
+        responses: Mapping[str, Response],
         now_ns: int,
         limits: Limits,
-    ) -> Flow[Removed]:
+    ) -> Flow[Evictions]:
         """Let the keys be asked for again, and keep what the source is known to hold."""
         self._max_size = limits.max_size
         end_write = partial(fence.end_write, keep=self._keep)
-        arguments = (namespace, keys, answers, now_ns, limits)
-        if answers:
+        arguments = (namespace, keys, responses, now_ns, limits)
+        if responses:
             return self._with_touches(end_write, *arguments)
         # Nothing comes for which anything would have to go.
         return self._writes.flow(end_write, *arguments, {})
@@ -515,22 +515,22 @@ class ValueCache:
         return self._database.is_open
 
     @property
-    def being_kept(self) -> int:
+    def bytes_being_written(self) -> int:
         """Bytes of the answers that are being written into the file just now."""
-        return self._admissions.being_kept
+        return self._queue.bytes_being_written
 
     def usage(self, namespace: str) -> Usage:
         """What the namespace and the database hold."""
         return self._reads.run(space.usage, namespace)
 
-    def at_hand(
+    def list_cached(
         self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
     ) -> Flow[dict[str, Kept]]:
         """What is kept and fresh of the keys with this prefix, without its bytes."""
         # What waits to be written is at hand as well.
         yield from threaded(self.flush)
         arguments = (namespace, prefix, fresh_after, absent_fresh_after)
-        return (yield from self._reads.flow(lookup.at_hand, *arguments))
+        return (yield from self._reads.flow(lookup.list_cached, *arguments))
 
     def write_pending(self) -> Flow[None]:
         """Write the uses and counts that wait."""
@@ -584,7 +584,7 @@ class ValueCache:
             return
         try:
             run(self.write_pending())
-        except LeftAloneError:
+        except CircuitOpenError:
             pass  # why has been told
         except CacheError as error:
             # What may be lost is the order of some uses: no reason for a program not to end.

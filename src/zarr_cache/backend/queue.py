@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.index import admit as index_admit
 from zarr_cache.index import extents, values
-from zarr_cache.index.evict import Removed, evict_ahead
+from zarr_cache.index.evict import Evictions, evict_ahead
 from zarr_cache.index.large_values import most_bytes, written
 from zarr_cache.index.uses import write_counts, write_touches
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
     from zarr_cache.backend.counters import Pending
     from zarr_cache.file.connection import Connection
-    from zarr_cache.index.admit import Admission, Answer
+    from zarr_cache.index.admit import Admission, Response
     from zarr_cache.index.values import Keep
 
 
-MOST_TOGETHER = 64
+MAX_TOGETHER = 64
 
 
-class Admissions:
+class WriteBehindQueue:
     """Answers that wait to be kept. Whoever comes to write takes many of them along.
 
     A transaction costs several times what one more entry in it does, and none of that is the
-    reader's to wait for. What waits is at hand all the same: `answer` tells.
+    reader's to wait for. What waits is at hand all the same: `response` tells.
 
     Any thread may call.
 
@@ -36,7 +36,7 @@ class Admissions:
     ----------
     nbytes
         Bytes of those that wait or are being written.
-    being_kept
+    bytes_being_written
         Bytes of those that are being written just now.
     """
 
@@ -47,7 +47,7 @@ class Admissions:
         self._taken: list[Admission] = []
         self._by_key: dict[tuple[str, str], Admission] = {}
         self.nbytes = 0
-        self.being_kept = 0
+        self.bytes_being_written = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -57,12 +57,12 @@ class Admissions:
         with self._lock:
             self._waiting.append(admission)
             self._by_key[admission.namespace, admission.key] = admission
-            self.nbytes += admission.answer.size
+            self.nbytes += admission.response.size
 
-    def answer(self, namespace: str, key: str) -> Answer | None:
+    def response(self, namespace: str, key: str) -> Response | None:
         """The last answer for the key that waits, or is being kept just now."""
         admission = self._by_key.get((namespace, key))
-        return None if admission is None or admission.is_needless else admission.answer
+        return None if admission is None or admission.is_needless else admission.response
 
     def touch(self, namespace: str, key: str, used_at: int) -> None:
         """Note a use of what waits for the key."""
@@ -82,7 +82,7 @@ class Admissions:
     def take(self, connection: Connection | None = None) -> list[Admission]:
         """Some of those that wait, but not so many that the next waits for long.
 
-        They are at hand until `taken_away`.
+        They are at hand until `release`.
 
         Parameters
         ----------
@@ -92,21 +92,21 @@ class Admissions:
         taken: list[Admission] = []
         small = large = 0
         with self._lock:
-            while self._waiting and len(taken) < MOST_TOGETHER:
+            while self._waiting and len(taken) < MAX_TOGETHER:
                 first = self._waiting[0]
-                size = first.answer.size
+                size = first.response.size
                 if connection is not None and extents.is_large(connection, size):
                     large += size
                 else:
                     small += size
-                if taken and (small > values.MOST_BYTES or large > most_bytes(first.limits)):
+                if taken and (small > values.MAX_BYTES or large > most_bytes(first.limits)):
                     break
                 taken.append(self._waiting.popleft())
             self._taken += taken
-            self.being_kept += sum(admission.answer.size for admission in taken)
+            self.bytes_being_written += sum(admission.response.size for admission in taken)
         return taken
 
-    def taken_away(self, taken: Iterable[Admission], pending: Pending) -> None:
+    def release(self, taken: Iterable[Admission], pending: Pending) -> None:
         """They are in the file, or never will be."""
         with self._lock:
             for admission in taken:
@@ -117,13 +117,13 @@ class Admissions:
                 if admission.entry is not None and is_used:
                     # While it was written.
                     pending.touch(admission.entry, admission.used_at)
-                self.nbytes -= admission.answer.size
-                self.being_kept -= admission.answer.size
+                self.nbytes -= admission.response.size
+                self.bytes_being_written -= admission.response.size
                 place = (admission.namespace, admission.key)
                 if self._by_key.get(place) is admission:
                     del self._by_key[place]
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Wait until nothing is being kept."""
         with self._turn:
             pass
@@ -157,7 +157,7 @@ class Admissions:
             if not ended:
                 return
             touches, counts = pending.take_touches(), pending.take_counts()
-            removed = Removed()
+            removed = Evictions()
             try:
                 first = ended[0]
                 limits = first.limits
@@ -190,4 +190,4 @@ class Admissions:
                     ended[0].removed = removed
                 raise
             finally:
-                self.taken_away(ended, pending)
+                self.release(ended, pending)

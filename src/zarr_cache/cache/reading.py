@@ -11,7 +11,7 @@ from zarr_cache.core.buffers import to_buffer, to_lasting_array
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call, call_async
 from zarr_cache.core.single_flight import Flight
-from zarr_cache.index.admit import Answer
+from zarr_cache.index.admit import Response
 from zarr_cache.index.ranges import RangeEntry
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from zarr_cache.cache.view import CachedSource, Seen
+    from zarr_cache.cache.view import LookupResult, SourceView
     from zarr_cache.core.flow import Flow
-    from zarr_cache.index.lookup import Data, Found
+    from zarr_cache.index.lookup import Data, EntryState
 
 
 ANSWERS = frozenset({"value", "absent"})
@@ -38,13 +38,13 @@ type Batches = list[list[tuple[int, Buffer | None]]]
 
 
 def get(
-    cached: CachedSource, key: str, prototype: BufferPrototype, request: ByteRequest | None
+    cached: SourceView, key: str, prototype: BufferPrototype, request: ByteRequest | None
 ) -> Flow[Buffer | None]:
     """The bytes asked for; None if there is no such key."""
     if request is not None:
         requests.check(request)
     ended = cached.values.flights.ended
-    seen = yield from cached.look_up(key, request)
+    seen = yield from cached.lookup(key, request)
     if seen is None:
         return as_type(prototype, (yield from _ask(cached, key, request)))
     data = fresh_data(cached, seen, key, request)
@@ -59,7 +59,7 @@ def get(
 
 
 def fresh_data(
-    cached: CachedSource, seen: Seen, key: str, request: ByteRequest | None
+    cached: SourceView, seen: LookupResult, key: str, request: ByteRequest | None
 ) -> Data | None:
     """The bytes asked for, out of the value in the file or of a part in memory."""
     found, at, fresh_after = seen
@@ -73,7 +73,7 @@ def fresh_data(
     )
 
 
-def is_absent(cached: CachedSource, seen: Seen, key: str) -> bool:
+def is_absent(cached: SourceView, seen: LookupResult, key: str) -> bool:
     """Whether the key is believed to be absent, which is a use."""
     found, at, _ = seen
     is_absent = (
@@ -87,7 +87,7 @@ def is_absent(cached: CachedSource, seen: Seen, key: str) -> bool:
 
 
 def fetch(
-    cached: CachedSource, key: str, request: ByteRequest | None, found: Found, ended: int
+    cached: SourceView, key: str, request: ByteRequest | None, found: EntryState, ended: int
 ) -> Flow[Buffer | None]:
     """Ask the source, once for all who ask at once, and keep the answer.
 
@@ -112,12 +112,12 @@ def fetch(
         if leads and cached.values.flights.ended != ended:
             is_here, buffer = yield from look_again(cached, key, request)
             if is_here:
-                flight.land(buffer)
+                flight.complete(buffer)
                 return buffer
         asked_at = cached.values.clock().now_ns()
         buffer = yield from _ask(cached, key, request)
         if leads:
-            flight.land(buffer)
+            flight.complete(buffer)
         yield from keep(cached, key, [(request, buffer)], found.revision, asked_at)
     finally:
         cached.values.flights.end(place, mine)
@@ -125,10 +125,10 @@ def fetch(
 
 
 def look_again(
-    cached: CachedSource, key: str, request: ByteRequest | None
+    cached: SourceView, key: str, request: ByteRequest | None
 ) -> Flow[tuple[bool, Buffer | None]]:
     """Whether an answer has come to hand since the look-up that missed, and the answer."""
-    seen = yield from cached.look_up(key, request)
+    seen = yield from cached.lookup(key, request)
     if seen is None:
         return False, None
     data = fresh_data(cached, seen, key, request)
@@ -138,7 +138,7 @@ def look_again(
     return True, None if data is None else to_buffer(cpu.buffer_prototype, data)
 
 
-def _ask(cached: CachedSource, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
+def _ask(cached: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
     """What the source answers, in a buffer of this machine's memory."""
     prototype = cpu.buffer_prototype
     buffer: Buffer | None = yield from call(
@@ -151,16 +151,16 @@ def _ask(cached: CachedSource, key: str, request: ByteRequest | None) -> Flow[Bu
 
 
 def keep(
-    cached: CachedSource,
+    cached: SourceView,
     key: str,
-    answers: Sequence[tuple[ByteRequest | None, Buffer | None]],
+    responses: Sequence[tuple[ByteRequest | None, Buffer | None]],
     revision: int,
     asked_at: int,
 ) -> Flow[None]:
     """Keep what the source answered to each request, where the limits and later writes allow it."""
     try:
         parts = []
-        for request, buffer in answers:
+        for request, buffer in responses:
             if request is None or buffer is None:
                 yield from _keep_value(cached, key, buffer, revision, asked_at)
             else:
@@ -172,53 +172,53 @@ def keep(
 
 
 def _keep_value(
-    cached: CachedSource, key: str, buffer: Buffer | None, revision: int, asked_at: int
+    cached: SourceView, key: str, buffer: Buffer | None, revision: int, asked_at: int
 ) -> Flow[None]:
     """Keep a whole value, or that there is none."""
     data = None if buffer is None else to_lasting_array(buffer)
     if cached.is_kept(data):
-        answer = Answer(data, asked_at, cached.values.clock().stamp_ns(), revision)
+        response = Response(data, asked_at, cached.values.clock().timestamp_ns(), revision)
         yield from cached.values.admit(
-            cached.namespace, key, answer, cached.limits(), cached.what_became
+            cached.namespace, key, response, cached.limits(), cached.record_outcome
         )
-    elif (yield from cached.values.peek(cached.namespace, key)).kind in ANSWERS:
+    elif (yield from cached.values.lookup_metadata(cached.namespace, key)).kind in ANSWERS:
         yield from cached.values.forget(cached.namespace, key, revision, asked_at)
 
 
 def _keep_parts(
-    cached: CachedSource,
+    cached: SourceView,
     key: str,
     parts: list[tuple[ByteRequest, bytes]],
     revision: int,
     asked_at: int,
 ) -> Flow[None]:
     """Keep parts of a value as range entries."""
-    found = yield from cached.values.peek(cached.namespace, key)
+    found = yield from cached.values.lookup_metadata(cached.namespace, key)
     if found.is_overtaken(revision, asked_at):
         # A write has overtaken the answer. One that comes after this is seen at the next look-up.
         return
     limits = cached.limits()
     for request, data in parts:
-        if cached.is_kept(data) and requests.may_be_kept(request, len(data)):
-            stamp = cached.values.clock().stamp_ns()
-            entry = RangeEntry(cached.namespace, key, request, data, asked_at, revision, stamp)
+        if cached.is_kept(data) and requests.may_be_cached(request, len(data)):
+            timestamp = cached.values.clock().timestamp_ns()
+            entry = RangeEntry(cached.namespace, key, request, data, asked_at, revision, timestamp)
             limits.ranges.add(entry, fence=found.fence)
     # What is being written now may have been weighed before these were here.
-    being_kept = cached.values.being_kept
-    found = yield from cached.values.peek(cached.namespace, key)
-    if limits.are_exceeded(found.cached_bytes + being_kept):
+    bytes_being_written = cached.values.bytes_being_written
+    found = yield from cached.values.lookup_metadata(cached.namespace, key)
+    if limits.are_exceeded(found.cached_bytes + bytes_being_written):
         yield from cached.enforce_now(limits)
 
 
-def exists(cached: CachedSource, key: str) -> Flow[bool]:
+def exists(cached: SourceView, key: str) -> Flow[bool]:
     """Whether there is such a key.
 
     That there is none is not kept: fsspec's ``exists`` and ``info`` say so of a server that is down
     as well. Only ``get`` tells.
     """
-    seen = yield from cached.look_up(key, with_data=False)
+    seen = yield from cached.lookup(key, with_data=False)
     if seen is not None:
-        if _size_at_hand(cached, seen, key) is not None or _has_range(cached, seen, key):
+        if _cached_size(cached, seen, key) is not None or _has_range(cached, seen, key):
             cached.hit(b"")
             return True
         if is_absent(cached, seen, key):
@@ -229,7 +229,7 @@ def exists(cached: CachedSource, key: str) -> Flow[bool]:
     return exists
 
 
-def getsize(cached: CachedSource, key: str) -> Flow[int]:
+def getsize(cached: SourceView, key: str) -> Flow[int]:
     """Bytes of the value.
 
     Raises
@@ -237,9 +237,9 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
     FileNotFoundError
         There is no such key, as far as the source can tell: as with `exists`, nothing is kept.
     """
-    seen = yield from cached.look_up(key, with_data=False)
+    seen = yield from cached.lookup(key, with_data=False)
     if seen is not None:
-        size = _size_at_hand(cached, seen, key)
+        size = _cached_size(cached, seen, key)
         if size is not None:
             cached.hit(b"")
             return size
@@ -251,7 +251,7 @@ def getsize(cached: CachedSource, key: str) -> Flow[int]:
     return told
 
 
-def _size_at_hand(cached: CachedSource, seen: Seen, key: str) -> int | None:
+def _cached_size(cached: SourceView, seen: LookupResult, key: str) -> int | None:
     found, _, fresh_after = seen
     if found.kind == "value" and found.stored_at > fresh_after:
         return found.size
@@ -260,7 +260,7 @@ def _size_at_hand(cached: CachedSource, seen: Seen, key: str) -> int | None:
     )
 
 
-def _has_range(cached: CachedSource, seen: Seen, key: str) -> bool:
+def _has_range(cached: SourceView, seen: LookupResult, key: str) -> bool:
     found, _, fresh_after = seen
     return cached.values.ranges.has(
         cached.namespace, key, fence=found.fence, fresh_after=fresh_after

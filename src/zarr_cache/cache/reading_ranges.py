@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr.core.buffer import cpu
 
 from zarr_cache.cache import reading
-from zarr_cache.cache.view import Seen
+from zarr_cache.cache.view import LookupResult
 from zarr_cache.core import byte_range as requests
 from zarr_cache.core.buffers import to_buffer
 from zarr_cache.core.errors import CacheError
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from zarr_cache.cache.reading import Batches
-    from zarr_cache.cache.view import CachedSource
+    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
-    from zarr_cache.index.lookup import Data, Found
+    from zarr_cache.index.lookup import Data, EntryState
 
 
 class Pieces(NamedTuple):
@@ -43,7 +43,7 @@ class Pieces(NamedTuple):
 
 
 def get_ranges(
-    cached: CachedSource,
+    cached: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     prototype: BufferPrototype,
@@ -58,7 +58,7 @@ def get_ranges(
     if not byte_ranges:
         return Pieces([], None)
     ended = cached.values.flights.ended
-    seen = yield from cached.look_up(key, with_data=False)
+    seen = yield from cached.lookup(key, with_data=False)
     if seen is None:
         places = list(range(len(byte_ranges)))
         pieces, _ = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
@@ -66,14 +66,14 @@ def get_ranges(
     if reading.is_absent(cached, seen, key):
         cached.hit(None)
         return Pieces([], _absent(key))
-    at_hand = yield from _ranges_at_hand(cached, seen, key, byte_ranges)
-    first: Batches = [[(place, to_buffer(prototype, data)) for place, data in at_hand.items()]]
-    missing = [place for place in range(len(byte_ranges)) if place not in at_hand]
+    list_cached = yield from _cached_ranges(cached, seen, key, byte_ranges)
+    first: Batches = [[(place, to_buffer(prototype, data)) for place, data in list_cached.items()]]
+    missing = [place for place in range(len(byte_ranges)) if place not in list_cached]
     fetched = yield from _fetch_ranges(
         cached, key, byte_ranges, missing, seen.found, ended, settings
     )
     batches, error = _as_types(prototype, fetched)
-    return Pieces([*first, *batches] if at_hand else batches, error)
+    return Pieces([*first, *batches] if list_cached else batches, error)
 
 
 def _as_types(prototype: BufferPrototype, pieces: Pieces) -> Pieces:
@@ -84,34 +84,34 @@ def _as_types(prototype: BufferPrototype, pieces: Pieces) -> Pieces:
     return Pieces(batches, pieces.error)
 
 
-def _ranges_at_hand(
-    cached: CachedSource, seen: Seen, key: str, byte_ranges: Sequence[ByteRequest | None]
+def _cached_ranges(
+    cached: SourceView, seen: LookupResult, key: str, byte_ranges: Sequence[ByteRequest | None]
 ) -> Flow[dict[int, Data]]:
     """The bytes that are here, by the place of their request."""
     found, at, fresh_after = seen
-    each: list[Found] = [found] * len(byte_ranges)
+    each: list[EntryState] = [found] * len(byte_ranges)
     if found.kind == "value" and found.stored_at > fresh_after:
         try:
-            each = yield from cached.values.look_up_many(
+            each = yield from cached.values.lookup_many(
                 cached.namespace, key, byte_ranges, fresh_after
             )
         except CacheError as error:
             cached.faults.note(error)
-    at_hand = {}
+    list_cached = {}
     for place, request in enumerate(byte_ranges):
-        data = reading.fresh_data(cached, Seen(each[place], at, fresh_after), key, request)
+        data = reading.fresh_data(cached, LookupResult(each[place], at, fresh_after), key, request)
         if data is not None:
-            at_hand[place] = data
+            list_cached[place] = data
             cached.hit(data)
-    return at_hand
+    return list_cached
 
 
 def _fetch_ranges(
-    cached: CachedSource,
+    cached: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     missing: list[int],
-    found: Found,
+    found: EntryState,
     ended: int,
     settings: dict[str, int],
 ) -> Flow[Pieces]:
@@ -126,7 +126,7 @@ def _fetch_ranges(
         for place, flight in led.items() if flights.ended != ended else ():
             is_here, buffer = yield from reading.look_again(cached, key, byte_ranges[place])
             if is_here:
-                flight.land(buffer)
+                flight.complete(buffer)
                 batches.append([(place, buffer)])
         still = {place: flight for place, flight in led.items() if not flight.is_set}
         fetched, error = yield from _lead_ranges(
@@ -149,7 +149,7 @@ def _fetch_ranges(
 
 
 def _lead_ranges(
-    cached: CachedSource,
+    cached: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     led: dict[int, Flight[Buffer | None]],
@@ -164,18 +164,18 @@ def _lead_ranges(
     pieces = [piece for batch in asked.batches for piece in batch]
     # All of them land before one is kept: whoever follows waits for nothing else.
     for place, buffer in pieces:
-        led[place].land(buffer)
-    answers = [(byte_ranges[place], buffer) for place, buffer in pieces if place not in odd]
-    yield from reading.keep(cached, key, answers, revision, asked_at)
+        led[place].complete(buffer)
+    responses = [(byte_ranges[place], buffer) for place, buffer in pieces if place not in odd]
+    yield from reading.keep(cached, key, responses, revision, asked_at)
     return asked
 
 
 def _follow_range(
-    cached: CachedSource,
+    cached: SourceView,
     key: str,
     request: ByteRequest | None,
     flight: Flight[Buffer | None],
-    found: Found,
+    found: EntryState,
 ) -> Flow[Buffer]:
     """What another is asking the source for; if it gets no answer, ask for oneself."""
     landed, buffer = yield from flight.wait()
@@ -190,7 +190,7 @@ def _follow_range(
 
 
 def _ask_ranges(
-    cached: CachedSource,
+    cached: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     places: list[int],

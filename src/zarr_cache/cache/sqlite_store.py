@@ -15,7 +15,7 @@ from zarr_cache.core import keys
 from zarr_cache.core.buffers import to_array, to_buffer
 from zarr_cache.core.errors import CacheError, FileDamagedError
 from zarr_cache.core.sizes import format_size
-from zarr_cache.disk.paths import default_path, place_of
+from zarr_cache.disk.paths import default_path, file_id_of
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import stored
 from zarr_cache.inspect import html, report, verify
@@ -246,7 +246,7 @@ class SqliteStore(Store):
         return self._repair()
 
     def _repair(self) -> Iterator[Problem]:
-        place = place_of(self.path)
+        place = file_id_of(self.path)
         try:
             damage = verify.find_damage(self._run)
             if not damage:
@@ -433,7 +433,7 @@ class SqliteStore(Store):
         await self.delete_dir("")
 
     def _now_ns(self) -> int:
-        return self.database.clock().stamp_ns()
+        return self.database.clock().timestamp_ns()
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:

@@ -12,11 +12,11 @@ from zarr.storage import MemoryStore, WrapperStore
 
 from zarr_cache.backend.counters import Statistics
 from zarr_cache.backend.failures import Faults
-from zarr_cache.backend.file_cache import ValueCache
+from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.other_store import StoreCache
 from zarr_cache.cache import reading, reading_ranges, writing
 from zarr_cache.cache.sqlite_store import SqliteStore
-from zarr_cache.cache.view import CachedSource, Settings
+from zarr_cache.cache.view import Settings, SourceView
 from zarr_cache.core import ages, private, sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call, call_async, run, run_async
@@ -151,7 +151,7 @@ class CacheStore(WrapperStore[Store]):
             max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
         )
         values = (
-            ValueCache.of(cache_store.database)
+            FileCache.of(cache_store.database)
             if isinstance(cache_store, SqliteStore)
             else StoreCache.over(cache_store, name_of)
         )
@@ -161,7 +161,7 @@ class CacheStore(WrapperStore[Store]):
         self._cache = cache_store
         self._given_namespace = namespace
         self._is_open = False
-        self._cached = CachedSource(
+        self._cached = SourceView(
             source=store,
             values=values,
             namespace=name,
@@ -553,8 +553,8 @@ class CacheStore(WrapperStore[Store]):
         self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
     ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
         asked = list(requests)
-        answers = await self._answers(asked)
-        for (key, _, _), buffer in zip(asked, answers, strict=True):
+        responses = await self._answers(asked)
+        for (key, _, _), buffer in zip(asked, responses, strict=True):
             yield key, buffer
 
     async def _answers(
@@ -564,11 +564,11 @@ class CacheStore(WrapperStore[Store]):
         places: dict[str, list[int]] = {}
         for place, (key, _, _) in enumerate(asked):
             places.setdefault(key, []).append(place)
-        answers: list[Buffer | None] = [None] * len(asked)
+        responses: list[Buffer | None] = [None] * len(asked)
 
-        async def answer(key: str, of_key: list[int]) -> None:
+        async def response(key: str, of_key: list[int]) -> None:
             if len(of_key) == 1:
-                answers[of_key[0]] = await self.get(*asked[of_key[0]])
+                responses[of_key[0]] = await self.get(*asked[of_key[0]])
                 return
             byte_ranges = [asked[place][2] for place in of_key]
             default = default_buffer_prototype()
@@ -576,7 +576,7 @@ class CacheStore(WrapperStore[Store]):
                 async for batch in self.get_ranges(key, byte_ranges, prototype=default):
                     for number, buffer in batch:
                         place = of_key[number]
-                        answers[place] = reading.as_type(asked[place][1], buffer)
+                        responses[place] = reading.as_type(asked[place][1], buffer)
             except FileNotFoundError:
                 pass  # as a source may raise it by itself; what is absent is None already
             except ExceptionGroup as group:
@@ -585,8 +585,8 @@ class CacheStore(WrapperStore[Store]):
                 if others is not None:
                     raise others.exceptions[0] from group
 
-        await asyncio.gather(*(answer(key, of_key) for key, of_key in places.items()))
-        return answers
+        await asyncio.gather(*(response(key, of_key) for key, of_key in places.items()))
+        return responses
 
     async def exists(self, key: str) -> bool:
         """Whether the source has the key, as far as fresh answers tell, or else as it says."""
@@ -684,7 +684,7 @@ def _named(store: Store) -> str:
     return f"<{type(store).__name__}>"
 
 
-def _refuse_itself(source: Store, values: ValueCache, namespace: str) -> None:
+def _refuse_itself(source: Store, values: FileCache, namespace: str) -> None:
     """Refuse a source that keeps its answers under the very same keys.
 
     Raises

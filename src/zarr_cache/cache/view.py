@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from zarr_cache.backend.counters import Statistics
     from zarr_cache.backend.failures import Faults
-    from zarr_cache.backend.file_cache import ValueCache
+    from zarr_cache.backend.file_cache import FileCache
     from zarr_cache.core.ages import Age
     from zarr_cache.core.flow import Flow
-    from zarr_cache.index.evict import Removed
-    from zarr_cache.index.lookup import Data, Found
+    from zarr_cache.index.evict import Evictions
+    from zarr_cache.index.lookup import Data, EntryState
 
 
 ABSENT_SECONDS = 60
@@ -37,7 +37,7 @@ ABSENT_SECONDS = 60
 _OF_URLS = frozenset("#%?")
 
 
-_private: weakref.WeakSet[CachedSource] = weakref.WeakSet()
+_private: weakref.WeakSet[SourceView] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
@@ -58,7 +58,7 @@ class Settings(NamedTuple):
     max_age_absent_seconds: Age
 
 
-class Seen(NamedTuple):
+class LookupResult(NamedTuple):
     """What a look-up found.
 
     Attributes
@@ -69,13 +69,13 @@ class Seen(NamedTuple):
         A value stored at this time or earlier was stale then.
     """
 
-    found: Found
+    found: EntryState
     at: int
     fresh_after: int
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class CachedSource:
+class SourceView:
     """What `reading` and `writing` work on: one for each view of a CacheStore.
 
     Attributes
@@ -95,7 +95,7 @@ class CachedSource:
     """
 
     source: Store
-    values: ValueCache
+    values: FileCache
     namespace: str
     settings: Settings
     statistics: Statistics
@@ -154,28 +154,28 @@ class CachedSource:
         """Whether this view believes that a key is absent."""
         return self.source.read_only or self.settings.max_age_absent_seconds is not None
 
-    def look_up(
+    def lookup(
         self, key: str, request: ByteRequest | None = None, *, with_data: bool = True
-    ) -> Flow[Seen | None]:
+    ) -> Flow[LookupResult | None]:
         """What is kept of the key; None when the source is to be asked, and nothing is kept."""
-        if not self.may_be_kept(key):
+        if not self.may_be_cached(key):
             return None
-        if self.faults.are_untold:
+        if self.faults.has_unreported:
             self.faults.tell()
         values = self.values
         try:
             while True:
                 if not self.is_ready():
                     yield from self._get_ready()
-                at = values.clock().stamp_ns()
+                at = values.clock().timestamp_ns()
                 fresh_after = ages.fresh_after(self.settings.max_age_seconds, at)
                 arguments = (self.namespace, key, request, fresh_after)
                 found = values.lookup_nowait(*arguments) if with_data else None
                 if found is None or found.read is not None:
                     found = yield from (
-                        values.look_up(*arguments, found)
+                        values.lookup(*arguments, found)
                         if with_data
-                        else values.peek(self.namespace, key)
+                        else values.lookup_metadata(self.namespace, key)
                     )
                 if found.is_damaged:
                     self.statistics.add(damaged=1)
@@ -188,12 +188,12 @@ class CachedSource:
                 max_size = self.settings.max_size
                 if max_size is not None and found.cached_bytes + values.ranges.nbytes > max_size:
                     yield from self._try_to_make_room()
-                return Seen(found, at, fresh_after)
+                return LookupResult(found, at, fresh_after)
         except CacheError as error:
             self.faults.note(error)
             return None
 
-    def may_be_kept(self, key: str) -> bool:
+    def may_be_cached(self, key: str) -> bool:
         """Whether the key means the same to every source of this name, and can be in the file."""
         return is_storable(key) and not (self.reads_urls and not _OF_URLS.isdisjoint(key))
 
@@ -202,13 +202,13 @@ class CachedSource:
         return (
             self.values.is_open
             and not self.is_to_be_named
-            and not self.values.is_distrusted(self.namespace)
+            and not self.values.is_invalidated(self.namespace)
         )
 
     def _get_ready(self) -> Flow[None]:
         self.open_source()
         yield from self.values.opened()
-        if self.values.is_distrusted(self.namespace):
+        if self.values.is_invalidated(self.namespace):
             yield from self.clear()
 
     def _try_to_make_room(self) -> Flow[None]:
@@ -225,7 +225,7 @@ class CachedSource:
         on that account would make the log as long as the file.
         """
         try:
-            found = yield from self.values.peek(self.namespace, key)
+            found = yield from self.values.lookup_metadata(self.namespace, key)
         except CacheError as error:
             self.faults.note(error)
             return
@@ -256,20 +256,20 @@ class CachedSource:
             self.settings.max_size is None or len(data) <= self.settings.max_size
         )
 
-    def what_became(self, result: Removed | CacheError | None) -> None:
+    def record_outcome(self, result: Evictions | CacheError | None) -> None:
         """Count what an admission removed, or its fault, which the next operation tells of."""
         if isinstance(result, CacheError):
             self.faults.note_later(result)
         else:
             self.count_removed(result)
 
-    def count_removed(self, removed: Removed | None) -> None:
+    def count_removed(self, removed: Evictions | None) -> None:
         """Count what an operation removed."""
         if removed is not None:
             evictions = len(removed.evicted) + removed.evicted_ranges
             self.statistics.add(evictions=evictions, expirations=len(removed.expired))
             if evictions:
-                self.values.tell_of_eviction(self.settings.max_size)
+                self.values.report_eviction(self.settings.max_size)
             if removed.failure is not None:
                 self.faults.note_later(removed.failure)
 
@@ -278,7 +278,7 @@ class CachedSource:
         self.open_source()
         mark = self.values.marked_ns(self.namespace)
         yield from self.values.fence_prefix(self.namespace, "")
-        yield from self.values.trust(self.namespace, mark)
+        yield from self.values.revalidate(self.namespace, mark)
 
     def enforce(self) -> Flow[None]:
         """Come under the limits, as far as the file can be written to."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.buffers import to_array
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.keys import is_storable
-from zarr_cache.index.admit import Answer
+from zarr_cache.index.admit import Response
 from zarr_cache.sources.names import folder_of
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.cache.view import CachedSource
+    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
 
 
 def write(
-    cached: CachedSource,
+    cached: SourceView,
     items: Sequence[tuple[str, Buffer | None]],
     to_source: Flow[None],
 ) -> Flow[None]:
@@ -56,10 +56,10 @@ def write(
         if not is_recorded:
             yield from _clear(cached)
         raise
-    answers: dict[str, Answer] = {}
+    responses: dict[str, Response] = {}
     if begun and cached.settings.cache_set_data:
-        answers = _written(cached, items, begun[0])
-    yield from _end_write(cached, namespace, keys, answers, begun)
+        responses = _written(cached, items, begun[0])
+    yield from _end_write(cached, namespace, keys, responses, begun)
     if not is_recorded:
         # The key has no fence. What was removed on that account while the source was written to may
         # have been asked for and kept again since.
@@ -67,7 +67,7 @@ def write(
 
 
 def _begin_write(
-    cached: CachedSource, namespace: str, keys: Sequence[str], begun: list[int]
+    cached: SourceView, namespace: str, keys: Sequence[str], begun: list[int]
 ) -> Flow[bool]:
     """Make what is kept of the keys unusable; False when the cache cannot."""
     return _recorded(
@@ -76,7 +76,7 @@ def _begin_write(
 
 
 def _recorded(
-    cached: CachedSource, namespace: str, operation: Callable[[int], Flow[object]]
+    cached: SourceView, namespace: str, operation: Callable[[int], Flow[object]]
 ) -> Flow[bool]:
     """Run an operation, which is given the time; False when it fails.
 
@@ -84,31 +84,31 @@ def _recorded(
     """
     try:
         yield from cached.values.opened()
-        yield from operation(cached.values.clock().stamp_ns())
+        yield from operation(cached.values.clock().timestamp_ns())
     except CacheError as error:
-        yield from cached.values.distrust(namespace)
+        yield from cached.values.invalidate(namespace)
         cached.faults.note(error)
         return False
     return True
 
 
 def _written(
-    cached: CachedSource, items: Sequence[tuple[str, Buffer | None]], begun: int
-) -> dict[str, Answer]:
+    cached: SourceView, items: Sequence[tuple[str, Buffer | None]], begun: int
+) -> dict[str, Response]:
     now_ns = cached.values.clock().now_ns()
     written = {key: to_array(value) for key, value in items if value is not None}
     return {
-        key: Answer(data, now_ns, cached.values.clock().stamp_ns(), begun)
+        key: Response(data, now_ns, cached.values.clock().timestamp_ns(), begun)
         for key, data in written.items()
         if cached.is_kept(data)
     }
 
 
 def _end_write(
-    cached: CachedSource,
+    cached: SourceView,
     namespace: str,
     keys: Sequence[str],
-    answers: Mapping[str, Answer],
+    responses: Mapping[str, Response],
     begun: Sequence[int],
 ) -> Flow[None]:
     """Let the keys be asked for again, if the write has begun: no other's is ended in its place."""
@@ -116,9 +116,9 @@ def _end_write(
         return
     yield from cached.make_room(keys[0])
     try:
-        now_ns = cached.values.clock().stamp_ns()
+        now_ns = cached.values.clock().timestamp_ns()
         removed = yield from cached.values.end_write(
-            namespace, keys, answers, now_ns, cached.limits()
+            namespace, keys, responses, now_ns, cached.limits()
         )
         cached.count_removed(removed)
     except CacheError as error:
@@ -126,14 +126,14 @@ def _end_write(
         cached.faults.note(error)
 
 
-def _abandon(cached: CachedSource, keys: Sequence[str]) -> Flow[None]:
+def _abandon(cached: SourceView, keys: Sequence[str]) -> Flow[None]:
     try:
         yield from cached.values.abandon_write(keys)
     except CacheError as error:
         cached.faults.note(error)
 
 
-def delete(cached: CachedSource, key: str, from_source: Flow[None]) -> Flow[None]:
+def delete(cached: SourceView, key: str, from_source: Flow[None]) -> Flow[None]:
     """Delete a key; no later read sees what was there before.
 
     A local source also takes the name of a folder, and deletes all that is in it.
@@ -149,7 +149,7 @@ def delete(cached: CachedSource, key: str, from_source: Flow[None]) -> Flow[None
     yield from write(cached, [(key, None)], from_source)
 
 
-def delete_dir(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Flow[None]:
+def delete_dir(cached: SourceView, prefix: str, from_source: Flow[None]) -> Flow[None]:
     """Remove a folder, and a key of the same name, which fsspec takes for the folder as well.
 
     Parameters
@@ -164,7 +164,7 @@ def delete_dir(cached: CachedSource, prefix: str, from_source: Flow[None]) -> Fl
         yield from remove_folder(cached, prefix, from_source)
 
 
-def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) -> Flow[None]:
+def remove_folder(cached: SourceView, folder: str, from_source: Flow[None]) -> Flow[None]:
     """Remove a folder; no later read sees what was in it.
 
     Nothing of the source is kept meanwhile, nor for an hour if the removal fails or is cancelled.
@@ -203,14 +203,14 @@ def remove_folder(cached: CachedSource, folder: str, from_source: Flow[None]) ->
         yield from _clear(cached)
 
 
-def _begin_removal(cached: CachedSource, namespace: str) -> Flow[bool]:
+def _begin_removal(cached: SourceView, namespace: str) -> Flow[bool]:
     """Keep no answer of the source; False when the cache cannot tell others of it."""
     return _recorded(
         cached, namespace, lambda now_ns: cached.values.begin_removal(namespace, now_ns)
     )
 
 
-def _end_removal(cached: CachedSource, namespace: str) -> Flow[None]:
+def _end_removal(cached: SourceView, namespace: str) -> Flow[None]:
     try:
         yield from cached.values.end_removal(namespace)
     except CacheError as error:
@@ -218,15 +218,15 @@ def _end_removal(cached: CachedSource, namespace: str) -> Flow[None]:
         cached.faults.note(error)
 
 
-def _fence(cached: CachedSource, namespace: str, folder: str) -> Flow[bool]:
+def _fence(cached: SourceView, namespace: str, folder: str) -> Flow[bool]:
     """Remove what is kept of a folder, and refuse what is being fetched; False when it cannot."""
     return _recorded(cached, namespace, lambda _: cached.values.fence_prefix(namespace, folder))
 
 
-def _clear(cached: CachedSource) -> Flow[None]:
+def _clear(cached: SourceView) -> Flow[None]:
     """Remove all that is kept of the source: what of it is wrong is not known."""
     try:
         yield from cached.clear()
     except CacheError as error:
-        yield from cached.values.distrust(cached.namespace)
+        yield from cached.values.invalidate(cached.namespace)
         cached.faults.note(error)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zarr_cache.cli.file import data_bytes, existing, log_bytes, opened_to_write
+from zarr_cache.cli.file import data_bytes, existing, opened_to_write, wal_bytes
 from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import print_json, say
 from zarr_cache.core.sizes import format_size
@@ -49,4 +49,4 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
 
 def _bytes_on_disk(path: Path) -> int:
     """Bytes of the file, its data file and its log."""
-    return path.stat().st_size + data_bytes(path) + log_bytes(path)
+    return path.stat().st_size + data_bytes(path) + wal_bytes(path)

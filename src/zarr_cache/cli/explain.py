@@ -33,7 +33,7 @@ class _Told:
     ----------
     is_damaged
         Its bytes are not what was kept: the next read asks the source.
-    is_distrusted
+    is_invalidated
         A write to its source could not be recorded: the next read asks the source.
     fresh_until
         Stamp until which it is fresh; None if nobody said for how long, or if it has no age.
@@ -43,7 +43,7 @@ class _Told:
 
     entry: Explanation
     is_damaged: bool
-    is_distrusted: bool
+    is_invalidated: bool
     now: int
     fresh_until: int | None
     room: int | None
@@ -52,7 +52,7 @@ class _Told:
     def is_answer(self) -> bool:
         """Whether a read would have it."""
         is_stale = self.fresh_until is not None and self.fresh_until <= self.now
-        is_no_answer = is_stale or self.is_damaged or self.is_distrusted
+        is_no_answer = is_stale or self.is_damaged or self.is_invalidated
         return self.entry.kind != "fence" and not is_no_answer
 
     @property
@@ -86,8 +86,8 @@ def explain(
             _Told(
                 each,
                 # Reads and verifies the bytes, and notes no use.
-                lookup.look_up(connection, each.namespace, key).is_damaged,
-                _is_distrusted(each, path),
+                lookup.lookup(connection, each.namespace, key).is_damaged,
+                _is_invalidated(each, path),
                 now,
                 _fresh_until(each, max_age, now),
                 room,
@@ -104,7 +104,7 @@ def explain(
         raise typer.Exit(1)
 
 
-def _is_distrusted(each: Explanation, path: Path) -> bool:
+def _is_invalidated(each: Explanation, path: Path) -> bool:
     return each.kind in CACHED and marked_ns(path.resolve(), each.namespace) is not None
 
 
@@ -139,7 +139,7 @@ def _lines(told: _Told) -> list[str]:
     lines = [what, f"since {_moment(entry.stored_at, now)}"]
     if told.is_damaged:
         lines.append("damaged: the next read asks the source")
-    if told.is_distrusted:
+    if told.is_invalidated:
         lines.append("a write to the source could not be recorded: the next read asks it")
     if entry.kind == "stored":
         return lines
@@ -161,8 +161,8 @@ def _lines(told: _Told) -> list[str]:
     return lines
 
 
-def _moment(stamp: int, now: int) -> str:
-    return f"{local_time(stamp)}, {duration(max(0, now - stamp) / 1e9)} ago"
+def _moment(timestamp: int, now: int) -> str:
+    return f"{local_time(timestamp)}, {duration(max(0, now - timestamp) / 1e9)} ago"
 
 
 def _as_json(told: _Told) -> dict[str, object]:
@@ -175,7 +175,7 @@ def _as_json(told: _Told) -> dict[str, object]:
         "used_at": iso_time(entry.used_at),
         "fresh_until": iso_time(told.fresh_until),
         "is_damaged": told.is_damaged,
-        "is_distrusted": told.is_distrusted,
+        "is_invalidated": told.is_invalidated,
         "is_answer": told.is_answer,
         "entries_before": entry.entries_before,
         "bytes_before": entry.bytes_before,

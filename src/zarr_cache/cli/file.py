@@ -14,7 +14,7 @@ from zarr_cache.disk import paths
 from zarr_cache.disk.network import refuse_network
 from zarr_cache.disk.paths import default_path
 from zarr_cache.file import migrate, schema
-from zarr_cache.file.connection import Turns, connect, data_file
+from zarr_cache.file.connection import WriteLock, connect, data_file
 from zarr_cache.file.identity import refuse_foreign
 from zarr_cache.file.opening import open_read_only
 
@@ -43,9 +43,9 @@ def existing(path: Path | None) -> Path:
     return path
 
 
-def log_bytes(path: Path) -> int:
+def wal_bytes(path: Path) -> int:
     """Bytes of the log of the file; 0 if it has none."""
-    log = paths.log_of(path)
+    log = paths.wal_of(path)
     return log.stat().st_size if log.exists() else 0
 
 
@@ -87,15 +87,15 @@ def opened_to_read(path: Path) -> Iterator[Connection]:
         refuse_network(path)
         refuse_foreign(path)
         is_writable = paths.is_writable(path)
-        connected = _connect(path) if is_writable else open_read_only(path, Turns())
+        connected = _connect(path) if is_writable else open_read_only(path, WriteLock())
         with contextlib.closing(connected) as connection:
             yield connection
 
 
 def _connect(path: Path) -> Connection:
-    is_in_use = paths.log_of(path).exists()
+    is_in_use = paths.wal_of(path).exists()
     # Not mode=ro: whoever reads so is not allowed to take away the files that a log needs.
-    connection = connect(f"{path.as_uri()}?mode=rw", Turns(), uri=True)
+    connection = connect(f"{path.as_uri()}?mode=rw", WriteLock(), uri=True)
     connection.data_file = data_file(path)
     try:
         connection.execute("PRAGMA query_only = ON")
@@ -128,7 +128,7 @@ def opened_to_write(path: Path) -> Iterator[SqliteStore]:
     Ends the command with one line if it cannot be opened, or if the block fails.
     """
     with told_on_one_line(path):
-        if path.stat().st_size == 0 and not log_bytes(path):
+        if path.stat().st_size == 0 and not wal_bytes(path):
             # To open it would make a cache file of it.
             raise CacheError(f"{path}: an empty file, in which nothing was ever cached")
         store = SqliteStore(path)

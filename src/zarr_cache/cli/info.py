@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zarr_cache.cli.file import data_bytes, existing, log_bytes, opened_to_read
+from zarr_cache.cli.file import data_bytes, existing, opened_to_read, wal_bytes
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
 from zarr_cache.cli.terminal import (
     Column,
@@ -46,7 +46,7 @@ def info(
                 "path": str(path),
                 "file_bytes": path.stat().st_size,
                 "data_bytes": data_bytes(path),
-                "log_bytes": log_bytes(path),
+                "wal_bytes": wal_bytes(path),
                 "free_bytes": free_bytes,
                 "cached_bytes": cached,
                 "max_size": max_size,
@@ -67,7 +67,7 @@ def _print_file(path: Path, free_bytes: int, cached: int, max_size: int | None) 
     say(f"{path}")
     say(
         f"on disk: {format_size(path.stat().st_size)}, its data file "
-        f"{format_size(data_bytes(path))}, its log {format_size(log_bytes(path))}, "
+        f"{format_size(data_bytes(path))}, its log {format_size(wal_bytes(path))}, "
         f"free within them {format_size(free_bytes)}"
     )
     if max_size is None:

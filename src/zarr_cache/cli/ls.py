@@ -21,7 +21,7 @@ from zarr_cache.inspect import report
 from zarr_cache.inspect.report import Listed
 from zarr_cache.inspect.selection import Selection
 
-MOST_IN_TERMINAL = 100
+MAX_IN_TERMINAL = 100
 """At most this many entries are listed where somebody looks on, unless more are asked for."""
 
 
@@ -62,7 +62,7 @@ def ls(
         int | None,
         typer.Option(
             min=0,
-            help=f"At most this many, 0 for all.  [default: {MOST_IN_TERMINAL} in a terminal]",
+            help=f"At most this many, 0 for all.  [default: {MAX_IN_TERMINAL} in a terminal]",
         ),
     ] = None,
     as_json: Json = False,
@@ -72,7 +72,7 @@ def ls(
     kinds = tuple(str(each) for each in kind or (Kind.VALUE, Kind.ABSENT, Kind.STORED))
     selection = Selection(namespace, prefix, kinds)
     if limit is None and is_terminal() and not as_json:
-        limit = MOST_IN_TERMINAL
+        limit = MAX_IN_TERMINAL
     most = limit or None
     with opened_to_read(path) as connection:
         found = report.entries(

@@ -16,10 +16,10 @@ from zarr_cache.warming import coverage_map, coverage_picture
 from zarr_cache.warming.coverage import coverage
 from zarr_cache.warming.coverage_map import CoverageMap
 
-MOST_CELLS = {".png": (640, 640), ".svg": (160, 160)}
+MAX_CELLS = {".png": (640, 640), ".svg": (160, 160)}
 """Rows and columns of a picture, by the end of its name."""
 
-MOST_LINES = 40
+MAX_LINES = 40
 """Of a map that goes into a file or a pipe."""
 
 
@@ -48,15 +48,15 @@ def map_(
     """
     selected = source.selection(slice_)
     ending = "" if output is None else output.suffix.lower()
-    if output is not None and ending not in MOST_CELLS:
+    if output is not None and ending not in MAX_CELLS:
         fail(f"{output}: a map is drawn as .png or .svg")
     if ending == ".png" and not coverage_picture.has_pillow():
         fail("Pillow not installed: pip install 'zarr-cache[map]', or draw an .svg")
     path = existing(cache_file)
     console = Console()
     is_coloured = console.color_system is not None and not console.no_color
-    lines = max(console.height - 6, 4) if console.is_terminal else MOST_LINES
-    most = MOST_CELLS.get(ending, (2 * lines if is_coloured else lines, console.width))
+    lines = max(console.height - 6, 4) if console.is_terminal else MAX_LINES
+    most = MAX_CELLS.get(ending, (2 * lines if is_coloured else lines, console.width))
 
     async def draw() -> CoverageMap:
         async with source.opened(url, array, path) as node:

@@ -128,20 +128,20 @@ def count(number: int, of: str, plural: str = "") -> str:
     return f"{number:,} {of if number == 1 else plural or f'{of}s'}"
 
 
-def local_time(stamp_ns: int | None) -> str:
+def local_time(timestamp_ns: int | None) -> str:
     """A stamp of the file in the time zone of the machine; ``-`` for None."""
-    if stamp_ns is None:
+    if timestamp_ns is None:
         return "-"
-    return f"{_time(stamp_ns).astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{_time(timestamp_ns).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def iso_time(stamp_ns: int | None) -> str | None:
+def iso_time(timestamp_ns: int | None) -> str | None:
     """A stamp of the file in UTC, as ISO 8601 writes it."""
-    return None if stamp_ns is None else f"{_time(stamp_ns):%Y-%m-%dT%H:%M:%S.%fZ}"
+    return None if timestamp_ns is None else f"{_time(timestamp_ns):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-def _time(stamp_ns: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=stamp_ns // 1000)
+def _time(timestamp_ns: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=timestamp_ns // 1000)
 
 
 def duration(seconds: float) -> str:

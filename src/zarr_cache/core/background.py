@@ -28,7 +28,7 @@ LONGEST_SECONDS = 0.2
 """Work begins no later than this after the first of it."""
 
 
-class Writer:
+class BackgroundWorker:
     """Does work in a thread of its own, which is there while there is work.
 
     Parameters

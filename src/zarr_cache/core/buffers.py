@@ -42,13 +42,13 @@ LEAST = 128 * 1024
 """Less than this malloc keeps by itself."""
 
 
-MOST_UNUSED = 32 * 2**20
+MAX_UNUSED = 32 * 2**20
 
 
 """At most so many bytes are kept for what comes next."""
 
 
-MOST_TRIED = 8
+MAX_TRIED = 8
 
 
 """So many blocks are looked at for one that fits."""
@@ -84,7 +84,7 @@ def _take(nbytes: int) -> ByteArray | None:
     """
     passed: list[ByteArray] = []
     found = None
-    while found is None and len(passed) < MOST_TRIED:
+    while found is None and len(passed) < MAX_TRIED:
         try:
             block = _unused.pop()
         except IndexError:
@@ -98,7 +98,7 @@ def _take(nbytes: int) -> ByteArray | None:
 
 
 def _take_back(
-    block: ByteArray, unused: deque[ByteArray] = _unused, most: int = MOST_UNUSED
+    block: ByteArray, unused: deque[ByteArray] = _unused, most: int = MAX_UNUSED
 ) -> None:
     # With what it needs as parameters: at the end of the interpreter an array may outlive the names
     # of this module.

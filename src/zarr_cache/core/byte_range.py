@@ -47,7 +47,7 @@ def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
             return max(0, size - suffix), size
 
 
-def may_be_kept(byte_range: ByteRequest, length: int) -> bool:
+def may_be_cached(byte_range: ByteRequest, length: int) -> bool:
     """Whether an answer of `length` bytes is as long as was asked for.
 
     A longer one is the whole value: some HTTP servers ignore ``Range``, and fsspec hands on what

@@ -86,7 +86,7 @@ class PersistentClock:
         """The time. Equal to what an earlier call told if no time has passed."""
         return max(self._monotonic_ns() + self._offset_ns, self._last_ns)
 
-    def stamp_ns(self) -> int:
+    def timestamp_ns(self) -> int:
         """The time, later than every stamp before: two uses in one process never tie."""
         with self._lock:
             self._last_ns = max(self._monotonic_ns() + self._offset_ns, self._last_ns + 1)
@@ -99,13 +99,13 @@ class PersistentClock:
             self._offset_ns = max(self._offset_ns, begun_ns)
             self._last_ns = max(self._last_ns, floor_ns)
 
-    def catch_up(self, stamp_ns: int) -> bool:
+    def catch_up(self, timestamp_ns: int) -> bool:
         """Begin anew if a stamp of the file is ahead of the time; tell whether it was.
 
         Another process gave it, which has counted time that this one missed: no clock but the wall
         clock, which is set afterwards, goes on while a virtual machine is suspended.
         """
-        if not self.now_ns() < stamp_ns < STAMPS_END:
+        if not self.now_ns() < timestamp_ns < STAMPS_END:
             return False
-        self.begin_anew(floor_ns=stamp_ns)
+        self.begin_anew(floor_ns=timestamp_ns)
         return True

@@ -148,8 +148,12 @@ class HardLinkedFileError(StorageError):
         )
 
 
-class LeftAloneError(StorageError):
-    """The file has failed just now and is left alone for a while; then it is tried again."""
+class CircuitOpenError(StorageError):
+    """The circuit is open: the file has just failed, and is not tried again for a while."""
+
+
+LeftAloneError = CircuitOpenError
+"""The earlier name of `CircuitOpenError`."""
 
 
 _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.flow import Flow
 
 
-class Outcome[T]:
+class LazyFuture[T]:
     """A result that is there at once, or some day.
 
     Mostly nobody waits for it. So a future, of which two would be a tenth of what a miss takes, is
@@ -65,7 +65,7 @@ class Outcome[T]:
             return self._future
 
 
-class Flight[T](Outcome[tuple[bool, T | None]]):
+class Flight[T](LazyFuture[tuple[bool, T | None]]):
     """A fetch under way: whether it has brought an answer, and the answer.
 
     Attributes
@@ -80,9 +80,9 @@ class Flight[T](Outcome[tuple[bool, T | None]]):
         super().__init__()
         self.is_of_thread = running_loop() is None
 
-    def land(self, answer: T) -> None:
+    def complete(self, response: T) -> None:
         """Give the answer to all who follow."""
-        self.set((True, answer))
+        self.set((True, response))
 
     def fail(self) -> None:
         """Tell all who follow to ask for themselves, unless they have their answer."""

@@ -28,7 +28,7 @@ from zarr_cache.core.errors import (
     HardLinkedFileError,
     StorageError,
 )
-from zarr_cache.disk.paths import aside_of, data_file_of
+from zarr_cache.disk.paths import data_file_of, quarantine_path
 
 if TYPE_CHECKING:
     import sqlite3
@@ -73,7 +73,7 @@ MAGIC = b"zarr-cache data\0"
 IDENTITY_BYTES = 16
 
 
-MOST_COPIED = 512 * 1024
+MAX_COPIED = 512 * 1024
 
 
 """So many bytes are copied at a time."""
@@ -169,10 +169,10 @@ def _lock(descriptor: int, owner: int, how: str) -> int | None:
         return None
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCKS_AT + owner, 1, 0)
     try:
-        answer = fcntl.fcntl(descriptor, command, asked)
+        response = fcntl.fcntl(descriptor, command, asked)
     except OSError:
         return None
-    return int(_FLOCK.unpack(answer)[0])
+    return int(_FLOCK.unpack(response)[0])
 
 
 class DataFile:
@@ -323,7 +323,7 @@ class DataFile:
                 return found
             self._refuse_foreign(found, identity)
             # Of another cache file, or damaged: it may be wanted.
-            aside = data_file_of(aside_of(self._cache_file))
+            aside = data_file_of(quarantine_path(self._cache_file))
             self.path.rename(aside)
             logger.warning(
                 "%s: not the data file of this cache file; it is now %s, and another is begun",
@@ -456,8 +456,8 @@ def copy(file: OpenFile, path: Path, source: int, extents: Iterable[Extent]) -> 
     """
     try:
         for place, length in extents:
-            for start in range(0, length, MOST_COPIED):
-                piece = os.pread(file.descriptor, min(MOST_COPIED, length - start), source + start)
+            for start in range(0, length, MAX_COPIED):
+                piece = os.pread(file.descriptor, min(MAX_COPIED, length - start), source + start)
                 # What lies beyond the end, of the last extent, is nothing.
                 _write_all(file.descriptor, piece, place + start)
             source += length

@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from zarr_cache.disk.data_file import Extent, OpenFile
 
 
-MOST_BEGUN = 2**20
+MAX_BEGUN = 2**20
 
 
 """Of more than this one block is tried first: what is not in memory Linux begins to read all the
 same, and to begin some MiB holds up the event loop."""
 
 
-MOST_IN_MEMORY = 8 * 2**20
+MAX_IN_MEMORY = 8 * 2**20
 
 
 """So many bytes that are in memory are copied on the event loop, which takes a millisecond or two;
 more are copied in another thread."""
 
 
-MOST_UNCHECKED = 2**20
+MAX_UNCHECKED = 2**20
 
 
 """For so many bytes memory is taken without a look at how long the file is."""
 
 
-MOST_ON_LOOP = 2 * 2**20
+MAX_ON_LOOP = 2 * 2**20
 
 
 """Where the system cannot tell whether bytes are in memory, so many are read on the event loop."""
@@ -91,7 +91,7 @@ class Read:
         self._seed, self._first, self._checksums = seed, first, checksums
         self._start, self._stop = start, stop
         self._nbytes = sum(extent.length for extent in extents)
-        if self._nbytes > MOST_UNCHECKED and self._nbytes > size_of(file):
+        if self._nbytes > MAX_UNCHECKED and self._nbytes > size_of(file):
             # Before memory is taken for what somebody says that there is.
             raise DamagedValueError("the data file is shorter than that")
         self._turn = threading.Lock()
@@ -106,20 +106,20 @@ class Read:
         DamagedValueError
             They are not those that were written.
         """
-        if self._nbytes > (MOST_IN_MEMORY if NOWAIT else MOST_ON_LOOP):
+        if self._nbytes > (MAX_IN_MEMORY if NOWAIT else MAX_ON_LOOP):
             return None
         array = buffers.array(self._nbytes)
         is_read = self._read_from_memory(array) if NOWAIT else None
         if is_read is None:
-            return self.wait() if self._nbytes <= MOST_ON_LOOP else None
+            return self.wait() if self._nbytes <= MAX_ON_LOOP else None
         return self._verified(array) if is_read else None
 
     def _read_from_memory(self, array: ByteArray) -> bool | None:
         """Read what is in memory; tell whether that is all, None if the system does not tell."""
         at = 0
         for place, length in self.extents:
-            # One block of what is long is tried first, see `MOST_BEGUN`.
-            ends = (BLOCK, length) if length > MOST_BEGUN else (length,)
+            # One block of what is long is tried first, see `MAX_BEGUN`.
+            ends = (BLOCK, length) if length > MAX_BEGUN else (length,)
             done = 0
             for end in ends:
                 piece = array[at + done : at + end]

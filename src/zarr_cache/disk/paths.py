@@ -30,7 +30,7 @@ BUSY_TIMEOUT_SECONDS = 5.0
 """How long a statement waits for another connection's lock."""
 
 
-class Place(NamedTuple):
+class FileId(NamedTuple):
     """Which file a path names: another after it was deleted or replaced."""
 
     device: int
@@ -46,7 +46,7 @@ class State(NamedTuple):
     has_log: bool
 
 
-def log_of(path: Path) -> Path:
+def wal_of(path: Path) -> Path:
     """Where SQLite keeps the write-ahead log of the file."""
     return path.with_name(f"{path.name}-wal")
 
@@ -61,13 +61,13 @@ def data_file_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-data")
 
 
-def place_of(path: Path) -> Place | None:
+def file_id_of(path: Path) -> FileId | None:
     """Which file the path names now; None when there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
         return None
-    return Place(found.st_dev, found.st_ino)
+    return FileId(found.st_dev, found.st_ino)
 
 
 def state_of(path: Path, found: os.stat_result) -> State:
@@ -75,13 +75,13 @@ def state_of(path: Path, found: os.stat_result) -> State:
 
     Its times go in steps of some milliseconds. To open a file, to write and to close takes longer.
     """
-    return State(found.st_size, found.st_mtime_ns, found.st_ctime_ns, log_of(path).exists())
+    return State(found.st_size, found.st_mtime_ns, found.st_ctime_ns, wal_of(path).exists())
 
 
 def written_ns(path: Path) -> int:
     """When the file or its log was last written to, in nanoseconds of the wall clock."""
     times = [0]
-    for each in (path, log_of(path)):
+    for each in (path, wal_of(path)):
         with contextlib.suppress(OSError):
             times.append(each.stat().st_mtime_ns)
     return max(times)
@@ -144,7 +144,7 @@ def _lock(folder: int, path: Path, how: int, seconds: float) -> None:
 
 def is_writable(path: Path) -> bool:
     """Whether this process may write to the file, to its log, and to the folder they are in."""
-    beside = (log_of(path), shared_memory_of(path))
+    beside = (wal_of(path), shared_memory_of(path))
     # As whom the process acts, where the system tells that from who has started it.
     acting = os.access in os.supports_effective_ids
     return all(
@@ -153,7 +153,7 @@ def is_writable(path: Path) -> bool:
     )
 
 
-def aside_of(path: Path) -> Path:
+def quarantine_path(path: Path) -> Path:
     """The name that a cache file has after it was set aside now."""
     now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
     return path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zarr_cache.disk.data_read import Read
 
 
-MOST_THREADS = min(16, 4 * (os.cpu_count() or 1))
+MAX_THREADS = min(16, 4 * (os.cpu_count() or 1))
 
 
 """So many reads are under way at once: enough to keep a disk busy, and not so many that they keep
@@ -37,7 +37,7 @@ if hasattr(os, "register_at_fork"):
 def _threads() -> ThreadPoolExecutor:
     global _pool  # noqa: PLW0603 - made when it is needed
     if _pool is None:
-        _pool = ThreadPoolExecutor(MOST_THREADS, "zarr-cache-disk")
+        _pool = ThreadPoolExecutor(MAX_THREADS, "zarr-cache-disk")
     return _pool
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.errors import FileLockedError, StorageError, is_code
 from zarr_cache.core.sizes import parse_size
 from zarr_cache.disk.data_file import IS_SUPPORTED, DataFile
-from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, log_of, state_of
+from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, state_of, wal_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,13 +69,13 @@ LONG_WAL_BYTES = 8 * 2**20
 who reads keeps it so long, nothing is written."""
 
 
-MOST_WAL_BYTES = LONG_WAL_BYTES + WAL_BYTES + 2**19
+MAX_WAL_BYTES = LONG_WAL_BYTES + WAL_BYTES + 2**19
 
 
 """The log is no longer than this: one transaction, of some small values and rows, more."""
 
 
-MOST_ROW_BYTES = 64 * 2**20
+MAX_ROW_BYTES = 64 * 2**20
 
 
 """Longer than any row: a part of a value, or a key, and some numbers."""
@@ -104,7 +104,7 @@ PRAGMA wal_autocheckpoint = {WAL_BYTES // PAGE_SIZE};
 """
 
 
-class Turns:
+class WriteLock:
     """Where the writers of a process to one database take turns.
 
     SQLite's busy handler polls, at up to 100 ms a turn; this does not.
@@ -121,7 +121,7 @@ class Turns:
         self.not_before = 0.0
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def acquire(self) -> Iterator[None]:
         """Run the block while no other thread of this process does.
 
         Raises
@@ -156,7 +156,7 @@ class Connection(sqlite3.Connection):
         again that it has read.
     """
 
-    turns: Turns
+    turns: WriteLock
     log: Path | None = None
     data_file: DataFile | None = None
     is_read_only = False
@@ -184,7 +184,7 @@ class Connection(sqlite3.Connection):
 
         However long the log is: for what somebody stores, and for what must end that was begun.
         """
-        with self.turns.turn():
+        with self.turns.acquire():
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -202,17 +202,17 @@ class Connection(sqlite3.Connection):
         Raises
         ------
         FileLockedError
-            As `keep_log_short`.
+            As `keep_wal_short`.
         """
         while True:
-            self.keep_log_short()
+            self.keep_wal_short()
             with self.writing():
                 # Others may have written since.
-                if not self.has_long_log():
+                if not self.has_long_wal():
                     yield
                     return
 
-    def has_long_log(self) -> bool:
+    def has_long_wal(self) -> bool:
         """Whether the log is longer than `LONG_WAL_BYTES`."""
         try:
             return self.log is not None and self.log.stat().st_size > LONG_WAL_BYTES
@@ -220,7 +220,7 @@ class Connection(sqlite3.Connection):
             # What is written to it from now on nobody else would see.
             raise deleted(self.log) from error
 
-    def keep_log_short(self) -> None:
+    def keep_wal_short(self) -> None:
         """Write the log back and begin it anew, if it has become long.
 
         Raises
@@ -228,10 +228,10 @@ class Connection(sqlite3.Connection):
         FileLockedError
             Somebody has been reading for long and keeps it so.
         """
-        if not self.has_long_log():
+        if not self.has_long_wal():
             return
         deadline = time.monotonic() + CHECKPOINT_SECONDS
-        while not self._begin_log_anew():
+        while not self._truncate_wal():
             now = time.monotonic()
             if now > deadline:
                 # Nor does everybody else wait for it in turn.
@@ -243,13 +243,13 @@ class Connection(sqlite3.Connection):
                 )
             # Somebody else is at it, and SQLite answers BUSY without asking the busy handler.
             time.sleep(0.002)
-            if not self.has_long_log():
+            if not self.has_long_wal():
                 return
 
-    def _begin_log_anew(self) -> bool:
+    def _truncate_wal(self) -> bool:
         """Write the log back and cut it; False if that cannot be had soon."""
         (timeout_ms,) = self.execute("PRAGMA busy_timeout").fetchone()
-        with self.turns.turn():
+        with self.turns.acquire():
             # It holds the write lock while it waits for readers.
             self.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TURN_SECONDS * 1000:.0f}")
             try:
@@ -277,7 +277,7 @@ def deleted(log: Path | None) -> sqlite3.OperationalError:
     return error
 
 
-def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:
+def connect(database: str, turns: WriteLock, *, uri: bool = False) -> Connection:
     """A connection in autocommit mode that any thread may use, one at a time.
 
     Parameters
@@ -308,7 +308,7 @@ def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:
     )
     connection.turns = turns
     # No row of ours is longer, and none that says so is read.
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_ROW_BYTES)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     try:
         connection.executescript(_PRAGMAS)
     except BaseException:
@@ -317,10 +317,10 @@ def connect(database: str, turns: Turns, *, uri: bool = False) -> Connection:
     return connection
 
 
-def connect_to(path: Path, turns: Turns) -> Connection:
+def connect_to(path: Path, turns: WriteLock) -> Connection:
     """Another connection to a file that has been opened."""
     connection = connect(str(path), turns)
-    connection.log = log_of(path)
+    connection.log = wal_of(path)
     return connection
 
 

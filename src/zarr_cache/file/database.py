@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Concatenate, Protocol
 
 from zarr_cache.core.clock import PersistentClock
 from zarr_cache.file import migrate
-from zarr_cache.file.connection import Connection, Turns, connect
+from zarr_cache.file.connection import Connection, WriteLock, connect
 from zarr_cache.file.identity import APPLICATION_ID
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Database(Protocol):
     def unmark(self, namespace: str, since_ns: int) -> None:
         """Remove this mark: what is kept of the namespace has been removed since."""
 
-    def heal(self, error: FileDamagedError) -> Path | None:
+    def quarantine(self, error: FileDamagedError) -> Path | None:
         """Set the damaged file aside, so that the next operation begins another."""
 
 
@@ -106,7 +106,7 @@ class MemoryDatabase:
         self.after_fork: list[Callable[[], None]] = []
         self.after_loss: list[Callable[[], None]] = []
         self.lock = threading.Lock()
-        self._connection = connect(":memory:", Turns())
+        self._connection = connect(":memory:", WriteLock())
         migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
         self._clock = PersistentClock(floor_ns=0)
         self.is_open = True
@@ -163,7 +163,7 @@ class MemoryDatabase:
     def unmark(self, namespace: str, since_ns: int) -> None:
         """Do nothing: there are no marks."""
 
-    def heal(self, error: FileDamagedError) -> Path | None:
+    def quarantine(self, error: FileDamagedError) -> Path | None:
         """Nothing is set aside: there is no file."""
         raise error
 

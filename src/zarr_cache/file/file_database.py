@@ -31,16 +31,23 @@ from zarr_cache.core.errors import (
 from zarr_cache.core.flow import in_thread
 from zarr_cache.disk import paths
 from zarr_cache.file import invalidation, opening
-from zarr_cache.file.connection import Connection, Turns, connect, connect_to, data_file, deleted
+from zarr_cache.file.connection import (
+    Connection,
+    WriteLock,
+    connect,
+    connect_to,
+    data_file,
+    deleted,
+)
 from zarr_cache.file.opening import open_file, open_read_only
 from zarr_cache.file.pool import LoopConnection
-from zarr_cache.file.quarantine import drop_log, set_aside
+from zarr_cache.file.quarantine import drop_wal, quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from zarr_cache.disk.paths import Place
+    from zarr_cache.disk.paths import FileId
 
 
 logger = logging.getLogger(__name__)
@@ -82,7 +89,7 @@ _forking = threading.Lock()
 """Held from before a fork until after it: no operation begins."""
 
 
-class Use:
+class ConnectionLease:
     """An operation under way, and the connection it has taken out of those that are idle.
 
     Ctrl-C raises where a function begins, where a loop begins anew and after a call of what is
@@ -139,10 +146,10 @@ class FileDatabase:
         self._lock = threading.RLock()
         # Operations under way, with those that have ended and are not put back, and who waits until
         # none is: no other begins then.
-        self._under_way: set[Use] = set()
+        self._under_way: set[ConnectionLease] = set()
         self._waiting: set[object] = set()
         self._changed = threading.Condition(self._lock)
-        self._turns = Turns()
+        self._turns = WriteLock()
         self._connections: set[Connection] = set()
         self._idle: list[Connection] = []
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnection] = {}
@@ -150,9 +157,9 @@ class FileDatabase:
         self._clock: PersistentClock | None = None
         self.is_open = False
         # What was opened: which file, how long it was when last looked at, and how.
-        self._place: Place | None = None
+        self._place: FileId | None = None
         self._size = 0
-        self._log: Place | None = None
+        self._log: FileId | None = None
         self._holds_stored = False
         self._is_read_only = self._is_refused = False
 
@@ -182,13 +189,13 @@ class FileDatabase:
                 return self._clock
             try:
                 # Before it is opened: if it is another by then, the next operation finds out.
-                self._place = paths.place_of(self.path)
+                self._place = paths.file_id_of(self.path)
                 written_ns = paths.written_ns(self.path)
                 connection = open_file(self.path, self._turns)
                 # That of a file which was in this place before is another.
                 self._forget_data_file()
                 connection.data_file = self.data_file
-                self._place = self._place or paths.place_of(self.path)
+                self._place = self._place or paths.file_id_of(self.path)
                 floor_ns = self._read_first(connection, written_ns)
             except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
                 raise self._translated(error) from error
@@ -228,7 +235,7 @@ class FileDatabase:
         except BaseException:
             connection.close()
             raise
-        self._log = paths.place_of(paths.log_of(self.path))
+        self._log = paths.file_id_of(paths.wal_of(self.path))
         return floor_ns
 
     def _remember(self) -> None:
@@ -244,7 +251,7 @@ class FileDatabase:
         if self._is_read_only:
             connection = open_read_only(self.path, self._turns)
         else:
-            log = paths.log_of(self.path)
+            log = paths.wal_of(self.path)
             if self._connections and not log.exists():
                 # Beside connections that still have it SQLite makes no other.
                 raise deleted(log)
@@ -266,7 +273,7 @@ class FileDatabase:
         StorageError
             SQLite refused; what the operation had written is rolled back.
         """
-        use = Use()
+        use = ConnectionLease()
         try:
             try:
                 return operation(self._take(use), *args, **kwargs)
@@ -291,7 +298,7 @@ class FileDatabase:
             # What one connection found that it may not write, all others believe as well.
             self._close_all()
             self._open()
-        use = Use()
+        use = ConnectionLease()
         try:
             try:
                 return operation(self._take(use), *args, **kwargs)
@@ -336,7 +343,7 @@ class FileDatabase:
             own.place = self._place
         return own
 
-    def _take(self, use: Use) -> Connection:
+    def _take(self, use: ConnectionLease) -> Connection:
         """A connection for an operation. `_put_back` takes it again, once the use has ended."""
         with self._lock:
             # The child of a fork could hang on SQLite's own locks, and a file that is in use is not
@@ -360,7 +367,7 @@ class FileDatabase:
                 use.connection = connection = self._connect()
             return connection
 
-    def _put_back(self, use: Use) -> None:
+    def _put_back(self, use: ConnectionLease) -> None:
         """Count the operation no more; whoever needs its connection does so if this cannot."""
         with self._lock:
             connection, use.connection = use.connection, None
@@ -486,7 +493,7 @@ class FileDatabase:
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             self._close_all()
             with contextlib.suppress(OSError):
-                drop_log(self.path, self._log)
+                drop_wal(self.path, self._log)
         for forget in self.after_loss:
             forget()
 
@@ -515,7 +522,7 @@ class FileDatabase:
             loop_connection.close_now()
         self._forget_connections()
 
-    def heal(self, error: FileDamagedError) -> Path | None:
+    def quarantine(self, error: FileDamagedError) -> Path | None:
         """Set the damaged file aside, so that the next operation begins another.
 
         Returns
@@ -539,12 +546,12 @@ class FileDatabase:
             return self.begin_anew(error)
 
     def begin_anew(self, error: FileDamagedError) -> Path | None:
-        """As `heal`, also if the file holds what was stored in it: that is set aside, too.
+        """As `quarantine`, also if the file holds what was stored in it: that is set aside, too.
 
         Returns
         -------
         Path or None
-            As `heal`.
+            As `quarantine`.
 
         Raises
         ------
@@ -555,7 +562,7 @@ class FileDatabase:
             try:
                 self._wait_until_unused()
                 self._close_all()
-                aside = set_aside(self.path, error.place)
+                aside = quarantine(self.path, error.place)
             except OSError as failure:
                 raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
             if aside is not None:
@@ -647,7 +654,7 @@ class FileDatabase:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        use, is_usable = Use(), False
+        use, is_usable = ConnectionLease(), False
         try:
             with self._lock:
                 while self._waiting or _forking.locked():
@@ -700,7 +707,7 @@ class FileDatabase:
                     await its.close()
         # It may wait for another process that creates the file.
         await in_thread(self._open)
-        use = Use()
+        use = ConnectionLease()
         try:
             connection = self._take(use)
             loop_connection = LoopConnection(loop, connection)
@@ -764,7 +771,7 @@ class FileDatabase:
                 contextlib.suppress(OSError, FileLockedError),
                 paths.locked_folder(self.path, is_shared=False),
             ):
-                drop_log(self.path, self._log)
+                drop_wal(self.path, self._log)
 
     def after_fork_in_child(self) -> None:
         """Forget the threads, which are the parent's."""

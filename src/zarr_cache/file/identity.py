@@ -15,7 +15,7 @@ from zarr_cache.core.errors import (
     StorageError,
     is_code,
 )
-from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, log_of, shared_memory_of
+from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, shared_memory_of, wal_of
 from zarr_cache.file import migrate
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _OUR_SCHEMA = (b"CREATE TABLE namespace (", b"CREATE TABLE entry (", b"CREATE TA
 _SCHEMA_BYTES = 64 * 1024
 
 
-MOST_SCHEMA_ROW_BYTES = 2**20
+MAX_SCHEMA_ROW_BYTES = 2**20
 
 
 """Nobody writes a longer text of a table or view, and SQLite holds each in memory."""
@@ -118,7 +118,7 @@ def refuse_foreign(path: Path) -> None:
     # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
     # ("How To Corrupt An SQLite Database File", 2.2).
     # First without the log and without locks, which leaves nothing beside somebody else's file.
-    log = log_of(path)
+    log = wal_of(path)
     # The log goes when another process is the last to close the file: then look again.
     with contextlib.suppress(FileNotFoundError):
         try:
@@ -154,7 +154,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
     """
     journal = path.with_name(f"{path.name}-journal")
     found = {path: path.stat()}
-    for beside in (log_of(path), shared_memory_of(path), journal):
+    for beside in (wal_of(path), shared_memory_of(path), journal):
         with contextlib.suppress(FileNotFoundError):
             found[beside] = beside.lstat()
     for each, its in found.items():
@@ -204,7 +204,7 @@ def _identity(path: Path, how: str) -> _Identity:
         timeout=BUSY_TIMEOUT_SECONDS,
         autocommit=True,
     )
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_SCHEMA_ROW_BYTES)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SCHEMA_ROW_BYTES)
     try:
         # All of one state of the file: another process may be creating it.
         connection.execute("BEGIN")
@@ -214,7 +214,7 @@ def _identity(path: Path, how: str) -> _Identity:
     except sqlite3.DataError as error:
         if application_id == APPLICATION_ID:
             raise StorageError(
-                f"{path}: its schema has a text of more than {MOST_SCHEMA_ROW_BYTES} bytes and is "
+                f"{path}: its schema has a text of more than {MAX_SCHEMA_ROW_BYTES} bytes and is "
                 "not read; remove what somebody has added to it, or use another file"
             ) from error
         return _Identity(application_id, version, objects=1)

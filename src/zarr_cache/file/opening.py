@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import sqlite3
     from pathlib import Path
 
-    from zarr_cache.file.connection import Connection, Turns
+    from zarr_cache.file.connection import Connection, WriteLock
 
 
-def open_file(path: Path, turns: Turns) -> Connection:
+def open_file(path: Path, turns: WriteLock) -> Connection:
     """A connection to a cache file of the newest schema.
 
     A file that is absent is made. One that may be written to is opened, and one that may only be
@@ -66,7 +66,7 @@ def _make(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
-def _open_to_write(path: Path, turns: Turns) -> Connection:
+def _open_to_write(path: Path, turns: WriteLock) -> Connection:
     connection = connect_to(path, turns)
     try:
         schema.check_file(connection, path)
@@ -86,7 +86,7 @@ def _open_to_write(path: Path, turns: Turns) -> Connection:
     return connection
 
 
-def open_read_only(path: Path, turns: Turns) -> Connection:
+def open_read_only(path: Path, turns: WriteLock) -> Connection:
     """A connection to a file of the newest schema that is not to be written to.
 
     Raises

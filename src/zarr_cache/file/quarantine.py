@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.core.errors import ForeignFileError
 from zarr_cache.disk import paths
-from zarr_cache.disk.paths import data_file_of, locked_folder, log_of, place_of, shared_memory_of
+from zarr_cache.disk.paths import data_file_of, file_id_of, locked_folder, shared_memory_of, wal_of
 from zarr_cache.file.identity import is_cut, is_ours
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from zarr_cache.disk.paths import Place
+    from zarr_cache.disk.paths import FileId
 
 
-def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
+def quarantine(path: Path, place: tuple[int, int] | None) -> Path | None:
     """Rename a damaged file of ours, so that another can be begun in its place.
 
     Its log and its data file go with it.
@@ -43,19 +43,19 @@ def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
         It cannot be renamed.
     """
     with locked_folder(path, is_shared=False):
-        if place is None or place_of(path) != place:
+        if place is None or file_id_of(path) != place:
             return None
         # It was ours when the damage was found. Something else may have been copied over it.
         if not (is_ours(path) or is_cut(path)):
             raise ForeignFileError(path, found="something that is no cache file any more")
-        aside = paths.aside_of(path)
+        aside = paths.quarantine_path(path)
         # The file first: without its log it would be what it was before the last transactions,
         # fences among them. A log without its file is nothing: see `drop_orphans`. All or none,
         # since the folder may let us rename one and not the other.
         with contextlib.ExitStack() as undo:
             path.rename(aside)
             undo.callback(aside.rename, path)
-            for beside in (log_of, shared_memory_of, data_file_of):
+            for beside in (wal_of, shared_memory_of, data_file_of):
                 with contextlib.suppress(FileNotFoundError):
                     beside(path).rename(beside(aside))
                     undo.callback(beside(aside).rename, beside(path))
@@ -63,7 +63,7 @@ def set_aside(path: Path, place: tuple[int, int] | None) -> Path | None:
         return aside
 
 
-def drop_log(path: Path, log: Place | None) -> None:
+def drop_wal(path: Path, log: FileId | None) -> None:
     """Remove the log of a file that the path names no more, in a `locked_folder`.
 
     SQLite takes a log for that of whatever file lies beside it, and would write it over that file.
@@ -73,9 +73,9 @@ def drop_log(path: Path, log: Place | None) -> None:
     log
         Of the log that is to go. One that another process has begun since stays.
     """
-    if log is None or place_of(log_of(path)) != log:
+    if log is None or file_id_of(wal_of(path)) != log:
         return
-    log_of(path).unlink(missing_ok=True)
+    wal_of(path).unlink(missing_ok=True)
     shared_memory_of(path).unlink(missing_ok=True)
 
 
@@ -85,7 +85,7 @@ def has_orphans(path: Path) -> bool:
     A process may have died while it set the file aside, or somebody has removed the file alone.
     """
     # The file last: another process may be making one, and makes it before its log.
-    beside = (log_of(path), shared_memory_of(path))
+    beside = (wal_of(path), shared_memory_of(path))
     return any(each.exists(follow_symlinks=False) for each in beside) and not path.exists()
 
 
@@ -104,5 +104,5 @@ def drop_orphans(path: Path) -> None:
     """
     with locked_folder(path, is_shared=False):
         if has_orphans(path):
-            log_of(path).unlink(missing_ok=True)
+            wal_of(path).unlink(missing_ok=True)
             shared_memory_of(path).unlink(missing_ok=True)

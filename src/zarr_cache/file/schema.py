@@ -62,7 +62,7 @@ WHERE 4 <> (
 MADE_BY_SQLITE = {"sqlite_stat1", "sqlite_stat4"}
 
 
-MOST_TOLD = 3
+MAX_TOLD = 3
 
 
 """A message names so many differences."""
@@ -123,8 +123,8 @@ def check_file(connection: sqlite3.Connection, path: Path) -> None:
         if connection.in_transaction:
             connection.execute("COMMIT")
     if wrong:
-        told = "; ".join(map(str, wrong[:MOST_TOLD]))
-        more = f"; and {len(wrong) - MOST_TOLD} more" if len(wrong) > MOST_TOLD else ""
+        told = "; ".join(map(str, wrong[:MAX_TOLD]))
+        more = f"; and {len(wrong) - MAX_TOLD} more" if len(wrong) > MAX_TOLD else ""
         raise FileDamagedError(f"{path}: {told}{more}")
 
 

@@ -6,9 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.core import byte_range, checksum
-from zarr_cache.core.single_flight import Outcome
+from zarr_cache.core.single_flight import LazyFuture
 from zarr_cache.index import extents, lookup
-from zarr_cache.index.evict import Removed, cached_bytes, trim, under_limits
+from zarr_cache.index.evict import Evictions, cached_bytes, trim, under_limits
 from zarr_cache.index.large_values import LargeValue
 from zarr_cache.index.lookup import LONGEST_WRITE_NS, NEW_NAMESPACE
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
     from zarr_cache.index.evict import Limits
     from zarr_cache.index.large_values import WrittenValues
-    from zarr_cache.index.lookup import Found
+    from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.values import Keep
 
 
-"""At most this many answers are kept in one transaction, and `values.MOST_BYTES` of those that are
+"""At most this many answers are kept in one transaction, and `values.MAX_BYTES` of those that are
 in the database."""
 
 
-MOST_ABSENT = 100_000
+MAX_ABSENT = 100_000
 
 
 """At most this many absent entries are kept in a file."""
@@ -132,7 +132,7 @@ class Admission:
 
     Parameters
     ----------
-    told
+    on_done
         Called with what became of it: what went to make room for it, None when a write has
         overtaken it, or why it could not be kept. By the thread that has kept it.
     """
@@ -141,23 +141,23 @@ class Admission:
         self,
         namespace: str,
         key: str,
-        answer: Answer,
+        response: Response,
         limits: Limits,
-        told: Callable[[Removed | CacheError | None], None],
+        on_done: Callable[[Evictions | CacheError | None], None],
     ) -> None:
         self.namespace = namespace
         self.key = key
-        self.answer = answer
+        self.response = response
         self.limits = limits
-        self.used_at = self.used_at_in_file = answer.used_at
+        self.used_at = self.used_at_in_file = response.used_at
         self.entry: int | None = None
-        self.removed: Removed | None = None
+        self.removed: Evictions | None = None
         # For it, before its own transaction: that stays so whatever becomes of it.
-        self.removed_before: Removed | None = None
+        self.removed_before: Evictions | None = None
         self.failure: CacheError | None = None
         self.is_needless = False
-        self._told = told
-        self._ended: Outcome[None] = Outcome()
+        self._told = on_done
+        self._ended: LazyFuture[None] = LazyFuture()
 
     def end(self, error: CacheError | None) -> None:
         """Tell what became of it."""
@@ -176,7 +176,7 @@ class Admission:
 
 def bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admission]) -> int:
     """How many bytes more there will be; what they replace is looked for only where room lacks."""
-    coming = sum(each.answer.size for each in wanted)
+    coming = sum(each.response.size for each in wanted)
     if not limits.are_exceeded(cached_bytes(connection) + coming):
         return coming
     more: dict[tuple[str, str], int] = {}
@@ -184,7 +184,7 @@ def bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admiss
         place = (each.namespace, each.key)
         row = connection.execute(SIZE_NOW, {"namespace": place[0], "key": place[1]}).fetchone()
         before = 0 if row is None else int(row[0])
-        more[place] = max(more.get(place, 0), each.answer.size - before)
+        more[place] = max(more.get(place, 0), each.response.size - before)
     return sum(more.values())
 
 
@@ -193,22 +193,23 @@ def large_values(connection: Connection, wanted: Sequence[Admission]) -> list[La
     return [
         LargeValue(
             admission,
-            seed_of(admission.namespace, admission.key, admission.answer),
-            admission.answer.data,
+            identity_checksum_of(admission.namespace, admission.key, admission.response),
+            admission.response.data,
             partial(_is_wanted, connection, admission),
         )
         for admission in wanted
-        if admission.answer.data is not None and extents.is_large(connection, admission.answer.size)
+        if admission.response.data is not None
+        and extents.is_large(connection, admission.response.size)
     ]
 
 
 def _is_wanted(connection: Connection, admission: Admission) -> bool:
     """Whether the answer would be kept as things are; what it replaces may go for it."""
-    found = lookup.peek(connection, admission.namespace, admission.key)
-    answer, limits = admission.answer, admission.limits
-    if admission.is_needless or answer.instead_of(found) is found:
+    found = lookup.lookup_metadata(connection, admission.namespace, admission.key)
+    response, limits = admission.response, admission.limits
+    if admission.is_needless or response.instead_of(found) is found:
         return False
-    if found.kind == "value" and limits.are_exceeded(cached_bytes(connection) + answer.size):
+    if found.kind == "value" and limits.are_exceeded(cached_bytes(connection) + response.size):
         # Better that than another, since there is no room for both.
         connection.execute(MAKE_WAY, {"entry": found.entry})
         extents.delete(connection, found.entry or 0)
@@ -219,23 +220,23 @@ def admit(
     connection: Connection, admission: Admission, keep: Keep, values_written: WrittenValues
 ) -> None:
     """Keep one answer, unless a write has overtaken it: a step of a transaction."""
-    namespace, answer = admission.namespace, admission.answer
+    namespace, response = admission.namespace, admission.response
     its = values_written.get(admission)
-    if its is None and answer.data is not None and extents.is_large(connection, answer.size):
+    if its is None and response.data is not None and extents.is_large(connection, response.size):
         # It was not wanted, or there was no room for it, or there is no data file.
         admission.failure = values_written.failure
         return
     used_at = admission.used_at_in_file = admission.used_at
-    seed = seed_of(namespace, admission.key, answer)
+    seed = identity_checksum_of(namespace, admission.key, response)
     parameters = {
         "namespace": namespace,
         "key": admission.key,
-        "kind": answer.kind,
-        "size": answer.size,
-        "stored_at": answer.stored_at,
+        "kind": response.kind,
+        "size": response.size,
+        "stored_at": response.stored_at,
         "used_at": used_at,
-        "revision": answer.revision,
-        "dead_before": answer.stored_at - LONGEST_WRITE_NS,
+        "revision": response.revision,
+        "dead_before": response.stored_at - LONGEST_WRITE_NS,
         "checksum": seed,
     }
     before = admission.removed_before
@@ -249,10 +250,10 @@ def admit(
             extents.delete(connection, entry)
             if its is not None:
                 its.give(connection, entry)
-            elif answer.data is not None:
-                keep(connection, entry, seed, answer.data)
-        if answer.data is None:
-            trim(connection, "absent", MOST_ABSENT, admission.limits.dead_before)
+            elif response.data is not None:
+                keep(connection, entry, seed, response.data)
+        if response.data is None:
+            trim(connection, "absent", MAX_ABSENT, admission.limits.dead_before)
     admission.removed = removed if rows else before
 
 
@@ -270,7 +271,7 @@ def forget(
         return [key for (key,) in connection.execute(FORGET, parameters).fetchall()]
 
 
-def discard(connection: Connection, found: Found) -> list[str]:
+def discard(connection: Connection, found: EntryState) -> list[str]:
     """Remove a damaged entry; another that has taken its place meanwhile stays."""
     parameters = {"entry": found.entry, "checksum": found.checksum}
     with connection.writing_much():
@@ -303,7 +304,7 @@ def adopt(connection: Connection, namespace: str, sizes: Sequence[tuple[str, int
             connection.execute(ADOPT, parameters)
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What the source said, to be kept.
 
     Attributes
@@ -315,7 +316,7 @@ class Answer(NamedTuple):
     used_at
         Stamp of this use.
     revision
-        `Found.revision` from before the source was asked.
+        `EntryState.revision` from before the source was asked.
     """
 
     data: ByteArray | None
@@ -334,8 +335,8 @@ class Answer(NamedTuple):
         return 0 if self.data is None else self.data.size
 
     def instead_of(
-        self, found: Found, request: ByteRequest | None = None, fresh_after: int | None = None
-    ) -> Found:
+        self, found: EntryState, request: ByteRequest | None = None, fresh_after: int | None = None
+    ) -> EntryState:
         """What the file will tell once this is in it, instead of what it tells now.
 
         Parameters
@@ -363,6 +364,6 @@ class Answer(NamedTuple):
         )
 
 
-def seed_of(namespace: str, key: str, answer: Answer) -> int:
+def identity_checksum_of(namespace: str, key: str, response: Response) -> int:
     """The checksum of the facts of the entry that the answer becomes."""
-    return checksum.of_facts(namespace, key, answer.kind, answer.size, answer.stored_at)
+    return checksum.of_facts(namespace, key, response.kind, response.size, response.stored_at)

@@ -29,7 +29,7 @@ LATEST = 2**63 - 1
 """A time after every stamp."""
 
 
-MOST_AT_ONCE = 64
+MAX_AT_ONCE = 64
 
 
 """At most this many entries go at a time: others may write in between, and the log stays short. In
@@ -136,7 +136,7 @@ class Limits(NamedTuple):
 
 
 @dataclass(slots=True)
-class Removed:
+class Evictions:
     """What an operation removed.
 
     Attributes
@@ -162,8 +162,8 @@ class Removed:
 
 @contextlib.contextmanager
 def under_limits(
-    connection: Connection, namespace: str, limits: Limits, removed: Removed | None = None
-) -> Iterator[Removed]:
+    connection: Connection, namespace: str, limits: Limits, removed: Evictions | None = None
+) -> Iterator[Evictions]:
     """Run the block, inside a write transaction, so that the limits hold at its end.
 
     What is stale goes before the block, and the least recently used after it.
@@ -173,7 +173,7 @@ def under_limits(
     removed
         What went before, to which this is added.
     """
-    removed = Removed() if removed is None else removed
+    removed = Evictions() if removed is None else removed
     expire(connection, namespace, limits, removed)
     yield removed
     evict_to_fit(connection, limits, removed)
@@ -181,7 +181,7 @@ def under_limits(
 
 def enforce(
     connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
-) -> Removed:
+) -> Evictions:
     """Come under the limits, in as many transactions as it takes: `max_size` may be a new one.
 
     Parameters
@@ -189,7 +189,7 @@ def enforce(
     touches
         Time of the last use by entry, as far as it waits to be written: eviction goes by them.
     """
-    removed = Removed()
+    removed = Evictions()
     touches = uses.write_most(connection, touches)
     with connection.writing_much():
         uses.write_touches(connection, touches)
@@ -205,7 +205,7 @@ def evict_ahead(
     connection: Connection,
     limits: Limits,
     touches: Mapping[int, int],
-    removed: Removed,
+    removed: Evictions,
     coming: int,
 ) -> None:
     """Evict for what is coming, in transactions of their own, until what is left to go is little.
@@ -226,7 +226,7 @@ def evict_ahead(
     while True:
         entries, cached = _cached(connection)
         excess = cached + limits.ranges.nbytes + coming - limits.max_size
-        if excess <= 0 or excess * entries <= MOST_AT_ONCE * cached:
+        if excess <= 0 or excess * entries <= MAX_AT_ONCE * cached:
             return
         with connection.writing_much():
             if is_first:
@@ -236,7 +236,9 @@ def evict_ahead(
                 return
 
 
-def evict_to_fit(connection: Connection, limits: Limits, removed: Removed, coming: int = 0) -> bool:
+def evict_to_fit(
+    connection: Connection, limits: Limits, removed: Evictions, coming: int = 0
+) -> bool:
     """Evict the least recently used, in the file and in memory alike, until the rest fits.
 
     Parameters
@@ -254,7 +256,9 @@ def evict_to_fit(connection: Connection, limits: Limits, removed: Removed, comin
     return not limits.are_exceeded(cached_bytes(connection) + coming)
 
 
-def evict_batch(connection: Connection, limits: Limits, removed: Removed, coming: int = 0) -> bool:
+def evict_batch(
+    connection: Connection, limits: Limits, removed: Evictions, coming: int = 0
+) -> bool:
     """Evict some of the least recently used; tell whether no more can go or need go."""
     if limits.max_size is None:
         return True
@@ -263,7 +267,7 @@ def evict_batch(connection: Connection, limits: Limits, removed: Removed, coming
         return True
     oldest_range = limits.ranges.oldest_use()
     before = LATEST if oldest_range is None else oldest_range
-    parameters = {"excess": excess, "before": before, "most": MOST_AT_ONCE}
+    parameters = {"excess": excess, "before": before, "most": MAX_AT_ONCE}
     rows = connection.execute(EVICT, parameters).fetchall()
     removed.evicted += [key for (key,) in rows]
     if not rows:
@@ -297,7 +301,7 @@ def trim(connection: Connection, kind: str, most: int, dead_before: int) -> None
     connection.execute(TRIM, parameters)
 
 
-def expire(connection: Connection, namespace: str, limits: Limits, removed: Removed) -> None:
+def expire(connection: Connection, namespace: str, limits: Limits, removed: Evictions) -> None:
     """Remove what is stale, and give back what writers had reserved that have died."""
     extents.release_dead(connection, limits.now_ns)
     for kind, fresh_after in (
@@ -310,7 +314,7 @@ def expire(connection: Connection, namespace: str, limits: Limits, removed: Remo
             "namespace": namespace,
             "kind": kind,
             "fresh_after": fresh_after,
-            "most": MOST_AT_ONCE,
+            "most": MAX_AT_ONCE,
         }
         removed.expired += [key for (key,) in connection.execute(EXPIRE, parameters)]
     limits.ranges.expire(namespace, limits.fresh_after)
@@ -372,8 +376,8 @@ def drop_some(connection: Connection, namespace: str) -> bool:
         Whether something is left to be removed.
     """
     with connection.writing_much():
-        parameters = {"namespace": namespace, "most": MOST_AT_ONCE}
+        parameters = {"namespace": namespace, "most": MAX_AT_ONCE}
         removed = connection.execute(REMOVE_SOME, parameters).fetchall()
-        if len(removed) < MOST_AT_ONCE:
+        if len(removed) < MAX_AT_ONCE:
             connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
-    return len(removed) == MOST_AT_ONCE
+    return len(removed) == MAX_AT_ONCE

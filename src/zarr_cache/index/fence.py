@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.errors import FileDamagedError, FileLockedError
 from zarr_cache.core.keys import prefix_end
 from zarr_cache.index import extents, lookup, uses
-from zarr_cache.index.admit import seed_of
-from zarr_cache.index.evict import MOST_AT_ONCE, Removed, evict_ahead, trim, under_limits
+from zarr_cache.index.admit import identity_checksum_of
+from zarr_cache.index.evict import MAX_AT_ONCE, Evictions, evict_ahead, trim, under_limits
 from zarr_cache.index.large_values import LargeValue, most_bytes, written
 from zarr_cache.index.lookup import LONGEST_WRITE_NS, NEW_NAMESPACE
-from zarr_cache.index.values import MOST_BYTES
+from zarr_cache.index.values import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from zarr_cache.file.connection import Connection
-    from zarr_cache.index.admit import Answer
+    from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Limits
     from zarr_cache.index.large_values import Written
     from zarr_cache.index.values import Keep
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 type Parameters = dict[str, str | int]
 
 
-MOST_FENCES = 10_000
+MAX_FENCES = 10_000
 
 
 """At most this many fences are kept in a file. One that goes leaves its revision to its
@@ -184,29 +184,29 @@ def end_write(
     connection: Connection,
     namespace: str,
     keys: Sequence[str],
-    answers: Mapping[str, Answer],
+    responses: Mapping[str, Response],
     now_ns: int,
     limits: Limits,
     touches: Mapping[int, int],
     keep: Keep,
-) -> Removed:
+) -> Evictions:
     """Let the keys be asked for again, and keep what the source is known to hold now.
 
     Parameters
     ----------
     keys
         Those of `begin_write`.
-    answers
+    responses
         By key, what the source would answer now, with the revision of `begin_write`. A key that is
         not in it is asked for again at the next read. So is one that another writer wrote to
         meanwhile: nobody knows who came last.
     """
-    left, removed = list(keys), Removed()
+    left, removed = list(keys), Evictions()
     arguments = (connection, namespace, left, now_ns, limits, touches, keep, removed)
     try:
-        _end_write(*arguments, answers)
+        _end_write(*arguments, responses)
     except FileLockedError:
-        if not answers:
+        if not responses:
             raise
         # The log is too long for bytes. That the write has ended is a few rows.
         _end_write(*arguments, {})
@@ -221,12 +221,12 @@ def _end_write(
     limits: Limits,
     touches: Mapping[int, int],
     keep: Keep,
-    removed: Removed,
-    answers: Mapping[str, Answer],
+    removed: Evictions,
+    responses: Mapping[str, Response],
 ) -> None:
     """End the write to the keys that are left, and take those that have ended out of them."""
-    for some in list(_some_at_a_time(connection, left, answers, limits)):
-        of_these = {key: answers[key] for key in some if key in answers}
+    for some in list(_some_at_a_time(connection, left, responses, limits)):
+        of_these = {key: responses[key] for key in some if key in responses}
         large = _large(connection, namespace, of_these)
         failure = extents.why_unusable(connection) if large else None
         coming = sum(each.size for each in of_these.values()) if failure is None else 0
@@ -235,59 +235,59 @@ def _end_write(
             written(
                 connection, namespace, limits, touches, large, now_ns, removed, failure
             ) as values_written,
-            connection.writing_much() if answers else connection.writing(),
+            connection.writing_much() if responses else connection.writing(),
             under_limits(connection, namespace, limits, removed),
         ):
             uses.write_touches(connection, touches)
             revision = _next_revision(connection, namespace)
             parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
             for key in some:
-                answer = answers.get(key)
-                if answer is None or not _end_with_value(
-                    connection, namespace, key, answer, revision, values_written.get(key), keep
+                response = responses.get(key)
+                if response is None or not _end_with_value(
+                    connection, namespace, key, response, revision, values_written.get(key), keep
                 ):
                     _fence(connection, END_WRITE, {"key": key, **parameters})
                     removed.fenced.append(key)
-            trim(connection, "fence", MOST_FENCES, limits.dead_before)
+            trim(connection, "fence", MAX_FENCES, limits.dead_before)
             values_written.release(connection)
         removed.failure = removed.failure or values_written.failure
         del left[: len(some)]
 
 
 def _large(
-    connection: Connection, namespace: str, answers: Mapping[str, Answer]
+    connection: Connection, namespace: str, responses: Mapping[str, Response]
 ) -> list[LargeValue]:
     """Those of which the bytes are written before their entries are."""
 
     def is_wanted(key: str) -> bool:
         # Whether it is this writer's, the statement says that ends the write.
-        return lookup.peek(connection, namespace, key).writers == 1
+        return lookup.lookup_metadata(connection, namespace, key).writers == 1
 
     return [
         LargeValue(
             key,
-            seed_of(namespace, key, answer),
-            answer.data,
+            identity_checksum_of(namespace, key, response),
+            response.data,
             partial(is_wanted, key),
         )
-        for key, answer in answers.items()
-        if answer.data is not None and extents.is_large(connection, answer.size)
+        for key, response in responses.items()
+        if response.data is not None and extents.is_large(connection, response.size)
     ]
 
 
 def _some_at_a_time(
-    connection: Connection, keys: Sequence[str], answers: Mapping[str, Answer], limits: Limits
+    connection: Connection, keys: Sequence[str], responses: Mapping[str, Response], limits: Limits
 ) -> Iterator[list[str]]:
     """The keys, as many at a time as the values of one transaction may be."""
     some: list[str] = []
     small = large = 0
     for key in keys:
-        size = answers[key].size if key in answers else 0
+        size = responses[key].size if key in responses else 0
         if extents.is_large(connection, size):
             large += size
         else:
             small += size
-        if some and (small > MOST_BYTES or large > most_bytes(limits)):
+        if some and (small > MAX_BYTES or large > most_bytes(limits)):
             yield some
             is_large = extents.is_large(connection, size)
             some, small, large = [], 0 if is_large else size, size if is_large else 0
@@ -318,27 +318,27 @@ def _end_with_value(
     connection: Connection,
     namespace: str,
     key: str,
-    answer: Answer,
+    response: Response,
     revision: int,
     its: Written | None,
     keep: Keep,
 ) -> bool:
     """Put the value in the place of the fence; False if it must not be kept."""
-    if its is None and answer.data is not None and extents.is_large(connection, answer.size):
+    if its is None and response.data is not None and extents.is_large(connection, response.size):
         return False
     if its is not None and not its.is_there(connection):
         return False
-    seed = seed_of(namespace, key, answer)
+    seed = identity_checksum_of(namespace, key, response)
     rows = connection.execute(
         END_WRITE_WITH_VALUE,
         {
             "namespace": namespace,
             "key": key,
-            "size": answer.size,
-            "stored_at": answer.stored_at,
-            "used_at": answer.used_at,
-            "begun": answer.revision,
-            "dead_before": answer.used_at - LONGEST_WRITE_NS,
+            "size": response.size,
+            "stored_at": response.stored_at,
+            "used_at": response.used_at,
+            "begun": response.revision,
+            "dead_before": response.used_at - LONGEST_WRITE_NS,
             "revision": revision,
             "checksum": seed,
         },
@@ -347,8 +347,8 @@ def _end_with_value(
         extents.delete(connection, entry)
         if its is not None:
             its.give(connection, entry)
-        elif answer.data is not None:
-            keep(connection, entry, seed, answer.data)
+        elif response.data is not None:
+            keep(connection, entry, seed, response.data)
     return bool(rows)
 
 
@@ -400,10 +400,10 @@ def fence_prefix(connection: Connection, namespace: str, prefix: str) -> list[st
             "prefix": prefix,
             "end": prefix_end(prefix),
             "revision": revision,
-            "most": MOST_AT_ONCE,
+            "most": MAX_AT_ONCE,
         }
         removed = some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
-    while len(some) == MOST_AT_ONCE:
+    while len(some) == MAX_AT_ONCE:
         with connection.writing_much():
             some = connection.execute(REMOVE_SOME_OF_PREFIX, parameters).fetchall()
         removed += some

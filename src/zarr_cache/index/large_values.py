@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.checksum import ByteArray
     from zarr_cache.file.connection import Connection
-    from zarr_cache.index.evict import Limits, Removed
+    from zarr_cache.index.evict import Evictions, Limits
     from zarr_cache.index.extents import Reservation
 
 
-MOST_BYTES = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 
 
 """At most so many bytes of large values are written at a time, and no more than half of `max_size`,
@@ -35,7 +35,7 @@ unless one alone has more: they are in nobody's way, and are not counted twice f
 
 def most_bytes(limits: Limits) -> int:
     """At most so many bytes of large values are written at a time, unless one alone has more."""
-    return MOST_BYTES if limits.max_size is None else min(MOST_BYTES, limits.max_size // 2)
+    return MAX_BYTES if limits.max_size is None else min(MAX_BYTES, limits.max_size // 2)
 
 
 class LargeValue(NamedTuple):
@@ -101,7 +101,7 @@ def written(
     touches: Mapping[int, int],
     large: Sequence[LargeValue],
     now_ns: int,
-    removed: Removed,
+    removed: Evictions,
     failure: DataFileError | None,
 ) -> Iterator[WrittenValues]:
     """Write large values, for the transaction in the block; if it fails, give back their space.
@@ -158,7 +158,7 @@ def _reserve(
     limits: Limits,
     large: Sequence[LargeValue],
     now_ns: int,
-    removed: Removed,
+    removed: Evictions,
 ) -> dict[Hashable, Reservation]:
     """Reserve space for those that are wanted and for which there is room."""
     data = connection.data_file

@@ -60,7 +60,7 @@ ON CONFLICT DO NOTHING
 # By position: a dict of names costs a fifth of the whole, and at numbers (?1) Python 3.12.1 warns.
 # What comes of the first part is checked for its length before it is read, whatever the file says
 # of itself. To search for NULL takes no time: only what may be in the data file is looked for.
-LOOK_UP = """
+LOOKUP = """
 SELECT
     counter.revision,
     (SELECT bytes FROM total WHERE kind = 'value'),
@@ -103,7 +103,7 @@ WHERE entry = :entry AND part = 0
 """
 
 
-class Found(NamedTuple):
+class EntryState(NamedTuple):
     """What the file knows of a key.
 
     Attributes
@@ -156,10 +156,10 @@ class Found(NamedTuple):
         """What the row of the key says."""
         return (self.entry, self.kind, self.size, self.stored_at, self.writers, self.checksum)
 
-    def with_bytes(self, data: Data | None, read: Read | None) -> Found:
+    def with_bytes(self, data: Data | None, read: Read | None) -> EntryState:
         """The same with the bytes asked for, or with what would bring them."""
         # As `_replace`, in a third of the time.
-        return Found(*self[:13], data, self.place, self.length, read)
+        return EntryState(*self[:13], data, self.place, self.length, read)
 
     def is_overtaken(self, revision: int, now_ns: int) -> bool:
         """Whether what was asked of the source at `revision` is no answer any more."""
@@ -175,7 +175,7 @@ def nothing(connection: Connection) -> None:
     """Do nothing: to run this is to open the database."""
 
 
-def peek(connection: Connection, namespace: str, key: str) -> Found:
+def lookup_metadata(connection: Connection, namespace: str, key: str) -> EntryState:
     """What the file knows of the key, without its bytes."""
     return _facts(connection, namespace, key, ages.NEVER, -1)[0]
 
@@ -191,7 +191,7 @@ def checksums(connection: Connection, entry: int) -> bytes | None:
     return None if row is None else bytes(row[0])
 
 
-def look_up(
+def lookup(
     connection: Connection,
     namespace: str,
     key: str,
@@ -199,7 +199,7 @@ def look_up(
     fresh_after: int = ages.EVER,
     *,
     may_wait: bool = True,
-) -> Found:
+) -> EntryState:
     """What the file knows of the key, with the bytes that `request` asks for if they are fresh.
 
     Parameters
@@ -207,7 +207,7 @@ def look_up(
     fresh_after
         What was stored at this time or earlier is not read.
     may_wait
-        Whether the disk may be waited for. If not, and it must be, `Found.read` does so.
+        Whether the disk may be waited for. If not, and it must be, `EntryState.read` does so.
     """
     data_file = connection.data_file
     tried: object = None
@@ -239,7 +239,7 @@ def look_up(
 def _read(
     connection: Connection,
     file: OpenFile,
-    found: Found,
+    found: EntryState,
     seed: int,
     request: ByteRequest | None,
 ) -> Read:
@@ -267,14 +267,14 @@ def _read(
 
 def _facts(
     connection: Connection, namespace: str, key: str, fresh_after: int, inline: int
-) -> tuple[Found, int]:
+) -> tuple[EntryState, int]:
     """The row, with the bytes of a fresh value of up to `inline` bytes, and the row's checksum."""
     parameters = (inline, namespace, key, fresh_after, extents.LEAST, fresh_after)
-    row = connection.execute(LOOK_UP, parameters).fetchone()
+    row = connection.execute(LOOKUP, parameters).fetchone()
     # On a page that is damaged, a column has another type than its table allows.
     if row is None or not type(row[0]) is type(row[1]) is type(row[2]) is int:
         raise FileDamagedError("a revision or a total is missing, or is no integer")
-    found = Found(*row)
+    found = EntryState(*row)
     if found.entry is None:
         return found, 0
     if not type(found.size) is type(found.stored_at) is int:
@@ -288,7 +288,9 @@ def _facts(
     return found, seed
 
 
-def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest | None) -> Data:
+def _bytes(
+    connection: Connection, found: EntryState, seed: int, request: ByteRequest | None
+) -> Data:
     """The bytes asked for, verified.
 
     Raises
@@ -321,7 +323,7 @@ def _bytes(connection: Connection, found: Found, seed: int, request: ByteRequest
         raise
 
 
-def look_up_many(
+def lookup_many(
     connection: Connection,
     namespace: str,
     key: str,
@@ -329,10 +331,10 @@ def look_up_many(
     fresh_after: int,
     *,
     may_wait: bool = True,
-) -> list[Found]:
-    """`look_up` for each request, in their order."""
+) -> list[EntryState]:
+    """`lookup` for each request, in their order."""
     return [
-        look_up(connection, namespace, key, request, fresh_after, may_wait=may_wait)
+        lookup(connection, namespace, key, request, fresh_after, may_wait=may_wait)
         for request in requests
     ]
 
@@ -343,7 +345,7 @@ def look_up_many(
 # In the order of the rows, and not of the keys: SQLite checks a page each time it comes to it, and
 # keys that were stored in another order lie on another page each. Without the LIMIT, SQLite takes
 # the order of a subquery for needless.
-AT_HAND = """
+LIST_CACHED = """
 WITH below AS MATERIALIZED (
     SELECT id
     FROM entry
@@ -367,7 +369,7 @@ type Kept = tuple[int, int | None]
 """The number of an entry, and the bytes of its value; None: the source has no such key."""
 
 
-def at_hand(
+def list_cached(
     connection: Connection, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
 ) -> dict[str, Kept]:
     """The entries of the keys that begin with `prefix`, as far as they are fresh; no value is read.
@@ -386,5 +388,5 @@ def at_hand(
         "fresh_after": fresh_after,
         "absent_fresh_after": absent_fresh_after,
     }
-    rows = connection.execute(AT_HAND, parameters)
+    rows = connection.execute(LIST_CACHED, parameters)
     return {key: (entry, size) for key, entry, size in rows}

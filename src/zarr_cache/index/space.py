@@ -50,7 +50,7 @@ def usage(connection: Connection, namespace: str) -> Usage:
 STEP = 8 * 2**20
 
 
-MOST_CUT_LATER = 2**20
+MAX_CUT_LATER = 2**20
 
 
 LAST = """
@@ -194,7 +194,7 @@ def has_much_to_cut(connection: Connection) -> bool:
     file = None if data is None else data.opened_to_cut(connection)
     if file is None:
         return False
-    return data_file.size_of(file) > index_extents.length(connection) + MOST_CUT_LATER
+    return data_file.size_of(file) > index_extents.length(connection) + MAX_CUT_LATER
 
 
 STEP_BYTES = 2**20
@@ -203,7 +203,7 @@ STEP_BYTES = 2**20
 """So much is given back in one transaction: others may write in between."""
 
 
-MOST_FREE_BYTES = 4 * 2**20
+MAX_FREE_BYTES = 4 * 2**20
 
 
 """So much may stay free in a file that is in use, for what comes next."""
@@ -236,7 +236,7 @@ def space(connection: Connection) -> Space:
 def has_much_free(connection: Connection) -> bool:
     """Whether so many pages hold nothing that some are to be given back."""
     found = space(connection)
-    return found.can_shrink and found.free_bytes > MOST_FREE_BYTES
+    return found.can_shrink and found.free_bytes > MAX_FREE_BYTES
 
 
 def give_back(connection: Connection) -> int:

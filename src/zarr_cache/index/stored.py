@@ -99,7 +99,7 @@ def read(connection: Connection, key: str, request: ByteRequest | None) -> Data 
     FileDamagedError
         They are not the bytes that were stored.
     """
-    found = lookup.look_up(connection, NAMESPACE, key, request)
+    found = lookup.lookup(connection, NAMESPACE, key, request)
     if found.is_damaged:
         raise FileDamagedError(
             f"{key!r}: the stored bytes do not have the checksum that they were stored with"

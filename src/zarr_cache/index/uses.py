@@ -23,7 +23,7 @@ file."""
 """At most this many uses are remembered while the file cannot be written to."""
 
 
-MOST_AT_ONCE = 128
+MAX_AT_ONCE = 128
 
 
 """At most this many uses are written in one transaction of a file with many entries, where each
@@ -33,7 +33,7 @@ changes two pages of its own: the log stays short."""
 FEW_ENTRIES = 16_384
 
 
-"""The rows and indexes of so many entries have no more pages than `MOST_AT_ONCE` uses change."""
+"""The rows and indexes of so many entries have no more pages than `MAX_AT_ONCE` uses change."""
 
 
 ENTRIES = """
@@ -87,9 +87,9 @@ def write_most(connection: Connection, touches: Mapping[int, int]) -> Mapping[in
     Mapping of int to int
         Those that are left.
     """
-    if len(touches) <= MOST_AT_ONCE or _has_few_entries(connection):
+    if len(touches) <= MAX_AT_ONCE or _has_few_entries(connection):
         return touches
-    *most, rest = batched(touches.items(), MOST_AT_ONCE)
+    *most, rest = batched(touches.items(), MAX_AT_ONCE)
     for some in most:
         with connection.writing_much():
             write_touches(connection, dict(some))
@@ -106,7 +106,7 @@ def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
 
     Then they are dropped: it is a transaction that only ends what was begun.
     """
-    if touches and not connection.has_long_log():
+    if touches and not connection.has_long_wal():
         connection.executemany(
             TOUCH, [{"entry": entry, "used_at": used_at} for entry, used_at in touches.items()]
         )

@@ -23,7 +23,7 @@ PART = 64 * checksum.BLOCK
 See docs/decisions/0002."""
 
 
-MOST_BYTES = 512 * 1024
+MAX_BYTES = 512 * 1024
 
 
 """At most so many bytes of small values are kept in one transaction: the log stays short."""

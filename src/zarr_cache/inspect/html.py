@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-MOST_ROWS = 10
+MAX_ROWS = 10
 
 
 """At most this many namespaces of a file are shown one by one."""
@@ -88,12 +88,12 @@ def shares(found: Iterable[Share]) -> str:
     ordered = sorted(found, key=lambda each: (-each.nbytes, each.namespace))
     total = sum(each.nbytes for each in ordered)
     parts = []
-    for each in ordered[:MOST_ROWS]:
+    for each in ordered[:MAX_ROWS]:
         told = f"{count(each.values, 'value')}, {format_size(each.nbytes)}, {hits(each.hit_rate)}"
         parts.append(f"<div><code>{text(each.namespace)}</code>: {told}</div>")
         parts.append(bar(each.nbytes, total))
-    if len(ordered) > MOST_ROWS:
-        parts.append(f"<div>and {len(ordered) - MOST_ROWS:,} more</div>")
+    if len(ordered) > MAX_ROWS:
+        parts.append(f"<div>and {len(ordered) - MAX_ROWS:,} more</div>")
     return "".join(parts)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache.index.evict import MOST_AT_ONCE
+from zarr_cache.index.evict import MAX_AT_ONCE
 from zarr_cache.inspect.problem import FIRST_ROW
 from zarr_cache.inspect.selection import CACHED, SELECTED, Amount
 
@@ -68,7 +68,7 @@ def too_much(connection: Connection, selection: Selection, max_size: int) -> Sel
 
 
 def remove(connection: Connection, selection: Selection, after: int = FIRST_ROW) -> Step:
-    """Remove the next `MOST_AT_ONCE` of them, in the order of their numbers.
+    """Remove the next `MAX_AT_ONCE` of them, in the order of their numbers.
 
     Parameters
     ----------
@@ -82,9 +82,9 @@ def remove(connection: Connection, selection: Selection, after: int = FIRST_ROW)
     """
     if not set(selection.kinds) <= set(CACHED):
         raise ValueError(f"only {CACHED} can be removed, not {selection.kinds}")
-    parameters = selection.parameters() | {"after": after, "most": MOST_AT_ONCE}
+    parameters = selection.parameters() | {"after": after, "most": MAX_AT_ONCE}
     with connection.writing_much():
         rows = connection.execute(REMOVE, parameters).fetchall()
     amount = Amount(len(rows), sum(size for _, size in rows))
-    is_last = len(rows) < MOST_AT_ONCE
+    is_last = len(rows) < MAX_AT_ONCE
     return Step(amount, None if is_last else max(entry for entry, _ in rows))

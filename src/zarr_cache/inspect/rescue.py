@@ -17,7 +17,7 @@ from zarr_cache.core import checksum
 from zarr_cache.core.checksum import DamagedValueError
 from zarr_cache.core.errors import StorageError
 from zarr_cache.file import schema
-from zarr_cache.file.connection import Turns, connect
+from zarr_cache.file.connection import WriteLock, connect
 from zarr_cache.index import values
 from zarr_cache.index.stored import NAMESPACE
 from zarr_cache.inspect.problem import Problem, any_text
@@ -103,7 +103,7 @@ def copy_stored(aside: Path, put: Callable[[str, ByteArray], None]) -> Iterator[
 
 
 def _connect(aside: Path) -> Connection:
-    connection = connect(f"{aside.as_uri()}?mode=rw", Turns(), uri=True)
+    connection = connect(f"{aside.as_uri()}?mode=rw", WriteLock(), uri=True)
     connection.execute("PRAGMA query_only = ON")
     # It stays as it was found.
     connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zarr_cache.core.errors import FileDamagedError
 from zarr_cache.file import schema
 from zarr_cache.inspect.problem import END, REVISIONS_END, Problem, checked
-from zarr_cache.inspect.verify_entries import KINDS, MOST_ENTRIES, verify_entries, verify_orphans
+from zarr_cache.inspect.verify_entries import KINDS, MAX_ENTRIES, verify_entries, verify_orphans
 from zarr_cache.inspect.verify_space import find_in_row, verify_space
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     type Totals = dict[tuple[Any, Any], tuple[Any, Any]]
 
 
-MOST_MESSAGES = 100
+MAX_MESSAGES = 100
 
 
 """At most this many problems of pages and indexes are asked of SQLite."""
@@ -187,7 +187,7 @@ def verify_rows(run: Run, *, repair: bool = False, has_bytes: bool = True) -> It
 
 def next_values(connection: Connection, after: int) -> list[tuple[int, str, str]]:
     """Row, namespace and key of the value entries after a row, in their order, some at a time."""
-    return connection.execute(VALUES, {"after": after, "most": MOST_ENTRIES}).fetchall()
+    return connection.execute(VALUES, {"after": after, "most": MAX_ENTRIES}).fetchall()
 
 
 def _find_schema(connection: Connection) -> list[Problem]:
@@ -199,7 +199,7 @@ def _find_schema(connection: Connection) -> list[Problem]:
 
 def _find_pages(connection: Connection) -> list[Problem]:
     """What SQLite finds: the one check that is one transaction over the whole file."""
-    rows = connection.execute(f"PRAGMA integrity_check({MOST_MESSAGES})").fetchall()
+    rows = connection.execute(f"PRAGMA integrity_check({MAX_MESSAGES})").fetchall()
     return [Problem("page", message, "ok") for (message,) in rows if message != "ok"]
 
 

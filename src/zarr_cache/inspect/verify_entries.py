@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from zarr_cache.inspect.problem import Run
 
 
-MOST_ENTRIES = 256
+MAX_ENTRIES = 256
 
 
 """At most this many entries are verified in one transaction."""
 
 
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 
 
 """A transaction that has verified this many bytes takes no more entries."""
@@ -176,12 +176,12 @@ def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Probl
 
 def _next_entries(connection: Connection, first: int) -> tuple[int, int | None]:
     """The last entry of those to verify together, and the one to go on with; None at the end."""
-    parameters = {"first": first, "most": MOST_ENTRIES}
+    parameters = {"first": first, "most": MAX_ENTRIES}
     nbytes = 0
     number = 0
     for number, (entry, size) in enumerate(connection.execute(SIZES, parameters).fetchall(), 1):
         nbytes += size or 0
-        if entry != LAST_ROW and (nbytes >= MOST_BYTES or number == MOST_ENTRIES):
+        if entry != LAST_ROW and (nbytes >= MAX_BYTES or number == MAX_ENTRIES):
             return entry, entry + 1
     return LAST_ROW, None
 
@@ -311,13 +311,13 @@ def verify_orphans(run: Run, *, repair: bool) -> Iterator[Problem]:
         problems = run(checked, find, _fix_orphans if repair else None)
         yield from problems
         rows = [problem.row for problem in problems if problem.row is not None]
-        if len(rows) < MOST_ENTRIES:
+        if len(rows) < MAX_ENTRIES:
             return
         first = rows[-1] + 1
 
 
 def _find_orphans(connection: Connection, *, first: int) -> list[Problem]:
-    rows = connection.execute(ORPHANS, {"first": first, "most": MOST_ENTRIES}).fetchall()
+    rows = connection.execute(ORPHANS, {"first": first, "most": MAX_ENTRIES}).fetchall()
     return [
         Problem("orphan", f"part {part} of entry {entry}", "an entry that has it", row=row)
         for row, entry, part in rows

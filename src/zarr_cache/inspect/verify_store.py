@@ -33,14 +33,14 @@ def verify_store(
         Whether to remove what is wrong, from both.
     """
     # The first to look anything up fills the index.
-    run(kept.peek(namespace, ""))
+    run(kept.lookup_metadata(namespace, ""))
     run_operation = kept._database.run  # noqa: SLF001 - nobody else has an index to verify
     yield from find_damage(run_operation)
     yield from verify_rows(run_operation, has_bytes=False, repair=repair)
     after = FIRST_ROW
     while rows := run_operation(next_values, after):
         for _, name, key in rows:
-            found = run(kept.look_up(name, key, None, EVER))
+            found = run(kept.lookup(name, key, None, EVER))
             if found.is_damaged:
                 if repair:
                     run(kept.discard(found))

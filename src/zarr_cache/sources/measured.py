@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.storage import WrapperStore
 
-from zarr_cache.core.byte_range import may_be_kept
+from zarr_cache.core.byte_range import may_be_cached
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -48,7 +48,7 @@ class MeasuredStore(WrapperStore[Store]):
 
     def _measure(self, request: ByteRequest | None, buffer: Buffer | None) -> Buffer | None:
         if isinstance(request, RangeByteRequest) and not (
-            buffer is None or may_be_kept(request, len(buffer))
+            buffer is None or may_be_cached(request, len(buffer))
         ):
             self._odd.append(request)
         return buffer

@@ -123,8 +123,8 @@ def reads_urls(source: Any) -> bool:
 
 def _named(source: Any) -> tuple[Any, str | None]:
     """The store that is named, which may be one that `source` wraps, and its name if it has one."""
-    answer = _answer(source)
-    return _named(answer) if isinstance(answer, Store) else (source, answer)
+    response = _answer(source)
+    return _named(response) if isinstance(response, Store) else (source, response)
 
 
 def _answer(source: Any) -> str | Store | None:
@@ -142,20 +142,20 @@ def _registered_for(cls: type, *, is_known: bool) -> Naming[Any] | None:
 
 
 def _checked(cls: type, source: object) -> str | Store | None:
-    answer = _registered[cls](source)
+    response = _registered[cls](source)
     says = f"the name registered for {cls.__qualname__}"
-    if isinstance(answer, str):
-        if not answer or private.is_private(answer):
+    if isinstance(response, str):
+        if not response or private.is_private(response):
             raise ValueError(
-                f"{says} is {answer!r}: it must not be empty or begin with {private.PREFIX!r}; "
+                f"{says} is {response!r}: it must not be empty or begin with {private.PREFIX!r}; "
                 "return None for a source that does not outlive the process"
             )
-        return answer
-    if answer is source:
+        return response
+    if response is source:
         raise ValueError(f"{says} is the source itself, not its name or what it wraps")
-    if answer is None or isinstance(answer, Store):
-        return answer
-    raise TypeError(f"{says} must be a text, a store or None, got {type(answer).__qualname__}")
+    if response is None or isinstance(response, Store):
+        return response
+    raise TypeError(f"{says} must be a text, a store or None, got {type(response).__qualname__}")
 
 
 def _identity(source: Any) -> tuple[object, str]:

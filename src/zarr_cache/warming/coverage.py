@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from zarr.abc.store import Store
 
-    from zarr_cache.cache.view import CachedSource
+    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.lookup import Kept
     from zarr_cache.warming.chunk_grid import AnyArray
@@ -52,27 +52,27 @@ def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
     """
     cached = source_of(array.store)
     chunks = StoredChunks(array)
-    kept = run(at_hand(cached, chunks.prefix))
+    kept = run(list_cached(cached, chunks.prefix))
     cells = (key in kept for key in chunks)
     return np.fromiter(cells, np.bool_, count=len(chunks)).reshape(chunks.shape)
 
 
-def at_hand(cached: CachedSource, prefix: str) -> Flow[dict[str, Kept]]:
+def list_cached(cached: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
     """What this view answers without a request of the keys with this prefix."""
     yield from cached.values.opened()
-    if cached.values.is_distrusted(cached.namespace):
+    if cached.values.is_invalidated(cached.namespace):
         # The next read removes all of it.
         return {}
     limits = cached.limits()
     absent_fresh_after = limits.absent_fresh_after if cached.believes_absent() else NEVER
     return (
-        yield from cached.values.at_hand(
+        yield from cached.values.list_cached(
             cached.namespace, prefix, limits.fresh_after, absent_fresh_after
         )
     )
 
 
-def source_of(store: Store) -> CachedSource:
+def source_of(store: Store) -> SourceView:
     """What the CacheStore works on.
 
     Raises

@@ -104,9 +104,9 @@ def map_of(
         for place in range(covered.ndim)
         if place >= len(slice_of) or isinstance(slice_of[place], slice)
     ]
-    at_hand = int(np.count_nonzero(chosen))
-    share = f" ({math.floor(100 * at_hand / chosen.size)} %)" if chosen.size else ""
-    caption = [f"{at_hand} of {_count(chosen.size)} at hand{share}"]
+    cached = int(np.count_nonzero(chosen))
+    share = f" ({math.floor(100 * cached / chosen.size)} %)" if chosen.size else ""
+    caption = [f"{cached} of {_count(chosen.size)} at hand{share}"]
     if chosen.ndim < 2:  # noqa: PLR2004 - two dimensions make a plane
         plane, per_cell = _lines(chosen.reshape(-1).astype(float), most)
     else:

@@ -11,7 +11,7 @@ from zarr.abc.store import Store
 from zarr.storage import MemoryStore, WrapperStore
 
 from zarr_cache.core.flow import run_async
-from zarr_cache.warming.coverage import at_hand
+from zarr_cache.warming.coverage import list_cached
 from zarr_cache.warming.report import WarmPlan
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from zarr_cache.cache.store import CacheStore
-    from zarr_cache.cache.view import CachedSource
+    from zarr_cache.cache.view import SourceView
     from zarr_cache.index.lookup import Kept
     from zarr_cache.warming.chunk_grid import StoredChunks
 
@@ -76,11 +76,11 @@ class Part:
         """Bytes that the next value is taken to have: as many as the largest that has been seen."""
         return self.nbytes if self.largest is None else self.largest
 
-    async def look(self, cached: CachedSource) -> dict[str, Kept]:
+    async def look(self, cached: SourceView) -> dict[str, Kept]:
         """What the cache answers without a request, of these keys and of others beside them."""
         found: dict[str, Kept] = {}
         for prefix in self._prefixes:
-            found |= await run_async(at_hand(cached, prefix))
+            found |= await run_async(list_cached(cached, prefix))
         return found
 
     def states_of(self, kept: Mapping[str, Kept]) -> npt.NDArray[np.uint8]:
@@ -123,25 +123,25 @@ def count_all(parts: Sequence[Part]) -> int:
 
 
 async def plan(
-    store: CacheStore, cached: CachedSource, parts: Sequence[Part], max_concurrency: int
+    store: CacheStore, cached: SourceView, parts: Sequence[Part], max_concurrency: int
 ) -> WarmPlan:
     """What is to be fetched, by a look at the cache and at the sizes of a few chunks."""
-    bytes_at_hand = asked = 0
+    cached_bytes = asked = 0
     nbytes: int | None = 0
     may_ask = _tells_sizes(cached.source)
     for part in parts:
         kept = await part.look(cached)
         part.states = part.states_of(kept)
         if part.is_chunks:
-            bytes_at_hand += sum(kept[key][1] or 0 for key in part.keys(KEPT))
+            cached_bytes += sum(kept[key][1] or 0 for key in part.keys(KEPT))
             sizes = await _some_sizes(store, part, max_concurrency) if may_ask else []
             expected = _bytes_of(part, sizes)
             nbytes = None if nbytes is None or expected is None else nbytes + expected
             asked += len(sizes)
     return WarmPlan(
         chunks=count_all(parts),
-        at_hand=count(parts, KEPT),
-        bytes_at_hand=bytes_at_hand,
+        cached=count(parts, KEPT),
+        cached_bytes=cached_bytes,
         absent=count(parts, ABSENT),
         requests=sum(part.count(MISSING) for part in parts),
         nbytes=nbytes,

@@ -25,7 +25,7 @@ class WarmPlan:
     ----------
     chunks
         Chunks, or whole shards, that the selection touches.
-    at_hand, bytes_at_hand
+    cached, cached_bytes
         Those whose values are in the cache, and fresh.
     absent
         Those that the source is known not to have.
@@ -44,8 +44,8 @@ class WarmPlan:
     """
 
     chunks: int
-    at_hand: int
-    bytes_at_hand: int
+    cached: int
+    cached_bytes: int
     absent: int
     requests: int
     nbytes: int | None
@@ -58,10 +58,10 @@ class WarmPlan:
         """Whether `max_size` has room for the whole selection; None if nothing tells."""
         if self.max_size is None:
             return True
-        return None if self.nbytes is None else self.bytes_at_hand + self.nbytes <= self.max_size
+        return None if self.nbytes is None else self.cached_bytes + self.nbytes <= self.max_size
 
     def __str__(self) -> str:
-        told = f"{_chunks(self.chunks)}: {self.at_hand} at hand, {self.absent} known to be absent; "
+        told = f"{_chunks(self.chunks)}: {self.cached} at hand, {self.absent} known to be absent; "
         told += f"{self.requests} requests for {self._bytes()}"
         if self.fits is False:
             told += f"; that is more than max_size, {format_size(self.max_size or 0)}"
@@ -78,13 +78,13 @@ class WarmPlan:
 
 @dataclass(frozen=True, slots=True)
 class WarmReport:
-    """What `warm` did. ``chunks == at_hand + fetched + absent + left``, unless some went again.
+    """What `warm` did. ``chunks == cached + fetched + absent + left``, unless some went again.
 
     Attributes
     ----------
     chunks
         Chunks, or whole shards, that the selection touches.
-    at_hand
+    cached
         Those that were in the cache already, and fresh.
     fetched
         Those that were fetched.
@@ -102,7 +102,7 @@ class WarmReport:
     """
 
     chunks: int
-    at_hand: int
+    cached: int
     fetched: int
     absent: int
     left: int
@@ -115,7 +115,7 @@ class WarmReport:
         return self.left == 0
 
     def __str__(self) -> str:
-        told = f"{_chunks(self.chunks)}: {self.at_hand} were at hand, {self.fetched} fetched "
+        told = f"{_chunks(self.chunks)}: {self.cached} were at hand, {self.fetched} fetched "
         told += f"({format_size(self.bytes_fetched)}), {self.absent} absent"
         if self.stopped is not None:
             told += f"; {self.left} left: {_REASONS[self.stopped]}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from zarr_cache.cache.store import CacheStore
-    from zarr_cache.cache.view import CachedSource
+    from zarr_cache.cache.view import SourceView
     from zarr_cache.warming.plan import Part
     from zarr_cache.warming.report import Stop
 
@@ -71,7 +71,7 @@ class Room:
             self._changed.clear()
             await self._changed.wait()
 
-    def settle(self, reserved: int) -> None:
+    def drain(self, reserved: int) -> None:
         """Give back what was reserved: the value is at hand, absent, or has failed."""
         self._under_way -= reserved
         self._changed.set()
@@ -105,7 +105,7 @@ class WarmRun:
     def __init__(
         self,
         store: CacheStore,
-        cached: CachedSource,
+        cached: SourceView,
         parts: Sequence[Part],
         max_concurrency: int,
         tell: Callable[[Progress], None],
@@ -134,7 +134,7 @@ class WarmRun:
 
     async def _touch(self, entry: int) -> None:
         values = self._cached.values
-        if values.pending.touch(entry, values.clock().stamp_ns()):
+        if values.pending.touch(entry, values.clock().timestamp_ns()):
             try:
                 await run_async(values.write_pending())
             except CacheError as error:
@@ -143,8 +143,8 @@ class WarmRun:
     async def fetch(self) -> WarmReport:
         """Bring to hand what is not, as far as the budget goes."""
         await self._look()
-        at_hand = count(self._parts, KEPT)
-        self._done = at_hand + count(self._parts, ABSENT)
+        cached = count(self._parts, KEPT)
+        self._done = cached + count(self._parts, ABSENT)
         self._tell(self._progress())
         missing = ((part, *each) for part in self._parts for each in part.missing())
         wanted = sum(part.count(MISSING) for part in self._parts)
@@ -162,7 +162,7 @@ class WarmRun:
         self._cached.faults.tell()
         return WarmReport(
             chunks=count_all(self._parts),
-            at_hand=at_hand,
+            cached=cached,
             fetched=self._fetched,
             absent=count(self._parts, ABSENT),
             left=left,
@@ -204,7 +204,7 @@ class WarmRun:
                     self._fetched += part.is_chunks
                     self._bytes_fetched += len(buffer)
         finally:
-            self._room.settle(reserved)
+            self._room.drain(reserved)
         if self._room.is_exceeded:
             self._stopped = self._stopped or "budget"
 
