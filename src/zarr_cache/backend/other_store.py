@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from zarr.core.buffer import cpu
 
 from zarr_cache.backend import file_cache
-from zarr_cache.backend.file_cache import ValueCache
+from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.core import byte_range, checksum
 from zarr_cache.core import keys as core_keys
 from zarr_cache.core.checksum import DamagedValueError
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from zarr_cache.core.errors import CacheError
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.connection import Connection
-    from zarr_cache.index.admit import Answer
-    from zarr_cache.index.evict import Limits, Removed
-    from zarr_cache.index.lookup import Found, Kept
+    from zarr_cache.index.admit import Response
+    from zarr_cache.index.evict import Limits, Evictions
+    from zarr_cache.index.lookup import EntryState, Kept
 
 
 HAS_VALUES_BELOW = """
@@ -46,7 +46,7 @@ LIMIT 1
 """
 
 
-class StoreCache(ValueCache):
+class StoreCache(FileCache):
     """Full values under their own keys in `store`; one that is not what was put there is a miss.
 
     The index is filled at first use from what the store lists. Nothing tells how old that is, so
@@ -113,32 +113,32 @@ class StoreCache(ValueCache):
         key: str,  # noqa: ARG002 - the same
         request: ByteRequest | None,  # noqa: ARG002 - the same
         fresh_after: int,  # noqa: ARG002 - the same
-    ) -> Found | None:
+    ) -> EntryState | None:
         """None: the other store must be waited for."""
         return None
 
-    def look_up(
+    def lookup(
         self,
         namespace: str,
         key: str,
         request: ByteRequest | None,
         fresh_after: int,
-        found: Found | None = None,
-    ) -> Flow[Found]:
+        found: EntryState | None = None,
+    ) -> Flow[EntryState]:
         """What is kept of the key, with the bytes asked for where they are fresh."""
-        found = yield from self.peek(namespace, key)
+        found = yield from self.lookup_metadata(namespace, key)
         if found.kind != "value" or found.stored_at <= fresh_after:
             return found
         buffer = yield from self._get(key)
         data = None if buffer is None else buffer.to_bytes()
         if data is None or not self._is_right(namespace, key, found, data):
             # Unless another value has taken its place since.
-            again = self.peek_now(namespace, key)
+            again = self.lookup_metadata_nowait(namespace, key)
             return found._replace(is_damaged=True) if again.row == found.row else again
         start, stop = byte_range.span(request, found.size)
         return found._replace(data=data[start:stop])
 
-    def _is_right(self, namespace: str, key: str, found: Found, data: bytes) -> bool:
+    def _is_right(self, namespace: str, key: str, found: EntryState, data: bytes) -> bool:
         """Whether these are the bytes that the entry was made for."""
         if len(data) != found.size:
             return False
@@ -153,32 +153,32 @@ class StoreCache(ValueCache):
             return False
         return True
 
-    def look_up_many(
+    def lookup_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
-    ) -> Flow[list[Found]]:
-        """`look_up` for each request."""
-        found: list[Found] = []
+    ) -> Flow[list[EntryState]]:
+        """`lookup` for each request."""
+        found: list[EntryState] = []
         for request in requests:
-            found += [(yield from self.look_up(namespace, key, request, fresh_after))]
+            found += [(yield from self.lookup(namespace, key, request, fresh_after))]
         return found
 
-    def at_hand(
+    def list_cached(
         self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
     ) -> Flow[dict[str, Kept]]:
         """What is kept and fresh of the keys with this prefix, without its bytes."""
         yield from self.known(namespace)
-        return (yield from super().at_hand(namespace, prefix, fresh_after, absent_fresh_after))
+        return (yield from super().list_cached(namespace, prefix, fresh_after, absent_fresh_after))
 
     def admit(
         self,
         namespace: str,
         key: str,
-        answer: Answer,
+        response: Response,
         limits: Limits,
-        told: Callable[[Removed | CacheError | None], None],
+        on_done: Callable[[Evictions | CacheError | None], None],
     ) -> Flow[None]:
         """Keep an answer, under the limits, unless a write has overtaken it."""
-        mine = Admission(namespace, key, answer, limits, told)
+        mine = Admission(namespace, key, response, limits, on_done)
         try:
             turn = yield from self._turn(key)
         except StorageError:
@@ -194,16 +194,16 @@ class StoreCache(ValueCache):
 
     def _put_away(self, mine: Admission) -> Flow[None]:
         """Keep the bytes and the entry, the one not without the other."""
-        key, answer = mine.key, mine.answer
-        found = yield from self.peek(mine.namespace, key)
-        can_be_kept = answer.data is None or _is_name(key)
-        if not can_be_kept or found.is_overtaken(answer.revision, answer.stored_at):
+        key, response = mine.key, mine.response
+        found = yield from self.lookup_metadata(mine.namespace, key)
+        can_be_kept = response.data is None or _is_name(key)
+        if not can_be_kept or found.is_overtaken(response.revision, response.stored_at):
             mine.end(None)
             return
         try:
-            if answer.data is not None:
-                yield from self._set(mine.namespace, key, answer.data)
-            self._admissions.add(mine)
+            if response.data is not None:
+                yield from self._set(mine.namespace, key, response.data)
+            self._queue.add(mine)
             # Nothing in memory is worth another thread.
             self.write_waiting()
         finally:
@@ -216,7 +216,7 @@ class StoreCache(ValueCache):
         """Write the uses and counts that wait."""
         self._write_pending_now()
 
-    def enforce(self, namespace: str, limits: Limits) -> Flow[Removed]:
+    def enforce(self, namespace: str, limits: Limits) -> Flow[Evictions]:
         """Come under the limits."""
         yield from self.known(namespace)
         removed = yield from super().enforce(namespace, limits)
@@ -229,7 +229,7 @@ class StoreCache(ValueCache):
         yield from self._delete(forgotten)
         return forgotten
 
-    def discard(self, found: Found) -> Flow[list[str]]:
+    def discard(self, found: EntryState) -> Flow[list[str]]:
         """Remove a damaged entry."""
         discarded = yield from super().discard(found)
         yield from self._delete(discarded)
@@ -239,17 +239,17 @@ class StoreCache(ValueCache):
         self,
         namespace: str,
         keys: Sequence[str],
-        answers: Mapping[str, Answer],
+        responses: Mapping[str, Response],
         now_ns: int,
         limits: Limits,
-    ) -> Flow[Removed]:
+    ) -> Flow[Evictions]:
         """Let the keys be asked for again, and keep what the source is known to hold."""
         turns: dict[str, Flight[Buffer | None]] = {}
         try:
             # In one order, so that no two wait for each other.
             for key in sorted(set(keys)):
                 turns[key] = yield from self._turn(key)
-            arguments = (namespace, keys, answers, now_ns, limits)
+            arguments = (namespace, keys, responses, now_ns, limits)
             return (yield from to_its_end(partial(self._put_away_written, *arguments)))
         finally:
             for key, turn in turns.items():
@@ -259,21 +259,21 @@ class StoreCache(ValueCache):
         self,
         namespace: str,
         keys: Sequence[str],
-        answers: Mapping[str, Answer],
+        responses: Mapping[str, Response],
         now_ns: int,
         limits: Limits,
-    ) -> Flow[Removed]:
+    ) -> Flow[Evictions]:
         self._namespaces.add(namespace)
-        answers = {
-            key: answer for key, answer in answers.items() if answer.data is None or _is_name(key)
+        responses = {
+            key: response for key, response in responses.items() if response.data is None or _is_name(key)
         }
         try:
-            for key, answer in answers.items():
-                if answer.data is not None:
-                    yield from self._set(namespace, key, answer.data)
-            removed = yield from super().end_write(namespace, keys, answers, now_ns, limits)
+            for key, response in responses.items():
+                if response.data is not None:
+                    yield from self._set(namespace, key, response.data)
+            removed = yield from super().end_write(namespace, keys, responses, now_ns, limits)
         finally:
-            self._coming.difference_update(answers)
+            self._coming.difference_update(responses)
         yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
         return removed
 
