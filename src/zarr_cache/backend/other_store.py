@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.connection import Connection
     from zarr_cache.index.admit import Response
-    from zarr_cache.index.evict import Limits, Evictions
+    from zarr_cache.index.evict import Evictions, Limits
     from zarr_cache.index.lookup import EntryState, Kept
 
 
@@ -265,7 +265,9 @@ class StoreCache(FileCache):
     ) -> Flow[Evictions]:
         self._namespaces.add(namespace)
         responses = {
-            key: response for key, response in responses.items() if response.data is None or _is_name(key)
+            key: response
+            for key, response in responses.items()
+            if response.data is None or _is_name(key)
         }
         try:
             for key, response in responses.items():
