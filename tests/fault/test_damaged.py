@@ -333,7 +333,7 @@ async def main():
     found = []
     for surface in (read, read_sync, read, read_sync):
         found.append(await read_all(surface, store))
-        settle(store)
+        drain(store)
     source.reset()
     found.append(await read_all(read, store))
     tell(right=[each == VALUES for each in (at_first, *found)], asked=source.requests.total())

@@ -29,7 +29,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 READ_ON = """
-from zarr_cache import clock, connection
+from zarr_cache.core import clock
+from zarr_cache.file import connection
 
 now = [clock.monotonic_ns()]
 clock.monotonic_ns = lambda: now[0]
@@ -43,7 +44,7 @@ async def main(surface):
     source = new_source()
     store = new_cache(source, path)
     await read_all(surface, store, KEYS[:4])
-    settle(store)
+    drain(store)
     if is_in_file:
         store.close()
         await surface(store, KEYS[0])
@@ -51,7 +52,7 @@ async def main(surface):
     found = await read_until_kept(surface, store)
     tried = statements.number("connect") + statements.number("BEGIN IMMEDIATE")
     found += [await read_all(surface, store) for _ in range(20)]
-    settle(store)
+    drain(store)
     tried_again = statements.number("connect") + statements.number("BEGIN IMMEDIATE")
     during = store.cache_stats()
     when.unlink()

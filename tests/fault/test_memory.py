@@ -29,15 +29,15 @@ async def main():
     await source._store.set("small", buffer(b"small"))
     store = new_cache(source, path)
     await surface(store, "kept")
-    settle(store)
+    drain(store)
     source.reset()
     limit_memory(24 * 2**20)
     found = [await ask(store, key) for key in ("kept", "new", "small", "kept", "new", "small")]
     asked = source.keys.copy()
-    settle(store)
+    drain(store)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     again = [await ask(store, key) for key in ("kept", "new", "small")]
-    settle(store)
+    drain(store)
     source.reset()
     again += [await ask(store, key) for key in ("kept", "new", "small")]
     tell(

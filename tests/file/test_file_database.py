@@ -367,7 +367,8 @@ def test_an_empty_database_is_ours_when_its_first_process_died_with_all_of_it_in
     empty_database(path)
     script = """
 import os, sys
-from zarr_cache import SqliteStore, migrate
+from zarr_cache import SqliteStore
+from zarr_cache.file import migrate
 made = migrate.migrate
 migrate.migrate = lambda *args, **settings: (made(*args, **settings), os._exit(0))
 SqliteStore(sys.argv[1]).get_sync("k")

@@ -185,7 +185,7 @@ UPDATE entry SET note = key;
 )
 
 MIGRATE = """
-from zarr_cache import migrate
+from zarr_cache.file import migrate
 both = (*migrate.scripts(), SLOW)
 migrate.scripts = lambda: both
 migrate.newest = lambda: 2
