@@ -96,7 +96,7 @@ def test_a_reader_keeps_the_log_from_being_written_back_and_that_is_said(
         command("evict", "--prefix", "a/")
         lines = command.lines("compact")
 
-    assert lines[1].startswith("another process uses it")
+    assert lines[1].startswith("another process is reading")
 
 
 def test_a_file_without_auto_vacuum_is_told_to_be_unable_to_shrink(
@@ -110,5 +110,6 @@ def test_a_file_without_auto_vacuum_is_told_to_be_unable_to_shrink(
     lines = command.lines("compact")
 
     assert (
-        lines[1] == "it was made without incremental auto-vacuum and cannot shrink: begin another"
+        lines[1]
+        == "the file was made without incremental auto-vacuum and cannot shrink: start a new one"
     )

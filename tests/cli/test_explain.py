@@ -32,12 +32,12 @@ def test_a_value_is_told_with_its_times_and_what_goes_before_it(command: Command
     assert lines == [
         "t/c/0",
         "  in era5",
-        "    cached whole, 1000 B",
+        "    cached, 1000 B",
         "    since 2023-11-14 22:13:20, 7.0 min ago",
         "    last used 2023-11-14 22:18:20, 2.0 min ago",
         "    fresh until 2023-11-14 23:13:20, for 53.0 min",
         "    evicted after 3 other values, 6.1 KiB",
-        "    stays until 8.8 KiB more are kept of others",
+        "    evicted when 8.8 KiB more of other values are cached",
     ]
 
 
@@ -57,17 +57,17 @@ def test_what_somebody_stored_is_told_as_such(command: Command) -> None:
     lines = command.lines("explain", "mine", "--max-age", "1s")
 
     assert lines[1:3] == [
-        "  in what was stored with SqliteStore",
-        "    stored here, 10 B: nothing evicts it",
+        "  in the values stored with SqliteStore",
+        "    stored, 10 B: never evicted",
     ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["nothing"], "is not cached: the next read asks the source"),
-        (["written"], "was written to at 2023-11-14 22:19:20, 1.0 min ago: the next read asks"),
-        (["t/c/1", "--max-age", "5 min"], "stale since 2023-11-14 22:19:20: the next read asks"),
+        (["nothing"], "is not cached: the next read goes to the source"),
+        (["written"], "written to at 2023-11-14 22:19:20, 1.0 min ago: the next read goes"),
+        (["t/c/1", "--max-age", "5 min"], "stale since 2023-11-14 22:19:20: the next read goes"),
         (["t/c/1", "--namespace", "sst"], "is not cached"),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_damaged_value_is_told_and_left_as_it_is(command: Command, filled: Pat
     again = command("explain", "t/c/1")
 
     assert result.exit_code == 1
-    assert "damaged: the next read asks the source" in result.stdout
+    assert "damaged: the next read goes to the source" in result.stdout
     assert again.stdout == result.stdout
     assert command("verify", "--repair").exit_code == 0
 
@@ -101,7 +101,7 @@ def test_what_is_not_believed_since_a_write_could_not_be_recorded_is_told(
     others = command.json("explain", "t/c/0", "--namespace", "sst")
 
     assert result.exit_code == 1
-    assert "a write to the source could not be recorded: the next read asks it" in result.stdout
+    assert "a write could not be recorded: the next read goes to the source" in result.stdout
     assert [each["is_answer"] for each in others["entries"]] == [True]
 
 

@@ -227,7 +227,7 @@ def test_what_cannot_be_written_is_told(
     ("arguments", "told"),
     [
         (["info", "--max-size", "20 GX"], "'20 GX' is no size; expected such as '20 GiB'"),
-        (["info", "--max-age", "soon"], "'soon' is no age; expected seconds"),
+        (["info", "--max-age", "soon"], "'soon' is not an age; expected seconds"),
         (["ls", "--kind", "range"], "'range'"),
         (["ls", "--limit", "-1"], "--limit"),
         (["explain"], "KEY"),

@@ -69,7 +69,7 @@ def command(tmp_path: Path, path: Path) -> Command:
 def test_what_is_selected_is_fetched(command: Command) -> None:
     lines = command.lines("warm", "--array", "deep/t", "--select", "0:2, 5:25, 79")
 
-    assert lines[0].startswith("6 chunks: 0 were at hand, 6 fetched (")
+    assert lines[0].startswith("6 chunks: 0 were cached, 6 fetched (")
     assert {key for key in cached_keys(command.path) if "/c/" in key} == {
         f"deep/t/c/{time}/{lat}/7" for time in (0, 1) for lat in (0, 1, 2)
     }
@@ -90,14 +90,14 @@ def test_without_an_array_everything_is_fetched(command: Command) -> None:
     (line,) = command.lines("warm")
     (again,) = command.lines("warm")
 
-    assert line.startswith("197 chunks: 0 were at hand, 197 fetched (")
-    assert again == "197 chunks: 197 were at hand, 0 fetched (0 B), 0 absent"
+    assert line.startswith("197 chunks: 0 were cached, 197 fetched (")
+    assert again == "197 chunks: 197 were cached, 0 fetched (0 B), 0 absent"
 
 
 def test_a_dry_run_fetches_nothing(command: Command) -> None:
     (line,) = command.lines("warm", "--array", "deep/t", "--select", "0,0", "--dry-run")
 
-    assert line == "8 chunks: 0 at hand, 0 known to be absent; 10 requests for 800 B"
+    assert line == "8 chunks: 0 cached, 0 known to be absent; 10 requests for 800 B"
     assert not {key for key in cached_keys(command.path) if "/c/" in key}
 
 
@@ -111,14 +111,14 @@ def test_what_is_absent_is_believed_for_as_long_as_is_asked_for(
     command.folder.rename(command.folder.with_name("away"))
     command.folder.mkdir()
 
-    assert command.lines(*warm) == ["2 chunks: 0 were at hand, 0 fetched (0 B), 2 absent"]
+    assert command.lines(*warm) == ["2 chunks: 0 were cached, 0 fetched (0 B), 2 absent"]
 
 
 def test_it_ends_with_1_when_the_budget_is_full(command: Command) -> None:
     result = command("warm", "--array", "deep/t", "--max-size", "4 KiB", "--concurrency", "3")
 
     assert result.exit_code == 1
-    assert "left: more would not fit into max_size beside them" in result.stdout
+    assert "left: max_size has no room for more of them" in result.stdout
 
 
 @pytest.mark.parametrize(("arguments", "key"), [((), "fetched"), (("--dry-run",), "requests")])
@@ -136,8 +136,8 @@ def test_a_map_is_drawn_in_the_terminal(command: Command) -> None:
         "deep/t",
         *["··░░░···"] * 3,
         *["········"] * 3,
-        "█ at hand   ▒ in part   · not at hand",
-        "9 of 192 chunks at hand (4 %)",
+        "█ cached   ▒ in part   · not cached",
+        "9 of 192 chunks cached (4 %)",
         "down: dimension 1 (lat), 6 chunks",
         "across: dimension 2 (lon), 8 chunks",
         "mean over dimension 0 (time)",
@@ -165,7 +165,7 @@ def test_a_map_is_drawn_as_a_picture(command: Command, tmp_path: Path, ending: s
     file = tmp_path / f"map.{ending}"
 
     assert command.lines("map", "--array", "s", "--output", str(file)) == [
-        f"{file}: 5 of 5 chunks at hand (100 %)"
+        f"{file}: 5 of 5 chunks cached (100 %)"
     ]
     if ending == "png":
         with Image.open(file) as image:
@@ -191,7 +191,7 @@ def test_a_map_is_drawn_as_a_picture(command: Command, tmp_path: Path, ending: s
         ),
         (
             ("warm", "--select", "0"),
-            "--select '0': a selection is of one array: warm the arrays of the group one by one",
+            "--select '0': a selection needs one array: warm the arrays of the group one by one",
         ),
         (("warm", "--array", "no"), "{url}: no array or group at 'no'; name one with --array"),
         (("map",), "{url}: '' is a group; name an array of it with --array"),
@@ -203,7 +203,10 @@ def test_a_map_is_drawn_as_a_picture(command: Command, tmp_path: Path, ending: s
             ("map", "--array", "s", "--slice", "0,0"),
             "--slice '0,0': too many indices; {grid}",
         ),
-        (("map", "--array", "s", "--output", "map.gif"), "map.gif: a map is drawn as .png or .svg"),
+        (
+            ("map", "--array", "s", "--output", "map.gif"),
+            "map.gif: a map can be drawn as .png or .svg",
+        ),
         (
             ("map", "--array", "s", "--output", "/nowhere/map.svg"),
             "/nowhere/map.svg: No such file or directory",
@@ -307,5 +310,7 @@ def test_ctrl_c_keeps_what_was_fetched(command: Command) -> None:
 
     (line,) = command.lines("warm", "--array", "deep/t")
     assert process.returncode == 130
-    assert stderr == "stopped: what was fetched is kept, the same command goes on there\n"
-    assert line.startswith("192 chunks: 96 were at hand, 96 fetched (")
+    assert (
+        stderr == "stopped: what was fetched stays cached; the same command continues from there\n"
+    )
+    assert line.startswith("192 chunks: 96 were cached, 96 fetched (")

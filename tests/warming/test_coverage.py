@@ -1,4 +1,4 @@
-"""Coverage tells which chunks are at hand, and asks nobody but the file."""
+"""Coverage shows which chunks are cached, and queries only the file."""
 
 from __future__ import annotations
 
@@ -190,5 +190,5 @@ def test_any_store_has_coverage() -> None:
 def test_an_array_that_is_read_past_the_cache_is_refused() -> None:
     array = zarr.create_array(MemoryStore(), shape=3, dtype="u1")
 
-    with pytest.raises(TypeError, match="keeps nothing"):
+    with pytest.raises(TypeError, match="caches nothing"):
         coverage(array)

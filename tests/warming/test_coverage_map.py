@@ -1,4 +1,4 @@
-"""A map shows which chunks are at hand, as text, as SVG and as an image."""
+"""A map shows which chunks are cached, as text, as SVG and as an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPECTED = Path(__file__).parent / "partly_warm.svg"
 
 
 def partly_warm(path: Path) -> CoverageMap:
-    """A map of 6 by 8 chunks, 12 of which are at hand."""
+    """A map of 6 by 8 chunks, 12 of which are cached."""
     memory = MemoryStore()
     zarr.create_array(memory, name="a/b", shape=(30, 40), chunks=(5, 5), dtype="u1")[:] = 1
     array = cached(memory, path).array
@@ -40,8 +40,8 @@ def test_a_partly_warm_array_looks_like_this_without_colours(path: Path) -> None
         "··███···",
         "··███···",
         "········",
-        "█ at hand   ▒ in part   · not at hand",
-        "12 of 48 chunks at hand (25 %)",
+        "█ cached   ▒ in part   · not cached",
+        "12 of 48 chunks cached (25 %)",
         "down: dimension 0 (time), 6 chunks",
         "across: dimension 1, 8 chunks",
     ]
@@ -63,7 +63,7 @@ def test_two_rows_share_a_line_of_half_blocks(path: Path) -> None:
         styles
         == [f"{none} on {none}"] * 2 + [f"{every} on {every}"] * 3 + [f"{none} on {none}"] * 3
     )
-    assert legend.plain == "■ at hand   ■ in part   ■ not at hand"
+    assert legend.plain == "■ cached   ■ in part   ■ not cached"
 
 
 def test_an_odd_row_has_a_line_of_its_own() -> None:
@@ -114,7 +114,7 @@ def test_a_slice_chooses_what_is_drawn() -> None:
     of_rows = map_of(covered, "x", ["t", "y", "x"], slice_of=(slice(1, 3), 0), most=(9, 9))
 
     assert drawn.caption == (
-        "6 of 6 chunks at hand (100 %)",
+        "6 of 6 chunks cached (100 %)",
         "down: dimension 1 (y), 2 chunks",
         "across: dimension 2 (x), 3 chunks",
     )

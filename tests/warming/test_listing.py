@@ -1,4 +1,4 @@
-"""What is at hand below a prefix is found by one walk along the index of the keys."""
+"""What is cached below a prefix is found by one walk along the index of the keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warming fetches what a selection touches and is not at hand, and nothing else."""
+"""Warming fetches what a selection touches and is not cached, and nothing else."""
 
 from __future__ import annotations
 
@@ -386,7 +386,7 @@ def test_a_run_that_the_source_broke_off_is_taken_up_where_it_was(path: Path) ->
     report = warm(array, max_concurrency=1)
 
     assert failure.value.__notes__ == [
-        "3 chunks were fetched before this; warming again goes on from there"
+        "3 chunks were fetched before this; warming again continues there"
     ]
     assert chunk_keys(source) == [f"a/b/c/{row}/0" for row in (3, 4, 5)]
     assert (report.cached, report.fetched) == (3, 3)
@@ -557,7 +557,7 @@ def test_a_dry_run_asks_for_a_few_sizes_and_says_that_it_estimates(path: Path) -
 
     assert source.requests == {"getsize": 32}
     assert (plan.nbytes, plan.is_exact, plan.sizes_asked) == (100 * CHUNK, False, 32)
-    assert "about 97.7 KiB (by the sizes of 32)" in str(plan)
+    assert "about 97.7 KiB (from the sizes of 32)" in str(plan)
 
 
 def test_a_dry_run_asks_no_size_of_a_source_that_would_have_to_read_for_it(
@@ -597,7 +597,7 @@ def test_a_dry_run_of_a_warm_array_asks_for_nothing(path: Path) -> None:
 
     assert source.requests == {}
     assert (plan.requests, plan.nbytes, plan.cached_bytes) == (0, 0, 4 * CHUNK)
-    assert str(plan) == "4 chunks: 4 at hand, 0 known to be absent; 0 requests for 0 B"
+    assert str(plan) == "4 chunks: 4 cached, 0 known to be absent; 0 requests for 0 B"
 
 
 # What it is told
@@ -609,15 +609,17 @@ def test_a_report_reads_as_a_line() -> None:
     )
 
     assert str(report) == (
-        "96 chunks: 12 were at hand, 41 fetched (953.7 MiB), 3 absent; "
-        "40 left: more would not fit into max_size beside them"
+        "96 chunks: 12 were cached, 41 fetched (953.7 MiB), 3 absent; "
+        "40 left: max_size has no room for more of them"
     )
 
 
 def test_an_array_that_is_read_past_the_cache_is_refused() -> None:
     array = zarr.create_array(MemoryStore(), shape=3, dtype="u1")
 
-    with pytest.raises(TypeError, match="keeps nothing: open the array or group through a CacheSt"):
+    with pytest.raises(
+        TypeError, match="caches nothing: open the array or group through a CacheSt"
+    ):
         warm(array)
 
 
@@ -626,14 +628,14 @@ def test_a_group_has_no_selection(path: Path) -> None:
     zarr.create_group(memory)
     store = CacheStore(memory, cache_store=SqliteStore(path))
 
-    with pytest.raises(ValueError, match="a selection is of one array"):
+    with pytest.raises(ValueError, match="a selection needs one array"):
         warm(zarr.open_group(store, mode="r"), np.s_[:3])
 
 
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
-        ({"max_age_seconds": 0}, {}, "with max_age_seconds=0 a CacheStore keeps nothing"),
+        ({"max_age_seconds": 0}, {}, "a CacheStore with max_age_seconds=0 caches nothing"),
         ({}, {"max_concurrency": 0}, "max_concurrency must be at least 1, got 0"),
     ],
 )

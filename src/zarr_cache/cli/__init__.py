@@ -1,7 +1,7 @@
-"""The command ``zarr-cache``: a module each for its commands, and here which there are.
+"""The command ``zarr-cache``, its subcommands, and the demo.
 
-A command is a function that typer understands. It reads and changes a file by operations alone, and
-prints when they are done: a pipe that is closed early interrupts no transaction.
+A command runs operations on the cache file first and prints afterwards: a pipe that is closed early
+interrupts no transaction. Imports ``warming`` and what is below it.
 """
 
 import typer
@@ -13,24 +13,24 @@ from zarr_cache.cli.info import info
 from zarr_cache.cli.ls import ls
 from zarr_cache.cli.map import map_
 from zarr_cache.cli.removal import clear, evict
-from zarr_cache.cli.terminal import escape_what_cannot_be_shown
+from zarr_cache.cli.terminal import escape_unencodable
 from zarr_cache.cli.verify import verify
 from zarr_cache.cli.warm import warm
 
 app = typer.Typer(
     no_args_is_help=True,
-    # Its tracebacks print local variables, and a URL among them may carry a token.
+    # typer's tracebacks print local variables, and a URL among them may contain a token.
     pretty_exceptions_enable=False,
 )
 
 
 @app.callback()
 def zarr_cache() -> None:
-    """Keep what was read of a Zarr in one SQLite file."""
-    escape_what_cannot_be_shown()
+    """Inspect and change a cache file of Zarr values."""
+    escape_unencodable()
 
 
-# In the order in which the help lists them.
+# The help lists them in this order.
 app.command()(info)
 app.command()(ls)
 app.command()(explain)

@@ -11,10 +11,10 @@ from zarr_cache.index.space import give_back, space, write_back
 
 
 def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
-    """Give the space of what was removed back to the disk.
+    """Give free space in the file back to the disk.
 
-    Large values at the end of the data file are moved to the front. In short steps, so that others
-    may go on writing. An older file is brought up to date first.
+    Moves large values from the end of the data file to the front. Works in short steps, so that
+    other processes can write meanwhile. Migrates a file of an older release first.
     """
     path = existing(cache_file)
     before = _bytes_on_disk(path)
@@ -27,7 +27,7 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
         while can_shrink and store.database.run(give_back):
             pass
         is_written_back = store.database.run(write_back)
-        # Before the store is closed: what a disk has of the file while others use it.
+        # Measured before closing, as it is on the disk while other processes use the file.
         after = _bytes_on_disk(path)
     if as_json:
         print_json(
@@ -42,11 +42,11 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
         return
     say(f"{path}: {format_size(before)} before, {format_size(after)} now")
     if not can_shrink:
-        say("it was made without incremental auto-vacuum and cannot shrink: begin another")
+        say("the file was made without incremental auto-vacuum and cannot shrink: start a new one")
     if not is_written_back:
-        say("another process uses it: the file is cut when that has done with what it reads")
+        say("another process is reading: the file shrinks when it has finished")
 
 
 def _bytes_on_disk(path: Path) -> int:
-    """Bytes of the file, its data file and its log."""
+    """Bytes of the file, its data file and its WAL."""
     return path.stat().st_size + data_bytes(path) + wal_bytes(path)

@@ -26,19 +26,19 @@ from zarr_cache.inspect.selection import CACHED, Selection
 
 
 @dataclass(frozen=True)
-class _Told:
-    """An entry, and what follows from the options.
+class _Explained:
+    """An entry, and what follows from the options of the command.
 
     Attributes
     ----------
     is_damaged
-        Its bytes are not what was kept: the next read asks the source.
+        The bytes do not match the checksums: the next read goes to the source.
     is_invalidated
-        A write to its source could not be recorded: the next read asks the source.
+        A write to the source could not be recorded: the next read goes to the source.
     fresh_until
-        Stamp until which it is fresh; None if nobody said for how long, or if it has no age.
+        Timestamp until which it is fresh; None without ``--max-age``, or if it has no age.
     room
-        Bytes that can be kept before something is evicted; None without a budget.
+        Bytes that can be cached before something is evicted; None without ``--max-size``.
     """
 
     entry: Explanation
@@ -50,14 +50,14 @@ class _Told:
 
     @property
     def is_answer(self) -> bool:
-        """Whether a read would have it."""
+        """Whether a read would be served from it."""
         is_stale = self.fresh_until is not None and self.fresh_until <= self.now
-        is_no_answer = is_stale or self.is_damaged or self.is_invalidated
-        return self.entry.kind != "fence" and not is_no_answer
+        is_unusable = is_stale or self.is_damaged or self.is_invalidated
+        return self.entry.kind != "fence" and not is_unusable
 
     @property
     def evicted_after(self) -> int | None:
-        """How many bytes of others may still be kept before it is evicted."""
+        """How many bytes of other values can be cached before it is evicted."""
         if self.room is None or self.entry.bytes_before is None:
             return None
         return max(0, self.room + self.entry.bytes_before)
@@ -74,18 +74,18 @@ def explain(
     max_size: MaxSize = None,
     as_json: Json = False,
 ) -> None:
-    """Tell whether a key is cached, since when, and what would be evicted before it.
+    """Show whether a key is cached, since when, and what is evicted before it.
 
-    Ends with 1 if no read would be answered from what is there.
+    Exits with 1 if a read would not be served from the file.
     """
     path = existing(cache_file)
     with opened_to_read(path) as connection:
         now = report.now_ns(connection, path)
         room = None if max_size is None else max_size - evict.cached_bytes(connection)
-        told = [
-            _Told(
+        explained = [
+            _Explained(
                 each,
-                # Reads and verifies the bytes, and notes no use.
+                # Reads and verifies the bytes, and records no use.
                 lookup.lookup(connection, each.namespace, key).is_damaged,
                 _is_invalidated(each, path),
                 now,
@@ -97,10 +97,12 @@ def explain(
         kinds = ("value", "absent", "stored")
         below = report.amount(connection, Selection(namespace, f"{key.rstrip('/')}/", kinds))
     if as_json:
-        print_json({"key": key, "path": str(path), "entries": [_as_json(each) for each in told]})
+        print_json(
+            {"key": key, "path": str(path), "entries": [_as_json(each) for each in explained]}
+        )
     else:
-        _print(key, told, below.entries)
-    if not any(each.is_answer for each in told):
+        _print(key, explained, below.entries)
+    if not any(each.is_answer for each in explained):
         raise typer.Exit(1)
 
 
@@ -109,55 +111,58 @@ def _is_invalidated(each: Explanation, path: Path) -> bool:
 
 
 def _fresh_until(each: Explanation, max_age: float | None, now: int) -> int | None:
-    # What somebody stored has no age, and neither has an answer that no age is too great for.
+    # Values stored with SqliteStore have no age, and without --max-age nothing becomes stale.
     if max_age is None or each.kind not in CACHED:
         return None
     return each.stored_at + now - ages.fresh_after(max_age, now)
 
 
-def _print(key: str, told: list[_Told], below: int) -> None:
+def _print(key: str, explained: list[_Explained], below: int) -> None:
     say(key)
-    if not told:
-        say("  is not cached: the next read asks the source")
-    for each in told:
-        say(f"  in {each.entry.namespace or 'what was stored with SqliteStore'}")
+    if not explained:
+        say("  is not cached: the next read goes to the source")
+    for each in explained:
+        say(f"  in {each.entry.namespace or 'the values stored with SqliteStore'}")
         for line in _lines(each):
             say(f"    {line}")
     if below:
         say(f"  {count(below, 'key')} below it: zarr-cache ls --prefix {key.rstrip('/')}/")
 
 
-def _lines(told: _Told) -> list[str]:
-    entry, now = told.entry, told.now
+def _lines(explained: _Explained) -> list[str]:
+    entry, now = explained.entry, explained.now
     if entry.kind == "fence":
-        return [f"was written to at {_moment(entry.stored_at, now)}: the next read asks the source"]
+        return [f"written to at {_moment(entry.stored_at, now)}: the next read goes to the source"]
     what = {
-        "value": f"cached whole, {format_size(entry.size)}",
+        "value": f"cached, {format_size(entry.size)}",
         "absent": "cached as absent: the source had no such key",
-        "stored": f"stored here, {format_size(entry.size)}: nothing evicts it",
+        "stored": f"stored, {format_size(entry.size)}: never evicted",
     }[entry.kind]
     lines = [what, f"since {_moment(entry.stored_at, now)}"]
-    if told.is_damaged:
-        lines.append("damaged: the next read asks the source")
-    if told.is_invalidated:
-        lines.append("a write to the source could not be recorded: the next read asks it")
+    if explained.is_damaged:
+        lines.append("damaged: the next read goes to the source")
+    if explained.is_invalidated:
+        lines.append("a write could not be recorded: the next read goes to the source")
     if entry.kind == "stored":
         return lines
     lines.append(f"last used {_moment(entry.used_at, now)}")
-    if told.fresh_until is not None:
-        seconds = (told.fresh_until - now) / 1e9
+    if explained.fresh_until is not None:
+        seconds = (explained.fresh_until - now) / 1e9
+        moment = local_time(explained.fresh_until)
         lines.append(
-            f"fresh until {local_time(told.fresh_until)}, for {duration(seconds)}"
+            f"fresh until {moment}, for {duration(seconds)}"
             if seconds > 0
-            else f"stale since {local_time(told.fresh_until)}: the next read asks the source"
+            else f"stale since {moment}: the next read goes to the source"
         )
     if entry.entries_before is not None and entry.bytes_before is not None:
         lines.append(
             f"evicted after {count(entry.entries_before, 'other value')}, "
             f"{format_size(entry.bytes_before)}"
         )
-    if told.evicted_after is not None:
-        lines.append(f"stays until {format_size(told.evicted_after)} more are kept of others")
+    if explained.evicted_after is not None:
+        lines.append(
+            f"evicted when {format_size(explained.evicted_after)} more of other values are cached"
+        )
     return lines
 
 
@@ -165,19 +170,19 @@ def _moment(timestamp: int, now: int) -> str:
     return f"{local_time(timestamp)}, {duration(max(0, now - timestamp) / 1e9)} ago"
 
 
-def _as_json(told: _Told) -> dict[str, object]:
-    entry = told.entry
+def _as_json(explained: _Explained) -> dict[str, object]:
+    entry = explained.entry
     return {
         "namespace": entry.namespace,
         "kind": entry.kind,
         "bytes": entry.size,
         "stored_at": iso_time(entry.stored_at),
         "used_at": iso_time(entry.used_at),
-        "fresh_until": iso_time(told.fresh_until),
-        "is_damaged": told.is_damaged,
-        "is_invalidated": told.is_invalidated,
-        "is_answer": told.is_answer,
+        "fresh_until": iso_time(explained.fresh_until),
+        "is_damaged": explained.is_damaged,
+        "is_invalidated": explained.is_invalidated,
+        "is_answer": explained.is_answer,
         "entries_before": entry.entries_before,
         "bytes_before": entry.bytes_before,
-        "evicted_after_bytes": told.evicted_after,
+        "evicted_after_bytes": explained.evicted_after,
     }

@@ -1,4 +1,4 @@
-"""The cache file of a command: which it is, opened to be read or to be changed."""
+"""The cache file of a command: its path, and opening it to read or to write."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 def existing(path: Path | None) -> Path:
-    """The file that is named, or else the user's own; no command but those that fill it makes one.
+    """The named file, or the user's own; exits with 1 if it does not exist.
 
-    Ends the command if there is no such file.
+    Only the commands that fill a cache create a file.
     """
     named = default_path() if path is None else path
     try:
         path = named.expanduser().resolve()
     except RuntimeError as error:
         fail(f"{named}: {error}")
-    with told_on_one_line(path):
-        # Neither exists() nor is_file(): they tell nothing of a folder that may not be entered.
+    with errors_on_one_line(path):
+        # exists() and is_file() return False for a folder that may not be entered.
         is_file = stat.S_ISREG(path.stat().st_mode)
     if not is_file:
         fail(f"{path}: not a file")
@@ -44,9 +44,9 @@ def existing(path: Path | None) -> Path:
 
 
 def wal_bytes(path: Path) -> int:
-    """Bytes of the log of the file; 0 if it has none."""
-    log = paths.wal_of(path)
-    return log.stat().st_size if log.exists() else 0
+    """Bytes of the WAL of the file; 0 if it has none."""
+    wal = paths.wal_of(path)
+    return wal.stat().st_size if wal.exists() else 0
 
 
 def data_bytes(path: Path) -> int:
@@ -56,8 +56,8 @@ def data_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def told_on_one_line(path: Path) -> Iterator[None]:
-    """Run the block, and end the command with one line if the file cannot be worked on."""
+def errors_on_one_line(path: Path) -> Iterator[None]:
+    """Run the block; an error of the file becomes one line on stderr and exit code 1."""
     try:
         yield
     except CacheError as error:
@@ -66,10 +66,10 @@ def told_on_one_line(path: Path) -> Iterator[None]:
         fail(str(translated(error, path)))
     except UnicodeEncodeError as error:
         if error.encoding != "utf-8":
-            raise  # of the terminal, not of an argument to SQLite
-        fail(f"{path}: {error.object!a} is not UTF-8, so nothing is kept under it")
+            raise  # from the terminal, not from an argument to SQLite
+        fail(f"{path}: {error.object!a} is not UTF-8, so nothing is cached under it")
     except BrokenPipeError:
-        # Of what is printed meanwhile; typer ends quietly.
+        # From printing in the block; typer exits quietly.
         raise
     except FileNotFoundError:
         fail(f"{path}: no such file")
@@ -79,11 +79,11 @@ def told_on_one_line(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_to_read(path: Path) -> Iterator[Connection]:
-    """A connection that writes nothing: no file is made, none is migrated, no log is written back.
+    """A connection that writes nothing: it creates and migrates no file and writes no WAL back.
 
-    Ends the command with one line if that fails, or if the block does.
+    An error, also of the block, becomes one line on stderr and exit code 1.
     """
-    with told_on_one_line(path):
+    with errors_on_one_line(path):
         refuse_network(path)
         refuse_foreign(path)
         is_writable = paths.is_writable(path)
@@ -94,13 +94,13 @@ def opened_to_read(path: Path) -> Iterator[Connection]:
 
 def _connect(path: Path) -> Connection:
     is_in_use = paths.wal_of(path).exists()
-    # Not mode=ro: whoever reads so is not allowed to take away the files that a log needs.
+    # Not mode=ro: such a connection may not remove the -wal and -shm that it creates.
     connection = connect(f"{path.as_uri()}?mode=rw", WriteLock(), uri=True)
     connection.data_file = data_file(path)
     try:
         connection.execute("PRAGMA query_only = ON")
         if is_in_use:
-            # Of a process that has the file open, or that died: it is not for us to write back.
+            # The WAL is of a process that has the file open or that died: leave it as it is.
             connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
         _refuse_older(connection, path)
         schema.check_file(connection, path)
@@ -113,24 +113,24 @@ def _connect(path: Path) -> Connection:
 def _refuse_older(connection: Connection, path: Path) -> None:
     found = migrate.version(connection)
     if found == 0:
-        raise CacheError(f"{path}: an empty database, in which nothing was ever cached")
+        raise CacheError(f"{path}: an empty database: nothing was ever cached in it")
     if found < migrate.newest():
         raise CacheError(
-            f"{path}: schema {found} is older than {migrate.newest()}; to open it once with "
-            "this release, as `zarr-cache compact` does, brings it up to date"
+            f"{path}: schema {found} is older than {migrate.newest()}; "
+            "`zarr-cache compact` migrates the file"
         )
 
 
 @contextlib.contextmanager
 def opened_to_write(path: Path) -> Iterator[SqliteStore]:
-    """The file that exists, as other processes have it; closed afterwards.
+    """The existing file as a `SqliteStore`, which is closed afterwards.
 
-    Ends the command with one line if it cannot be opened, or if the block fails.
+    An error, also of the block, becomes one line on stderr and exit code 1.
     """
-    with told_on_one_line(path):
+    with errors_on_one_line(path):
         if path.stat().st_size == 0 and not wal_bytes(path):
-            # To open it would make a cache file of it.
-            raise CacheError(f"{path}: an empty file, in which nothing was ever cached")
+            # Opening an empty file would make it a cache file.
+            raise CacheError(f"{path}: an empty file: nothing was ever cached in it")
         store = SqliteStore(path)
         with contextlib.closing(store):
             yield store

@@ -32,7 +32,7 @@ def info(
     max_age: MaxAge = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the file holds of each source, and how many reads it has answered."""
+    """Show what the file holds of each source, and how many reads were hits."""
     path = existing(cache_file)
     with opened_to_read(path) as connection:
         fresh_after = ages.fresh_after(max_age, report.now_ns(connection, path))
@@ -66,9 +66,9 @@ def info(
 def _print_file(path: Path, free_bytes: int, cached: int, max_size: int | None) -> None:
     say(f"{path}")
     say(
-        f"on disk: {format_size(path.stat().st_size)}, its data file "
-        f"{format_size(data_bytes(path))}, its log {format_size(wal_bytes(path))}, "
-        f"free within them {format_size(free_bytes)}"
+        f"on disk: database {format_size(path.stat().st_size)}, "
+        f"data file {format_size(data_bytes(path))}, WAL {format_size(wal_bytes(path))}; "
+        f"{format_size(free_bytes)} of them are free"
     )
     if max_size is None:
         say(f"cached:  {format_size(cached)}")

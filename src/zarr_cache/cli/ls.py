@@ -22,7 +22,7 @@ from zarr_cache.inspect.report import Listed
 from zarr_cache.inspect.selection import Selection
 
 MAX_IN_TERMINAL = 100
-"""At most this many entries are listed where somebody looks on, unless more are asked for."""
+"""Without ``--limit``, at most this many entries are listed in a terminal."""
 
 
 class Kind(StrEnum):
@@ -50,13 +50,13 @@ def ls(
     prefix: Prefix = "",
     kind: Annotated[
         list[Kind] | None,
-        typer.Option(help="Of this kind only; may be given again.  [default: all but fence]"),
+        typer.Option(help="Only this kind; may be repeated.  [default: all but fence]"),
     ] = None,
     sort: Annotated[
-        SortBy, typer.Option(help="By key, or the largest, latest stored or latest used first.")
+        SortBy, typer.Option(help="By key, or the largest, last stored or last used first.")
     ] = SortBy.KEY,
     is_reversed: Annotated[
-        bool, typer.Option("--reverse", "-r", help="The other way round.")
+        bool, typer.Option("--reverse", "-r", help="Reverse the order.")
     ] = False,
     limit: Annotated[
         int | None,

@@ -17,10 +17,10 @@ from zarr_cache.warming.coverage import coverage
 from zarr_cache.warming.coverage_map import CoverageMap
 
 MAX_CELLS = {".png": (640, 640), ".svg": (160, 160)}
-"""Rows and columns of a picture, by the end of its name."""
+"""Rows and columns of a picture, by file extension."""
 
 MAX_LINES = 40
-"""Of a map that goes into a file or a pipe."""
+"""Lines of a map that is printed to a file or a pipe."""
 
 
 def map_(
@@ -33,23 +33,23 @@ def map_(
         str,
         typer.Option(
             "--slice",
-            help="What of the grid to draw, in places of chunks: '0,:,:'. Without it, the last two "
-            "dimensions, and in each cell the mean over the others.",
+            help="The part of the grid to draw, in chunk indices: '0,:,:'. By default the last two "
+            "dimensions, with the mean over the others in each cell.",
         ),
     ] = "",
     output: Annotated[
-        Path | None, typer.Option(help="Draw into this file, .png or .svg, not in the terminal.")
+        Path | None, typer.Option(help="Draw to this file, .png or .svg, instead of the terminal.")
     ] = None,
     cache_file: CacheFile = None,
 ) -> None:
-    """Draw which chunks of an array are in the file and fresh.
+    """Draw which chunks of an array are cached.
 
-    Asks the source for the metadata of the array, if that is not in the file, and for nothing else.
+    Reads only the metadata of the array from the source, if it is not cached.
     """
     selected = source.selection(slice_)
     ending = "" if output is None else output.suffix.lower()
     if output is not None and ending not in MAX_CELLS:
-        fail(f"{output}: a map is drawn as .png or .svg")
+        fail(f"{output}: a map can be drawn as .png or .svg")
     if ending == ".png" and not coverage_picture.has_pillow():
         fail("Pillow not installed: pip install 'zarr-cache[map]', or draw an .svg")
     path = existing(cache_file)
@@ -92,9 +92,9 @@ def map_(
 def _without_ellipsis(
     selected: tuple[int | slice | EllipsisType, ...], ndim: int
 ) -> tuple[int | slice, ...]:
-    """As many indices and slices as there are dimensions."""
-    named = [each for each in selected if each is not ...]
-    if len(named) > ndim or len(selected) - len(named) > 1:
+    """One index or slice for each dimension."""
+    given = [each for each in selected if each is not ...]
+    if len(given) > ndim or len(selected) - len(given) > 1:
         raise IndexError("too many indices")
-    at = selected.index(...) if ... in selected else len(named)
-    return (*named[:at], *[slice(None)] * (ndim - len(named)), *named[at:])
+    at = selected.index(...) if ... in selected else len(given)
+    return (*given[:at], *[slice(None)] * (ndim - len(given)), *given[at:])

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how what is written there is read."""
+"""Options that several commands have, and the parsing of sizes and ages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parse_age(text: str) -> float:
     match = _AGE.fullmatch(text)
     if match is None or match[2] not in _SECONDS:
         raise typer.BadParameter(
-            f"{text!r} is no age; expected seconds, or such as '90 s', '30 min', '12 h', '7 d'"
+            f"{text!r} is not an age; expected seconds, or an age such as '90 s', '30 min' or '7 d'"
         )
     return float(match[1]) * _SECONDS[match[2]]
 
@@ -40,7 +40,7 @@ CacheFile = Annotated[
         "--cache-file",
         "-f",
         envvar=VARIABLE,
-        help="The cache file; without it the one in your cache folder.",
+        help="The cache file. By default the one in your cache folder.",
         show_default=False,
     ),
 ]
@@ -52,13 +52,13 @@ MaxSize = Annotated[
     typer.Option(
         parser=parse_size_option,
         metavar="SIZE",
-        help="The budget to compare with: a CacheStore has it, the file does not.",
+        help="The budget to compare with: it is a setting of a CacheStore, not of the file.",
     ),
 ]
 MaxAge = Annotated[
     float | None,
     typer.Option(
-        parser=parse_age, metavar="AGE", help="What is older counts as stale, such as '7 d'."
+        parser=parse_age, metavar="AGE", help="Older values count as stale, for example '7 d'."
     ),
 ]
 ToSize = Annotated[
@@ -66,15 +66,21 @@ ToSize = Annotated[
     typer.Option(
         parser=parse_size_option,
         metavar="SIZE",
-        help="The least recently used, until the values have at most this many bytes.",
+        help="Evict the least recently used until values have at most this many bytes.",
     ),
 ]
 OlderThan = Annotated[
     float | None,
-    typer.Option(parser=parse_age, metavar="AGE", help="What was fetched at least this long ago."),
+    typer.Option(
+        parser=parse_age, metavar="AGE", help="Only what was fetched at least this long ago."
+    ),
 ]
 UnusedFor = Annotated[
     float | None,
-    typer.Option(parser=parse_age, metavar="AGE", help="What has not been used for this long."),
+    typer.Option(
+        parser=parse_age, metavar="AGE", help="Only what has not been used for this long."
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Report what would be removed, and remove nothing.")
+]

@@ -41,14 +41,14 @@ def evict(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Remove the cached values that meet every condition given.
+    """Remove cached entries that meet all conditions given.
 
-    What goes is fetched again when it is read. What was stored with SqliteStore stays.
+    They are fetched again when they are read. Values stored with SqliteStore stay.
     """
     if not prefix and all(each is None for each in (to_size, older_than, unused_for, namespace)):
         raise typer.BadParameter(
-            "say what should go: --to-size, --older-than, --unused-for, --namespace or --prefix; "
-            "`zarr-cache clear` removes everything"
+            "choose what to remove with --to-size, --older-than, --unused-for, --namespace or "
+            "--prefix; `zarr-cache clear` removes everything"
         )
     path = existing(cache_file)
     with opened_to_read(path) as connection:
@@ -63,7 +63,7 @@ def evict(
     if not dry_run:
         with opened_to_write(path) as store:
             removed = _remove(store, selection, to_size)
-    _tell(path, removed, is_dry_run=dry_run, as_json=as_json)
+    _report(path, removed, is_dry_run=dry_run, as_json=as_json)
 
 
 def clear(
@@ -74,9 +74,9 @@ def clear(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Forget all that is kept of sources, or of one; say what goes, and ask first.
+    """Remove everything cached, or everything of one source; ask first.
 
-    What is being fetched meanwhile is not kept either. What was stored with SqliteStore stays.
+    Responses to requests under way are not cached either. Values stored with SqliteStore stay.
     """
     path = existing(cache_file)
     selection = Selection(namespace)
@@ -90,12 +90,12 @@ def clear(
     if not dry_run:
         if not yes and removed.entries:
             of = "all sources" if namespace is None else namespace
-            ask(f"Remove {_words(removed)} of {of} from {path}?")
+            ask(f"Remove {_in_words(removed)} of {of} from {path}?")
         with opened_to_write(path) as store:
             removed = _remove(store, selection, None)
             for name in names:
                 store.database.run(fence.fence_prefix, name, "")
-    _tell(path, removed, is_dry_run=dry_run, as_json=as_json)
+    _report(path, removed, is_dry_run=dry_run, as_json=as_json)
 
 
 def _before(age: float | None, now: int) -> int:
@@ -103,7 +103,7 @@ def _before(age: float | None, now: int) -> int:
 
 
 def _found(connection: Connection, selection: Selection, to_size: int | None) -> Amount:
-    """How much would go."""
+    """How much would be removed."""
     if to_size is None:
         return report.amount(connection, selection)
     chosen = removal.too_much(connection, selection, to_size)
@@ -111,7 +111,7 @@ def _found(connection: Connection, selection: Selection, to_size: int | None) ->
 
 
 def _remove(store: SqliteStore, selection: Selection, to_size: int | None) -> Amount:
-    """Remove it in short transactions, and tell how much that was."""
+    """Remove the selection in short transactions, and return how much was removed."""
     chosen: Selection | None = selection
     if to_size is not None:
         chosen = store.database.run(removal.too_much, selection, to_size)
@@ -123,16 +123,16 @@ def _remove(store: SqliteStore, selection: Selection, to_size: int | None) -> Am
             removed += step.amount
             after = step.after
     except KeyboardInterrupt:
-        typer.echo(f"stopped: {_words(removed)} are removed", err=True)
+        typer.echo(f"stopped: {_in_words(removed)} are removed", err=True)
         raise typer.Exit(130) from None
     return removed
 
 
-def _words(amount: Amount) -> str:
+def _in_words(amount: Amount) -> str:
     return f"{count(amount.entries, 'entry', 'entries')} ({format_size(amount.bytes)})"
 
 
-def _tell(path: Path, removed: Amount, *, is_dry_run: bool, as_json: bool) -> None:
+def _report(path: Path, removed: Amount, *, is_dry_run: bool, as_json: bool) -> None:
     with opened_to_read(path) as connection:
         kept = budget.cached_bytes(connection)
     if is_dry_run:
@@ -149,4 +149,4 @@ def _tell(path: Path, removed: Amount, *, is_dry_run: bool, as_json: bool) -> No
         )
         return
     verb = "would remove" if is_dry_run else "removed"
-    say(f"{verb} {_words(removed)}; {format_size(kept)} of values are left in {path}")
+    say(f"{verb} {_in_words(removed)}; {format_size(kept)} of values are left in {path}")

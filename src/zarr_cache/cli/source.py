@@ -1,4 +1,4 @@
-"""The Zarr of a command: opened through the cache, from a URL or a folder."""
+"""The Zarr that a command reads: a URL or a folder, opened through the cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SLICE = re.compile(r"(-?[0-9]+)?:(-?[0-9]+)?(?::([0-9]+)?)?", re.ASCII)
 
 
 def selection(text: str) -> tuple[int | slice | EllipsisType, ...]:
-    """What ``"0:100, :, 3"`` selects; nothing said is everything."""
+    """The selection that ``"0:100, :, 3"`` stands for; an empty text selects everything."""
     if not text.strip():
         return (...,)
     return tuple(_one(part.strip()) for part in text.split(","))
@@ -59,12 +59,13 @@ async def opened(
     Parameters
     ----------
     settings
-        Of the `CacheStore`.
+        Passed to the `CacheStore`.
     """
     async with _source(url) as source:
-        # Opened first: to a command, a file that is none is no reason to go on without.
-        kept = await SqliteStore.open(cache_file)
-        cache = CacheStore(source, cache_store=kept, **settings)
+        # Opened first, so that a file that is not a cache file is an error: a CacheStore would warn
+        # and read without it.
+        cache_store = await SqliteStore.open(cache_file)
+        cache = CacheStore(source, cache_store=cache_store, **settings)
         try:
             yield await asynchronous.open(store=cache, path=path, mode="r")
         finally:
@@ -83,9 +84,9 @@ async def _source(url: str) -> AsyncIterator[Store]:
 
 
 def run[T](url: str, path: str, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; end the command with one line if the source or the file fails.
+    """Run the coroutine; an error of the source or of the file becomes one line and exit code 1.
 
-    An event loop of the command's own waits for every task when one fails or is interrupted.
+    On an event loop of its own, which waits for every task when one fails or is interrupted.
     """
     try:
         return asyncio.run(coroutine)
@@ -94,10 +95,13 @@ def run[T](url: str, path: str, coroutine: Coroutine[Any, Any, T]) -> T:
     except (NodeNotFoundError, NodeTypeValidationError):
         fail(f"{url}: no array or group at {path!r}; name one with --array")
     except KeyboardInterrupt:
-        typer.echo("stopped: what was fetched is kept, the same command goes on there", err=True)
+        typer.echo(
+            "stopped: what was fetched stays cached; the same command continues from there",
+            err=True,
+        )
         raise typer.Exit(130) from None
     except typer.Exit:
         raise
-    except Exception as error:  # noqa: BLE001 - what a URL may raise depends on what is behind it
+    except Exception as error:  # noqa: BLE001 - depends on the file system behind the URL
         first_line = (str(error).splitlines() or [""])[0] or type(error).__name__
         fail(f"{url}: {first_line}")

@@ -1,4 +1,4 @@
-"""What the commands print: for people in a terminal, plain where it goes elsewhere, or JSON."""
+"""What the commands print: formatted in a terminal, plain text in a pipe or a file, or JSON."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ class Column(NamedTuple):
 
 
 def shown(text: str) -> str:
-    """`text` on one line and without what a terminal would obey, as escapes of a Python string.
+    """`text` on one line, with unprintable characters as escapes of a Python string.
 
-    Keys and names of sources are anybody's: a control character could move the cursor, and a mark
-    of writing direction could disguise one key as another.
+    Keys and names of sources are untrusted: a control character could move the cursor, and a mark
+    of writing direction could make one key look like another.
     """
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
 
 
-def escape_what_cannot_be_shown() -> None:
-    """Let characters that a terminal or a pipe has no bytes for be printed as escapes."""
+def escape_unencodable() -> None:
+    """Print characters that the encoding of stdout lacks as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr does by itself.
+        # stderr does so by default.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str) -> NoReturn:
-    """End with `message` as the only line on stderr."""
+    """Exit with 1, with `message` as the only line on stderr."""
     typer.echo(f"zarr-cache: {shown(message)}", err=True)
     raise typer.Exit(1)
 
 
 def say(line: str) -> None:
-    """Print the line, harmless."""
+    """Print the line, with unprintable characters escaped."""
     typer.echo(shown(line))
 
 
 def ask(question: str) -> None:
-    """Go on if the answer is yes, or else end the command. Nothing of it is on stdout."""
+    """Return if the user says yes, and exit with 1 otherwise. The question is on stderr."""
     typer.echo(f"{shown(question)} [y/N]: ", err=True, nl=False)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         typer.echo("nothing is removed", err=True)
@@ -73,19 +73,19 @@ def print_json(value: object) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether somebody looks on."""
+    """Whether stdout is a terminal."""
     return Console().is_terminal
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """Print the rows: folded to the width of a terminal, or else each on one line, never cut."""
-    harmless = [[shown(cell) for cell in row] for row in rows]
+    """Print the rows: folded to the width of a terminal; elsewhere each on one line, never cut."""
+    escaped = [[shown(cell) for cell in row] for row in rows]
     if not is_terminal():
-        _print_plain([[column.name for column in columns], *harmless], columns)
+        _print_plain([[column.name for column in columns], *escaped], columns)
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        # The last column is the one that may be of any length.
+        # Keys and namespaces may be of any length.
         is_short = column is not columns[-1] and column.name != "namespace"
         table.add_column(
             Text(column.name),
@@ -93,7 +93,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Non
             overflow="fold",
             no_wrap=is_short,
         )
-    for row in harmless:
+    for row in escaped:
         table.add_row(*map(Text, row))
     Console().print(table)
 
@@ -109,7 +109,7 @@ def _print_plain(lines: Sequence[Sequence[str]], columns: Sequence[Column]) -> N
 
 
 def bar(share: float, width: int = 20) -> str:
-    """A bar that is filled by `share` of its width, in letters that the output can show."""
+    """A bar filled to `share` of its width, in characters that the output can show."""
     filled = min(max(share, 0.0), 1.0) * width
     console = Console()
     if not console.is_terminal or not console.encoding.startswith("utf"):
@@ -129,14 +129,14 @@ def count(number: int, of: str, plural: str = "") -> str:
 
 
 def local_time(timestamp_ns: int | None) -> str:
-    """A stamp of the file in the time zone of the machine; ``-`` for None."""
+    """A timestamp of the file in the local time zone; ``-`` for None."""
     if timestamp_ns is None:
         return "-"
     return f"{_time(timestamp_ns).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def iso_time(timestamp_ns: int | None) -> str | None:
-    """A stamp of the file in UTC, as ISO 8601 writes it."""
+    """A timestamp of the file in UTC, in ISO 8601."""
     return None if timestamp_ns is None else f"{_time(timestamp_ns):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 

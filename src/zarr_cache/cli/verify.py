@@ -21,14 +21,14 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Delete wrong entries, or begin a damaged file anew.",
+            help="Delete wrong entries, or replace a damaged database.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare every stored fact with what it stands for: the whole file is read.
+    """Read the whole file and check it: bytes, checksums, totals, free space.
 
-    Ends with 1 if there is a problem that is not repaired.
+    Exits with 1 if there is a problem that is not repaired.
     """
     path = existing(cache_file)
     problems: list[Problem] = []
@@ -50,7 +50,7 @@ def verify(
 
 @contextlib.contextmanager
 def _verified(path: Path, *, repair: bool) -> Iterator[Iterator[Problem]]:
-    """The problems as they are found; who does not repair does not write."""
+    """The problems as they are found. Without `repair`, nothing is written."""
     if repair:
         with opened_to_write(path) as store:
             yield store.verify(repair=True)

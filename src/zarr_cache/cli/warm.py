@@ -23,11 +23,11 @@ def warm(
     select: Annotated[
         str,
         typer.Option(
-            help="What of the array, in elements: '0:100,:,3'. Without it, all of it.",
+            help="The part of the array, in elements: '0:100,:,3'. By default all of it.",
         ),
     ] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Fetch no chunk, and tell what would be fetched.")
+        bool, typer.Option("--dry-run", help="Report what would be fetched; fetch no chunk.")
     ] = False,
     cache_file: CacheFile = None,
     max_size: Annotated[
@@ -35,8 +35,8 @@ def warm(
         typer.Option(
             parser=parse_size_option,
             metavar="SIZE",
-            help="Bytes that values may have in the file, such as '20 GiB'. Stops before it would "
-            "evict what it has fetched.",
+            help="The budget for values in the file, such as '20 GiB'. Warming stops before it would "
+            "evict chunks of the selection.",
         ),
     ] = None,
     max_age_absent: Annotated[
@@ -44,17 +44,17 @@ def warm(
         typer.Option(
             parser=parse_age,
             metavar="AGE",
-            help="For how long it is believed that a key is absent: 60 s without it.",
+            help="How long the cache remembers that a key is absent: 60 s by default.",
         ),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests that are under way at once.")
+        int | None, typer.Option(min=1, help="How many requests may be under way at once.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch the chunks that a selection touches, so that a read of it makes no request.
+    """Fetch the chunks that a selection needs, so that reading it makes no request.
 
-    What is in the file already is not fetched again. Ends with 1 if some of it is left.
+    Cached chunks are not fetched again. Exits with 1 if some chunks are left.
     """
     selected = source.selection(select)
     path = cache_file or default_path()
@@ -85,7 +85,7 @@ def warm(
 
 
 def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
-    told = dataclasses.asdict(result)
+    facts = dataclasses.asdict(result)
     if isinstance(result, WarmReport):
-        return {**told, "is_complete": result.is_complete}
-    return {**told, "fits": result.fits}
+        return {**facts, "is_complete": result.is_complete}
+    return {**facts, "fits": result.fits}

@@ -1,4 +1,4 @@
-"""Chunks of arrays: what to fetch ahead, what is cached, drawn as a map.
+"""Chunks of arrays: fetching them ahead, and which of them are cached, as an array or a map.
 
 Imports ``cache`` and what is below it.
 """

@@ -1,6 +1,6 @@
-"""The stored chunks of an array: which of them a selection touches, and under which keys they lie.
+"""The stored chunks of an array: which of them a selection touches, and their keys.
 
-What a store holds is a chunk or, of a sharded array, a whole shard. "Stored chunk" is either.
+A stored chunk is what one key of a store holds: a chunk or, in a sharded array, a whole shard.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ type OneSelection = int | slice | EllipsisType | Sequence[int] | npt.NDArray[Any
 type Selection = OneSelection | tuple[OneSelection, ...]
 
 
-"""As zarr's ``oindex`` takes it: for each dimension an index, a slice, indices, or a mask."""
+"""As for zarr's ``oindex``: for each dimension an index, a slice, indices, or a mask."""
 
 
 class StoredChunks:
-    """The stored chunks of `array` that `selection` touches, in the order of their places.
+    """The stored chunks of `array` that `selection` touches, in the order of the grid.
 
     Parameters
     ----------
     selection
-        As ``array.oindex`` takes it. A slice may reach over the end, as in numpy.
+        As for ``array.oindex``. A slice may extend past the end, as in numpy.
 
     Attributes
     ----------
     prefix
-        How the keys of the array begin: those of its chunks and of its metadata.
+        Prefix of the keys of the array: of its chunks and of its metadata.
     shape
-        How many stored chunks are touched, by dimension.
+        How many stored chunks are touched in each dimension.
 
     Raises
     ------
     IndexError
-        `selection` is none of this array.
+        `selection` does not fit the array.
     """
 
     def __init__(self, array: AnyArray, selection: Selection = ...) -> None:
@@ -76,19 +76,19 @@ class StoredChunks:
 
 
 def decoded_nbytes(array: AnyArray) -> int | None:
-    """Bytes of a full stored chunk before it is encoded; None if no number holds for all."""
+    """Bytes of a full stored chunk before encoding; None if the data type has no fixed size."""
     if array.dtype.kind in "OT":
         return None
     try:
         shape = array.shards or array.chunks
     except NotImplementedError:
-        # A rectilinear grid: the largest in each dimension.
+        # A rectilinear grid: the largest chunk in each dimension.
         shape = tuple(max(sizes, default=0) for sizes in array.write_chunk_sizes)
     return int(array.dtype.itemsize) * math.prod(shape)
 
 
 def _by_dimension(selection: Selection, ndim: int) -> list[Any]:
-    """What is selected of each dimension, all of those that are not named."""
+    """The selection of each dimension, with full slices for those that are not given."""
     each: list[Any] = list(selection) if isinstance(selection, tuple) else [selection]
     at = [place for place, one in enumerate(each) if one is Ellipsis]
     if len(at) > 1:
@@ -104,7 +104,7 @@ def _by_dimension(selection: Selection, ndim: int) -> list[Any]:
 
 
 def _touched(selected: object, sizes: Sequence[int], dimension: int) -> npt.NDArray[np.intp]:
-    """Places along one dimension of the chunks that what is selected of it touches, ascending.
+    """Indices along one dimension of the chunks that the selection touches, ascending.
 
     Parameters
     ----------
@@ -132,17 +132,17 @@ def _touched_by_slice(
         raise NegativeStepError(f"the step of a slice must be positive, got {selected.step}")
     start, stop, step = selected.indices(length)
     begins = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-    # The first position in each chunk, or after it, that is selected.
+    # For each chunk, the first selected position at or after its start.
     first = start + -(-np.maximum(begins - start, 0) // step) * step
     return np.flatnonzero(first < np.minimum(ends, stop))
 
 
 def _positions(selected: object, length: int, dimension: int) -> npt.NDArray[np.int64]:
-    """The positions that an index, indices, or a mask select."""
+    """The positions that an index, indices, or a mask selects."""
     if isinstance(selected, bool | np.bool_) or selected is None:
         raise IndexError(f"cannot select {selected!r} of dimension {dimension}")
     try:
-        return np.array([operator.index(selected)])  # type: ignore[arg-type] # tried, not known
+        return np.array([operator.index(selected)])  # type: ignore[arg-type] # may raise
     except TypeError:
         found = np.asarray(selected)
     if found.ndim == 1 and found.dtype == np.bool_:
@@ -155,5 +155,5 @@ def _positions(selected: object, length: int, dimension: int) -> npt.NDArray[np.
         return found.astype(np.int64)
     raise IndexError(
         f"cannot select {selected!r} of dimension {dimension}: "
-        "expected an index, a slice, or a one-dimensional array of indices or of truth values"
+        "expected an index, a slice, or a one-dimensional array of indices or of booleans"
     )

@@ -1,4 +1,4 @@
-"""Which stored chunks of an array are at hand."""
+"""Which stored chunks of an array are cached."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
 
 def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
-    """Whether each stored chunk of the array is at hand: a read of it makes no request.
+    """Whether each stored chunk of the array is cached and fresh: reading it makes no request.
 
-    The source is not asked, and no value is read: one query of the cache file.
+    Makes no request and reads no value: it is one query of the cache file.
 
-    A chunk that the source is known not to have is at hand while that is believed: by arrays that
-    are opened read-only, and for `max_age_absent_seconds`. A shard is at hand when the whole of it
-    is kept. Parts of it that were read are not: they are in the memory of the process, and do not
-    make a read of the shard local.
+    A chunk that is absent from the source counts as cached while the cache remembers the absence:
+    in arrays opened read-only, for `max_age_absent_seconds`. A shard counts only if all of it is
+    cached. Ranges of it that were read are in the memory of the process and do not count.
 
     Parameters
     ----------
@@ -39,9 +38,9 @@ def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
     Returns
     -------
     ndarray of bool
-        With one element for each stored chunk. For an array without shards its shape is
-        ``array.cdata_shape``; for a sharded one, the number of shards in each dimension. Either is
-        ``tuple(map(len, array.write_chunk_sizes))``.
+        One element for each stored chunk. Its shape is ``array.cdata_shape`` without shards, and
+        the number of shards in each dimension otherwise: ``tuple(map(len,
+        array.write_chunk_sizes))``.
 
     Raises
     ------
@@ -58,10 +57,10 @@ def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
 
 
 def list_cached(cached: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
-    """What this view answers without a request of the keys with this prefix."""
+    """The cached and fresh entries of this view, of the keys with this prefix."""
     yield from cached.values.opened()
     if cached.values.is_invalidated(cached.namespace):
-        # The next read removes all of it.
+        # The next read removes the entries of the namespace.
         return {}
     limits = cached.limits()
     absent_fresh_after = limits.absent_fresh_after if cached.believes_absent() else NEVER
@@ -73,16 +72,16 @@ def list_cached(cached: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
 
 
 def source_of(store: Store) -> SourceView:
-    """What the CacheStore works on.
+    """The view of the source that the CacheStore works on.
 
     Raises
     ------
     TypeError
-        `store` is none.
+        `store` is not a CacheStore.
     """
     if not isinstance(store, CacheStore):
         raise TypeError(
-            f"{store!r} keeps nothing: open the array or group through a CacheStore, "
+            f"{store!r} caches nothing: open the array or group through a CacheStore, "
             "as in zarr.open_array(CacheStore(source, cache_store=...), mode='r')"
         )
-    return store._cached  # noqa: SLF001 - of this package, and no concern of who uses it
+    return store._cached  # noqa: SLF001 - private to the package, not to the class

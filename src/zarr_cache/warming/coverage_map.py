@@ -1,4 +1,4 @@
-"""A map of which chunks are at hand, and the map as text for a terminal."""
+"""A map of which chunks are cached, and the map as text for a terminal."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 SHADES = "·░▒▓█"
 
 
-"""A cell none of whose chunks is at hand, three in between, and one with all, without colours."""
+"""Without colours: a cell with no cached chunk, three in between, and one with all cached."""
 
 
 ASCII_SHADES = ".-+*#"
 
 
-"""The same for a terminal that has no others."""
+"""The same for a terminal without Unicode."""
 
 
 COLOURS = ("#71717a", "#31688e", "#21918c", "#35b779", "#fde725")
 
 
-"""The same with colours that stand out on light and on dark: grey, and a part of viridis."""
+"""The same as colours, visible on light and on dark: grey, and a part of viridis."""
 
 
 NOTHING = -1
 
 
-"""The shade of a cell that stands for no chunk."""
+"""The shade of a cell without a chunk."""
 
 
 @dataclass(frozen=True, eq=False)
 class CoverageMap:
-    """A plane of cells, each of which stands for one chunk or for several.
+    """A plane of cells, each for one chunk or for several.
 
     Attributes
     ----------
     shares
-        Of the chunks of each cell, how many are at hand, from 0 to 1; NaN where there is no chunk.
+        Share of the chunks of each cell that are cached, from 0 to 1; NaN where there is no chunk.
     title
-        What is shown.
+        Name of the array.
     caption
-        How many chunks are at hand, and what the two axes are.
+        How many chunks are cached, and what the two axes are.
     """
 
     shares: npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ class CoverageMap:
     caption: tuple[str, ...]
 
     def shades(self) -> npt.NDArray[np.int8]:
-        """Of each cell a place in `SHADES`: the first for none, the last for all, never else."""
+        """For each cell an index of `SHADES`: the first only for none, the last only for all."""
         found = 1 + np.floor(np.nan_to_num(self.shares) * (len(SHADES) - 2))
         found[self.shares == 0] = 0
         found[np.isnan(self.shares)] = NOTHING
@@ -73,40 +73,39 @@ def map_of(
     slice_of: tuple[int | slice, ...] = (),
     most: tuple[int, int],
 ) -> CoverageMap:
-    """A map of what `coverage` has told.
+    """The map of a result of `coverage`.
 
-    The last two dimensions are drawn; each cell is the mean over all others. A single dimension
-    goes on in the next line where a line is full.
+    The last two dimensions are drawn; each cell is the mean over all others. A single dimension is
+    wrapped like text.
 
     Parameters
     ----------
     names
-        Of the dimensions, as far as they have some.
+        Names of the dimensions; None for those that have none.
     slice_of
-        A part of the grid, in places of chunks. A dimension of which one place is chosen is not
-        drawn.
+        A part of the grid, in chunk indices. A dimension with a single index is not drawn.
     most
-        Rows and columns there may be at most; a larger grid has several chunks in a cell.
+        Most rows and columns; a larger grid has several chunks in a cell.
 
     Raises
     ------
     IndexError
-        `slice_of` is no part of the grid.
+        `slice_of` does not fit the grid.
     """
     names = names or [None] * covered.ndim
     titles = [
-        _printable(str(place) if name is None else f"{place} ({name})")
-        for place, name in enumerate(names)
+        _printable(str(number) if name is None else f"{number} ({name})")
+        for number, name in enumerate(names)
     ]
     chosen = covered[slice_of]
     shown = [
-        titles[place]
-        for place in range(covered.ndim)
-        if place >= len(slice_of) or isinstance(slice_of[place], slice)
+        titles[number]
+        for number in range(covered.ndim)
+        if number >= len(slice_of) or isinstance(slice_of[number], slice)
     ]
     cached = int(np.count_nonzero(chosen))
     share = f" ({math.floor(100 * cached / chosen.size)} %)" if chosen.size else ""
-    caption = [f"{cached} of {_count(chosen.size)} at hand{share}"]
+    caption = [f"{cached} of {_count(chosen.size)} cached{share}"]
     if chosen.ndim < 2:  # noqa: PLR2004 - two dimensions make a plane
         plane, per_cell = _lines(chosen.reshape(-1).astype(float), most)
     else:
@@ -125,7 +124,7 @@ def map_of(
 
 
 def _printable(text: str) -> str:
-    """The text without what a terminal would obey and XML does not allow."""
+    """The text without characters that control a terminal or that XML does not allow."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
@@ -137,7 +136,7 @@ def _count(chunks: int, per_cell: int = 1) -> str:
 def _lines(
     values: npt.NDArray[np.float64], most: tuple[int, int]
 ) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
-    """The values in lines, and the number of values in a cell."""
+    """The values wrapped into lines, and the number of values in a cell."""
     rows, columns = most
     per_cell = max(1, math.ceil(values.size / (rows * columns)))
     cells = _means(values[None, :], per_cell, axis=1)[0]
@@ -151,7 +150,7 @@ def _lines(
 def _shrunk(
     plane: npt.NDArray[np.float64], most: tuple[int, int]
 ) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
-    """The plane with at most so many cells, and how many each is the mean of."""
+    """The plane reduced to `most` cells, and how many values each cell is the mean of."""
     down, across = (
         max(1, math.ceil(length / limit)) for length, limit in zip(plane.shape, most, strict=True)
     )
@@ -159,7 +158,7 @@ def _shrunk(
 
 
 def _means(plane: npt.NDArray[np.float64], per_cell: int, *, axis: int) -> npt.NDArray[np.float64]:
-    """Means over `per_cell` neighbours along an axis, over fewer at the end."""
+    """Means over `per_cell` neighbours along an axis; the last may be over fewer."""
     length = plane.shape[axis]
     if per_cell == 1 or not length:
         return plane
@@ -175,7 +174,7 @@ def as_text(drawn: CoverageMap, *, is_coloured: bool, letters: str = SHADES) -> 
     Parameters
     ----------
     letters
-        The shades, without colours.
+        Characters for the shades, used without colours.
     """
     shades = drawn.shades()
     text = Text(no_wrap=True, overflow="crop")
@@ -194,8 +193,8 @@ def as_text(drawn: CoverageMap, *, is_coloured: bool, letters: str = SHADES) -> 
 
 
 def legend() -> list[tuple[int, str]]:
-    """Shades and what they mean."""
-    return [(len(SHADES) - 1, "at hand"), (2, "in part"), (0, "not at hand")]
+    """Shades and their meaning."""
+    return [(len(SHADES) - 1, "cached"), (2, "in part"), (0, "not cached")]
 
 
 def _shades(shades: npt.NDArray[np.int8], letters: str) -> Iterator[Text]:

@@ -1,4 +1,4 @@
-"""A map of which chunks are at hand, as SVG and as an image."""
+"""A map of which chunks are cached, as SVG and as PNG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ON_WHITE, ON_DARK = "#e4e4e7", "#3f3f46"
 
 
-"""The first of `COLOURS` in pictures."""
+"""They replace the first of `COLOURS` in pictures."""
 
 
 MARGIN = 16
@@ -34,7 +34,7 @@ LINE = 18
 WIDTH = 640
 
 
-"""Of a picture in pixels, at most: as wide as the grid if that has more cells."""
+"""Width of a picture in pixels; more if the grid has more columns."""
 
 
 LARGEST_CELL = 24
@@ -51,7 +51,7 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A line of text whose baseline begins there."""
+    """A line of text whose baseline begins at (x, y)."""
 
     x: int
     y: int
@@ -59,7 +59,7 @@ class Label(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is where in a picture."""
+    """The size and contents of a picture."""
 
     width: int
     height: int
@@ -72,8 +72,8 @@ def _layout(drawn: CoverageMap) -> Layout:
     rows, columns = shades.shape
     cell = max(1, min(LARGEST_CELL, WIDTH // max(1, columns)))
     top = MARGIN + LINE
-    # A line between the cells where there is room for one.
-    gap = 1 if cell > 4 else 0  # noqa: PLR2004 - as it looks well
+    # A gap between cells that are large enough.
+    gap = 1 if cell > 4 else 0  # noqa: PLR2004 - chosen by eye
     boxes = [
         Box(MARGIN + start * cell, top + row * cell, count * cell - gap, cell - gap, shade)
         for row in range(rows)
@@ -95,7 +95,7 @@ def _layout(drawn: CoverageMap) -> Layout:
 
 
 def _runs(shades: npt.NDArray[np.int8], *, is_merged: bool) -> Iterator[tuple[int, int, int]]:
-    """Start, number and shade of neighbours that are alike, or of each cell."""
+    """Start, number and shade of runs of equal cells or, unmerged, of each cell."""
     if is_merged:
         starts = np.flatnonzero(np.diff(shades, prepend=NOTHING - 1))
     else:
@@ -120,7 +120,7 @@ text {{ fill: #e4e4e7; }}
 
 
 def as_svg(drawn: CoverageMap) -> str:
-    """The map as SVG, without a background: for light pages and for dark ones."""
+    """The map as SVG with a transparent background, for light and dark pages."""
     layout = _layout(drawn)
     shades = "\n".join(f".s{place} {{ fill: {each}; }}" for place, each in enumerate(_on_white()))
     lines = [
@@ -146,12 +146,12 @@ def _on_white() -> tuple[str, ...]:
 
 
 def has_pillow() -> bool:
-    """Whether `save_png` can be called: Pillow comes with the extra ``map``."""
+    """Whether `save_png` can be called: Pillow is in the extra ``map``."""
     return importlib.util.find_spec("PIL") is not None
 
 
 def save_png(drawn: CoverageMap, path: Path) -> None:
-    """Write the map as PNG, on white."""
+    """Write the map as PNG on a white background."""
     from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415 - of the extra "map"
 
     layout = _layout(drawn)

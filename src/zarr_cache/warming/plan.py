@@ -1,4 +1,4 @@
-"""What a selection needs, what of it is at hand, and how much is to be fetched."""
+"""The keys that a selection needs, which of them are cached, and how much is to be fetched."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ if TYPE_CHECKING:
     from zarr_cache.warming.chunk_grid import StoredChunks
 
 
-SIZES_ASKED = 32
+MAX_SIZES = 32
 
 
-"""The sizes of so many chunks of an array tell a dry run those of all others."""
+"""A dry run estimates the bytes of an array from the sizes of this many chunks."""
 
 
-MISSING, KEPT, ABSENT = range(3)
+MISSING, CACHED, ABSENT = range(3)
 
 
 class Part:
-    """Keys that are to be at hand: of the stored chunks of one array, or of metadata.
+    """Keys to be cached: of the stored chunks of one array, or of metadata.
 
     Parameters
     ----------
     keys
         The keys, in order.
     prefixes
-        How the keys begin: one query each.
+        Prefixes of the keys: one query each.
     nbytes
-        Bytes of each value before it is encoded; None if nothing tells.
+        Bytes of each value before encoding; None if unknown.
     is_chunks
-        Whether these are chunks.
+        Whether these are keys of chunks.
 
     Attributes
     ----------
     states
-        Of each key `MISSING`, `KEPT` or `ABSENT`.
+        `MISSING`, `CACHED` or `ABSENT` for each key.
     largest
-        Most bytes of a value that has been seen; None if none has been.
+        Bytes of the largest value so far; None before the first.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Part:
 
     @property
     def expected(self) -> int | None:
-        """Bytes that the next value is taken to have: as many as the largest that has been seen."""
+        """Bytes that the next value is expected to have: those of the largest so far."""
         return self.nbytes if self.largest is None else self.largest
 
-    async def look(self, cached: SourceView) -> dict[str, Kept]:
-        """What the cache answers without a request, of these keys and of others beside them."""
+    async def list_cached(self, cached: SourceView) -> dict[str, Kept]:
+        """The cached and fresh entries with the prefixes: of these keys and of others."""
         found: dict[str, Kept] = {}
         for prefix in self._prefixes:
             found |= await run_async(list_cached(cached, prefix))
@@ -90,21 +90,21 @@ class Part:
             found = kept.get(key)
             if found is None:
                 return MISSING
-            return ABSENT if found[1] is None else KEPT
+            return ABSENT if found[1] is None else CACHED
 
         return np.fromiter(map(state, self._keys), np.uint8, count=self.states.size)
 
     def keys(self, state: int) -> Iterator[str]:
-        """The keys that have the state now."""
+        """The keys that have the state."""
         return itertools.compress(self._keys, self.states == state)
 
     def missing(self) -> Iterator[tuple[int, str]]:
-        """Place and key of each that is missing now."""
-        places = np.flatnonzero(self.states == MISSING).tolist()
-        return zip(places, self.keys(MISSING), strict=True)
+        """Index and key of each missing one."""
+        indices = np.flatnonzero(self.states == MISSING).tolist()
+        return zip(indices, self.keys(MISSING), strict=True)
 
-    def see(self, nbytes: int) -> None:
-        """Note the bytes of a value."""
+    def record_size(self, nbytes: int) -> None:
+        """Record the bytes of a value."""
         self.largest = max(nbytes, self.largest or 0)
 
     def count(self, state: int) -> int:
@@ -125,62 +125,62 @@ def count_all(parts: Sequence[Part]) -> int:
 async def plan(
     store: CacheStore, cached: SourceView, parts: Sequence[Part], max_concurrency: int
 ) -> WarmPlan:
-    """What is to be fetched, by a look at the cache and at the sizes of a few chunks."""
-    cached_bytes = asked = 0
+    """What is to be fetched, from the cache file and the sizes of a few chunks."""
+    cached_bytes = sizes_asked = 0
     nbytes: int | None = 0
-    may_ask = _tells_sizes(cached.source)
+    has_sizes = _has_cheap_getsize(cached.source)
     for part in parts:
-        kept = await part.look(cached)
+        kept = await part.list_cached(cached)
         part.states = part.states_of(kept)
         if part.is_chunks:
-            cached_bytes += sum(kept[key][1] or 0 for key in part.keys(KEPT))
-            sizes = await _some_sizes(store, part, max_concurrency) if may_ask else []
+            cached_bytes += sum(kept[key][1] or 0 for key in part.keys(CACHED))
+            sizes = await _some_sizes(store, part, max_concurrency) if has_sizes else []
             expected = _bytes_of(part, sizes)
             nbytes = None if nbytes is None or expected is None else nbytes + expected
-            asked += len(sizes)
+            sizes_asked += len(sizes)
     return WarmPlan(
         chunks=count_all(parts),
-        cached=count(parts, KEPT),
+        cached=count(parts, CACHED),
         cached_bytes=cached_bytes,
         absent=count(parts, ABSENT),
         requests=sum(part.count(MISSING) for part in parts),
         nbytes=nbytes,
-        sizes_asked=asked,
-        is_exact=asked == count(parts, MISSING),
+        sizes_asked=sizes_asked,
+        is_exact=sizes_asked == count(parts, MISSING),
         max_size=store.max_size,
     )
 
 
 async def _some_sizes(store: CacheStore, part: Part, max_concurrency: int) -> list[int]:
-    """Sizes of missing chunks spread evenly over the part; 0 for those that seem to be absent.
+    """Sizes of missing chunks spread evenly over the part; 0 for absent ones.
 
-    Each of those is a request later all the same: see `reading.exists`.
+    An absent chunk still takes a request later: see `reading.exists`.
     """
     missing = part.count(MISSING)
-    chosen = set(np.linspace(0, missing - 1, min(missing, SIZES_ASKED)).astype(int).tolist())
+    chosen = set(np.linspace(0, missing - 1, min(missing, MAX_SIZES)).astype(int).tolist())
 
-    async def ask(key: str) -> int:
-        async with turns:
+    async def size_of(key: str) -> int:
+        async with limit:
             try:
                 return await store.getsize(key)
             except FileNotFoundError:
                 return 0
 
-    turns = asyncio.Semaphore(max_concurrency)
-    keys = (key for place, key in enumerate(part.keys(MISSING)) if place in chosen)
-    return await asyncio.gather(*map(ask, keys))
+    limit = asyncio.Semaphore(max_concurrency)
+    keys = (key for number, key in enumerate(part.keys(MISSING)) if number in chosen)
+    return await asyncio.gather(*map(size_of, keys))
 
 
 def _bytes_of(part: Part, sizes: Sequence[int]) -> int | None:
-    """Bytes of all missing chunks of the part, some of which have these sizes."""
+    """Bytes of all missing chunks of the part, estimated from the sizes of some."""
     missing = part.count(MISSING)
     if sizes:
         return sum(sizes) * missing // len(sizes)
     return part.nbytes and part.nbytes * missing if missing else 0
 
 
-def _tells_sizes(source: Store) -> bool:
-    """Whether the source tells the size of a value without a read of all of it over a network."""
+def _has_cheap_getsize(source: Store) -> bool:
+    """Whether the source returns the size of a value without reading all of it."""
     while isinstance(source, WrapperStore):
         source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
     return type(source).getsize is not Store.getsize or isinstance(source, MemoryStore)

@@ -1,4 +1,4 @@
-"""A bar that shows how far warming is, where somebody can see it."""
+"""A progress bar for warming, in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ type Where = Console | bool | None
 REFRESH_SECONDS = 0.1
 
 
-"""A notebook is shown no more often how far it is."""
+"""The bar in a notebook is updated no more often."""
 
 
 @contextlib.contextmanager
 def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
-    """Show a bar during the block; yield what it is to be told.
+    """Show a bar during the block; yield a function that reports progress to it.
 
     Parameters
     ----------
@@ -40,13 +40,13 @@ def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
         The console for the bar. True: stderr, or the notebook. None: the same, if stderr is a
         terminal or this is a notebook. False: nowhere.
     title
-        What stands before the bar.
+        Text before the bar.
     """
     console = None if where is False else _console(where)
     if console is None:
         yield lambda _: None
         return
-    # rich takes a while to import, and who reads arrays has no need of it.
+    # Importing rich takes a while, and reading arrays does not need it.
     from rich.progress import (  # noqa: PLC0415 - see above
         BarColumn,
         MofNCompleteColumn,
@@ -58,7 +58,7 @@ def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
     from rich.text import Text  # noqa: PLC0415 - see above
 
     class BytesColumn(TextColumn):
-        """Bytes fetched, and how many a second."""
+        """Bytes fetched, and bytes per second."""
 
         def render(self, task: Task) -> Text:
             nbytes = task.fields["nbytes"]
@@ -79,26 +79,26 @@ def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
     task = bar.add_task(title, total=None, nbytes=0)
     with _in_notebook(bar) if console.is_jupyter else _in_terminal(bar) as refresh:
 
-        def tell(reached: Reached) -> None:
+        def report(reached: Reached) -> None:
             bar.update(task, completed=reached.done, total=reached.chunks, nbytes=reached.nbytes)
             refresh()
 
-        yield tell
+        yield report
 
 
 @contextlib.contextmanager
 def _in_terminal(bar: Progress) -> Iterator[Callable[[], None]]:
     with bar:
-        yield lambda: None  # rich has a thread for that
+        yield lambda: None  # rich refreshes it from a thread
 
 
 @contextlib.contextmanager
 def _in_notebook(bar: Progress) -> Iterator[Callable[[], None]]:
-    """Show the bar as an output of the cell, which stays in the notebook as it was in the end.
+    """Show the bar as an output of the cell, which stays in the notebook in its final state.
 
-    rich's own way takes ipywidgets, and leaves a widget whose last state may not be the last one.
+    rich itself would need ipywidgets, and its widget may not show the final state.
     """
-    from IPython.display import display  # noqa: PLC0415 - there is one where there is a notebook
+    from IPython.display import display  # noqa: PLC0415 - only in a notebook
 
     handle = display(bar, display_id=True)  # type: ignore[no-untyped-call]
     shown_at = bar.get_time()
@@ -116,11 +116,11 @@ def _in_notebook(bar: Progress) -> Iterator[Callable[[], None]]:
 
 
 def _console(where: Where) -> Console | None:
-    """The console for the bar, or None where nobody would see it."""
+    """The console for the bar, or None where it would not be visible."""
     from rich.console import Console  # noqa: PLC0415 - as above
 
     if isinstance(where, Console):
         return where
     console = Console(stderr=True)
-    is_seen = console.is_terminal or console.is_jupyter
-    return console if where or is_seen else None
+    is_visible = console.is_terminal or console.is_jupyter
+    return console if where or is_visible else None

@@ -1,4 +1,4 @@
-"""What warming is going to do, and what it has done."""
+"""What warming would do, and what it has done."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ type Stop = Literal["budget", "fault", "gone"]
 
 
 _REASONS: dict[Stop, str] = {
-    "budget": "more would not fit into max_size beside them",
-    "fault": "the cache failed and keeps nothing; the warning says why",
-    "gone": "what was at hand is not any more: it is stale, or other reads took its room",
+    "budget": "max_size has no room for more of them",
+    "fault": "the cache failed; a CacheWarning names the cause",
+    "gone": "some are no longer cached: they became stale, or were evicted for other reads",
 }
 
 
@@ -26,21 +26,20 @@ class WarmPlan:
     chunks
         Chunks, or whole shards, that the selection touches.
     cached, cached_bytes
-        Those whose values are in the cache, and fresh.
+        Those that are cached and fresh.
     absent
-        Those that the source is known not to have.
+        Those that the cache remembers as absent from the source.
     requests
-        Requests to the source: for the other chunks, and for metadata that is not at hand.
+        Requests to the source: for the other chunks, and for metadata that is not cached.
     nbytes
-        Bytes of the chunks that are to be fetched; None if nothing tells. Metadata is not counted.
+        Bytes of the chunks to fetch, without metadata; None if unknown.
     sizes_asked
-        How many chunks the source was asked the sizes of. `nbytes` is exact if these were all,
-        and an estimate otherwise: from those sizes or, if there are none, from the size of the
-        chunks before they are compressed.
+        How many chunks the size was requested of. `nbytes` is exact if these were all, and
+        otherwise estimated: from those sizes or, without any, from the size before compression.
     is_exact
         Whether `nbytes` is exact.
     max_size
-        Of the CacheStore.
+        The budget of the CacheStore.
     """
 
     chunks: int
@@ -55,50 +54,52 @@ class WarmPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether `max_size` has room for the whole selection; None if nothing tells."""
+        """Whether `max_size` has room for the whole selection; None if unknown."""
         if self.max_size is None:
             return True
         return None if self.nbytes is None else self.cached_bytes + self.nbytes <= self.max_size
 
     def __str__(self) -> str:
-        told = f"{_chunks(self.chunks)}: {self.cached} at hand, {self.absent} known to be absent; "
-        told += f"{self.requests} requests for {self._bytes()}"
+        text = f"{_chunks(self.chunks)}: {self.cached} cached, {self.absent} known to be absent; "
+        text += f"{self.requests} requests for {self._bytes()}"
         if self.fits is False:
-            told += f"; that is more than max_size, {format_size(self.max_size or 0)}"
-        return told
+            text += f"; that is more than max_size, {format_size(self.max_size or 0)}"
+        return text
 
     def _bytes(self) -> str:
         if self.nbytes is None:
             return "an unknown number of bytes"
         if self.is_exact:
             return format_size(self.nbytes)
-        basis = f"by the sizes of {self.sizes_asked}" if self.sizes_asked else "before compression"
+        basis = (
+            f"from the sizes of {self.sizes_asked}" if self.sizes_asked else "before compression"
+        )
         return f"about {format_size(self.nbytes)} ({basis})"
 
 
 @dataclass(frozen=True, slots=True)
 class WarmReport:
-    """What `warm` did. ``chunks == cached + fetched + absent + left``, unless some went again.
+    """What `warm` did: ``chunks == cached + fetched + absent + left``, unless some were evicted.
 
     Attributes
     ----------
     chunks
         Chunks, or whole shards, that the selection touches.
     cached
-        Those that were in the cache already, and fresh.
+        Those that were cached and fresh already.
     fetched
         Those that were fetched.
     absent
-        Those that the source does not have: the array's fill value stands there.
+        Those that the source does not have: they hold the fill value.
     left
-        Those that are not at hand at the end.
+        Those that are not cached at the end.
     bytes_fetched
-        Bytes that came from the source, with those of the metadata.
+        Bytes from the source, including metadata.
     stopped
-        Why there are some left. ``"budget"``: the next one would have evicted what the selection
-        has at hand. ``"fault"``: the cache failed, and a warning said why. ``"gone"``: some were
-        at hand and are not any more, since they are stale or since other reads took their room.
-        None if there are none left.
+        Why some are left. ``"budget"``: the next one might not have fitted into `max_size` beside
+        the rest of the selection. ``"fault"``: the cache failed, and a `CacheWarning` named the
+        cause. ``"gone"``: some were cached and are no longer: they became stale, or were evicted
+        for other reads. None if none are left.
     """
 
     chunks: int
@@ -111,15 +112,15 @@ class WarmReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the whole selection is at hand."""
+        """Whether the whole selection is cached."""
         return self.left == 0
 
     def __str__(self) -> str:
-        told = f"{_chunks(self.chunks)}: {self.cached} were at hand, {self.fetched} fetched "
-        told += f"({format_size(self.bytes_fetched)}), {self.absent} absent"
+        text = f"{_chunks(self.chunks)}: {self.cached} were cached, {self.fetched} fetched "
+        text += f"({format_size(self.bytes_fetched)}), {self.absent} absent"
         if self.stopped is not None:
-            told += f"; {self.left} left: {_REASONS[self.stopped]}"
-        return told
+            text += f"; {self.left} left: {_REASONS[self.stopped]}"
+        return text
 
 
 def _chunks(number: int) -> str:

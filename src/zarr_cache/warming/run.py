@@ -1,4 +1,4 @@
-"""One run of warming: fetch what is not at hand, until the budget has no room for more."""
+"""One run of warming: fetch what is not cached, until the budget has no room for more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run_async
-from zarr_cache.warming.plan import ABSENT, KEPT, MISSING, count, count_all
+from zarr_cache.warming.plan import ABSENT, CACHED, MISSING, count, count_all
 from zarr_cache.warming.report import WarmReport
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from zarr_cache.warming.report import Stop
 
 
-class Room:
-    """The budget, and what the selection has of it.
+class Budget:
+    """The budget, and how much of it the selection uses.
 
     Parameters
     ----------
@@ -40,20 +40,20 @@ class Room:
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the selection has more than there is: a value was larger than expected."""
+        """Whether the selection uses more than the budget: a value was larger than expected."""
         return self._max_size is not None and self._used > self._max_size
 
     def use(self, part: Part, nbytes: int) -> None:
-        """Note the bytes of a value that is at hand."""
-        part.see(nbytes)
+        """Count the bytes of a cached value."""
+        part.record_size(nbytes)
         self._has_chunks = self._has_chunks or part.is_chunks
         self._used += nbytes
 
     async def reserve(self, part: Part) -> int | None:
-        """Reserve bytes for the next value of the part, once there is room; None if there is none.
+        """Reserve bytes for the next value of the part; None if the budget has no room for it.
 
-        A value whose size nothing tells gets all the room that is left, and so does the first chunk
-        of all: it may be much smaller than before it was encoded.
+        Waits for values under way. A value of unknown size gets all the room that is left, and so
+        does the first chunk of all: it may be much smaller than before encoding.
         """
         if self._max_size is None:
             return 0
@@ -67,25 +67,25 @@ class Room:
                 return nbytes
             if not self._under_way:
                 return None
-            # What is under way may turn out to be smaller, or absent.
+            # Values under way may turn out smaller than reserved, or absent.
             self._changed.clear()
             await self._changed.wait()
 
-    def drain(self, reserved: int) -> None:
-        """Give back what was reserved: the value is at hand, absent, or has failed."""
+    def release(self, reserved: int) -> None:
+        """Give a reservation back, when the value is cached, absent, or has failed."""
         self._under_way -= reserved
         self._changed.set()
 
 
 class Progress(NamedTuple):
-    """How far a run is.
+    """Progress of a run.
 
     Attributes
     ----------
     done, chunks
-        Chunks that are done with, of how many.
+        Chunks that are done, and chunks in total.
     nbytes
-        Bytes that were fetched.
+        Bytes fetched so far.
     """
 
     done: int
@@ -98,8 +98,8 @@ class WarmRun:
 
     Parameters
     ----------
-    tell
-        Called with how far the run is, at its beginning and after each value.
+    report
+        Called with the progress, at the beginning and after each value.
     """
 
     def __init__(
@@ -108,27 +108,27 @@ class WarmRun:
         cached: SourceView,
         parts: Sequence[Part],
         max_concurrency: int,
-        tell: Callable[[Progress], None],
+        report: Callable[[Progress], None],
     ) -> None:
         self._store = store
         self._cached = cached
         self._parts = parts
         self._max_concurrency = max_concurrency
-        self._tell = tell
-        self._room = Room(store.max_size)
+        self._report = report
+        self._budget = Budget(store.max_size)
         self._faults = cached.statistics["faults"]
         self._stopped: Stop | None = None
         self._done = 0
         self._fetched = 0
         self._bytes_fetched = 0
 
-    async def _look(self) -> None:
-        """Note what is at hand, and make it the most recently used: it is to be evicted last."""
+    async def _touch_cached(self) -> None:
+        """Record what is cached, and make it the most recently used, to be evicted last."""
         for part in self._parts:
-            kept = await part.look(self._cached)
+            kept = await part.list_cached(self._cached)
             part.states = part.states_of(kept)
-            for entry, size in map(kept.__getitem__, part.keys(KEPT)):
-                self._room.use(part, size or 0)
+            for entry, size in map(kept.__getitem__, part.keys(CACHED)):
+                self._budget.use(part, size or 0)
                 if self._store.max_size is not None:
                     await self._touch(entry)
 
@@ -141,11 +141,11 @@ class WarmRun:
                 self._cached.faults.note(error)
 
     async def fetch(self) -> WarmReport:
-        """Bring to hand what is not, as far as the budget goes."""
-        await self._look()
-        cached = count(self._parts, KEPT)
+        """Fetch what is not cached, as far as the budget allows."""
+        await self._touch_cached()
+        cached = count(self._parts, CACHED)
         self._done = cached + count(self._parts, ABSENT)
-        self._tell(self._progress())
+        self._report(self._progress())
         missing = ((part, *each) for part in self._parts for each in part.missing())
         wanted = sum(part.count(MISSING) for part in self._parts)
         try:
@@ -155,10 +155,10 @@ class WarmRun:
         except BaseExceptionGroup as group:
             error = group.exceptions[0]
             error.add_note(
-                f"{self._fetched} chunks were fetched before this; warming again goes on from there"
+                f"{self._fetched} chunks were fetched before this; warming again continues there"
             )
             raise error from None
-        left, gone = await self._left()
+        left, gone = await self._count_left()
         self._cached.faults.tell()
         return WarmReport(
             chunks=count_all(self._parts),
@@ -167,11 +167,11 @@ class WarmRun:
             absent=count(self._parts, ABSENT),
             left=left,
             bytes_fetched=self._bytes_fetched,
-            stopped=self._why(gone) if left else None,
+            stopped=self._reason(gone) if left else None,
         )
 
-    def _why(self, gone: int) -> Stop | None:
-        """Why chunks are left. The cache may have failed to keep the last ones only just now."""
+    def _reason(self, gone: int) -> Stop | None:
+        """Why chunks are left. The cache may have failed at the last ones."""
         if self._has_failed():
             return "fault"
         return self._stopped or ("gone" if gone else None)
@@ -187,36 +187,36 @@ class WarmRun:
             self._done += part.is_chunks and part.states[place] != MISSING
             if self._has_failed():
                 self._stopped = "fault"
-            self._tell(self._progress())
+            self._report(self._progress())
 
     async def _fetch(self, part: Part, place: int, key: str) -> None:
-        """Fetch one value, if there is room for one as large as the largest so far."""
-        reserved = await self._room.reserve(part)
+        """Fetch one value, if the budget has room for one as large as the largest so far."""
+        reserved = await self._budget.reserve(part)
         if reserved is None:
             self._stopped = self._stopped or "budget"
             return
         try:
             if self._stopped is None:
                 buffer = await self._store.get(key, default_buffer_prototype())
-                part.states[place] = ABSENT if buffer is None else KEPT
+                part.states[place] = ABSENT if buffer is None else CACHED
                 if buffer is not None:
-                    self._room.use(part, len(buffer))
+                    self._budget.use(part, len(buffer))
                     self._fetched += part.is_chunks
                     self._bytes_fetched += len(buffer)
         finally:
-            self._room.drain(reserved)
-        if self._room.is_exceeded:
+            self._budget.release(reserved)
+        if self._budget.is_exceeded:
             self._stopped = self._stopped or "budget"
 
     def _progress(self) -> Progress:
         return Progress(self._done, count_all(self._parts), self._bytes_fetched)
 
-    async def _left(self) -> tuple[int, int]:
-        """How many chunks are not at hand, and how many of them were: what the file says counts."""
+    async def _count_left(self) -> tuple[int, int]:
+        """How many chunks are not cached at the end, and how many of them were during the run."""
         left = gone = 0
         for part in self._parts:
             if part.is_chunks:
-                now = part.states_of(await part.look(self._cached))
+                now = part.states_of(await part.list_cached(self._cached))
                 left += int(np.count_nonzero((now == MISSING) & (part.states != ABSENT)))
-                gone += int(np.count_nonzero((now == MISSING) & (part.states == KEPT)))
+                gone += int(np.count_nonzero((now == MISSING) & (part.states == CACHED)))
         return left, gone

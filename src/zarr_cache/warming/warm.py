@@ -1,4 +1,4 @@
-"""Fetching what a selection touches, before it is needed."""
+"""`warm`: fetch the chunks that a selection needs, before they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ type Node = zarr.Array[Any] | zarr.Group
 type AsyncNode = zarr.AsyncArray[Any] | zarr.AsyncGroup
 
 
-# Of an array and of a group, by format.
+# Metadata documents of an array and of a group, by Zarr format.
 ARRAY_DOCUMENTS = {2: (".zarray", ".zattrs"), 3: ("zarr.json",)}
 
 
@@ -77,55 +77,55 @@ def warm(
     dry_run: bool = False,
     progress: Where = None,
 ) -> WarmReport | WarmPlan:
-    """Bring to hand what a read of the selection needs: it then makes no request.
+    """Fetch what a read of the selection needs, so that the read makes no request.
 
-    Fetches the chunks that the selection touches, of a sharded array whole shards, and the metadata
-    of the array or group, of all below it, and of the groups above it. What is at hand and fresh is
-    not fetched again, nor read: a run that was interrupted, by Ctrl-C or by an error of the source,
-    goes on where it was. What is at hand becomes the most recently used.
+    Fetches the chunks that the selection touches (whole shards of a sharded array), and the
+    metadata of the array or group, of all members of the group, and of the groups above it. What is
+    cached and fresh is neither fetched nor read, and becomes the most recently used. So an
+    interrupted run continues where it was when it is called again.
 
-    Stops before it would evict what the selection has at hand, this run's and what was there
-    before: when there is no room in ``max_size`` for another chunk as large as the largest of its
-    array so far. As long as none has been seen, the bytes of a chunk before it is encoded count.
-    Other values go as for any read: the least recently used first.
+    Other values are evicted as for any read, the least recently used first. The run stops before it
+    would evict chunks of the selection: when the bytes that the selection uses, those under way,
+    and the largest chunk of the array so far exceed ``max_size``. Before the first chunk of an
+    array, its size before encoding is used.
 
-    Waits for zarr's event loop, and may be called wherever zarr's own functions may, also in the
-    loop of a notebook.
+    Runs on zarr's event loop and blocks until it is done, like zarr's own functions; it can also be
+    called in a notebook.
 
     Parameters
     ----------
     array_or_group
-        It must be read through a `CacheStore`. Of a group, all arrays below are warmed.
+        Opened through a `CacheStore`. Of a group, all arrays in it are warmed, at any depth.
     selection
-        Of an array, as ``array.oindex`` takes it: for each dimension an index, a slice, indices or
-        a mask. Only for an array.
+        As for ``array.oindex``: for each dimension an index, a slice, indices or a mask. Only for
+        an array.
     max_concurrency
         How many requests may be under way at once; None: zarr's setting ``async.concurrency``.
     dry_run
-        Whether to fetch no chunk, and tell what would be fetched. Asks the source for the sizes of
-        up to 32 chunks of each array, where it can tell them without a read.
+        Whether to return what would be fetched, and fetch no chunk. Requests the sizes of up to 32
+        chunks of each array, if the source returns sizes without reading the values.
     progress
         A console of rich for a progress bar. True: stderr, or the notebook. None: the same, if
-        stderr is a terminal or this is a notebook. False: none.
+        stderr is a terminal or this is a notebook. False: no bar.
 
     Returns
     -------
     WarmReport or, with `dry_run`, WarmPlan
-        What was, or is to be, done. Its ``str`` is one line for people.
+        What was done, or would be done. Its ``str`` is one line of text.
 
     Raises
     ------
     TypeError
-        The array or group is not read through a CacheStore.
+        The array or group was not opened through a CacheStore.
     IndexError
-        `selection` is none of this array.
+        `selection` does not fit the array.
     ValueError
-        A selection of a group; no concurrency at all; or a CacheStore whose ``max_age_seconds`` is
-        0, which keeps nothing.
+        A selection was given for a group, `max_concurrency` is below 1, or ``max_age_seconds`` of
+        the CacheStore is 0, so that it caches nothing.
     CacheError
         The cache file cannot be read.
     Exception
-        Whatever the source raises. What was fetched before stays.
+        Any error of the source. What was fetched before it stays cached.
     """
     source_of(array_or_group.store)
     arrays, groups = [], []
@@ -185,12 +185,12 @@ async def warm_async(
     dry_run: bool = False,
     progress: Where = None,
 ) -> WarmReport | WarmPlan:
-    """As `warm`, on the running event loop, for what ``zarr.api.asynchronous`` opens.
+    """As `warm`, on the running event loop, for arrays and groups of ``zarr.api.asynchronous``.
 
     Parameters
     ----------
     array_or_group
-        An ``AsyncArray`` or ``AsyncGroup`` that is read through a `CacheStore`.
+        An ``AsyncArray`` or ``AsyncGroup`` opened through a `CacheStore`.
     selection, max_concurrency, dry_run, progress
         As of `warm`.
 
@@ -221,7 +221,7 @@ async def warm_async(
 
 def _check_whole(selection: Selection) -> None:
     if selection is not ...:
-        raise ValueError("a selection is of one array: warm the arrays of the group one by one")
+        raise ValueError("a selection needs one array: warm the arrays of the group one by one")
 
 
 def _documents(
@@ -229,7 +229,7 @@ def _documents(
     arrays: Iterable[zarr.AsyncArray[Any]],
     groups: Iterable[zarr.Group | zarr.AsyncGroup],
 ) -> list[str]:
-    """Keys of the metadata of all of them, and of the groups above the node, from the top down."""
+    """Keys of the metadata of the groups above the node, from the top down, and of all of these."""
     folders = node.path.split("/") if node.path else []
     above = ["/".join(folders[:depth]) for depth in range(len(folders))]
     zarr_format = node.metadata.zarr_format
@@ -253,7 +253,7 @@ async def _warm(
 ) -> WarmReport | WarmPlan:
     store: Any = node.store
     if store.max_age_seconds == 0:
-        raise ValueError("with max_age_seconds=0 a CacheStore keeps nothing to be warm")
+        raise ValueError("a CacheStore with max_age_seconds=0 caches nothing")
     if max_concurrency is None:
         max_concurrency = int(zarr.config.get("async.concurrency") or 1)
     if max_concurrency < 1:
@@ -265,20 +265,20 @@ async def _warm(
         parts.append(Part(chunks, [chunks.prefix], nbytes=decoded_nbytes(array), is_chunks=True))
     if dry_run:
         return await plan(store, cached, parts, max_concurrency)
-    with shown(progress, node.path or "warming") as tell:
-        return await WarmRun(store, cached, parts, max_concurrency, tell).fetch()
+    with shown(progress, node.path or "warming") as report:
+        return await WarmRun(store, cached, parts, max_concurrency, report).fetch()
 
 
 def _sync[T](coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run on zarr's event loop, until this is done or interrupted.
+    """Run on zarr's event loop until it is done, or cancelled by Ctrl-C.
 
-    zarr's ``sync`` returns at Ctrl-C and lets what it waits for go on by itself.
+    zarr's ``sync`` returns at Ctrl-C, and its task continues.
     """
     ended = threading.Event()
-    begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+    started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
 
     async def run() -> T:
-        begun.append((asyncio.get_running_loop(), asyncio.current_task()))
+        started.append((asyncio.get_running_loop(), asyncio.current_task()))
         try:
             return await coroutine
         finally:
@@ -287,7 +287,7 @@ def _sync[T](coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         return sync(run())
     except BaseException:
-        for loop, task in begun:
+        for loop, task in started:
             if task is not None and not ended.is_set():
                 loop.call_soon_threadsafe(task.cancel)
                 ended.wait()

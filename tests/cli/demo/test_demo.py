@@ -101,7 +101,7 @@ def test_a_reading_of_other_data_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         reading = await read(url, array, cache_file)
         return replace(reading, data=reading.data + 1) if cache_file else reading
 
-    monkeypatch.setattr("zarr_cache.cli.demo.run.read", read_wrongly)
+    monkeypatch.setattr(demo, "read", read_wrongly)
 
     with pytest.raises(demo.DemoError, match="cold cache: the data read differ"):
         run()
@@ -149,7 +149,7 @@ def test_the_http_client_counts_what_the_server_counts_and_a_later_run_asks_for_
     counted = [reading.traffic for reading in first.values() if reading.traffic is not None]
     assert sum(counted, Traffic()) == served
     assert [first[name].traffic for name in WARM] == [Traffic(), Traffic()]
-    assert later["cache as it was found"].traffic == Traffic()
+    assert later["existing cache"].traffic == Traffic()
 
 
 def test_the_array_may_be_at_the_root_of_the_url(server: DemoServer) -> None:
@@ -277,7 +277,7 @@ def test_a_signal_ends_it_on_one_line_with_nothing_left_behind(
     assert process.returncode == 128 + stop
     assert (stdout, stderr) == (
         "",
-        "stopped: the server is down and the temporary folder is gone\n",
+        "stopped: the server has ended and the temporary folder is removed\n",
     )
     assert list(temporary_folder.iterdir()) == []
 

@@ -1,1 +1,1 @@
-"""``zarr-cache demo``: what the cache saves, seen on a real array."""
+"""``zarr-cache demo``: what a cache saves, measured with a real array."""

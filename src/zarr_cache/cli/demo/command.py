@@ -22,21 +22,21 @@ def demo(
         typer.Option(help="A Zarr to read instead of the MRI scan that the demo serves itself."),
     ] = None,
     array: Annotated[
-        str, typer.Option(help="Path of the array within --url; empty if it is at the root.")
+        str, typer.Option(help="Path of the array within --url; empty if it is the root.")
     ] = "",
     latency_ms: Annotated[
-        float, typer.Option(min=0, help="How long the demo's own server holds each answer back.")
+        float, typer.Option(min=0, help="Delay of each response of the demo's own server.")
     ] = 50.0,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the cache file as ./zarr-cache-demo.sqlite.")
+        bool, typer.Option("--keep", help="Keep the cache file as ./zarr-cache-demo.sqlite.")
     ] = False,
     cache_file: Annotated[
-        Path | None, typer.Option(help="Put the cache file here, and leave it there.")
+        Path | None, typer.Option(help="Path of the cache file, which is kept.")
     ] = None,
 ) -> None:
-    """Read an array without a cache, cold, warm, and warm from a new process; show what it took."""
+    """Read an array without a cache, with a cold one and with a warm one, and compare."""
     if array and url is None:
-        fail("--array names an array within --url: give both")
+        fail("--array is the path of an array within --url: give both")
     if keep and cache_file is None:
         cache_file = KEPT_FILE
     try:
@@ -51,8 +51,8 @@ def demo(
     except DemoError as error:
         fail(str(error))
     except _StoppedError as stopped:
-        typer.echo("stopped: the server is down and the temporary folder is gone", err=True)
-        # As shells report the end by a signal.
+        typer.echo("stopped: the server has ended and the temporary folder is removed", err=True)
+        # As shells report that a signal ended a process.
         raise typer.Exit(128 + stopped.signal_number) from None
 
 
@@ -67,9 +67,9 @@ class _StoppedError(Exception):
 async def _until_stopped(work: Awaitable[object]) -> None:
     """Await `work`, which Ctrl-C and SIGTERM cancel.
 
-    At an await, and so where all that is open gets closed: an exception out of a signal handler
-    comes up wherever the main thread is, and from inside the event loop's own code it can leave
-    that waiting for ever.
+    A cancellation arrives at an await, where everything open gets closed. An exception raised in a
+    signal handler arrives wherever the main thread is; inside the event loop's own code it could
+    make the loop wait for ever.
 
     Raises
     ------
@@ -82,7 +82,7 @@ async def _until_stopped(work: Awaitable[object]) -> None:
     def stop(signal_number: int, _: object) -> None:
         for number in handlers:
             signal.signal(number, signal.SIG_IGN)
-        # What is cut off in the middle complains, and the user knows why.
+        # Interrupted code logs and warns; the user knows why.
         logging.disable()
         warnings.simplefilter("ignore")
         received.append(signal_number)

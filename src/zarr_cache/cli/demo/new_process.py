@@ -1,7 +1,7 @@
-"""A reading in a process that knows nothing but the URL and the cache file.
+"""A reading in a process that knows only the URL and the cache file.
 
-``python -m zarr_cache.cli.demo.new_process URL ARRAY CACHE_FILE RESULT`` writes what it read as a
-Zarr array to the folder RESULT, with what the reading took as its attributes.
+``python -m zarr_cache.cli.demo.new_process URL ARRAY CACHE_FILE RESULT`` writes the data that it
+read to the folder RESULT, as a Zarr array whose attributes are the measurements.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from zarr_cache.cli.demo.server import Traffic
 
 
 class NewProcessError(Exception):
-    """The process ended without a result; the message is the last line that it wrote."""
+    """The process ended without a result; the message is the last line of its stderr."""
 
 
 async def read_in_new_process(url: str, array: str, cache_file: Path, result: Path) -> Reading:
-    """Call `read` in a new process, which leaves what it read in the folder `result`.
+    """Call `read` in a new process, which writes the data to the folder `result`.
 
     Raises
     ------
     NewProcessError
-        It failed.
+        The process failed.
     """
     command = [sys.executable, "-P", "-m", __name__, url, array, str(cache_file), str(result)]
-    # Its output is captured: on Ctrl-C it would write a traceback of its own.
+    # Its output is captured: at Ctrl-C the process would print a traceback.
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     try:
         _, errors = await process.communicate()
@@ -43,18 +43,18 @@ async def read_in_new_process(url: str, array: str, cache_file: Path, result: Pa
         lines = errors.decode(errors="replace").strip().splitlines()
         raise NewProcessError(lines[-1] if lines else f"exit status {process.returncode}")
     written = zarr.open_array(result, mode="r")
-    took = cast("dict[str, Any]", written.attrs.asdict())
-    traffic = took.pop("traffic")
+    measured = cast("dict[str, Any]", written.attrs.asdict())
+    traffic = measured.pop("traffic")
     return Reading(
         data=cast("Any", written[...]),
-        shape=tuple(took.pop("shape")),
+        shape=tuple(measured.pop("shape")),
         traffic=Traffic(**traffic) if traffic is not None else None,
-        **took,
+        **measured,
     )
 
 
 def main(url: str, array: str, cache_file: str, result: str) -> None:
-    """Read, and write the result down."""
+    """Read, and write the result to a folder."""
     reading = asyncio.run(read(url, array, Path(cache_file)))
     traffic = reading.traffic
     zarr.create_array(

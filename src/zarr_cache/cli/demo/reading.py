@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from zarr_cache.cli.demo.server import Traffic
 
 MAX_BYTES = 2**28
-"""Most that is read of an array: the demo holds it in memory several times."""
+"""At most this many bytes of an array are read: the demo holds them in memory several times."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one reading returned and what it took.
+    """The data of one reading, and its measurements.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Reading:
     shape
         Shape of the whole array.
     seconds
-        Time to open the cache file and the array and to read the data.
+        Time to open the cache file and the array, and to read the data.
     traffic
         Requests and bytes as the HTTP client counted them; None if the source is not HTTP.
     hits, misses
@@ -68,8 +68,8 @@ def leading_part(
 async def read(url: str, array: str, cache_file: Path | None = None) -> Reading:
     """Open the array at path `array` of the Zarr at `url` and read it, through a cache if named.
 
-    Every reading has connections of its own, so none begins where another has warmed up. It runs
-    on the event loop of its caller: the one behind zarr's blocking functions would go on reading
+    Each reading has connections of its own, so that no reading profits from an earlier one. It runs
+    on the caller's event loop: the one behind zarr's blocking functions would continue to read
     after an interruption.
     """
     # Before the clock starts: the first reading of a process imports the HTTP client here.

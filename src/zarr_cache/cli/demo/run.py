@@ -1,4 +1,4 @@
-"""The demo from beginning to end: serve, read four times, show, clean up."""
+"""The demo: serve an array, read it four times, print the results, and clean up."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KEPT_FILE = Path("zarr-cache-demo.sqlite")
-"""Where ``--keep`` leaves the cache file, and what the closing advice calls it."""
+"""Path of the cache file with ``--keep``."""
 
 QUERIES = (
     "SELECT * FROM cache_usage",
     "SELECT key, size, stored, used FROM cache_entries ORDER BY bytes DESC LIMIT 5",
     "SELECT key, used FROM cache_entries WHERE kind = 'absent'",
 )
-"""What the closing advice proposes to ask of the file."""
+"""Queries that the demo suggests at its end."""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message is one line that says what to do."""
+    """The demo cannot continue; the message is one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,32 +61,32 @@ async def run(
     latency_seconds: float = 0.05,
     cache_file: Path | None = None,
 ) -> list[tuple[str, Reading]]:
-    """Read an array four times, print what each reading took, and return the named readings.
+    """Read an array four times, print the measurements, and return the named readings.
 
-    Cancelled, it leaves nothing behind: no server, no process, no temporary folder.
+    If it is cancelled, it leaves nothing behind: no server, no process, no temporary folder.
 
     Parameters
     ----------
     console
-        Where the table and the closing advice go.
+        The table and the suggestions are printed here.
     url
         A Zarr to read. None serves nibabel's MRI scan over HTTP on loopback.
     array
         Path of the array within `url`; empty if the array is at its root.
     latency_seconds
-        How long the server on loopback holds each answer back.
+        Delay of each response of the server on loopback.
     cache_file
-        The cache's file, which is kept. None puts it into a temporary folder that is deleted.
+        The cache file, which is kept. None: it is in a temporary folder that is deleted.
 
     Raises
     ------
     DemoError
-        What is read, or what is needed to read it, is missing; or a reading returned other data.
+        The array or a package is missing, or a reading returned other data.
     """
     _check_installed(url)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zarr-cache-demo-")))
-        # Before it goes: zarr writes files in threads, which no cancellation stops.
+        # Before the folder is deleted: zarr writes files in threads, which no cancellation stops.
         stack.push_async_callback(asyncio.get_running_loop().shutdown_default_executor)
         if url is None:
             served = _serve_sample(folder / "served", latency_seconds)
@@ -94,7 +94,7 @@ async def run(
         else:
             source = _source_at(url, array)
         file = cache_file if cache_file is not None else folder / "cache.sqlite"
-        cold = "cache as it was found" if file.exists() else "cold cache"
+        cold = "existing cache" if file.exists() else "cold cache"
         result = folder / "result.zarr"
         readings = [named async for named in _read_all(console, source, file, cold, result)]
         console.print(_table(source, readings))
@@ -140,7 +140,7 @@ def _source_at(url: str, array: str) -> _Source:
     counted = (
         "Requests and bytes as the HTTP client of each reading counted them."
         if _is_http(url)
-        else "Requests cannot be counted here: the URL is not HTTP."
+        else "Requests are not counted: the URL is not HTTP."
     )
     return _Source(url, array, f"{url} {array}".rstrip(), counted)
 
@@ -148,7 +148,7 @@ def _source_at(url: str, array: str) -> _Source:
 async def _read_all(
     console: Console, source: _Source, file: Path, first: str, result: Path
 ) -> AsyncIterator[tuple[str, Reading]]:
-    """Yield the name of each reading and what it took, once its data proved equal."""
+    """Yield each reading with its name, after comparing its data."""
     url, array, original = source.url, source.array, source.original
     for name, one_reading in (
         ("no cache", partial(read, url, array)),
@@ -161,7 +161,7 @@ async def _read_all(
             try:
                 reading = await one_reading()
             except Exception as error:
-                # Exception: what a URL may raise depends on the protocol behind it.
+                # Any Exception: which ones a URL raises depends on its protocol.
                 raise DemoError(_reason(source, error)) from error
         if original is None:
             original = reading.data
@@ -173,12 +173,12 @@ async def _read_all(
 
 
 def _are_equal(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
-    # NaN equals NaN here; to dtypes that cannot hold one the question must not be put.
+    # NaN equals NaN here; numpy raises for dtypes that have no NaN.
     return np.array_equal(found, expected, equal_nan=expected.dtype.kind in "fcmM")
 
 
 def _reason(source: _Source, error: Exception) -> str:
-    """Say on one line what went wrong with the source or the cache file."""
+    """What failed, the source or the cache file, on one line."""
     if isinstance(error, NodeNotFoundError | NodeTypeValidationError):
         return f"{source.url}: no array at {source.array!r}; name one with --array"
     first_line = (str(error).splitlines() or [""])[0] or type(error).__name__
@@ -197,13 +197,13 @@ def _table(source: _Source, readings: list[tuple[str, Reading]]) -> Table:
     for heading in ("seconds", "requests", "bytes", "hit rate"):
         table.add_column(heading, justify="right")
     for name, reading in readings:
-        asked = reading.hits + reading.misses
+        lookups = reading.hits + reading.misses
         table.add_row(
             name,
             f"{reading.seconds:.3f}",
             f"{reading.traffic.requests}" if reading.traffic is not None else "-",
             decimal(reading.traffic.nbytes) if reading.traffic is not None else "-",
-            f"{reading.hits / asked:.0%}" if asked else "-",
+            f"{reading.hits / lookups:.0%}" if lookups else "-",
         )
     return table
 
@@ -212,14 +212,14 @@ def _advise(console: Console, file: Path, *, kept: bool) -> None:
     name = shlex.quote(str(file if kept else KEPT_FILE))
     size = decimal(file.stat().st_size)
     if kept:
-        lines = [f"The cache file is {file} ({size}). Ask it:"]
+        lines = [f"The cache file is {file} ({size}). Query it:"]
     else:
         lines = [
-            f"The cache file was {file} ({size}) and goes as the demo ends.",
-            f"`zarr-cache demo --keep` leaves it as {KEPT_FILE}, `--cache-file PATH` elsewhere.",
-            "Then ask it:",
+            f"The cache file {file} ({size}) is deleted at the end of the demo.",
+            f"`zarr-cache demo --keep` keeps it as {KEPT_FILE}, `--cache-file PATH` as PATH.",
+            "Then you can query it:",
         ]
     lines += [f'  sqlite3 -box {name} "{query}"' for query in QUERIES]
     for line in lines:
-        # Not wrapped: the commands are there to be copied.
+        # Not wrapped: users copy the commands.
         console.print(line, soft_wrap=True, markup=False, highlight=False)

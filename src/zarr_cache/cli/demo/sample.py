@@ -1,4 +1,4 @@
-"""A real array to read: the 4-D MRI scan that nibabel brings along for its own tests."""
+"""The array of the demo: the 4-D MRI scan among the test data of nibabel."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ARRAY = "scan"
-"""Path of the array within the group that `write_sample` writes."""
+"""Path of the array in the group that `write` creates."""
 
 CHUNKS = (32, 24, 12, 1)
-"""Of the (128, 96, 24, 2) voxels: 64 chunks of 18 kB."""
+"""The scan of (128, 96, 24, 2) voxels has 64 chunks of 18 kB."""
 
 
 def write_sample(folder: Path) -> npt.NDArray[Any]:
-    """Do what `write` does, and return once it is done."""
+    """As `write`, from code without an event loop."""
     return asyncio.run(write(folder))
 
 
@@ -37,9 +37,9 @@ async def write(folder: Path) -> npt.NDArray[Any]:
     """
     with as_file(files(nibabel) / "tests" / "data" / "example4d.nii.gz") as path:
         image = nibabel.nifti1.Nifti1Image.from_filename(path)
-        # Not get_fdata(): the integers as they are stored.
+        # get_fdata() would convert the stored integers.
         voxels = np.asanyarray(image.dataobj)
-    # Not zarr's blocking functions: interrupted, they leave tasks behind that go on writing.
+    # When zarr's blocking functions are interrupted, their tasks continue to write.
     group = await create_group(
         store=folder, attributes={"source": "nibabel, tests/data/example4d.nii.gz"}
     )

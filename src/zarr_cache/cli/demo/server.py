@@ -1,4 +1,4 @@
-"""A folder over HTTP on loopback, each answer later by a stated latency, each request counted."""
+"""A folder over HTTP on loopback: delays each response and counts the requests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passed between a client and a server.
+    """Requests and bytes between a client and a server.
 
     Parameters
     ----------
     requests
         Number of requests, those for absent keys included.
     nbytes
-        Bytes of the bodies of the answers.
+        Bytes of the bodies of responses.
     """
 
     requests: int = 0
@@ -42,14 +42,14 @@ class Traffic:
 
 
 class RangeNotSatisfiableError(Exception):
-    """The range asked for has no byte in common with the file (RFC 9110, 15.5.17)."""
+    """The requested range has no byte in common with the file (RFC 9110, 15.5.17)."""
 
 
 def byte_span(header: str | None, size: int) -> tuple[int, int] | None:
     """Half-open span ``[start, stop)`` that a ``Range`` header selects of `size` bytes.
 
-    None stands for the whole file: there is no header, or one that a server may ignore
-    (RFC 9110, 14.2), such as several ranges at once.
+    None stands for the whole file: there is no header, or it is one that a server may ignore
+    (RFC 9110, 14.2), such as several ranges.
 
     Raises
     ------
@@ -72,25 +72,25 @@ def byte_span(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for the files under the root of a `DemoServer`."""
+    """Serves GET and HEAD for the files under the root of a `DemoServer`."""
 
     server: _Server
     protocol_version = "HTTP/1.1"
-    # Headers and body leave in two writes; Nagle's algorithm would hold the second back for up to
-    # 40 ms, and the latency would not be the one stated.
+    # Headers and body are two writes. Nagle's algorithm would delay the second by up to 40 ms, and
+    # the latency would not be the stated one.
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._respond(with_body=True)
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._respond(with_body=False)
 
-    def _answer(self, *, with_body: bool) -> None:
+    def _respond(self, *, with_body: bool) -> None:
         self.server.sleep(self.server.latency_seconds)
         status, headers, body = self._find()
         sent = body if with_body else b""
-        # Counted before it is sent: who has the answer finds it in the count.
+        # Before it is sent: a client that has the response finds it counted.
         self.server.count(Traffic(requests=1, nbytes=len(sent)))
         self.send_response(status)
         for name, value in headers.items():
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         return HTTPStatus.PARTIAL_CONTENT, headers, data[start:stop]
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
-        """Say nothing: the demo prints counts, not lines."""
+        """Log nothing: the demo prints the counts."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -151,7 +151,7 @@ class _Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        # Threads would go on answering over those that clients keep open.
+        # Otherwise threads would keep serving the connections that clients hold open.
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
@@ -166,16 +166,16 @@ class _Server(ThreadingHTTPServer):
             return self._traffic
 
     def file_of(self, target: str) -> Path | None:
-        """File that a request's target names, or None if there is none under the root."""
+        """The file that a request's target names, or None if there is none under the root."""
         name = unquote(urlsplit(target).path).lstrip("/")
         if "\0" in name:
             return None
-        # Resolved before it is compared: "..", also percent-encoded, and links lead elsewhere.
+        # Resolved before the comparison: "..", also percent-encoded, and links may leave the root.
         path = (self.root / name).resolve()
         return path if path.is_relative_to(self.root) and path.is_file() else None
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that went away, as one that was interrupted does, is no error of ours.
+        # A client that closed its connection, for example at Ctrl-C, is no error of the server.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -183,17 +183,17 @@ class _Server(ThreadingHTTPServer):
 class DemoServer(contextlib.AbstractContextManager["DemoServer"]):
     """Serves a folder on a free port of 127.0.0.1 for as long as the block runs.
 
-    Answers GET and HEAD, whole or one byte range, over connections that stay open. What lies
-    outside the folder is absent to it.
+    Serves GET and HEAD, of a whole file or one byte range, over persistent connections. Files
+    outside the folder are not found.
 
     Parameters
     ----------
     root
         The folder.
     latency_seconds
-        How long each answer is held back.
+        Delay of each response.
     sleep
-        Called with `latency_seconds` before each answer.
+        Called with `latency_seconds` before each response.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class DemoServer(contextlib.AbstractContextManager["DemoServer"]):
         self._server = _Server(root, latency_seconds=latency_seconds, sleep=sleep)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
-            # How often it looks whether it should end; the default of 0.5 s would be waited for.
+            # Leaving the block waits up to this long; the default is 0.5 s.
             kwargs={"poll_interval": 0.02},
             name="zarr-cache-demo-server",
             daemon=True,
@@ -214,7 +214,7 @@ class DemoServer(contextlib.AbstractContextManager["DemoServer"]):
 
     @property
     def url(self) -> str:
-        """Where the root of the folder is, without a slash at the end."""
+        """URL of the folder, without a slash at the end."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def traffic(self) -> Traffic:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class HttpClient:
-    """Makes the HTTP session of an fsspec file system, counts what it does, and closes it.
+    """Creates the HTTP sessions of an fsspec file system, counts their requests, and closes them.
 
-    fsspec closes no session on an event loop that is not its own; aiohttp then complains when the
+    fsspec closes no session on an event loop other than its own; aiohttp then warns when the
     process ends.
     """
 
@@ -39,7 +39,7 @@ class HttpClient:
         return session
 
     async def close(self) -> None:
-        """Close the session. To be awaited on the event loop that it belongs to."""
+        """Close the sessions. Must be awaited on the event loop that they belong to."""
         for session in self._sessions:
             await session.close()
 
@@ -56,15 +56,15 @@ class HttpClient:
 async def open_source(url: str) -> AsyncIterator[tuple[FsspecStore, HttpClient | None]]:
     """Yield the store at `url`, and the client that counts its requests.
 
-    There is no such client for a URL that is not HTTP: its requests cannot be counted here.
-    The store is read-only, so that a cache remembers which keys it lacks.
+    The client is None for a URL that is not HTTP: its requests are not counted. The store is
+    read-only, so that a cache remembers which keys are absent.
     """
     if not url.startswith(("http://", "https://")):
         yield FsspecStore.from_url(url, read_only=True), None
         return
     client = HttpClient()
-    # fsspec would give the file system of an earlier source with equal options, and with it a
-    # closed session.
+    # Otherwise fsspec returns the file system of an earlier source with equal options, whose
+    # session is closed.
     options = {"get_client": client.get_session, "skip_instance_cache": True}
     try:
         yield FsspecStore.from_url(url, storage_options=options, read_only=True), client
