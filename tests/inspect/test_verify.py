@@ -615,25 +615,6 @@ def test_many_entries_are_verified_in_pieces(path: Path, monkeypatch: pytest.Mon
     assert found == {("bytes", f"k{number}") for number in range(1, 20)}
 
 
-def test_a_row_at_the_end_of_all_numbers_is_verified_once(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verify_entries, "MAX_ENTRIES", 1)
-    store = SqliteStore(path)
-    store.set_sync("first", buffer(b""))
-    store.set_sync("last", buffer(b""))
-    shell(
-        path,
-        "UPDATE entry SET id = -9223372036854775808, stored_at = 1 WHERE key = 'first'",
-        "UPDATE entry SET id = 0x7fffffffffffffff, stored_at = 1 WHERE key = 'last'",
-    )
-    found = problems(store)
-    for key in ("first", "last"):
-        store.delete_sync(key)
-
-    assert [problem.key for problem in found] == ["first", "last"]
-
-
 def test_writers_beside_it_are_no_problem(path: Path) -> None:
     store = cache(path)
     is_over = threading.Event()

@@ -24,7 +24,6 @@ from zarr_cache.file.connection import Connection
 from zarr_cache.index import evict as budget
 from zarr_cache.index import fence
 from zarr_cache.inspect import removal, report
-from zarr_cache.inspect.problem import FIRST_ROW
 from zarr_cache.inspect.selection import Amount, Selection
 
 NOTHING = Amount(0, 0)
@@ -116,7 +115,7 @@ def _remove(store: SqliteStore, selection: Selection, to_size: int | None) -> Am
     if to_size is not None:
         chosen = store.database.run(removal.too_much, selection, to_size)
     removed = NOTHING
-    after: int | None = FIRST_ROW
+    after: int | None = 0
     try:
         while chosen is not None and after is not None:
             step = store.database.run(removal.remove, chosen, after)

@@ -35,8 +35,8 @@ def warm(
         typer.Option(
             parser=parse_size_option,
             metavar="SIZE",
-            help="The budget for values in the file, such as '20 GiB'. Warming stops before it would "
-            "evict chunks of the selection.",
+            help="The budget for values in the file, such as '20 GiB'. Warming stops before it "
+            "would evict chunks of the selection.",
         ),
     ] = None,
     max_age_absent: Annotated[

@@ -1,6 +1,6 @@
-"""What notebooks show of a store, as HTML: from numbers and names, all of which are escaped.
+"""HTML that notebooks show of a store, made of numbers and escaped names.
 
-Every colour is the text's own, so that it reads on a dark page as on a light one.
+Its only colour is that of the text, so that it is readable on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 10
 
 
-"""At most this many namespaces of a file are shown one by one."""
+"""At most this many namespaces of a file are shown."""
 
 
 _CARD = "max-width:44em;line-height:1.5;overflow-wrap:anywhere"
@@ -41,12 +41,12 @@ _NOTICE = "border-left:3px solid currentColor;padding-left:.6em;margin:.3em 0"
 
 
 class Share(NamedTuple):
-    """How much one namespace holds of a file, and how many reads it has answered.
+    """How much of a file one namespace takes, and its hit rate.
 
     Attributes
     ----------
     hit_rate
-        None if there were no reads.
+        None without reads.
     """
 
     namespace: str
@@ -56,12 +56,12 @@ class Share(NamedTuple):
 
 
 def card(title: str, parts: Iterable[str]) -> str:
-    """The parts below a title."""
+    """A title, and the parts below it."""
     return f'<div style="{_CARD}"><div><b>{text(title)}</b></div>{"".join(parts)}</div>'
 
 
 def facts(named: Iterable[tuple[str, str]]) -> str:
-    """Each name beside what is so, one a line."""
+    """Names and values, one pair a line."""
     cells = (
         f'<div style="{_NAME}">{text(name)}</div><div>{text(value)}</div>' for name, value in named
     )
@@ -69,12 +69,12 @@ def facts(named: Iterable[tuple[str, str]]) -> str:
 
 
 def notice(message: str) -> str:
-    """What there is to say instead of numbers."""
+    """A message in place of numbers."""
     return f'<div role="note" style="{_NOTICE}">{text(message)}</div>'
 
 
 def bar(nbytes: int, of_bytes: int) -> str:
-    """A bar that is filled as far as `nbytes` are of `of_bytes`."""
+    """A bar filled to the share of `nbytes` in `of_bytes`."""
     share = min(1.0, nbytes / of_bytes) if of_bytes else float(nbytes > 0)
     label = f"{format_size(nbytes)} of {format_size(of_bytes)}, {percent(share)}"
     return (
@@ -84,13 +84,15 @@ def bar(nbytes: int, of_bytes: int) -> str:
 
 
 def shares(found: Iterable[Share]) -> str:
-    """A line and a bar for each namespace, the largest first, as parts of their sum."""
+    """A line and a bar for each namespace, the largest first."""
     ordered = sorted(found, key=lambda each: (-each.nbytes, each.namespace))
     total = sum(each.nbytes for each in ordered)
     parts = []
     for each in ordered[:MAX_ROWS]:
-        told = f"{count(each.values, 'value')}, {format_size(each.nbytes)}, {hits(each.hit_rate)}"
-        parts.append(f"<div><code>{text(each.namespace)}</code>: {told}</div>")
+        numbers = (
+            f"{count(each.values, 'value')}, {format_size(each.nbytes)}, {hits(each.hit_rate)}"
+        )
+        parts.append(f"<div><code>{text(each.namespace)}</code>: {numbers}</div>")
         parts.append(bar(each.nbytes, total))
     if len(ordered) > MAX_ROWS:
         parts.append(f"<div>and {len(ordered) - MAX_ROWS:,} more</div>")
@@ -98,22 +100,22 @@ def shares(found: Iterable[Share]) -> str:
 
 
 def hits(rate: float | None) -> str:
-    """A hit rate in words."""
+    """A hit rate as text."""
     return "no reads yet" if rate is None else f"{percent(rate)} hits"
 
 
 def count(number: int, noun: str) -> str:
-    """How many of something there are, in words; its plural ends in s."""
+    """A number with its noun, whose plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:
-    """A share of one, where neither 0 % nor 100 % is said of what is between them."""
-    if 0 < share < 0.001:  # noqa: PLR2004 - what would be shown as 0.0 %
+    """A share as a percentage; only 0 and 1 are shown as 0 % and 100 %."""
+    if 0 < share < 0.001:  # noqa: PLR2004 - it would be rounded to 0.0 %
         return "less than 0.1 %"
     return f"{min(share, 0.999) if share < 1 else share:.1%}".replace("%", " %")
 
 
 def text(data: str) -> str:
-    """`data` as text of a page, whatever is in it; a path may hold bytes that are no text."""
+    """`data` escaped for a page; the bytes of a path that are not UTF-8 are shown as escapes."""
     return escape(data.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,9 +1,8 @@
-"""What is wrong, found and removed: the same way for all facts.
+"""Problems of a file, and the steps in which they are found and repaired.
 
-A check finds problems in one transaction over a piece of the file, so that a writer beside it
-causes no false report, the log can be written back under a long verification, and a large file
-takes no memory. To repair is to look again under the write lock, to remove what is wrong, and to
-look once more.
+A check finds problems in one transaction over a part of the file. So concurrent writers cause no
+false report, the WAL can be checkpointed during a long verification, and a large file takes little
+memory. A repair repeats the check under the write lock, removes what is wrong, and checks again.
 """
 
 from __future__ import annotations
@@ -24,30 +23,22 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 
-if TYPE_CHECKING:
-    type Find = Callable[[Connection], list[Problem]]
+type Find = Callable[[Connection], list[Problem]]
 
 
-if TYPE_CHECKING:
-    type Fix = Callable[[Connection, list[Problem]], None]
+type Fix = Callable[[Connection, list[Problem]], None]
 
 
 END = STAMPS_END
 
 
-"""Stamps and numbers of statistics are below it."""
+"""Timestamps and counts are below it."""
 
 
 REVISIONS_END = END - 2**32
 
 
-"""Revisions are below it, so that writes can count on from each of them."""
-
-
-FIRST_ROW, LAST_ROW = -(2**63), 2**63 - 1
-
-
-READABLE = "a page that SQLite can read"
+"""Revisions are below it, so that writes can increment each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +48,21 @@ class Problem:
     Attributes
     ----------
     what
-        Which fact is wrong. Of the file: ``"file"``, ``"schema"``, ``"page"`` (a page, an index or
-        what else SQLite's ``integrity_check`` tells), ``"counter"``, ``"total"``. Of a namespace:
-        ``"namespace"``, ``"usage"``, ``"statistics"``. Of an entry: ``"entry"`` (the row itself),
-        ``"size"``, ``"stored_at"``, ``"used_at"``, ``"revision"``, ``"writers"``, ``"checksum"``
-        (of the facts), ``"bytes"``. And ``"orphan"``: bytes of no entry. Of the data file:
-        ``"data_file"`` (its row), ``"extent"`` (space that overlaps, is lost, of nothing, or
-        outside), ``"reservation"``.
+        Which fact is wrong. Of the file: ``"file"``, ``"schema"``, ``"page"`` (a page, an index, or
+        anything else that SQLite's ``integrity_check`` finds), ``"counter"``, ``"total"``. Of a
+        namespace: ``"namespace"``, ``"usage"``, ``"statistics"``. Of an entry: ``"entry"`` (its
+        namespace is missing), ``"size"``, ``"stored_at"``, ``"used_at"``, ``"revision"``,
+        ``"writers"``, ``"checksum"`` (of the facts), ``"bytes"``. ``"orphan"``: bytes without an
+        entry. Of the data file: ``"data_file"`` (its row), ``"extent"`` (space that overlaps, is
+        lost, belongs to no value, or is outside the file), ``"reservation"``.
     found, expected
-        What it is, and what it should be.
+        The value in the file, and what it should be.
     namespace, key
-        Whose fact it is; None where there is none.
+        The namespace and the key of the fact; None if it has none.
     row
-        Number of the row in its table, where that helps.
+        Number of the row in its table; None if there is no one row.
     is_repaired
-        Whether it is not so any more.
+        Whether the problem has been repaired.
     """
 
     what: str
@@ -83,14 +74,14 @@ class Problem:
     is_repaired: bool = False
 
     def __str__(self) -> str:
-        of = "" if self.key is None else f" of {self.key!r}"
+        of_key = "" if self.key is None else f" of {self.key!r}"
         where = "" if self.namespace is None else f" in namespace {self.namespace!r}"
         repaired = "; repaired" if self.is_repaired else ""
-        return f"{self.what}{of}{where}: found {self.found}, expected {self.expected}{repaired}"
+        return f"{self.what}{of_key}{where}: found {self.found}, expected {self.expected}{repaired}"
 
 
 class Run(Protocol):
-    """`Database.run`, or what opens a file first."""
+    """As `Database.run`."""
 
     def __call__[**P, T](
         self,
@@ -102,7 +93,7 @@ class Run(Protocol):
 
 
 def run_on(connection: Connection, path: Path) -> Run:
-    """Runs operations on this connection to the file, without what `Database.run` does besides."""
+    """A `Run` on this connection, which does not reopen or quarantine the file."""
 
     def run[**P, T](
         operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -116,12 +107,12 @@ def run_on(connection: Connection, path: Path) -> Run:
 
 
 def checked(connection: Connection, find: Find, fix: Fix | None = None) -> list[Problem]:
-    """What `find` finds and, with a `fix`, whether it is there no more after that."""
+    """What `find` finds and, with a `fix`, whether that has repaired it."""
     problems = _found(connection, find)
     if fix is None or not problems:
         return problems
     with connection.writing(), any_text(connection):
-        # Others may have written since.
+        # Another process may have written since.
         problems = find(connection)
         fix(connection, problems)
         left = find(connection)
@@ -129,19 +120,19 @@ def checked(connection: Connection, find: Find, fix: Fix | None = None) -> list[
 
 
 def _found(connection: Connection, find: Find) -> list[Problem]:
-    """What `find` finds in one state of the file; a page that cannot be read is a problem too."""
+    """What `find` finds in one transaction; a page that cannot be read is a problem, too."""
     try:
         with connection.reading(), any_text(connection):
             return find(connection)
     except sqlite3.DatabaseError as error:
         if not is_code(error, sqlite3.SQLITE_CORRUPT):
             raise
-        return [Problem("page", str(error), READABLE)]
+        return [Problem("page", str(error), "a page that SQLite can read")]
 
 
 @contextlib.contextmanager
 def any_text(connection: Connection) -> Iterator[None]:
-    """Let text be read that is not UTF-8; otherwise Python raises."""
+    """Read text that is not UTF-8 with escapes, instead of raising."""
     connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
     try:
         yield

@@ -1,7 +1,7 @@
-"""Removing what somebody chose, of what is kept of sources: operations, each a short transaction.
+"""Removing a selection of cached entries, in operations that are short transactions.
 
-What somebody stored with `SqliteStore` is data and is never among it. A row that goes leaves its
-revision to its namespace by a trigger, so that what a write has made invalid stays so.
+Values stored with `SqliteStore` are never removed. A trigger copies the revision of a removed row
+to its namespace, so that an invalidated response stays invalidated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.index.evict import MAX_AT_ONCE
-from zarr_cache.inspect.problem import FIRST_ROW
 from zarr_cache.inspect.selection import CACHED, SELECTED, Amount
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from zarr_cache.inspect.selection import Selection
 
 
-# From the most recently used on: what does not fit any more goes, and all that was used before.
+# The most recently used value that does not fit: it and all older ones are evicted.
 NEWEST_VICTIM = f"""
 SELECT used_at, id
 FROM (
@@ -47,19 +46,19 @@ RETURNING id, size
 
 
 class Step(NamedTuple):
-    """What one step of `remove` removed, and where the next begins; None if it was the last."""
+    """How much a step of `remove` removed, and the start of the next step; None after the last."""
 
     amount: Amount
     after: int | None
 
 
 def too_much(connection: Connection, selection: Selection, max_size: int) -> Selection | None:
-    """The least recently used of the values, as far as the rest has `max_size` bytes at most.
+    """The least recently used values, without which the others have at most `max_size` bytes.
 
     Returns
     -------
     Selection or None
-        None if all of them fit.
+        None if all values fit.
     """
     of_values = selection._replace(kinds=("value",))
     parameters = of_values.parameters() | {"max_size": max_size}
@@ -67,18 +66,18 @@ def too_much(connection: Connection, selection: Selection, max_size: int) -> Sel
     return None if row is None else of_values.until(*row)
 
 
-def remove(connection: Connection, selection: Selection, after: int = FIRST_ROW) -> Step:
-    """Remove the next `MAX_AT_ONCE` of them, in the order of their numbers.
+def remove(connection: Connection, selection: Selection, after: int = 0) -> Step:
+    """Remove the next `MAX_AT_ONCE` entries of the selection, in the order of their rows.
 
     Parameters
     ----------
     after
-        As the step before has told.
+        From the step before.
 
     Raises
     ------
     ValueError
-        There is something else among the kinds than answers of a source.
+        The selection has other kinds than `CACHED`.
     """
     if not set(selection.kinds) <= set(CACHED):
         raise ValueError(f"only {CACHED} can be removed, not {selection.kinds}")

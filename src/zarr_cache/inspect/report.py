@@ -1,7 +1,6 @@
-"""What is in a file, told for people: operations, which read facts and no bytes.
+"""Reports of what is in a file: operations that read facts about entries, not their bytes.
 
-Every function here is an operation, see `zarr_cache.index`. They walk entries, which no read and no
-write of a store does.
+They walk over entries, which no read and no write of a store does.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SELECT
 """
 
 
-# One statement an order: a parameter cannot name a column.
+# A statement for each order: a parameter cannot name a column.
 LISTS: dict[tuple[Sort, bool], str] = {
     ("key", False): f"{_LIST} ORDER BY namespace.name, entry.key LIMIT :most",
     ("key", True): f"{_LIST} ORDER BY namespace.name DESC, entry.key DESC LIMIT :most",
@@ -54,7 +53,7 @@ LISTS: dict[tuple[Sort, bool], str] = {
 }
 
 
-# Oldest and newest lie at the ends of the index entry_by_age.
+# The oldest and the newest are at the ends of the index entry_by_age.
 NAMESPACES = """
 SELECT
     namespace.name,
@@ -92,7 +91,7 @@ GROUP BY namespace.id
 """
 
 
-# Who is evicted before it comes out of the index entry_by_use alone.
+# What is evicted before an entry is read from the index entry_by_use alone.
 EXPLAIN = """
 SELECT
     namespace.name,
@@ -118,7 +117,7 @@ ORDER BY namespace.name
 
 
 class Listed(NamedTuple):
-    """An entry, as `entries` lists it. Times are stamps of the file."""
+    """An entry in the list of `entries`. Times are timestamps of the file."""
 
     namespace: str
     key: str
@@ -129,7 +128,7 @@ class Listed(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """An entry, and what would be evicted before it if it is a value."""
+    """An entry and, of a value, how much would be evicted before it."""
 
     namespace: str
     kind: str
@@ -141,18 +140,18 @@ class Explanation(NamedTuple):
 
 
 class NamespaceReport(NamedTuple):
-    """What is kept of one source, and what happened over the life of the file.
+    """What is cached of one source, and counts over the life of the file.
 
     Attributes
     ----------
     entries, bytes
         By kind of entry.
     oldest, newest
-        When the source was asked for the values; None without any.
+        Times of the first and the last request for the values; None without values.
     hits, misses, bytes_served, bytes_fetched, evictions, expirations
         As in ``cache_stats()``.
     stale
-        The values that are; None if nobody said when they are.
+        The stale values; None if no age was given.
     """
 
     namespace: str
@@ -170,24 +169,24 @@ class NamespaceReport(NamedTuple):
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of the reads that the cache answered; None if there were none."""
+        """Share of reads that were hits; None without reads."""
         reads = self.hits + self.misses
         return self.hits / reads if reads else None
 
 
 def now_ns(connection: Connection, path: Path) -> int:
-    """The time as whoever opened the file now would have it, from which ages count."""
+    """The current time as a process that opens the file has it; ages count from it."""
     floor_ns = opening.floor_ns(connection, paths.written_ns(path))
     return PersistentClock(floor_ns=floor_ns).now_ns()
 
 
 def namespaces(connection: Connection, fresh_after: int | None) -> list[NamespaceReport]:
-    """What the file holds and has seen, by namespace.
+    """The contents and counts of the file, by namespace.
 
     Parameters
     ----------
     fresh_after
-        A value stored at this time or earlier is stale. None: do not count them.
+        A value stored at this time or earlier is stale. None: do not count stale values.
     """
     with connection.reading():
         rows = connection.execute(NAMESPACES).fetchall()
@@ -225,17 +224,17 @@ def namespaces(connection: Connection, fresh_after: int | None) -> list[Namespac
 def entries(
     connection: Connection, selection: Selection, sort: Sort, *, is_reversed: bool, most: int | None
 ) -> list[Listed]:
-    """The entries, in this order: by key from the first, by size and time from the greatest."""
+    """The entries in this order: by key ascending, by size or time descending."""
     parameters = selection.parameters() | {"most": -1 if most is None else most}
     return [Listed(*row) for row in connection.execute(LISTS[sort, is_reversed], parameters)]
 
 
 def amount(connection: Connection, selection: Selection) -> Amount:
-    """How much that is."""
+    """How much is selected."""
     return Amount(*connection.execute(COUNT, selection.parameters()).fetchone())
 
 
 def explain(connection: Connection, key: str, namespace: str | None) -> list[Explanation]:
-    """What is known of the key, in each namespace that has it."""
+    """The entry of the key in each namespace that has one."""
     parameters = {"key": key, "namespace": namespace}
     return [Explanation(*row) for row in connection.execute(EXPLAIN, parameters)]

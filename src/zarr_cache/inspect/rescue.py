@@ -1,7 +1,7 @@
-"""What somebody stored in a file that has been set aside, copied into the one in its place.
+"""Copying the values stored with `SqliteStore` out of a quarantined file into the new one.
 
-The file that is set aside is damaged: it is read without its indexes and without its totals, and
-what has the checksums that it was stored with is right.
+The quarantined database is damaged. It is read without its indexes and totals, and a value is
+copied if it matches its checksums.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 
-if TYPE_CHECKING:
-    type Parts = dict[int, tuple[int, Any]]
+type Parts = dict[int, tuple[int, Any]]
 
 
 NAMESPACES = """
@@ -55,11 +54,11 @@ FROM value NOT INDEXED
 ORDERS = ("ORDER BY rowid", "ORDER BY rowid DESC")
 
 
-"""A page that cannot be read is come upon from both sides."""
+"""Rows on both sides of an unreadable page are read."""
 
 
 class Entry(NamedTuple):
-    """A row of ``entry`` as it is, whatever that may be."""
+    """A row of ``entry``, unchecked."""
 
     id: int
     namespace: Any
@@ -71,53 +70,53 @@ class Entry(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """The checksum that it has if it was stored with `SqliteStore`."""
+        """The checksum of its facts if it was stored with `SqliteStore`."""
         return checksum.of_facts(NAMESPACE, self.key, "stored", self.size, self.stored_at)
 
     @property
     def is_right(self) -> bool:
-        """Whether it was stored with `SqliteStore`, and its facts are those of then."""
+        """Whether it was stored with `SqliteStore`, and its facts match their checksum."""
         types = (type(self.key), type(self.size), type(self.stored_at))
         return types == (str, int, int) and self.size >= 0 and self.checksum == self.seed
 
     def age(self) -> tuple[int, int]:
-        """What the newer of two has more of."""
+        """Sorts entries of one key by age, the oldest first."""
         return (self.stored_at, self.id)
 
 
-def copy_stored(aside: Path, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
-    """Copy what somebody stored, as far as it verifies; yield what is left behind.
+def copy_stored(quarantined: Path, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
+    """Copy the stored values that match their checksums; yield the others.
 
     Parameters
     ----------
-    aside
-        The file that was set aside. Nothing of it is changed.
+    quarantined
+        The quarantined file, which is not changed.
     put
         Stores a value under a key.
     """
     try:
-        with contextlib.closing(_connect(aside)) as connection, any_text(connection):
+        with contextlib.closing(_connect(quarantined)) as connection, any_text(connection):
             yield from _copy(connection, put)
     except (sqlite3.Error, UnicodeError) as error:
         yield _unread(str(error))
 
 
-def _connect(aside: Path) -> Connection:
-    connection = connect(f"{aside.as_uri()}?mode=rw", WriteLock(), uri=True)
+def _connect(quarantined: Path) -> Connection:
+    connection = connect(f"{quarantined.as_uri()}?mode=rw", WriteLock(), uri=True)
     connection.execute("PRAGMA query_only = ON")
-    # It stays as it was found.
+    # The file stays as it was found.
     connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
     return connection
 
 
 def _unread(why: str) -> Problem:
-    return Problem("file", why, "what may have been stored with SqliteStore")
+    return Problem("file", why, "values that may have been stored with SqliteStore")
 
 
 def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
     for found, expected in schema.differences(connection):
         if "table" in {each.type for each in (found, expected) if each is not None}:
-            # What another table computes would run.
+            # Code in the schema of a foreign table would run.
             yield _unread(f"{found or expected}, which is not as our scripts make it")
             return
     unread: list[str] = []
@@ -132,7 +131,7 @@ def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iter
         if number in parts:
             parts[number][part] = (row, sums)
     yield from map(_unread, dict.fromkeys(unread))
-    # Where a damaged index has hidden a row from a write, there are two of a key.
+    # There are two rows of a key if a damaged index hid the first from a write.
     right = sorted((entry for entry in entries if entry.is_right), key=Entry.age)
     newest = {entry.key: entry for entry in right}
     for entry in entries:
@@ -147,14 +146,14 @@ def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iter
 
 
 def _rows(connection: Connection, statement: str, unread: list[str]) -> Iterator[Any]:
-    """Every row that can be read, once; with why others cannot be, if any."""
+    """Each row that can be read, once; why others cannot be read is appended to `unread`."""
     seen: set[int] = set()
     for order in ORDERS:
         try:
             for row in connection.execute(f"{statement} {order}"):
                 if row[0] in seen:
                     if order == ORDERS[0]:
-                        unread.append("pages that go round in circles")
+                        unread.append("pages that refer to each other in a circle")
                     break
                 seen.add(row[0])
                 yield row

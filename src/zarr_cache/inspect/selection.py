@@ -1,4 +1,4 @@
-"""Which entries of a file somebody means."""
+"""A selection of entries: by namespace, prefix, kind, age and last use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from zarr_cache.index.evict import LATEST
 CACHED = ("value", "absent")
 
 
-"""The kinds of entry that are answers of a source."""
+"""The kinds of entry that hold a response of a source."""
 
 
-# Of a statement, with the `Selection.parameters`.
+# Part of a statement, with the `Selection.parameters`.
 SELECTED = """
 FROM entry
 JOIN namespace ON namespace.id = entry.namespace
@@ -28,20 +28,20 @@ WHERE (:namespace IS NULL OR namespace.name = :namespace)
 
 
 class Selection(NamedTuple):
-    """Some of the entries of a file: those for which all of it is so.
+    """The entries of a file that meet all of these conditions.
 
     Attributes
     ----------
     namespace
-        Whose keys they are; None for any.
+        Namespace of the key; None for all.
     prefix
-        How the key begins.
+        Prefix of the key.
     kinds
-        Of which kind they are.
+        Kinds of entry.
     stored_by
-        When the source was asked, at the latest.
+        Latest time of the request to the source.
     used_by, last
-        Last use, at the latest; of those last used at that very time, the entries up to this one.
+        Latest time of the last use; of the entries last used at that time, those up to this row.
     """
 
     namespace: str | None = None
@@ -52,7 +52,7 @@ class Selection(NamedTuple):
     last: int = LATEST
 
     def parameters(self) -> dict[str, Any]:
-        """For the statements that select."""
+        """Parameters of statements with `SELECTED`."""
         return {
             "namespace": self.namespace,
             "prefix": self.prefix,
@@ -64,18 +64,18 @@ class Selection(NamedTuple):
         }
 
     def until(self, used_by: int, last: int) -> Self:
-        """Those of it that were last used then or before."""
+        """The part of it that was last used at that time or before."""
         return self._replace(used_by=used_by, last=last)
 
 
 class Amount(NamedTuple):
-    """How many entries, and bytes of their values."""
+    """Number of entries, and bytes of their values."""
 
     entries: int
     bytes: int
 
     def __add__(self, other: object) -> Amount:
-        """The sum, of both numbers."""
+        """The sum of both numbers."""
         if not isinstance(other, Amount):
             return NotImplemented
         return Amount(self.entries + other.entries, self.bytes + other.bytes)

@@ -1,4 +1,4 @@
-"""What is wrong in a file: every stored fact compared with what it stands for."""
+"""Verifying a file: the database itself, then its entries, their bytes, and its totals."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from zarr_cache.inspect.problem import Run
 
 
-if TYPE_CHECKING:
-    type Totals = dict[tuple[Any, Any], tuple[Any, Any]]
+type Totals = dict[tuple[int | None, str], tuple[int, int]]
 
 
 MAX_MESSAGES = 100
 
 
-"""At most this many problems of pages and indexes are asked of SQLite."""
+"""SQLite reports at most this many problems of pages and indexes."""
 
 
 COUNTER = """
@@ -45,7 +44,7 @@ SELECT max(
 FENCES = """
 SELECT id, name, fence
 FROM namespace
-WHERE typeof(fence) <> 'integer' OR fence NOT BETWEEN 0 AND :end - 1
+WHERE fence NOT BETWEEN 0 AND :end - 1
 """
 
 
@@ -61,14 +60,13 @@ FROM total
 """
 
 
-# Added up in two halves: sum() raises when it exceeds 64 bits, as it does with sizes that lie.
+# Not sum(), which raises if wrong sizes add up to more than 64 bits.
 COUNTED = """
 SELECT
     namespace,
     kind,
     count(*),
-    sum(size / 4294967296) FILTER (WHERE typeof(size) = 'integer'),
-    sum(size % 4294967296) FILTER (WHERE typeof(size) = 'integer')
+    CAST(total(size) AS INTEGER)
 FROM entry
 GROUP BY namespace, kind
 """
@@ -80,7 +78,7 @@ FROM namespace
 """
 
 
-# No trigger is about these: only an UPDATE of usage changes total.
+# No trigger reacts to a DELETE: only an UPDATE of usage changes total.
 CLEAR_TOTALS = ("DELETE FROM usage", "DELETE FROM total")
 
 
@@ -139,44 +137,45 @@ WHERE id = :row
 def verify(run: Run) -> Iterator[Problem]:
     """Yield what is wrong in a file, in many short transactions if it is large.
 
+    The entries of a damaged database are not verified: a repair replaces all of it.
+
     Parameters
     ----------
     run
-        Runs an operation, as `Database.run` does.
+        As `Database.run`.
     """
     try:
-        yield from find_damage(run)
-        yield from verify_rows(run)
+        yield from find_damage(run) or verify_rows(run)
     except FileDamagedError as error:
         yield Problem("file", str(error), "a cache file")
 
 
 def find_damage(run: Run) -> list[Problem]:
-    """What is wrong with the database itself: nothing that it holds can be relied on.
+    """What is wrong with the database itself, which is not repaired: it must be replaced.
 
-    That is what SQLite finds, a schema that is not ours, and a wrong account of which write came
-    after which: an old value could be taken for a new one. Nothing of it is repaired.
+    What SQLite finds, a foreign schema, and wrong revisions or a wrong data file row, with which a
+    read could return an old value for a new one.
     """
     finds = (_find_schema, _find_pages, _find_counter, _find_namespaces, find_in_row)
     return [problem for find in finds for problem in run(checked, find)]
 
 
 def verify_rows(run: Run, *, repair: bool = False, has_bytes: bool = True) -> Iterator[Problem]:
-    """Yield what is wrong with the entries, their bytes and their totals.
+    """Yield what is wrong with the entries, their bytes and their totals, in a sound database.
 
     Parameters
     ----------
     run
-        As of `verify`.
+        As for `verify`.
     repair
-        Whether to remove the entries that are wrong, and to count the totals anew.
+        Whether to remove wrong entries and to recompute the totals.
     has_bytes
-        Whether the bytes of the entries are in the database as well, or their checksums only.
+        Whether the bytes of the entries are in the files, or only their checksums.
 
     Raises
     ------
     FileDamagedError
-        Something cannot be removed: the database itself is damaged.
+        The database itself is damaged.
     """
     yield from verify_space(run, repair=repair)
     yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
@@ -186,7 +185,7 @@ def verify_rows(run: Run, *, repair: bool = False, has_bytes: bool = True) -> It
 
 
 def next_values(connection: Connection, after: int) -> list[tuple[int, str, str]]:
-    """Row, namespace and key of the value entries after a row, in their order, some at a time."""
+    """Row, namespace and key of the next value entries after a row."""
     return connection.execute(VALUES, {"after": after, "most": MAX_ENTRIES}).fetchall()
 
 
@@ -198,7 +197,7 @@ def _find_schema(connection: Connection) -> list[Problem]:
 
 
 def _find_pages(connection: Connection) -> list[Problem]:
-    """What SQLite finds: the one check that is one transaction over the whole file."""
+    """What SQLite finds, in a single transaction over the whole file."""
     rows = connection.execute(f"PRAGMA integrity_check({MAX_MESSAGES})").fetchall()
     return [Problem("page", message, "ok") for (message,) in rows if message != "ok"]
 
@@ -225,16 +224,15 @@ def _find_namespaces(connection: Connection) -> list[Problem]:
 
 
 def _counted(connection: Connection) -> tuple[Totals, Totals]:
-    """What ``usage`` and ``total`` should say: (entries, bytes) by namespace and kind, and by kind.
+    """The right ``usage`` and ``total``: (entries, bytes) by namespace and kind, and by kind.
 
-    Entries of a namespace that is gone are in neither.
+    Entries whose namespace is missing are in neither.
     """
     namespaces = [namespace for (namespace,) in connection.execute("SELECT id FROM namespace")]
     usage: Totals = {(each, kind): (0, 0) for each in namespaces for kind in KINDS}
     total: Totals = {(None, kind): (0, 0) for kind in KINDS}
-    for namespace, kind, entries, high, low in connection.execute(COUNTED):
+    for namespace, kind, entries, nbytes in connection.execute(COUNTED):
         if (namespace, kind) in usage:
-            nbytes = int(high or 0) * 2**32 + int(low or 0)
             usage[namespace, kind] = (entries, nbytes)
             before = total[None, kind]
             total[None, kind] = (before[0] + entries, before[1] + nbytes)
@@ -256,44 +254,42 @@ def _compare(
     what: str, found: Mapping[Any, list[Any]], counted: Totals, names: Mapping[int, str]
 ) -> Iterator[Problem]:
     for namespace, kind in {**counted, **found}:
-        has = found.get((namespace, kind))
-        should = counted.get((namespace, kind))
-        if has is None or tuple(has) != should:
-            yield Problem(what, _told(kind, has), _told(kind, should), names.get(namespace))
+        actual = found.get((namespace, kind))
+        expected = counted.get((namespace, kind))
+        if actual is None or tuple(actual) != expected:
+            yield Problem(
+                what, _as_text(kind, actual), _as_text(kind, expected), names.get(namespace)
+            )
 
 
-def _told(kind: str, totals: Sequence[Any] | None) -> str:
+def _as_text(kind: str, totals: Sequence[Any] | None) -> str:
     return "no row" if totals is None else f"{totals[0]} entries of kind {kind}, {totals[1]} bytes"
 
 
 def _fix_totals(connection: Connection, _: list[Problem]) -> None:
     usage, total = _counted(connection)
     if not all(0 <= nbytes < END for _, nbytes in total.values()):
-        # The sizes of what somebody stored lie, and are left as they are. With such a total the
-        # file would not be opened any more.
+        # A value stored with SqliteStore has a wrong size, and is not removed. A file with such a
+        # total would be refused when it is opened.
         return
     for statement in CLEAR_TOTALS:
         connection.execute(statement)
     for (namespace, kind), (entries, nbytes) in usage.items():
         row = {"namespace": namespace, "kind": kind, "entries": entries, "bytes": nbytes}
         connection.execute(SET_USAGE, row)
-    for (_, kind), (entries, nbytes) in total.items():
+    for (_namespace, kind), (entries, nbytes) in total.items():
         connection.execute(SET_TOTAL, {"kind": kind, "entries": entries, "bytes": nbytes})
 
 
 def _find_statistics(connection: Connection) -> list[Problem]:
-    return [
-        Problem("statistics", found, expected, name, row=row)
-        for row, name, expected, found in _wrong_statistics(connection)
-    ]
-
-
-def _wrong_statistics(connection: Connection) -> Iterator[tuple[int, str | None, str, object]]:
-    for row, name, has_namespace, *numbers in connection.execute(STATISTICS).fetchall():
+    problems = []
+    for row, name, has_namespace, *numbers in connection.execute(STATISTICS):
         if not has_namespace:
-            yield row, None, "a namespace that has them", numbers
-        elif not all(isinstance(number, int) and 0 <= number < END for number in numbers):
-            yield row, name, f"numbers from 0 to {END - 1}", numbers
+            problems.append(Problem("statistics", numbers, "an existing namespace", row=row))
+        elif not all(number is not None and 0 <= number < END for number in numbers):
+            expected = f"numbers from 0 to {END - 1}"
+            problems.append(Problem("statistics", numbers, expected, name, row=row))
+    return problems
 
 
 def _fix_statistics(connection: Connection, problems: list[Problem]) -> None:

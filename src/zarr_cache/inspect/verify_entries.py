@@ -1,25 +1,15 @@
-"""What is wrong with entries: with their facts, the lengths of their parts, and their bytes."""
+"""Verifying entries: their facts, the lengths of their parts, and their bytes."""
 
 from __future__ import annotations
 
-import sqlite3
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.core import checksum
 from zarr_cache.core.checksum import DamagedValueError
-from zarr_cache.core.errors import FileDamagedError, is_code
 from zarr_cache.disk.data_read import Read
 from zarr_cache.index import extents, values
-from zarr_cache.inspect.problem import (
-    END,
-    FIRST_ROW,
-    LAST_ROW,
-    READABLE,
-    REVISIONS_END,
-    Problem,
-    checked,
-)
+from zarr_cache.inspect.problem import END, REVISIONS_END, Problem, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,22 +28,16 @@ MAX_ENTRIES = 256
 MAX_BYTES = 64 * 2**20
 
 
-"""A transaction that has verified this many bytes takes no more entries."""
+"""A transaction that has verified this many bytes verifies no further entry."""
 
 
 KINDS = ("stored", "value", "absent", "fence")
 
 
-TYPES = ", ".join(["text"] * 3 + ["integer"] * 6)
-
-
-"""Of the columns of `ENTRIES`, from ``namespace.name`` on."""
-
-
 SIZES = """
-SELECT id, CASE typeof(size) WHEN 'integer' THEN size END
+SELECT id, size
 FROM entry
-WHERE id >= :first
+WHERE id > :after
 ORDER BY id
 LIMIT :most
 """
@@ -70,30 +54,17 @@ SELECT
     entry.used_at,
     entry.revision,
     entry.writers,
-    entry.checksum,
-    format(
-        '%s, %s, %s, %s, %s, %s, %s, %s, %s',
-        typeof(namespace.name),
-        typeof(entry.key),
-        typeof(entry.kind),
-        typeof(entry.size),
-        typeof(entry.stored_at),
-        typeof(entry.used_at),
-        typeof(entry.revision),
-        typeof(entry.writers),
-        typeof(entry.checksum)
-    )
+    entry.checksum
 FROM entry
 LEFT JOIN namespace ON namespace.id = entry.namespace
-WHERE entry.id BETWEEN :first AND :last
+WHERE entry.id > :after AND entry.id <= :last
 ORDER BY entry.id
 """
 
 
-# The length of text would count characters, and the length of what is on overflow pages is in the
-# row: nothing is read here that has not been looked at.
+# The lengths are in the row: no bytes are read here.
 PARTS = """
-SELECT part, typeof(data), length(data), typeof(checksums), length(checksums)
+SELECT part, length(data), length(checksums)
 FROM value
 WHERE entry = :entry
 ORDER BY part
@@ -111,7 +82,7 @@ ORDER BY start
 ORPHANS = """
 SELECT rowid, entry, part
 FROM value
-WHERE rowid >= :first AND NOT EXISTS (SELECT 1 FROM entry WHERE id = value.entry)
+WHERE rowid > :after AND NOT EXISTS (SELECT 1 FROM entry WHERE id = value.entry)
 ORDER BY rowid
 LIMIT :most
 """
@@ -123,8 +94,8 @@ WHERE rowid = :row
 """
 
 
-# With its bytes, wherever they are. What somebody stored stays, whatever is wrong with it: it is
-# theirs to remove. It is in the namespace without a name, also when its kind is wrong.
+# Values stored with SqliteStore stay, whatever is wrong with them: only their owner removes them.
+# They are in the namespace with the empty name, also when their kind is wrong.
 REMOVE_ENTRY = """
 DELETE FROM entry
 WHERE id = :row
@@ -134,62 +105,56 @@ WHERE id = :row
 
 
 class Entry(NamedTuple):
-    """A row of ``entry`` as it is, whatever that may be, with the name of its namespace."""
+    """A row of ``entry``, with the name of its namespace; None if that is missing."""
 
     id: int
-    namespace: Any
-    key: Any
-    kind: Any
-    size: Any
-    stored_at: Any
-    used_at: Any
-    revision: Any
-    writers: Any
-    checksum: Any
-    types: str
+    namespace: str | None
+    key: str
+    kind: str
+    size: int
+    stored_at: int
+    used_at: int
+    revision: int
+    writers: int
+    checksum: int
 
 
 def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Problem]:
     """Yield what is wrong with the entries and their bytes, some in each transaction."""
-    first: int | None = FIRST_ROW
-    while first is not None:
-        try:
-            last, following = run(_next_entries, first)
-        except FileDamagedError as error:
-            yield Problem("page", str(error), READABLE)
-            return
-        find = partial(_find_in_entries, first=first, last=last, has_bytes=has_bytes)
-        problems = run(checked, find, _fix_entries if repair else None)
-        for problem in problems:
-            if repair or problem.what != "bytes" or problem.row is None:
+    after = 0
+    while (last := run(_last_of_next, after)) is not None:
+        find = partial(_find_in_entries, after=after, last=last, has_bytes=has_bytes)
+        for problem in run(checked, find, _fix_entries if repair else None):
+            if repair or problem.what != "bytes" or _is_still_there(run, problem, find):
                 yield problem
-            else:
-                # Bytes in the data file may have been written over since the transaction began, for
-                # another value. Whose entry is there all the same is damaged.
-                again = partial(
-                    _find_in_entries, first=problem.row, last=problem.row, has_bytes=has_bytes
-                )
-                if problem in run(checked, again):
-                    yield problem
-        first = following
+        after = last
 
 
-def _next_entries(connection: Connection, first: int) -> tuple[int, int | None]:
-    """The last entry of those to verify together, and the one to go on with; None at the end."""
-    parameters = {"first": first, "most": MAX_ENTRIES}
+def _last_of_next(connection: Connection, after: int) -> int | None:
+    """The last of the next entries to verify in one transaction; None if there are none."""
+    last = None
     nbytes = 0
-    number = 0
-    for number, (entry, size) in enumerate(connection.execute(SIZES, parameters).fetchall(), 1):
-        nbytes += size or 0
-        if entry != LAST_ROW and (nbytes >= MAX_BYTES or number == MAX_ENTRIES):
-            return entry, entry + 1
-    return LAST_ROW, None
+    for row, size in connection.execute(SIZES, {"after": after, "most": MAX_ENTRIES}).fetchall():
+        last = row
+        nbytes += size
+        if nbytes >= MAX_BYTES:
+            break
+    return last
+
+
+def _is_still_there(run: Run, problem: Problem, find: Callable[..., list[Problem]]) -> bool:
+    """Whether the bytes are wrong in a second transaction, too.
+
+    The entry may have been evicted during the first, and its space in the data file overwritten.
+    """
+    row = problem.row or 0
+    return problem in run(checked, partial(find, after=row - 1, last=row))
 
 
 def _find_in_entries(
-    connection: Connection, *, first: int, last: int, has_bytes: bool
+    connection: Connection, *, after: int, last: int, has_bytes: bool
 ) -> list[Problem]:
-    rows = connection.execute(ENTRIES, {"first": first, "last": last}).fetchall()
+    rows = connection.execute(ENTRIES, {"after": after, "last": last}).fetchall()
     return [
         problem
         for row in rows
@@ -199,23 +164,19 @@ def _find_in_entries(
 
 def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> Iterator[Problem]:
     problem = partial(Problem, namespace=entry.namespace, key=entry.key, row=entry.id)
-    if entry.types != TYPES:
-        # Among them an entry whose namespace is gone: its name is of type null.
-        yield problem("entry", entry.types, TYPES)
-        return
-    if entry.kind not in KINDS:
-        yield problem("entry", f"the kind {entry.kind}", f"one of {', '.join(KINDS)}")
+    if entry.namespace is None:
+        yield problem("entry", "no namespace", "one of the table namespace")
         return
     has_size = entry.kind in {"stored", "value"}
-    if entry.size < 0 or (entry.size and not has_size):
-        yield problem("size", entry.size, "0 or more" if has_size else 0)
+    if entry.size and not has_size:
+        yield problem("size", entry.size, 0)
         return
     for what, end in (("stored_at", END), ("used_at", END), ("revision", REVISIONS_END)):
         number = getattr(entry, what)
         if not 0 <= number < end:
             yield problem(what, number, f"from 0 to {end - 1}")
-    if entry.writers < 0 or (entry.writers and entry.kind != "fence"):
-        yield problem("writers", entry.writers, "0 or more" if entry.kind == "fence" else 0)
+    if entry.writers and entry.kind != "fence":
+        yield problem("writers", entry.writers, 0)
     seed = checksum.of_facts(entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at)
     if entry.checksum != seed and entry.kind != "fence":
         yield problem("checksum", entry.checksum, seed)
@@ -233,15 +194,15 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
         yield problem("bytes", wrong, f"the {entry.size} bytes that were written")
 
 
-def _wrong_extents(entry: Entry, where: list[tuple[Any, Any]]) -> str | None:
-    """What is wrong with the extents of an entry, which only a value of a source has."""
+def _wrong_extents(entry: Entry, where: list[tuple[int, int]]) -> str | None:
+    """What is wrong with the extents of an entry; only a value may have some."""
     if not where:
         return None
     if entry.kind != "value":
         return f"extents of an entry of kind {entry.kind}"
-    at: Any = 0
+    at = 0
     for start, length in where:
-        if start != at or type(length) is not int:
+        if start != at:
             return f"an extent that begins with byte {start} and not with {at}"
         at = start + length
     return None if at == extents.rounded(entry.size) else f"extents of {at} bytes"
@@ -250,12 +211,12 @@ def _wrong_extents(entry: Entry, where: list[tuple[Any, Any]]) -> str | None:
 def _wrong_parts(
     connection: Connection, entry: Entry, *, has_size: bool, has_bytes: bool
 ) -> str | None:
-    """What is wrong with the number and the lengths of the parts; reads no bytes."""
+    """What is wrong with the number and the lengths of the parts; no bytes are read."""
     rows = connection.execute(PARTS, {"entry": entry.id})
     if not has_bytes and connection.data_file is None:
-        # Checksums of all the blocks, or nothing at all of what another store already held.
+        # Another store has the bytes. Of values that it already had, there are no checksums.
         blocks = -(-entry.size // checksum.BLOCK)
-        allowed = [(0, "blob", 0, "blob", checksum.LENGTH * blocks)] if has_size else []
+        allowed = [(0, 0, checksum.LENGTH * blocks)] if has_size else []
         found = rows.fetchmany(2)
         return None if found in ([], allowed) else f"checksums {found}"
     count = -(-entry.size // values.PART)
@@ -263,7 +224,7 @@ def _wrong_parts(
     for seen, row in enumerate(rows, 1):
         length = min(values.PART, entry.size - (seen - 1) * values.PART)
         sums = checksum.length_of(length)
-        if row != (seen - 1, "blob", length if has_bytes else 0, "blob", sums):
+        if row != (seen - 1, length if has_bytes else 0, sums):
             rows.close()
             return f"{row} as part {seen - 1} of {count}"
     return None if seen == count else f"{seen} parts of {count}"
@@ -272,7 +233,7 @@ def _wrong_parts(
 def _read_from_data_file(
     connection: Connection, entry: int, seed: int, size: int, start: int, stop: int
 ) -> ByteArray:
-    """As `values.read`, of bytes in the data file."""
+    """As `values.read`, for bytes in the data file."""
     data = connection.data_file
     if data is None:
         raise DamagedValueError("there is no data file")
@@ -291,10 +252,6 @@ def _wrong_bytes(
             read(connection, entry.id, seed, entry.size, start, stop)
         except DamagedValueError as error:
             return f"others: {error}"
-        except sqlite3.DatabaseError as error:
-            if not is_code(error, sqlite3.SQLITE_CORRUPT):
-                raise
-            return str(error)
     return None
 
 
@@ -304,20 +261,20 @@ def _fix_entries(connection: Connection, problems: list[Problem]) -> None:
 
 
 def verify_orphans(run: Run, *, repair: bool) -> Iterator[Problem]:
-    """Yield the parts of values that no entry has."""
-    first = FIRST_ROW
+    """Yield the parts of values that belong to no entry."""
+    after = 0
     while True:
-        find = partial(_find_orphans, first=first)
+        find = partial(_find_orphans, after=after)
         problems = run(checked, find, _fix_orphans if repair else None)
         yield from problems
         rows = [problem.row for problem in problems if problem.row is not None]
         if len(rows) < MAX_ENTRIES:
             return
-        first = rows[-1] + 1
+        after = rows[-1]
 
 
-def _find_orphans(connection: Connection, *, first: int) -> list[Problem]:
-    rows = connection.execute(ORPHANS, {"first": first, "most": MAX_ENTRIES}).fetchall()
+def _find_orphans(connection: Connection, *, after: int) -> list[Problem]:
+    rows = connection.execute(ORPHANS, {"after": after, "most": MAX_ENTRIES}).fetchall()
     return [
         Problem("orphan", f"part {part} of entry {entry}", "an entry that has it", row=row)
         for row, entry, part in rows

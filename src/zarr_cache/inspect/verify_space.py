@@ -1,8 +1,8 @@
-"""What is wrong with the space of the data file: it overlaps, is lost, of nothing, or outside."""
+"""Verifying the space of the data file: extents that overlap, are lost, or belong to no value."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zarr_cache.disk.data_file import BLOCK, HEADER, IDENTITY_BYTES
 from zarr_cache.inspect.problem import END, Problem, checked
@@ -20,7 +20,7 @@ FROM data_file
 """
 
 
-# Each byte of the file once, in its order.
+# In the order of the file; each byte behind the header should occur once.
 SPACE = """
 SELECT place, length, entry
 FROM extent
@@ -92,12 +92,12 @@ SET length = :length
 
 
 def verify_space(run: Run, *, repair: bool) -> Iterator[Problem]:
-    """Yield what is wrong with the tables that say who has which bytes of the data file."""
+    """Yield what is wrong with the extents, the free extents and the reservations."""
     yield from run(checked, _find, _fix if repair else None)
 
 
 def find_in_row(connection: Connection) -> list[Problem]:
-    """What is wrong with the row that says which data file it is."""
+    """What is wrong with the row that identifies the data file."""
     found = connection.execute(DATA_FILE).fetchall()
     match found:
         case [(1, bytes(identity), int(length))] if (
@@ -129,7 +129,7 @@ def _find_orphans(connection: Connection) -> list[Problem]:
         Problem(
             "extent",
             f"{length} bytes at {place} of entry {entry}",
-            "a value that has them",
+            "an extent of a value",
             row=entry,
         )
         for entry, place, length in connection.execute(ORPHANS)
@@ -138,20 +138,13 @@ def _find_orphans(connection: Connection) -> list[Problem]:
 
 def _find_space(connection: Connection) -> list[Problem]:
     problems = []
-    at: Any = HEADER
+    at = HEADER
     was_free = False
     for place, length, entry in connection.execute(SPACE):
         is_free = entry is None
         whose = "free" if is_free else f"of entry {entry}"
         found = f"{length} bytes at {place}, {whose}"
-        are_numbers = type(place) is type(length) is int
-        if (
-            not are_numbers
-            or place % BLOCK
-            or length % BLOCK
-            or length <= 0
-            or not HEADER <= place < END - length
-        ):
+        if place % BLOCK or length % BLOCK or not HEADER <= place < END - length:
             expected = f"multiples of {BLOCK}, from {HEADER} on"
             problems.append(Problem("extent", found, expected, row=entry))
             continue
@@ -172,7 +165,7 @@ def _find_space(connection: Connection) -> list[Problem]:
 
 
 def _fix(connection: Connection, problems: list[Problem]) -> None:
-    """Remove the values of which the space is wrong, and tell anew what is free."""
+    """Remove the values whose space is wrong, and recompute the free space."""
     for problem in problems:
         row = {"row": problem.row}
         if problem.what == "reservation":

@@ -1,4 +1,4 @@
-"""In what another store that keeps values differs from the index of them in memory."""
+"""Verifying another store that holds cached values, against the index of them in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.flow import call_async, run
-from zarr_cache.inspect.problem import FIRST_ROW, Problem
+from zarr_cache.inspect.problem import Problem
 from zarr_cache.inspect.verify import find_damage, next_values, verify_rows
 
 if TYPE_CHECKING:
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 def verify_store(
     kept: StoreCache, store: Store, namespace: str, *, repair: bool = False
 ) -> Iterator[Problem]:
-    """Yield each problem of the index, of the values in the store, and of both together.
+    """Yield the problems of the index, of the values in the store, and of both together.
 
     Parameters
     ----------
     kept
-        The index.
+        The cache with the index.
     store, namespace
-        What it is an index of, and under which name.
+        The store that holds the values, and their namespace.
     repair
         Whether to remove what is wrong, from both.
     """
-    # The first to look anything up fills the index.
+    # The first lookup fills the index.
     run(kept.lookup_metadata(namespace, ""))
-    run_operation = kept._database.run  # noqa: SLF001 - nobody else has an index to verify
+    run_operation = kept._database.run  # noqa: SLF001 - only here
     yield from find_damage(run_operation)
     yield from verify_rows(run_operation, has_bytes=False, repair=repair)
-    after = FIRST_ROW
+    after = 0
     while rows := run_operation(next_values, after):
         for _, name, key in rows:
             found = run(kept.lookup(name, key, None, EVER))
@@ -54,8 +54,8 @@ def verify_store(
 def _verify_listed(
     kept: StoreCache, store: Store, namespace: str, *, repair: bool
 ) -> Iterator[Problem]:
-    """Yield what the store holds and the index does not know."""
-    # Two looks: a value that is being kept is in the store for a moment before it is in the index.
+    """Yield the values in the store that are not in the index."""
+    # Listed twice: a value is written to the store shortly before it is in the index.
     unknown = _unknown(kept, store)
     for key in sorted(unknown and unknown & _unknown(kept, store)):
         if repair:
