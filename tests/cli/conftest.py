@@ -81,7 +81,7 @@ def filled(path: Path, held_time: HeldTime, _utc: None) -> Path:
     """A file of two sources, read a minute apart from 2023-11-14 22:13:20 UTC on.
 
     era5: t/c/0, t/c/1, zarr.json, t/c/9 absent; then t/c/0 once more. sst: t/c/0. A fence, and a
-    key that somebody stored.
+    key that was stored.
     """
     era5 = caching(path, "era5", read_only=True)
     for key in ("t/c/0", "t/c/1", "zarr.json", "t/c/9"):

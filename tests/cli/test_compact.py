@@ -34,7 +34,7 @@ def store(path: Path) -> CacheStore:
 
 
 def on_disk(path: Path) -> int:
-    """Bytes of the file and its data file, which nobody has open."""
+    """Bytes of the file and its data file, which no process has open."""
     return path.stat().st_size + path.with_name(f"{path.name}-data").stat().st_size
 
 
@@ -45,10 +45,10 @@ def test_what_was_evicted_is_given_back_to_the_disk(
     before = on_disk(path)
     command("evict", "--prefix", "a/")
     free = command.json("info")["free_bytes"]
-    told = command.json("compact")
+    reported = command.json("compact")
 
     assert free > 2**23
-    assert told == {
+    assert reported == {
         "path": str(path),
         "before_bytes": before,
         "after_bytes": on_disk(path),
@@ -59,7 +59,7 @@ def test_what_was_evicted_is_given_back_to_the_disk(
     assert command.json("info")["free_bytes"] == 0
 
 
-def test_it_is_told_on_one_line(command: Command, path: Path, store: CacheStore) -> None:
+def test_it_prints_one_line(command: Command, path: Path, store: CacheStore) -> None:
     restart(store)
     size = format_size(on_disk(path))
     lines = command.lines("compact")
@@ -67,7 +67,7 @@ def test_it_is_told_on_one_line(command: Command, path: Path, store: CacheStore)
     assert lines == [f"{path}: {size} before, {size} now"]
 
 
-def test_steps_are_short_and_a_store_goes_on_between_them(
+def test_steps_are_short_and_a_store_works_between_them(
     command: Command, path: Path, store: CacheStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(space, "STEP_BYTES", 2**20)
@@ -99,7 +99,7 @@ def test_a_reader_keeps_the_log_from_being_written_back_and_that_is_said(
     assert lines[1].startswith("another process is reading")
 
 
-def test_a_file_without_auto_vacuum_is_told_to_be_unable_to_shrink(
+def test_a_file_without_auto_vacuum_is_reported_to_be_unable_to_shrink(
     command: Command, path: Path, store: CacheStore
 ) -> None:
     restart(store)

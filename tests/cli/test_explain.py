@@ -26,7 +26,7 @@ WHERE entry IN (SELECT id FROM entry WHERE kind = 'value')
 ERA5 = ["--namespace", "era5"]
 
 
-def test_a_value_is_told_with_its_times_and_what_goes_before_it(command: Command) -> None:
+def test_a_value_is_shown_with_its_times_and_what_is_evicted_before_it(command: Command) -> None:
     lines = command.lines("explain", "t/c/0", *ERA5, "--max-age", "1h", "--max-size", "10 kB")
 
     assert lines == [
@@ -41,19 +41,19 @@ def test_a_value_is_told_with_its_times_and_what_goes_before_it(command: Command
     ]
 
 
-def test_a_key_of_several_sources_is_told_for_each(command: Command) -> None:
-    told = command.json("explain", "t/c/0")
+def test_a_key_of_several_sources_is_shown_for_each(command: Command) -> None:
+    reported = command.json("explain", "t/c/0")
 
-    assert [each["namespace"] for each in told["entries"]] == ["era5", "sst"]
+    assert [each["namespace"] for each in reported["entries"]] == ["era5", "sst"]
 
 
-def test_an_absent_key_is_told_as_such(command: Command) -> None:
+def test_an_absent_key_is_shown_as_such(command: Command) -> None:
     lines = command.lines("explain", "t/c/9")
 
     assert lines[2] == "    cached as absent: the source had no such key"
 
 
-def test_what_somebody_stored_is_told_as_such(command: Command) -> None:
+def test_a_stored_value_is_shown_as_such(command: Command) -> None:
     lines = command.lines("explain", "mine", "--max-age", "1s")
 
     assert lines[1:3] == [
@@ -63,7 +63,7 @@ def test_what_somebody_stored_is_told_as_such(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["nothing"], "is not cached: the next read goes to the source"),
         (["written"], "written to at 2023-11-14 22:19:20, 1.0 min ago: the next read goes"),
@@ -72,16 +72,16 @@ def test_what_somebody_stored_is_told_as_such(command: Command) -> None:
     ],
 )
 def test_a_key_that_no_read_is_answered_from_ends_with_1(
-    command: Command, arguments: list[str], told: str
+    command: Command, arguments: list[str], reported: str
 ) -> None:
     result = command("explain", *arguments)
 
     assert result.exit_code == 1
-    assert told in result.stdout
+    assert reported in result.stdout
     assert result.stderr == ""
 
 
-def test_a_damaged_value_is_told_and_left_as_it_is(command: Command, filled: Path) -> None:
+def test_a_damaged_value_is_reported_and_not_changed(command: Command, filled: Path) -> None:
     with open_file(filled) as db, db:
         db.execute(DAMAGE)
     result = command("explain", "t/c/1")
@@ -93,9 +93,7 @@ def test_a_damaged_value_is_told_and_left_as_it_is(command: Command, filled: Pat
     assert command("verify", "--repair").exit_code == 0
 
 
-def test_what_is_not_believed_since_a_write_could_not_be_recorded_is_told(
-    command: Command, filled: Path
-) -> None:
+def test_an_invalidated_value_is_reported(command: Command, filled: Path) -> None:
     mark(filled, "era5")
     result = command("explain", "t/c/0", *ERA5)
     others = command.json("explain", "t/c/0", "--namespace", "sst")
@@ -105,31 +103,31 @@ def test_what_is_not_believed_since_a_write_could_not_be_recorded_is_told(
     assert [each["is_answer"] for each in others["entries"]] == [True]
 
 
-def test_a_folder_of_keys_is_told_with_how_many_there_are(command: Command) -> None:
+def test_a_folder_is_shown_with_the_number_of_its_keys(command: Command) -> None:
     result = command("explain", "t/c")
 
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1] == "  4 keys below it: zarr-cache ls --prefix t/c/"
 
 
-def test_what_goes_before_a_value_is_what_eviction_takes_first(command: Command) -> None:
-    told = command.json("explain", "zarr.json")["entries"][0]
-    before = told["bytes_before"]
+def test_what_is_shown_before_a_value_is_evicted_before_it(command: Command) -> None:
+    reported = command.json("explain", "zarr.json")["entries"][0]
+    before = reported["bytes_before"]
     in_all = command.json("info")["cached_bytes"]
     command("evict", "--to-size", str(in_all - before))
     left = command.json("explain", "zarr.json")["entries"][0]
     command("evict", "--to-size", str(in_all - before - 1))
     result = command("explain", "zarr.json")
 
-    assert (told["entries_before"], before) == (1, 2000)
+    assert (reported["entries_before"], before) == (1, 2000)
     assert (left["entries_before"], left["bytes_before"]) == (0, 0)
     assert result.exit_code == 1
 
 
 def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
-    told = command.json("explain", "t/c/1", "--max-age", "1h", "--max-size", "10 kB")
+    reported = command.json("explain", "t/c/1", "--max-age", "1h", "--max-size", "10 kB")
 
-    assert told == {
+    assert reported == {
         "key": "t/c/1",
         "path": str(command.path),
         "entries": [

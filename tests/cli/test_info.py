@@ -41,9 +41,9 @@ def test_what_is_older_than_the_age_is_counted_as_stale(command: Command) -> Non
 
 
 def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
-    told = command.json("info", "--max-size", "1 MiB", "--max-age", "1 h")
+    reported = command.json("info", "--max-size", "1 MiB", "--max-age", "1 h")
 
-    assert set(told) == {
+    assert set(reported) == {
         "path",
         "file_bytes",
         "wal_bytes",
@@ -54,10 +54,14 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
         "max_age_seconds",
         "namespaces",
     }
-    assert told["path"] == str(command.path)
-    assert (told["cached_bytes"], told["max_size"], told["max_age_seconds"]) == (7196, 2**20, 3600)
-    assert told["file_bytes"] == command.path.stat().st_size
-    assert told["namespaces"][1] == {
+    assert reported["path"] == str(command.path)
+    assert (reported["cached_bytes"], reported["max_size"], reported["max_age_seconds"]) == (
+        7196,
+        2**20,
+        3600,
+    )
+    assert reported["file_bytes"] == command.path.stat().st_size
+    assert reported["namespaces"][1] == {
         "namespace": "era5",
         "entries": {"absent": 1, "fence": 0, "stored": 0, "value": 3},
         "bytes": {"absent": 0, "fence": 0, "stored": 0, "value": 3100},
@@ -83,7 +87,7 @@ def test_in_a_terminal_the_bar_is_drawn_and_wide_columns_are_folded(command: Com
     assert "█████▊" in result.stdout
 
 
-def test_a_file_in_which_nothing_is_cached_is_told_in_three_lines(
+def test_a_file_in_which_nothing_is_cached_takes_three_lines(
     command: Command, filled: Path
 ) -> None:
     command("clear", "--yes")

@@ -78,7 +78,7 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
 
 
 @pytest.mark.usefixtures("filled")
-def test_what_a_limit_leaves_out_is_told_beside_the_list(command: Command) -> None:
+def test_what_a_limit_leaves_out_is_on_stderr(command: Command) -> None:
     result = command("ls", "--limit", "2")
 
     assert len(result.stdout.splitlines()) == 3

@@ -32,10 +32,10 @@ def test_what_the_terminal_has_no_bytes_for_is_printed_as_an_escape(path: Path) 
     store = caching(path, "東京", read_only=True)
     store.get_sync("zarr.json")
     store.close()
-    told = run("info", ZARR_CACHE_PATH=str(path), PYTHONIOENCODING="latin-1")
+    reported = run("info", ZARR_CACHE_PATH=str(path), PYTHONIOENCODING="latin-1")
 
-    assert (told.returncode, told.stderr) == (0, "")
-    assert r"\u6771\u4eac" in told.stdout
+    assert (reported.returncode, reported.stderr) == (0, "")
+    assert r"\u6771\u4eac" in reported.stdout
 
 
 def test_a_process_beside_a_store_sees_and_evicts_what_is_there(path: Path) -> None:
@@ -43,11 +43,11 @@ def test_a_process_beside_a_store_sees_and_evicts_what_is_there(path: Path) -> N
     for key in ("t/c/0", "t/c/1", "zarr.json"):
         store.get_sync(key)
     store.flush()
-    told = json.loads(run("ls", "--json", ZARR_CACHE_PATH=str(path)).stdout)
+    reported = json.loads(run("ls", "--json", ZARR_CACHE_PATH=str(path)).stdout)
     evicted = run("evict", "--prefix", "t/", "--cache-file", str(path))
     info = store.cache_info()
 
-    assert [each["key"] for each in told] == ["t/c/0", "t/c/1", "zarr.json"]
+    assert [each["key"] for each in reported] == ["t/c/0", "t/c/1", "zarr.json"]
     assert (evicted.returncode, evicted.stderr) == (0, "")
     assert evicted.stdout.startswith("removed 2 entries (2.9 KiB); 100 B of values are left")
     assert info["current_size"] == 100

@@ -1,4 +1,4 @@
-"""``zarr-cache evict`` and ``zarr-cache clear``: what goes, what stays, and what is said of it."""
+"""``zarr-cache evict`` and ``zarr-cache clear``: what is removed, what stays, what is printed."""
 
 from __future__ import annotations
 
@@ -56,30 +56,30 @@ def left(path: Path) -> set[tuple[str, str]]:
         (["--namespace", ""], set()),
     ],
 )
-def test_what_was_asked_for_goes_and_the_rest_stays(
+def test_what_was_chosen_is_removed_and_the_rest_stays(
     command: Command, filled: Path, options: list[str], gone: set[tuple[str, str]]
 ) -> None:
     would = command.json("evict", *options, "--dry-run")
     before = left(filled)
-    told = command.json("evict", *options)
+    reported = command.json("evict", *options)
 
     assert before == ALL
     assert left(filled) == ALL - gone
-    assert told == would | {"is_dry_run": False}
-    assert told["removed_entries"] == len(gone)
-    assert told["removed_bytes"] == sum(SIZES[name].get(key, 0) for name, key in gone)
-    assert told["cached_bytes"] == 7196 - told["removed_bytes"]
+    assert reported == would | {"is_dry_run": False}
+    assert reported["removed_entries"] == len(gone)
+    assert reported["removed_bytes"] == sum(SIZES[name].get(key, 0) for name, key in gone)
+    assert reported["cached_bytes"] == 7196 - reported["removed_bytes"]
 
 
 @pytest.mark.usefixtures("filled")
-def test_what_went_is_told_on_one_line(command: Command) -> None:
+def test_what_was_removed_is_reported_on_one_line(command: Command) -> None:
     would = command.lines("evict", "--prefix", "t/", "--dry-run")
-    told = command.lines("evict", "--prefix", "t/")
+    reported = command.lines("evict", "--prefix", "t/")
 
     assert would == [
         f"would remove 4 entries (6.9 KiB); 100 B of values are left in {command.path}"
     ]
-    assert told == [f"removed 4 entries (6.9 KiB); 100 B of values are left in {command.path}"]
+    assert reported == [f"removed 4 entries (6.9 KiB); 100 B of values are left in {command.path}"]
 
 
 @pytest.mark.usefixtures("filled")
@@ -90,7 +90,7 @@ def test_evict_without_a_choice_is_a_question_of_usage(command: Command) -> None
     assert "zarr-cache clear" in result.stderr
 
 
-def test_more_than_a_step_goes_in_several_transactions(
+def test_more_than_a_step_is_removed_in_several_transactions(
     command: Command, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(removal, "MAX_AT_ONCE", 3)
@@ -98,9 +98,9 @@ def test_more_than_a_step_goes_in_several_transactions(
     for number in range(10):
         store.get_sync(f"absent/{number}")
     restart(store)
-    told = command.json("evict", "--prefix", "absent/")
+    reported = command.json("evict", "--prefix", "absent/")
 
-    assert told["removed_entries"] == 10
+    assert reported["removed_entries"] == 10
     assert left(path) == set()
 
 
@@ -118,7 +118,7 @@ class InterruptedAt(Statements):
 
 
 @pytest.mark.parametrize("arguments", [("evict", "--prefix", "absent/"), ("clear", "--yes")])
-def test_ctrl_c_tells_how_much_went(
+def test_ctrl_c_reports_how_much_was_removed(
     command: Command, path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(removal, "MAX_AT_ONCE", 3)
@@ -151,7 +151,7 @@ def test_nothing_but_answers_of_a_source_can_be_removed(path: Path, kind: str) -
         SqliteStore(path).database.run(removal.remove, Selection(kinds=(kind,)))
 
 
-def test_clear_asks_and_says_what_goes(command: Command, filled: Path) -> None:
+def test_clear_asks_and_shows_what_it_would_remove(command: Command, filled: Path) -> None:
     result = command("clear", typed="y\n")
 
     assert result.exit_code == 0
@@ -161,7 +161,7 @@ def test_clear_asks_and_says_what_goes(command: Command, filled: Path) -> None:
 
 
 @pytest.mark.parametrize("typed", ["n\n", "\n", ""])
-def test_clear_leaves_everything_unless_it_is_told_to_go_on(
+def test_clear_leaves_everything_unless_the_user_says_yes(
     command: Command, filled: Path, typed: str
 ) -> None:
     result = command("clear", typed=typed)
@@ -172,18 +172,18 @@ def test_clear_leaves_everything_unless_it_is_told_to_go_on(
 
 
 def test_clear_of_one_namespace_leaves_the_others(command: Command, filled: Path) -> None:
-    told = command.json("clear", "--yes", "--namespace", "sst")
+    reported = command.json("clear", "--yes", "--namespace", "sst")
 
-    assert told["removed_entries"] == 1
+    assert reported["removed_entries"] == 1
     assert left(filled) == {each for each in ALL if each[0] != "sst"}
 
 
 def test_clear_in_a_dry_run_asks_nothing_and_removes_nothing(
     command: Command, filled: Path
 ) -> None:
-    told = command.json("clear", "--dry-run")
+    reported = command.json("clear", "--dry-run")
 
-    assert (told["removed_entries"], told["cached_bytes"]) == (5, 0)
+    assert (reported["removed_entries"], reported["cached_bytes"]) == (5, 0)
     assert left(filled) == ALL
 
 

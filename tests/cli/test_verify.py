@@ -29,7 +29,7 @@ def test_a_file_that_is_right_ends_with_0(command: Command, filled: Path) -> Non
 
 
 @pytest.mark.leaves_damage
-def test_each_problem_is_told_and_it_ends_with_1(command: Command, damaged: Path) -> None:
+def test_each_problem_is_reported_and_it_ends_with_1(command: Command, damaged: Path) -> None:
     before = damaged.read_bytes()
     result = command("verify")
 
@@ -39,7 +39,7 @@ def test_each_problem_is_told_and_it_ends_with_1(command: Command, damaged: Path
     assert damaged.read_bytes() == before
 
 
-def test_what_is_repaired_is_told_and_it_ends_with_0(command: Command, damaged: Path) -> None:
+def test_what_is_repaired_is_reported_and_it_ends_with_0(command: Command, damaged: Path) -> None:
     result = command("verify", "--repair")
 
     assert result.exit_code == 0
@@ -58,24 +58,26 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
     assert (problem["namespace"], problem["key"]) == ("era5", "t/c/1")
 
 
-def test_another_file_is_begun_with_what_somebody_stored_and_it_ends_with_0(
+def test_a_new_file_gets_the_stored_values_and_it_ends_with_0(
     command: Command, filled: Path
 ) -> None:
     with open_file(filled) as db, db:
         db.execute("DROP VIEW cache_usage")
     refused = command("verify")
     result = command("verify", "--repair")
-    (aside,) = filled.parent.glob("*.damaged-*Z")
+    (moved,) = filled.parent.glob("*.damaged-*Z")
 
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "cache_usage" in refused.stderr
     assert result.exit_code == 0
-    assert str(aside) in result.stdout.splitlines()[-2]
+    assert str(moved) in result.stdout.splitlines()[-2]
     assert command.lines("verify") == [f"{filled}: no problem found"]
     assert [each["key"] for each in command.json("ls")] == ["mine"]
 
 
-def test_what_cannot_be_copied_is_told_and_it_ends_with_1(command: Command, filled: Path) -> None:
+def test_what_cannot_be_copied_is_reported_and_it_ends_with_1(
+    command: Command, filled: Path
+) -> None:
     with open_file(filled) as db, db:
         db.execute("DROP VIEW cache_usage")
         db.execute("UPDATE entry SET stored_at = stored_at + 1 WHERE key = 'mine'")

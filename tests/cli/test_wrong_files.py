@@ -37,13 +37,13 @@ reading_command = pytest.mark.parametrize("arguments", READING + DRY, ids=name_o
 writing_command = pytest.mark.parametrize("arguments", WRITING[:-1], ids=name_of)
 
 
-def assert_refused(command: Command, arguments: list[str], *told: str) -> None:
+def assert_refused(command: Command, arguments: list[str], *reported: str) -> None:
     result = command(*arguments)
 
     assert (result.exit_code, result.stdout) == (1, ""), result.output
     assert result.stderr.startswith("zarr-cache: ")
     assert result.stderr.count("\n") == 1
-    for words in (str(command.path), *told):
+    for words in (str(command.path), *reported):
         assert words in result.stderr
 
 
@@ -71,7 +71,7 @@ def test_a_folder_is_no_cache_file(command: Command, path: Path, arguments: list
 
 
 @every_command
-def test_a_folder_that_may_not_be_entered_is_told(
+def test_a_folder_that_may_not_be_entered_is_reported(
     command: Command, filled: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
     assert filled.exists()
@@ -80,7 +80,7 @@ def test_a_folder_that_may_not_be_entered_is_told(
         assert_refused(command, arguments, "Permission denied")
 
 
-def test_the_home_folder_of_nobody_is_told(command: Command) -> None:
+def test_the_home_folder_of_an_unknown_user_is_reported(command: Command) -> None:
     result = command("info", "--cache-file", "~nobody-of-this-name/cache.sqlite")
 
     assert result.exit_code == 1
@@ -128,7 +128,7 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(
 
 
 @every_command
-def test_an_empty_file_is_told_and_stays_empty(
+def test_an_empty_file_is_reported_and_stays_empty(
     command: Command, path: Path, arguments: list[str]
 ) -> None:
     path.touch()
@@ -138,7 +138,7 @@ def test_an_empty_file_is_told_and_stays_empty(
 
 
 @writing_command
-def test_a_file_that_another_process_has_locked_is_told(
+def test_a_file_that_another_process_has_locked_is_reported(
     command: Command, filled: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setattr("zarr_cache.file.connection.BUSY_TIMEOUT_SECONDS", 0.05)
@@ -154,7 +154,7 @@ def test_a_command_that_reads_needs_no_lock_and_writes_nothing(
     command: Command, filled: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
     quiet = contents(tmp_path)
-    beside_nobody = command(*arguments)
+    alone = command(*arguments)
     left_quiet = contents(tmp_path)
     with open_file(filled) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -165,7 +165,7 @@ def test_a_command_that_reads_needs_no_lock_and_writes_nothing(
         other.rollback()
 
     assert left_quiet == quiet
-    assert beside_a_writer.stdout.split("\n")[2:] == beside_nobody.stdout.split("\n")[2:]
+    assert beside_a_writer.stdout.split("\n")[2:] == alone.stdout.split("\n")[2:]
     assert left_in_use.keys() == in_use.keys()
     assert left_in_use[str(filled)] == in_use[str(filled)]
 
@@ -191,7 +191,7 @@ def test_what_a_process_that_died_has_left_in_its_log_is_read_and_stays_there(
 
 @pytest.mark.leaves_damage
 @pytest.mark.parametrize("arguments", READING + DRY + WRITING[:-1], ids=name_of)
-def test_a_damaged_file_is_told_on_one_line(
+def test_a_damaged_file_is_reported_on_one_line(
     command: Command, path: Path, arguments: list[str]
 ) -> None:
     store = SqliteStore(path)
@@ -216,7 +216,7 @@ def test_a_file_and_folder_that_cannot_be_written_are_read(
 
 
 @writing_command
-def test_what_cannot_be_written_is_told(
+def test_what_cannot_be_written_is_reported(
     command: Command, filled: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
     with mode(filled, 0o400), mode(tmp_path, 0o500):
@@ -224,7 +224,7 @@ def test_what_cannot_be_written_is_told(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["info", "--max-size", "20 GX"], "'20 GX' is no size; expected such as '20 GiB'"),
         (["info", "--max-age", "soon"], "'soon' is not an age; expected seconds"),
@@ -235,12 +235,12 @@ def test_what_cannot_be_written_is_told(
     ],
 )
 def test_what_cannot_be_understood_ends_with_2(
-    command: Command, arguments: list[str], told: str
+    command: Command, arguments: list[str], reported: str
 ) -> None:
     result = command(*arguments, COLUMNS="200")
 
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert reported in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_what_cannot_be_understood_ends_with_2(
     ],
     ids=" ".join,
 )
-def test_an_argument_that_is_no_text_is_told(
+def test_an_argument_that_is_no_text_is_reported(
     command: Command, filled: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
     assert filled.exists()

@@ -178,7 +178,7 @@ def test_a_foreign_file_is_named_and_left_as_it_is(
 
 @stores
 @pytest.mark.leaves_damage
-def test_a_damaged_file_is_told_and_not_set_aside(
+def test_a_damaged_file_is_reported_and_not_quarantined(
     make: Callable[[Path], CacheStore | SqliteStore], path: Path
 ) -> None:
     kept = SqliteStore(path)
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_told_and_not_set_aside(
 
 
 @stores
-def test_a_file_that_goes_while_it_is_open_is_not_made_again(
+def test_a_file_that_is_deleted_while_it_is_open_is_not_created_again(
     make: Callable[[Path], CacheStore | SqliteStore], path: Path
 ) -> None:
     store = make(path)
@@ -245,7 +245,7 @@ def test_a_bar_ends_at_its_frame(nbytes: int, of_bytes: int, width: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("share", "told"),
+    ("share", "reported"),
     [
         (0, "0.0 %"),
         (0.0001, "less than 0.1 %"),
@@ -254,8 +254,8 @@ def test_a_bar_ends_at_its_frame(nbytes: int, of_bytes: int, width: int) -> None
         (1, "100.0 %"),
     ],
 )
-def test_neither_none_nor_all_is_said_of_what_is_between(share: float, told: str) -> None:
-    assert html.percent(share) == told
+def test_only_none_and_all_are_shown_as_such(share: float, reported: str) -> None:
+    assert html.percent(share) == reported
 
 
 def test_cache_info_is_a_plain_dict(tmp_path: Path) -> None:

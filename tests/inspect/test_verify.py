@@ -1,4 +1,4 @@
-"""verify() tells what is wrong. With repair, that goes, or another file is begun: nothing more."""
+"""verify() reports what is wrong; a repair removes it, or replaces a damaged database."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ ENTRIES = {
     "bytes of no entry": ("INSERT INTO value VALUES (9999, 0, x'00', x'00')", ("orphan", None)),
 }
 
-# The same, of what is counted anew.
+# The same, for what is recomputed.
 COUNTED = {
     "usage of a namespace": ("UPDATE usage SET entries = 7 WHERE kind = 'value'", "usage"),
     "usage that is missing": ("DELETE FROM usage WHERE kind = 'absent'", "usage"),
@@ -193,11 +193,11 @@ COUNTED = {
     ),
 }
 
-# The same, of what says that nothing in the database can be relied on.
+# The same, for damage of the database itself.
 DAMAGE = {
     "no kind": ("UPDATE entry SET kind = 'what' WHERE key = 'c/0'", "page"),
     "a size below zero": ("UPDATE entry SET size = -1 WHERE key = 'c/0'", "page"),
-    "a revision that was not told": (
+    "a revision that was not counted": (
         "UPDATE entry SET revision = 0x7fffffffffffffff WHERE key = 'c/0'",
         "counter",
     ),
@@ -208,7 +208,7 @@ DAMAGE = {
     "no data file": ("DELETE FROM data_file", "data_file"),
     "a missing index": ("DROP INDEX entry_by_use", "schema"),
     "a missing view": ("DROP VIEW cache_usage", "schema"),
-    "a trigger of somebody else": (
+    "a foreign trigger": (
         "CREATE TRIGGER theirs AFTER DELETE ON entry BEGIN DELETE FROM entry; END",
         "schema",
     ),
@@ -218,13 +218,13 @@ DAMAGE = {
 DAMAGE_BESIDE = "DROP VIEW cache_usage"
 
 
-def asides(path: Path) -> list[Path]:
-    """The databases that were set aside."""
+def quarantined(path: Path) -> list[Path]:
+    """The quarantined databases."""
     return sorted(path.parent.glob(f"{path.name}.damaged-*Z"))
 
 
 @pytest.mark.parametrize(("statement", "expected"), ENTRIES.values(), ids=ENTRIES)
-def test_what_is_wrong_with_an_entry_is_told_and_goes_and_nothing_else(
+def test_a_wrong_entry_is_reported_and_removed_and_nothing_else(
     path: Path, statement: str, expected: tuple[str, str | None]
 ) -> None:
     store = cache(path)
@@ -241,11 +241,11 @@ def test_what_is_wrong_with_an_entry_is_told_and_goes_and_nothing_else(
     assert left == []
     assert values == VALUES
     assert source_of(store).requests.total() <= requests + 1
-    assert asides(path) == []
+    assert quarantined(path) == []
 
 
 @pytest.mark.parametrize(("statement", "expected"), COUNTED.values(), ids=COUNTED)
-def test_what_is_counted_is_told_and_counted_anew_and_nothing_goes(
+def test_wrong_totals_are_reported_and_recomputed_and_nothing_is_removed(
     path: Path, statement: str, expected: str
 ) -> None:
     store = cache(path)
@@ -258,19 +258,19 @@ def test_what_is_counted_is_told_and_counted_anew_and_nothing_goes(
     assert all(problem.is_repaired for problem in repaired)
     assert left == []
     assert store.cache_info()["cached_keys"] == len(VALUES)
-    assert asides(path) == []
+    assert quarantined(path) == []
 
 
 @pytest.mark.parametrize("is_open", [True, False])
 @pytest.mark.parametrize(("statement", "expected"), DAMAGE.values(), ids=DAMAGE)
-def test_where_the_database_is_damaged_another_is_begun_with_what_somebody_stored(
+def test_a_damaged_database_is_replaced_by_one_with_the_stored_values(
     path: Path, statement: str, expected: str, *, is_open: bool
 ) -> None:
     cached = cache(path)
     shell(path, statement)
     found = {each.what for each in problems(SqliteStore(path))}
     if not is_open:
-        # The file is refused by who opens it.
+        # The file is refused when it is opened.
         restart(cached)
     repaired = problems(SqliteStore(path), repair=True)
     left = problems(SqliteStore(path))
@@ -285,7 +285,7 @@ def test_where_the_database_is_damaged_another_is_begun_with_what_somebody_store
     assert SqliteStore(path).get_sync("mine") == buffer(b"stored by hand")
     assert kept == 0
     assert values == VALUES
-    assert [aside.name in str(repaired[-1]) for aside in asides(path)] == [True]
+    assert [each.name in str(repaired[-1]) for each in quarantined(path)] == [True]
     assert again.cache_stats()["faults"] == 0
 
 
@@ -322,7 +322,7 @@ EXTENTS = {
 
 
 @pytest.mark.parametrize("statement", EXTENTS.values(), ids=EXTENTS)
-def test_what_is_wrong_with_a_large_value_is_told_and_goes(path: Path, statement: str) -> None:
+def test_a_wrong_large_value_is_reported_and_removed(path: Path, statement: str) -> None:
     store = cache(path)
     shell(path, statement)
     found = facts(problems(store))
@@ -337,7 +337,7 @@ def test_what_is_wrong_with_a_large_value_is_told_and_goes(path: Path, statement
     assert values == VALUES
 
 
-def test_bytes_that_differ_in_the_data_file_are_told_and_go(path: Path) -> None:
+def test_wrong_bytes_in_the_data_file_are_reported_and_removed(path: Path) -> None:
     store = cache(path)
     data = path.with_name(f"{path.name}-data")
     with open_file(path) as db:
@@ -354,7 +354,7 @@ def test_bytes_that_differ_in_the_data_file_are_told_and_go(path: Path) -> None:
     assert problems(store) == []
 
 
-def test_a_total_for_which_the_file_is_refused_has_another_begun(path: Path) -> None:
+def test_a_file_that_is_refused_for_a_total_is_replaced(path: Path) -> None:
     cached = cache(path)
     shell(path, "UPDATE total SET bytes = 1 WHERE kind = 'value'")
     restart(cached)
@@ -365,7 +365,7 @@ def test_a_total_for_which_the_file_is_refused_has_another_begun(path: Path) -> 
     assert SqliteStore(path).get_sync("mine") == buffer(b"stored by hand")
 
 
-def test_an_index_that_lacks_a_row_is_told_and_another_file_is_begun(path: Path) -> None:
+def test_an_index_that_lacks_a_row_is_reported_and_the_file_replaced(path: Path) -> None:
     cached = cache(path)
     with open_file(path) as db:
         # The index is another one while a row is added.
@@ -390,7 +390,7 @@ def test_an_index_that_lacks_a_row_is_told_and_another_file_is_begun(path: Path)
     assert store.get_sync("mine") == buffer(b"stored by hand")
 
 
-def test_what_is_behind_a_table_that_is_not_ours_is_told_and_is_in_the_file_set_aside(
+def test_what_is_behind_a_foreign_table_is_reported_and_stays_in_quarantine(
     path: Path,
 ) -> None:
     cached = cache(path)
@@ -399,17 +399,17 @@ def test_what_is_behind_a_table_that_is_not_ours_is_told_and_is_in_the_file_set_
         db.commit()
         before = db.execute("SELECT * FROM entry").fetchall()
     restart(cached)
-    told = problems(SqliteStore(path), repair=True)
-    (aside,) = asides(path)
-    with open_file(aside) as db:
+    reported = problems(SqliteStore(path), repair=True)
+    (damaged,) = quarantined(path)
+    with open_file(damaged) as db:
         after = db.execute("SELECT * FROM entry").fetchall()
 
-    assert [each.is_repaired for each in told] == [True, True, False]
-    assert "table 'entry'" in str(told[-1])
+    assert [each.is_repaired for each in reported] == [True, True, False]
+    assert "table 'entry'" in str(reported[-1])
     assert after == before
 
 
-def test_a_damaged_file_that_cannot_be_renamed_is_told_and_stays(
+def test_a_damaged_file_that_cannot_be_renamed_is_reported_and_stays(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -417,15 +417,15 @@ def test_a_damaged_file_that_cannot_be_renamed_is_told_and_stays(
 
     store = cache(path)
     shell(path, DAMAGE_BESIDE)
-    told: list[Problem] = []
+    reported: list[Problem] = []
     with monkeypatch.context() as patch:
         patch.setattr(file_database, "quarantine", fail)
         with pytest.raises(StorageError, match="cannot be set aside: not ours"):
-            told.extend(store.verify(repair=True))
-    before = asides(path)
+            reported.extend(store.verify(repair=True))
+    before = quarantined(path)
     repaired = problems(store, repair=True)
 
-    assert [(each.what, each.is_repaired) for each in told] == [("schema", False)]
+    assert [(each.what, each.is_repaired) for each in reported] == [("schema", False)]
     assert before == []
     assert all(problem.is_repaired for problem in repaired)
 
@@ -438,7 +438,7 @@ STORED = {
 
 @pytest.mark.parametrize(("what", "statement"), STORED.items(), ids=STORED)
 @pytest.mark.leaves_damage
-def test_what_somebody_stored_is_told_and_stays(path: Path, what: str, statement: str) -> None:
+def test_a_wrong_stored_value_is_reported_and_stays(path: Path, what: str, statement: str) -> None:
     store = cache(path)
     shell(path, statement)
     repaired = [each for each in problems(store, repair=True) if each.key == "mine"]
@@ -456,24 +456,24 @@ def test_what_somebody_stored_is_told_and_stays(path: Path, what: str, statement
 
 
 @pytest.mark.parametrize(("what", "statement"), STORED.items(), ids=STORED)
-def test_what_somebody_stored_and_does_not_verify_is_told_and_stays_in_the_file_set_aside(
+def test_a_wrong_stored_value_of_a_damaged_file_is_reported_and_stays_in_quarantine(
     path: Path, what: str, statement: str
 ) -> None:
     store = cache(path)
     SqliteStore(path).set_sync("another", buffer(b"another"))
     shell(path, statement, DAMAGE_BESIDE)
-    told = problems(store, repair=True)
-    (aside,) = asides(path)
-    with open_file(aside) as db:
+    reported = problems(store, repair=True)
+    (damaged,) = quarantined(path)
+    with open_file(damaged) as db:
         rows = db.execute("SELECT count(*) FROM value WHERE length(data) = 14").fetchone()
 
-    assert [(each.what, each.key) for each in told if not each.is_repaired] == [(what, "mine")]
+    assert [(each.what, each.key) for each in reported if not each.is_repaired] == [(what, "mine")]
     assert rows == (1,)
     assert SqliteStore(path).get_sync("another") == buffer(b"another")
     assert SqliteStore(path).get_sync("mine") is None
 
 
-def test_all_that_somebody_stored_is_copied_before_the_first_problem_is_told(path: Path) -> None:
+def test_all_stored_values_are_copied_before_the_first_problem_is_yielded(path: Path) -> None:
     values = {f"k{number}": bytes([number]) * number * 3 * 2**20 for number in range(4)}
     store = SqliteStore(path)
     for key, value in values.items():
@@ -484,7 +484,7 @@ def test_all_that_somebody_stored_is_copied_before_the_first_problem_is_told(pat
     assert values_of(store, values) == values
 
 
-def test_what_cannot_be_copied_into_the_new_file_is_told_and_the_rest_is_copied(
+def test_what_cannot_be_copied_into_the_new_file_is_reported_and_the_rest_is_copied(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SqliteStore(path)
@@ -500,14 +500,14 @@ def test_what_cannot_be_copied_into_the_new_file_is_told_and_the_rest_is_copied(
 
     with monkeypatch.context() as patch:
         patch.setattr(stored, "put", fail_at_first)
-        told = problems(store, repair=True)
+        reported = problems(store, repair=True)
 
-    assert [each.key for each in told if not each.is_repaired] == ["first"]
-    assert "no room" in str(told[-1])
+    assert [each.key for each in reported if not each.is_repaired] == ["first"]
+    assert "no room" in str(reported[-1])
     assert store.get_sync("second") == buffer(b"value")
 
 
-def test_a_row_whose_facts_are_no_numbers_keeps_nothing_else_from_being_copied(path: Path) -> None:
+def test_the_rest_is_copied_beside_a_row_whose_facts_are_no_numbers(path: Path) -> None:
     store = SqliteStore(path)
     for key in ("first", "second"):
         store.set_sync(key, buffer(b"value"))
@@ -524,13 +524,13 @@ def test_a_row_whose_facts_are_no_numbers_keeps_nothing_else_from_being_copied(p
         db.execute("PRAGMA writable_schema = ON")
         db.execute(update, (sql,))
         db.commit()
-    told = problems(SqliteStore(path), repair=True)
+    reported = problems(SqliteStore(path), repair=True)
 
-    assert [each.key for each in told if not each.is_repaired] == ["first"]
+    assert [each.key for each in reported if not each.is_repaired] == ["first"]
     assert store.get_sync("second") == buffer(b"value")
 
 
-def test_what_is_on_either_side_of_a_page_that_cannot_be_read_is_copied(path: Path) -> None:
+def test_rows_on_either_side_of_an_unreadable_page_are_copied(path: Path) -> None:
     store = SqliteStore(path)
     keys = [f"{number:03}" for number in range(300)]
     for key in keys:
@@ -540,12 +540,12 @@ def test_what_is_on_either_side_of_a_page_that_cannot_be_read_is_copied(path: Pa
     with path.open("r+b") as file:
         file.seek(page * 4096)
         file.write(b"\xff" * 4096)
-    told = problems(SqliteStore(path), repair=True)
+    reported = problems(SqliteStore(path), repair=True)
     there = [key for key in keys if SqliteStore(path).get_sync(key) is not None]
 
     assert {keys[0], keys[-1]} < set(there)
-    assert {each.key for each in told if each.what == "bytes"} == {*keys} - {*there}
-    assert [each.what for each in told if not each.is_repaired and each.key is None] == ["file"]
+    assert {each.key for each in reported if each.what == "bytes"} == {*keys} - {*there}
+    assert [each.what for each in reported if not each.is_repaired and each.key is None] == ["file"]
     assert problems(SqliteStore(path)) == []
 
 
@@ -576,13 +576,13 @@ def test_of_two_rows_of_a_key_the_newer_is_copied(path: Path) -> None:
         db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'entry'", (table[-1],))
         db.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", index)
         db.commit()
-    told = problems(SqliteStore(path), repair=True)
+    reported = problems(SqliteStore(path), repair=True)
 
-    assert all(each.is_repaired for each in told)
+    assert all(each.is_repaired for each in reported)
     assert SqliteStore(path).get_sync("k") == buffer(b"new")
 
 
-async def test_what_somebody_stored_is_right_again_when_it_is_stored_again(path: Path) -> None:
+async def test_a_wrong_stored_value_is_right_again_when_it_is_stored_again(path: Path) -> None:
     store = SqliteStore(path)
     cache(path)
     shell(path, STORED["bytes"])
@@ -679,7 +679,7 @@ def test_another_value_in_another_store_is_a_problem(value: bytes | None) -> Non
 
 def test_a_value_that_another_store_has_besides_is_a_problem() -> None:
     store, other = in_memory(VALUES)
-    other.set_sync("c/9", buffer(b"nobody knows it"))
+    other.set_sync("c/9", buffer(b"not in the index"))
     found = problems(store)
     repaired = problems(store, repair=True)
 

@@ -149,7 +149,7 @@ def test_a_selection_that_is_none_of_the_array_is_refused(selection: Any, messag
         StoredChunks(array, selection)
 
 
-def test_chunks_of_several_lengths_are_told_apart() -> None:
+def test_chunks_of_several_lengths_are_distinguished() -> None:
     with zarr.config.set({"array.rectilinear_chunks": True}):
         array = zarr.create_array(
             MemoryStore(), shape=(10, 10), chunks=[[2, 3, 5], [10]], dtype="i2"

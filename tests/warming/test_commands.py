@@ -122,11 +122,11 @@ def test_it_ends_with_1_when_the_budget_is_full(command: Command) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "key"), [((), "fetched"), (("--dry-run",), "requests")])
-def test_json_tells_the_same(command: Command, arguments: tuple[str, ...], key: str) -> None:
-    (told,) = [json.loads("".join(command.lines("warm", "--array", "s", "--json", *arguments)))]
+def test_json_has_the_same_numbers(command: Command, arguments: tuple[str, ...], key: str) -> None:
+    (reported,) = [json.loads("".join(command.lines("warm", "--array", "s", "--json", *arguments)))]
 
-    assert told["chunks"] == 5
-    assert told[key] >= 5
+    assert reported["chunks"] == 5
+    assert reported[key] >= 5
 
 
 def test_a_map_is_drawn_in_the_terminal(command: Command) -> None:
@@ -148,7 +148,7 @@ def test_a_map_is_drawn_in_the_terminal(command: Command) -> None:
     assert command.lines("map", "--array", "deep/t", "--slice", "0,:,2:6")[1:4] == ["███·"] * 3
 
 
-def test_a_map_makes_no_request_when_the_metadata_is_at_hand(command: Command) -> None:
+def test_a_map_makes_no_request_when_the_metadata_is_cached(command: Command) -> None:
     command.lines("warm", "--array", "s")
     moved = command.folder.rename(command.folder.with_name("away"))
     command.folder.mkdir()
@@ -213,7 +213,7 @@ def test_a_map_is_drawn_as_a_picture(command: Command, tmp_path: Path, ending: s
         ),
     ],
 )
-def test_what_cannot_be_done_is_told_on_one_line(
+def test_what_cannot_be_done_is_reported_on_one_line(
     command: Command, arguments: tuple[str, ...], line: str
 ) -> None:
     command.lines("warm", "--array", "s")
@@ -232,7 +232,7 @@ def test_a_selection_that_is_none_is_a_wrong_use(command: Command, select: str) 
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reported"),
     [
         ("/nowhere/x.zarr", "/nowhere/x.zarr does not exist"),
         ("http://127.0.0.1:9/x.zarr", "Cannot connect to host 127.0.0.1:9"),
@@ -240,17 +240,17 @@ def test_a_selection_that_is_none_is_a_wrong_use(command: Command, select: str) 
     ],
 )
 @pytest.mark.parametrize("name", ["warm", "map"])
-def test_a_source_that_cannot_be_opened_is_told_on_one_line(
-    command: Command, name: str, url: str, told: str
+def test_a_source_that_cannot_be_opened_is_reported_on_one_line(
+    command: Command, name: str, url: str, reported: str
 ) -> None:
     command.lines("warm", "--array", "s")
     line = command.failure(name, url=url)
 
     assert line.startswith(f"{url}: ")
-    assert told in line
+    assert reported in line
 
 
-def test_a_file_that_is_none_of_ours_is_told_on_one_line(command: Command) -> None:
+def test_a_file_that_is_none_of_ours_is_reported_on_one_line(command: Command) -> None:
     command.path.write_text("not a cache file, and long enough to be one" * 100)
     line = command.failure("warm")
     command.path.unlink()

@@ -1,4 +1,4 @@
-"""A bar shows how far warming is where somebody looks on, and nothing is shown elsewhere."""
+"""A bar shows the progress of warming in a terminal or a notebook, and nowhere else."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_bar_is_taken_down_when_the_source_fails(path: Path) -> None:
 
 
 @pytest.mark.parametrize("progress", [None, False])
-def test_it_is_quiet_where_nobody_looks_on(
+def test_it_is_quiet_without_a_terminal(
     path: Path, capfd: pytest.CaptureFixture[str], progress: bool | None
 ) -> None:
     _, _, array = cached(rows(3), path)
@@ -108,22 +108,22 @@ def test_it_is_shown_on_stderr_on_request(path: Path, capsys: pytest.CaptureFixt
     assert "3/3 chunks" in err
 
 
-async def test_progress_is_told_at_the_beginning_and_after_each_value(
+async def test_progress_is_reported_at_the_beginning_and_after_each_value(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Progress] = []
+    reported: list[Progress] = []
     original = WarmRun._progress
 
     def note(run: WarmRun) -> Progress:
-        told.append(original(run))
-        return told[-1]
+        reported.append(original(run))
+        return reported[-1]
 
     monkeypatch.setattr(WarmRun, "_progress", note)
     _, _, array = cached(rows(4), path)
 
     warm(array, np.s_[:3], max_concurrency=1)
 
-    assert [(each.done, each.chunks) for each in told] == [
+    assert [(each.done, each.chunks) for each in reported] == [
         (0, 3),
         # The metadata of two groups.
         (0, 3),
@@ -132,5 +132,5 @@ async def test_progress_is_told_at_the_beginning_and_after_each_value(
         (2, 3),
         (3, 3),
     ]
-    assert [each.nbytes for each in told] == sorted(each.nbytes for each in told)
-    assert told[-1].nbytes - told[2].nbytes == 3 * CHUNK
+    assert [each.nbytes for each in reported] == sorted(each.nbytes for each in reported)
+    assert reported[-1].nbytes - reported[2].nbytes == 3 * CHUNK

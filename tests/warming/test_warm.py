@@ -503,7 +503,7 @@ def sqlite_full() -> Exception:
     return error
 
 
-def test_what_another_process_took_away_meanwhile_is_told(path: Path) -> None:
+def test_what_another_process_removed_meanwhile_is_reported(path: Path) -> None:
     source = HeldStore(rows(4))
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
     array = zarr.open_array(store, path="a/b", mode="r")
@@ -600,7 +600,7 @@ def test_a_dry_run_of_a_warm_array_asks_for_nothing(path: Path) -> None:
     assert str(plan) == "4 chunks: 4 cached, 0 known to be absent; 0 requests for 0 B"
 
 
-# What it is told
+# What it is reported
 
 
 def test_a_report_reads_as_a_line() -> None:

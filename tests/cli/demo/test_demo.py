@@ -174,7 +174,7 @@ def test_nan_of_the_source_equals_nan_of_the_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reported"),
     [
         ("http://127.0.0.1:9/mri.zarr", "Cannot connect"),
         ("http://", "http://"),
@@ -182,16 +182,16 @@ def test_nan_of_the_source_equals_nan_of_the_cache(tmp_path: Path) -> None:
         ("file:///no/such/folder", "no array at ''; name one with --array"),
     ],
 )
-def test_a_bad_url_is_told_on_one_line(url: str, told: str) -> None:
+def test_a_bad_url_is_reported_on_one_line(url: str, reported: str) -> None:
     result = command("--url", url)
 
     assert result.exit_code == 1
     assert result.stderr.startswith("zarr-cache: ")
     assert result.stderr.count("\n") == 1
-    assert told in result.stderr
+    assert reported in result.stderr
 
 
-def test_a_source_that_fails_halfway_is_told_on_one_line(tmp_path: Path) -> None:
+def test_a_source_that_fails_halfway_is_reported_on_one_line(tmp_path: Path) -> None:
     write_sample(tmp_path / "served" / "mri.zarr")
     answers = itertools.count()
 
@@ -208,7 +208,7 @@ def test_a_source_that_fails_halfway_is_told_on_one_line(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("array", ["absent", ""])
-def test_a_missing_array_is_told_on_one_line(server: DemoServer, array: str) -> None:
+def test_a_missing_array_is_reported_on_one_line(server: DemoServer, array: str) -> None:
     result = command("--url", f"{server.url}/mri.zarr", "--array", array)
 
     assert result.exit_code == 1
@@ -217,13 +217,13 @@ def test_a_missing_array_is_told_on_one_line(server: DemoServer, array: str) -> 
     )
 
 
-def test_an_array_without_a_url_is_told_on_one_line() -> None:
+def test_an_array_without_a_url_is_reported_on_one_line() -> None:
     result = command("--array", "scan")
 
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 
 
-def test_a_file_that_is_not_a_cache_is_told_on_one_line_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_cache_is_reported_on_one_line_and_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("not a database, and long enough to be taken for the header of one\n" * 10)
     before = file.read_bytes()
@@ -236,7 +236,7 @@ def test_a_file_that_is_not_a_cache_is_told_on_one_line_and_left_alone(tmp_path:
     assert file.read_bytes() == before
 
 
-def test_a_missing_extra_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 
     result = command()

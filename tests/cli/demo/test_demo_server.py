@@ -124,7 +124,7 @@ def test_what_lies_outside_the_root_is_absent(root: Path, server: DemoServer, ta
     assert (response.status, body) == (404, b"")
 
 
-def test_a_head_request_tells_the_size_and_sends_nothing(server: DemoServer) -> None:
+def test_a_head_request_returns_the_size_and_sends_nothing(server: DemoServer) -> None:
     response, body = ask(server, "/group/chunk", method="HEAD")
 
     assert (response.status, body) == (200, b"")
