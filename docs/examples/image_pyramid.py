@@ -1,7 +1,7 @@
-"""An image pyramid, looked at as a viewer does: from afar, then closer, and back again.
+"""An image pyramid, read as a viewer does: zooming in, and out again.
 
-Each level is an array of tiles. Whoever zooms in reads a few tiles of each level, and on the way
-back they are all at hand.
+Each level is an array of tiles. Zooming in reads a few tiles of each level, and on the way
+back they are all cached.
 
 The picture is the portrait of Grace Hopper that matplotlib brings along.
 """

@@ -33,4 +33,4 @@ def test_the_examples_of_the_guide_run(
     plan, report, share = capsys.readouterr().out.splitlines()
     assert plan.startswith("20 chunks: 0 cached, 0 known to be absent; 21 requests for ")
     assert report.startswith("20 chunks: 0 were cached, 20 fetched (")
-    assert share == "12% of the chunks are local"
+    assert share == "12% of the chunks are cached"

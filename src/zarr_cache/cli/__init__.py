@@ -1,4 +1,4 @@
-"""The command ``zarr-cache``, its subcommands, and the demo.
+"""The command line, and the demo.
 
 A command runs operations on the cache file first and prints afterwards: a pipe that is closed early
 interrupts no transaction. Imports ``warming`` and what is below it.

@@ -1,4 +1,4 @@
-"""Chunks of arrays: fetching them ahead, and which of them are cached, as an array or a map.
+"""Fetches chunks of arrays ahead, and shows which are cached.
 
 Imports ``cache`` and what is below it.
 """
