@@ -120,12 +120,7 @@ def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iter
             yield _unread(f"{found or expected}, which is not as our scripts make it")
             return
     unread: list[str] = []
-    names = dict(_rows(connection, NAMESPACES, unread))
-    entries = [
-        entry
-        for entry in map(Entry._make, _rows(connection, ENTRIES, unread))
-        if entry.is_right or entry.kind == "stored" or names.get(entry.namespace) == NAMESPACE
-    ]
+    entries = _stored(connection, unread)
     parts: dict[int, Parts] = {entry.id: {} for entry in entries}
     for row, number, part, sums in _rows(connection, PARTS, unread):
         if number in parts:
@@ -143,6 +138,16 @@ def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iter
                 put(entry.key, _value(connection, entry, parts[entry.id]))
             except (DamagedValueError, sqlite3.Error, StorageError) as error:
                 yield problem("bytes", str(error), f"the {entry.size} bytes that were written")
+
+
+def _stored(connection: Connection, unread: list[str]) -> list[Entry]:
+    """The entries that were stored with `SqliteStore`, right or wrong."""
+    names = dict(_rows(connection, NAMESPACES, unread))
+    return [
+        entry
+        for entry in map(Entry._make, _rows(connection, ENTRIES, unread))
+        if entry.is_right or entry.kind == "stored" or names.get(entry.namespace) == NAMESPACE
+    ]
 
 
 def _rows(connection: Connection, statement: str, unread: list[str]) -> Iterator[Any]:

@@ -118,6 +118,11 @@ class Entry(NamedTuple):
     writers: int
     checksum: int
 
+    @property
+    def has_value(self) -> bool:
+        """Whether the kind of entry has a value."""
+        return self.kind in {"stored", "value"}
+
 
 def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Problem]:
     """Yield what is wrong with the entries and their bytes, some in each transaction."""
@@ -167,8 +172,7 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
     if entry.namespace is None:
         yield problem("entry", "no namespace", "one of the table namespace")
         return
-    has_size = entry.kind in {"stored", "value"}
-    if entry.size and not has_size:
+    if entry.size and not entry.has_value:
         yield problem("size", entry.size, 0)
         return
     for what, end in (("stored_at", END), ("used_at", END), ("revision", REVISIONS_END)):
@@ -181,17 +185,21 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
     if entry.checksum != seed and entry.kind != "fence":
         yield problem("checksum", entry.checksum, seed)
         return
-    where = connection.execute(EXTENTS, {"entry": entry.id}).fetchall()
-    is_in_data_file = bool(where) and entry.kind == "value"
-    wrong = _wrong_extents(entry, where)
-    wrong = wrong or _wrong_parts(
-        connection, entry, has_size=has_size, has_bytes=has_bytes and not is_in_data_file
-    )
-    if wrong is None and has_bytes:
-        read = _read_from_data_file if is_in_data_file else values.read
-        wrong = _wrong_bytes(connection, entry, seed, read)
+    wrong = _wrong_value(connection, entry, seed, has_bytes=has_bytes)
     if wrong is not None:
         yield problem("bytes", wrong, f"the {entry.size} bytes that were written")
+
+
+def _wrong_value(connection: Connection, entry: Entry, seed: int, *, has_bytes: bool) -> str | None:
+    """What is wrong with the bytes of an entry, or with the rows that locate them."""
+    where = connection.execute(EXTENTS, {"entry": entry.id}).fetchall()
+    is_in_database = has_bytes and not where
+    wrong = _wrong_extents(entry, where)
+    wrong = wrong or _wrong_parts(connection, entry, is_in_database=is_in_database)
+    if wrong or not has_bytes:
+        return wrong
+    read = values.read if is_in_database else _read_from_data_file
+    return _wrong_bytes(connection, entry, seed, read)
 
 
 def _wrong_extents(entry: Entry, where: list[tuple[int, int]]) -> str | None:
@@ -208,15 +216,13 @@ def _wrong_extents(entry: Entry, where: list[tuple[int, int]]) -> str | None:
     return None if at == extents.rounded(entry.size) else f"extents of {at} bytes"
 
 
-def _wrong_parts(
-    connection: Connection, entry: Entry, *, has_size: bool, has_bytes: bool
-) -> str | None:
+def _wrong_parts(connection: Connection, entry: Entry, *, is_in_database: bool) -> str | None:
     """What is wrong with the number and the lengths of the parts; no bytes are read."""
     rows = connection.execute(PARTS, {"entry": entry.id})
-    if not has_bytes and connection.data_file is None:
+    if not is_in_database and connection.data_file is None:
         # Another store has the bytes. Of values that it already had, there are no checksums.
         blocks = -(-entry.size // checksum.BLOCK)
-        allowed = [(0, 0, checksum.LENGTH * blocks)] if has_size else []
+        allowed = [(0, 0, checksum.LENGTH * blocks)] if entry.has_value else []
         found = rows.fetchmany(2)
         return None if found in ([], allowed) else f"checksums {found}"
     count = -(-entry.size // values.PART)
@@ -224,7 +230,7 @@ def _wrong_parts(
     for seen, row in enumerate(rows, 1):
         length = min(values.PART, entry.size - (seen - 1) * values.PART)
         sums = checksum.length_of(length)
-        if row != (seen - 1, length if has_bytes else 0, sums):
+        if row != (seen - 1, length if is_in_database else 0, sums):
             rows.close()
             return f"{row} as part {seen - 1} of {count}"
     return None if seen == count else f"{seen} parts of {count}"
