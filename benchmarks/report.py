@@ -34,13 +34,12 @@ PLOTTED = {"hits", "arrays", "cold_read", "scale"}
 INTRODUCTION = """\
 # Performance
 
-What a cache costs beside the file system, beside zarr's own CacheStore and beside nothing, with
-what this project set out to reach. Every comparison is made in one run: in each round every system
+The cost of the cache compared with the file system, with zarr's own CacheStore and with no cache,
+and the targets of this project. Each comparison is made in one run: in each round every system
 takes its turn, in another order each time, and a ratio is the median of the ratios within the
-rounds. "Best rounds" is the ratio of the best round of each system: what other work on the machine
-disturbed least. Where only one of the two reaches what it should, the row is unsettled: other work
-holds up most what waits for threads, of whichever system. Every system's bytes are compared with
-the expected ones.
+rounds. "Best rounds" is the ratio of each system's best round, which other work on the machine
+disturbed least. A row is unsettled if only one of the two reaches the target: other work delays
+most what waits for threads, in any system. All bytes are compared with the expected ones.
 
 """
 
@@ -61,7 +60,7 @@ def _machine(results: dict[str, Any]) -> str:
     return (
         f"`{results['command']}` on {machine['cores']} cores ({machine['cpu']}), "
         f"Python {machine['python']}, SQLite {machine['sqlite']}, {packages}; "
-        f"{machine['system']}. The machine had other work to do as well: {_load(results)}.\n\n"
+        f"{machine['system']}. The machine did other work too: {_load(results)}.\n\n"
     )
 
 
