@@ -16,7 +16,8 @@ import zarr
 from tests.fakes import CountingStore, cached_keys, restart, values
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.private import is_private
-from zarr_cache.sources.names import FIRST_SNAPSHOT, name_of
+from zarr_cache.sources.names import name_of
+from zarr_cache.sources.zarr_stores import FIRST_SNAPSHOT
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store

@@ -255,8 +255,8 @@ def test_a_registered_file_system_names_its_root() -> None:
     [
         ("", ValueError, "must not be empty"),
         ("private:mine", ValueError, "begin with 'private:'"),
-        (b"bytes", TypeError, "must be a text, a store or None, got bytes"),
-        (3, TypeError, "must be a text, a store or None, got int"),
+        (b"bytes", TypeError, "must be a string, a store or None, got bytes"),
+        (3, TypeError, "must be a string, a store or None, got int"),
     ],
 )
 def test_what_is_no_name_is_refused(response: Any, error: type[Exception], says: str) -> None:

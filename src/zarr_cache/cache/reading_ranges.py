@@ -13,7 +13,7 @@ from zarr_cache.core.buffers import to_buffer
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call
 from zarr_cache.core.single_flight import Flight
-from zarr_cache.sources.measured import MeasuredStore, measured
+from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -207,7 +207,7 @@ def _ask_ranges(
     prototype = cpu.buffer_prototype
 
     async def collect(source: Store) -> tuple[Store, Pieces]:
-        reader = measured(source, "get_ranges")
+        reader = with_range_check(source, "get_ranges")
         batches: Batches = []
         try:
             async for batch in reader.get_ranges(key, asked, prototype=prototype, **settings):
@@ -217,7 +217,7 @@ def _ask_ranges(
         return reader, Pieces(batches, None)
 
     def collect_sync(source: Store) -> tuple[Store, Pieces]:
-        reader = measured(source, "get_ranges_sync")
+        reader = with_range_check(source, "get_ranges_sync")
         chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
         pieces = reader.get_ranges_sync(key, asked, prototype=prototype, **chosen)
         return reader, Pieces([list(pieces)], None)
@@ -226,7 +226,7 @@ def _ask_ranges(
     for batch in batches:
         for _, buffer in batch:
             cached.miss(buffer)
-    is_odd = reader.is_odd if isinstance(reader, MeasuredStore) else lambda _: False
+    is_odd = reader.may_be_wrong if isinstance(reader, RangeCheckedStore) else lambda _: False
     odd = {place for place in places if is_odd(byte_ranges[place])}
     batches = [[(places[place], buffer) for place, buffer in batch] for batch in batches]
     return Pieces(batches, error), odd

@@ -1,4 +1,14 @@
-"""Which source a store reads, as a name without secrets.
+"""Names of sources, the same in every process and without secrets.
 
 Imports ``core``.
+
+A new kind of source is a function that returns its name, and a line in one of three tables:
+
+- `zarr_stores.ZARR_STORES` for a class of zarr's `Store`,
+- `file_systems.FILE_SYSTEMS` for a file system of fsspec,
+- `object_stores.OBJECT_STORES` for an object store of obstore.
+
+A table has the class by its name, so that no optional package is imported for it. The functions in
+`urls` remove secrets from URLs. `names.name_of` looks a source up in the tables. Another package
+adds its own class with `names.register_namespace`. `range_check` is about reads, not about names.
 """

@@ -1,4 +1,4 @@
-"""URLs of fsspec file systems, one function a kind."""
+"""Names of fsspec's file systems: a function for each class, and the table of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from zarr_cache.sources.urls import OfFileSystem
 
 
-# File systems of fsspec. Each is given the file system, a path as ``FsspecStore`` has it, and what
-# names another file system with a path.
+# A function of the table is given the file system, a path as ``FsspecStore`` has it, and a function
+# that names a path in another file system, for those that read through one. It returns the name, or
+# None if it cannot distinguish the file system from another one.
 
 
 def _of_async_wrapper(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
@@ -29,7 +30,7 @@ def _of_folder(file_system: Any, path: str, of_other: OfFileSystem) -> str | Non
 
 def _of_cached(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
     if getattr(file_system, "compression", None):
-        return None  # its bytes are not those of what it reads
+        return None  # it decompresses, so the bytes differ from those that it reads
     return of_other(file_system.fs, path)
 
 
@@ -58,7 +59,7 @@ def _of_http(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None
 
 
 def _of_s3fs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
-    # Where s3fs is, botocore is.
+    # s3fs depends on botocore.
     from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
     from botocore.session import Session  # noqa: PLC0415
@@ -68,7 +69,7 @@ def _of_s3fs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None
     region = client.get("region_name")
     try:
         session = file_system.session or Session(profile=file_system.kwargs.get("profile"))
-        # The environment and the configuration may name an endpoint, too.
+        # The environment and the configuration file may name an endpoint as well.
         configured = ConfiguredEndpointProvider(
             full_config=session.full_config,
             scoped_config=session.get_scoped_config(),
@@ -82,7 +83,7 @@ def _of_s3fs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None
 
 
 def _of_gcsfs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
-    return urls.of_gcs(path, file_system._location)  # noqa: SLF001 - tells of an emulator, too
+    return urls.of_gcs(path, file_system._location)  # noqa: SLF001 - the only one that knows an emulator
 
 
 def _of_adlfs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:

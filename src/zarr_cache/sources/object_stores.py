@@ -1,4 +1,4 @@
-"""URLs of obstore's object stores."""
+"""Names of obstore's object stores: a function for each class, and the table of them."""
 
 from __future__ import annotations
 
@@ -10,36 +10,73 @@ from typing import TYPE_CHECKING, Any
 from zarr_cache.sources import urls
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 def of_object_store(store: Any) -> str | None:
-    """Where a store of obstore lies."""
-    kind, prefix = type(store).__name__, getattr(store, "prefix", None) or ""
-    config = getattr(store, "config", None) or {}
-    match kind:
-        case "HTTPStore":
-            headers = (getattr(store, "client_options", None) or {}).get("default_headers") or {}
-            return urls.of_url(store.url) if urls.are_neutral(headers) else None
-        case "LocalStore" if prefix:
-            # Where a link, or the working directory, led when the store was made is not told.
-            return Path(prefix).as_uri() if Path(prefix) == Path(prefix).resolve() else None
-        case "S3Store" if config.get("bucket"):
-            # What obstore takes from the environment is not in its configuration.
-            endpoint = config.get("endpoint") or _environment(
-                "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"
-            )
-            region = (
-                config.get("region")
-                or config.get("default_region")
-                or _environment("AWS_REGION", "AWS_DEFAULT_REGION")
-            )
-            return urls.of_s3(f"{config['bucket']}/{prefix}", endpoint, region)
-        case "GCSStore" if config.get("bucket"):
-            return urls.of_gcs(f"{config['bucket']}/{prefix}", _gcs_endpoint(config))
-        case "AzureStore" if config.get("container_name"):
-            return _of_azure(config, str(prefix))
-    return None
+    """The name of an object store; None if it is not known or cannot be distinguished."""
+    name = OBJECT_STORES.get(type(store).__name__)
+    return name(store) if name else None
+
+
+def _config(store: Any) -> Mapping[str, Any]:
+    return getattr(store, "config", None) or {}
+
+
+def _prefix(store: Any) -> str:
+    return str(getattr(store, "prefix", None) or "")
+
+
+def _of_http(store: Any) -> str | None:
+    headers = (getattr(store, "client_options", None) or {}).get("default_headers") or {}
+    return urls.of_url(store.url) if urls.are_neutral(headers) else None
+
+
+def _of_local(store: Any) -> str | None:
+    folder = Path(_prefix(store))
+    # Where a link, or the working directory, led when the store was made is not known.
+    return folder.as_uri() if _prefix(store) and folder == folder.resolve() else None
+
+
+def _of_s3(store: Any) -> str | None:
+    config = _config(store)
+    if not config.get("bucket"):
+        return None
+    # The configuration of an obstore lacks what obstore takes from the environment.
+    endpoint = config.get("endpoint") or _environment(
+        "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"
+    )
+    region = (
+        config.get("region")
+        or config.get("default_region")
+        or _environment("AWS_REGION", "AWS_DEFAULT_REGION")
+    )
+    return urls.of_s3(f"{config['bucket']}/{_prefix(store)}", endpoint, region)
+
+
+def _of_gcs(store: Any) -> str | None:
+    config = _config(store)
+    if not config.get("bucket"):
+        return None
+    return urls.of_gcs(f"{config['bucket']}/{_prefix(store)}", _gcs_endpoint(config))
+
+
+def _of_azure(store: Any) -> str | None:
+    config, prefix = _config(store), _prefix(store)
+    if not config.get("container_name"):
+        return None
+    path = f"{config['container_name']}/{prefix}"
+    account = config.get("account_name") or _environment("AZURE_STORAGE_ACCOUNT_NAME")
+    endpoint = config.get("endpoint") or _environment("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+    emulator = config.get("use_emulator") or _environment("AZURE_STORAGE_USE_EMULATOR")
+    if not account or str(emulator).lower() in {"1", "on", "true", "yes", "y"}:
+        return None
+    if endpoint:
+        place = urls.of_endpoint(endpoint)
+        return urls.of_object("az", path, place, account) if place else None
+    fabric = str(config.get("use_fabric_endpoint")).lower() == "true"
+    host = "blob.fabric.microsoft.com" if fabric else "blob.core.windows.net"
+    return urls.of_object("az", path, f"https://{account}.{host}")
 
 
 def _environment(*names: str) -> str | None:
@@ -47,7 +84,7 @@ def _environment(*names: str) -> str | None:
 
 
 def _gcs_endpoint(config: Mapping[str, Any]) -> str | None:
-    """The endpoint of Google's storage, which obstore takes from the key of a service account."""
+    """The endpoint of Google's storage, which the key of a service account may name."""
     key = config.get("service_account_key") or _environment("GOOGLE_SERVICE_ACCOUNT_KEY")
     file = (
         config.get("service_account")
@@ -64,16 +101,10 @@ def _gcs_endpoint(config: Mapping[str, Any]) -> str | None:
     return str(base) if base else None
 
 
-def _of_azure(config: Mapping[str, Any], prefix: str) -> str | None:
-    path = f"{config['container_name']}/{prefix}"
-    account = config.get("account_name") or _environment("AZURE_STORAGE_ACCOUNT_NAME")
-    endpoint = config.get("endpoint") or _environment("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-    emulator = config.get("use_emulator") or _environment("AZURE_STORAGE_USE_EMULATOR")
-    if not account or str(emulator).lower() in {"1", "on", "true", "yes", "y"}:
-        return None
-    if endpoint:
-        place = urls.of_endpoint(endpoint)
-        return urls.of_object("az", path, place, account) if place else None
-    fabric = str(config.get("use_fabric_endpoint")).lower() == "true"
-    host = "blob.fabric.microsoft.com" if fabric else "blob.core.windows.net"
-    return urls.of_object("az", path, f"https://{account}.{host}")
+OBJECT_STORES: Mapping[str, Callable[[Any], str | None]] = {
+    "AzureStore": _of_azure,
+    "GCSStore": _of_gcs,
+    "HTTPStore": _of_http,
+    "LocalStore": _of_local,
+    "S3Store": _of_s3,
+}

@@ -1,7 +1,7 @@
-"""Where a remote store lies: its URL and whatever else tells it from another, without secrets.
+"""URLs without secrets, with all that distinguishes one location from another.
 
-Each function returns None where it cannot tell two sources apart: to share a name with another
-source would be to answer with its bytes, while a name of its own costs a request.
+Each function returns None if it cannot distinguish two locations: two sources with one name would
+be served each other's bytes, while a name that is not shared costs only a request.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from urllib.parse import SplitResult
 
-
-if TYPE_CHECKING:
+    # The name of a path in a file system of fsspec.
     type OfFileSystem = Callable[[Any, str], str | None]
 
 
-# Parameters of a query that tell two values of one path apart, and are no secrets.
-_TELLING = frozenset({"generation", "snapshot", "version", "version_id", "versionid"})
+# Query parameters that choose between two values of one path, and are no secrets.
+_CHOOSING = frozenset({"generation", "snapshot", "version", "version_id", "versionid"})
 
 
-# Parameters that let one in and tell nothing, whatever their value. A parameter that is in neither
-# list may be either.
+# Query parameters that grant access and choose nothing, whatever their value. A parameter that is
+# in neither list may do either.
 _SECRET = frozenset({
     "access_token", "api-key", "api_key", "apikey", "auth_token", "id_token", "jwt", "password",
     "secret", "sig", "signature", "subscription-key", "token",
@@ -33,8 +32,8 @@ _SECRET = frozenset({
 _SECRET_PREFIXES = ("x-amz-", "x-goog-")
 
 
-# What comes with a signature and tells for whom, what and how long it holds: Azure's SAS,
-# CloudFront, and version 2 of S3 and of Google.
+# Query parameters that belong to a signature and say for whom, for what and until when it is valid:
+# Azure's SAS, CloudFront, and version 2 of S3 and of Google.
 _OF_SIGNATURE = frozenset({
     "awsaccesskeyid", "expires", "googleaccessid", "key-pair-id", "policy", "sdd", "se", "si",
     "sip", "ske", "skoid", "sks", "skt", "sktid", "skv", "sp", "spr", "sr", "srt", "ss", "st", "sv",
@@ -49,7 +48,7 @@ _NEUTRAL_HEADERS = frozenset({
 })  # fmt: skip
 
 
-# Regions of S3 in which the name of a bucket may be taken once more: the partitions of
+# Regions of S3 in which a bucket may have the name of a bucket elsewhere: the partitions of
 # https://docs.aws.amazon.com/whitepapers/latest/aws-fault-isolation-boundaries/partitions.html
 _PARTITIONS = {
     "cn-": "aws-cn",
@@ -65,22 +64,22 @@ _PARTITIONS = {
 def of_url(url: str) -> str | None:
     """The URL without user info and secrets of its query.
 
-    None if it has a fragment, or a parameter that may be a secret and may be a choice.
+    None if it has a fragment, or a parameter of which it is not known whether it chooses a value.
     """
     parts = _split(url)
     if parts is None or parts.fragment:
         return None
     query = parse_qsl(parts.query, keep_blank_values=True)
     names = {name.lower() for name, _ in query}
-    kept = [(name, value) for name, value in query if name.lower() in _TELLING]
+    kept = [(name, value) for name, value in query if name.lower() in _CHOOSING]
     ignored = _SECRET | (_OF_SIGNATURE if names & {"sig", "signature"} else set())
-    if any(not name.startswith(_SECRET_PREFIXES) for name in names - _TELLING - ignored):
+    if any(not name.startswith(_SECRET_PREFIXES) for name in names - _CHOOSING - ignored):
         return None
     return urlunsplit((parts.scheme, _host(parts), parts.path.rstrip("/"), urlencode(kept), ""))
 
 
 def of_endpoint(url: str) -> str | None:
-    """Scheme, host, port and path of an endpoint: nothing else of it tells where it is."""
+    """Scheme, host, port and path of an endpoint: the rest does not locate it."""
     parts = _split(url if "://" in url else f"//{url}")
     if parts is None:
         return None
@@ -90,7 +89,7 @@ def of_endpoint(url: str) -> str | None:
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises if it is not a number: then it may be half of some user info
+        _ = parts.port  # raises if it is not a number: then it may be part of the user info
     except ValueError:
         return None
     return parts if parts.netloc else None
@@ -108,7 +107,7 @@ def of_object(scheme: str, path: str, *where: str) -> str:
 
 
 def of_s3(path: str, endpoint: str | None, region: str | None) -> str | None:
-    """The URL of a path in a bucket of S3, or of what serves its protocol."""
+    """The URL of a path in a bucket of S3, or of a server with its protocol."""
     if endpoint:
         place = of_endpoint(endpoint)
         return of_object("s3", path, place) if place else None
@@ -127,13 +126,10 @@ def of_gcs(path: str, endpoint: str | None) -> str | None:
 
 
 def are_neutral(headers: Iterable[str]) -> bool:
-    """Whether none of the headers changes what a server answers."""
+    """Whether none of the headers changes the bytes that a server sends."""
     return {name.lower() for name in headers} <= _NEUTRAL_HEADERS
 
 
-"""What tells where a path lies, by the name of the class: none of them is loaded for its sake."""
-
-
 def class_name(cls: type) -> str:
-    """The name of a class with its module, by which it is known whether or not it is loaded."""
+    """The name of a class with its module, as the tables have it without importing the class."""
     return f"{cls.__module__}.{cls.__qualname__}"

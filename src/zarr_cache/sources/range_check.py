@@ -1,0 +1,74 @@
+"""Which ranges of a batch may hold other bytes than were requested."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.storage import WrapperStore
+
+from zarr_cache.core.byte_range import may_be_cached
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+
+class RangeCheckedStore(WrapperStore[Store]):
+    """A source that records which requests it answered with a wrong number of bytes.
+
+    zarr reads neighbouring ranges in one request, and slices the response. If an HTTP server
+    ignored ``Range`` and sent the whole value, the slices have the right lengths and the wrong
+    bytes. Only the length of the response shows it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._mismatches: list[RangeByteRequest] = []
+
+    # A WrapperStore calls the `get_ranges` of the store that it wraps, which would bypass `get`.
+    get_ranges = Store.get_ranges  # type: ignore[assignment]
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """The source's response, after its length is checked."""
+        return self._check(byte_range, await self._store.get(key, prototype, byte_range))
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """The source's response, after its length is checked."""
+        buffer = super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return self._check(byte_range, buffer)
+
+    def _check(self, request: ByteRequest | None, buffer: Buffer | None) -> Buffer | None:
+        if isinstance(request, RangeByteRequest) and not (
+            buffer is None or may_be_cached(request, len(buffer))
+        ):
+            self._mismatches.append(request)
+        return buffer
+
+    def may_be_wrong(self, request: ByteRequest | None) -> bool:
+        """Whether the bytes of the request may come from a response of another length."""
+        return isinstance(request, RangeByteRequest) and any(
+            sent.start <= request.start and request.end <= sent.end for sent in self._mismatches
+        )
+
+
+def with_range_check(source: Store, method: str) -> Store:
+    """The store to call ``get_ranges`` or ``get_ranges_sync`` (the `method`) on.
+
+    A `RangeCheckedStore` if the source inherits zarr's method, which merges and slices; the source
+    itself if its class has its own.
+    """
+    inherited, forwarding = getattr(Store, method), getattr(WrapperStore, method)
+    own = getattr(type(source), method)
+    while own is forwarding is not inherited and isinstance(source, WrapperStore):
+        source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
+        own = getattr(type(source), method)
+    return RangeCheckedStore(source) if own is inherited else source
