@@ -211,7 +211,7 @@ def measure(bench: Bench, folder: Path, size: Size) -> Round:
 def cached_keys(store: CacheStore) -> set[str]:
     """The keys that are cached."""
     operation = "SELECT key FROM entry WHERE kind = 'value'"
-    run: Any = store._cached.values._database.run  # noqa: SLF001 - what is in the file
+    run: Any = store._view.values._database.run  # noqa: SLF001 - what is in the file
     return {key for (key,) in run(lambda connection: connection.execute(operation).fetchall())}
 
 

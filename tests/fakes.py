@@ -674,8 +674,8 @@ def leave_process(store: Store) -> None:
     a CacheStore over the same other store nothing but that.
     """
     cache = store._cache if isinstance(store, CacheStore) else store
-    if isinstance(store, CacheStore) and isinstance(store._cached.values, StoreCache):
-        StoreCache._all.discard(store._cached.values)
+    if isinstance(store, CacheStore) and isinstance(store._view.values, StoreCache):
+        StoreCache._all.discard(store._view.values)
     if isinstance(cache, SqliteStore):
         FileDatabase._by_path.pop(cache.path, None)
 

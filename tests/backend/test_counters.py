@@ -64,7 +64,7 @@ def test_others_see_in_the_file_what_was_used_ten_seconds_ago(
         held_time.step(seconds)
         store.get_sync("b")
         # The thread that writes ends when it has.
-        store._cached.values._writer.stop()
+        store._view.values._writer.stop()
         after = used_at(shell)
 
     assert [after[key] > before[key] for key in "ab"] == [seconds > LONGEST_SECONDS] * 2

@@ -171,7 +171,7 @@ async def test_counts_are_in_the_file_with_the_answers_before_anybody_closes_it(
     store = caching(path)
     for key in ["a", "a", "b"]:
         await read(store, key)
-    store._cached.values.write_waiting()
+    store._view.values.write_waiting()
 
     assert (lasting(path)["hits"], lasting(path)["misses"]) == (1, 2)
     restart(store)
@@ -251,7 +251,7 @@ async def test_who_has_counted_is_not_kept_for_it(path: Path) -> None:
         await read(store, "a")
         del store
     kept = caching(path)
-    counted = kept._cached.values.pending.counted
+    counted = kept._view.values.pending.counted
 
     assert len(counted) <= 1
     kept.close()
@@ -295,4 +295,4 @@ def test_those_who_make_a_cache_at_once_share_what_is_known(
         second_is_here.wait()
         may_go_on.set()
 
-    assert first.result()._cached.values is second.result()._cached.values
+    assert first.result()._view.values is second.result()._view.values

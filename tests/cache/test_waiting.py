@@ -25,7 +25,7 @@ def test_a_flush_ends_although_each_answer_that_is_kept_brings_another(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CacheStore(MemoryStore(), cache_store=SqliteStore(path), namespace="source")
-    values: FileCache = store._cached.values
+    values: FileCache = store._view.values
     run(values.opened())
     # Nobody else writes.
     monkeypatch.setattr(values._writer, "wake", lambda **_: None)
@@ -37,7 +37,7 @@ def test_a_flush_ends_although_each_answer_that_is_kept_brings_another(
         brought.append(f"k{len(brought)}")
         now = values.clock()
         response = Response(np.zeros(1, np.uint8), now.now_ns(), now.timestamp_ns(), 2**61)
-        run(values.admit("source", brought[-1], response, store._cached.limits(), bring))
+        run(values.admit("source", brought[-1], response, store._view.limits(), bring))
 
     bring()
     store.flush()
@@ -49,7 +49,7 @@ def test_closing_writes_all_that_waits(path: Path, monkeypatch: pytest.MonkeyPat
     keys = {f"k{number}" for number in range(2 * MAX_TOGETHER + 1)}
     source = MemoryStore({key: buffer(key.encode()) for key in keys})
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
-    monkeypatch.setattr(store._cached.values._writer, "wake", lambda **_: None)
+    monkeypatch.setattr(store._view.values._writer, "wake", lambda **_: None)
     for key in keys:
         store.get_sync(key)
 

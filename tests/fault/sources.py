@@ -45,8 +45,8 @@ def new_cache(source: Store, path: Path, **settings: Any) -> CacheStore:
 
 def drain(store: CacheStore) -> None:
     """Wait until what waits to be kept is, or cannot be, and nothing is being written."""
-    store._cached.values._writer.stop()
-    store._cached.values.flush()
+    store._view.values._writer.stop()
+    store._view.values.flush()
 
 
 async def read_sync(store: Any, key: str, byte_range: ByteRequest | None = None) -> bytes | None:

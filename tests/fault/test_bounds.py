@@ -314,13 +314,13 @@ async def test_values_that_are_kept_once_more_take_no_room_from_others(path: Pat
     for key in sizes:
         await read(store, key)
     drain(store)
-    values, limits = store._cached.values, store._cached.limits()
+    values, limits = store._view.values, store._view.limits()
     revision = values.lookup_metadata_nowait("source", "large/0").revision
     # As two processes have them that missed at once, and one key twice.
     for key in [f"large/{n % 20}" for n in range(30)]:
         now = values.clock()
         response = Response(np.zeros(60_000, np.uint8), now.now_ns(), now.timestamp_ns(), revision)
-        values._queue.add(Admission("source", key, response, limits, store._cached.record_outcome))
+        values._queue.add(Admission("source", key, response, limits, store._view.record_outcome))
     store.flush()
 
     assert cached_keys(path) == set(sizes)
@@ -418,7 +418,7 @@ async def test_the_log_stays_short_under_a_long_reader_when_there_are_only_hits(
             if number % 1000 == 0:
                 drain(store)
                 longest = max(longest, wal_bytes(path))
-    waiting = len(store._cached.values.pending)
+    waiting = len(store._view.values.pending)
     held_time.step(LONGEST_SECONDS)
     store.get_sync("0")
     drain(store)
@@ -426,7 +426,7 @@ async def test_the_log_stays_short_under_a_long_reader_when_there_are_only_hits(
     assert counting.requests.total() == 0
     assert connection.LONG_WAL_BYTES < longest <= connection.MAX_WAL_BYTES
     assert waiting > MAX_PENDING
-    assert len(store._cached.values.pending) == 0
+    assert len(store._view.values.pending) == 0
 
 
 async def test_a_write_whose_end_the_log_has_no_room_for_ends_without_its_value(
@@ -469,7 +469,7 @@ async def test_many_uses_are_written_in_short_transactions_in_a_file_with_many_e
     store.flush()
     transactions = statements.number("BEGIN IMMEDIATE") - before
 
-    assert len(store._cached.values.pending) == 0
+    assert len(store._view.values.pending) == 0
     least = MAX_PENDING / uses.MAX_AT_ONCE if is_large else 1
     assert least <= transactions < 2 * least
 

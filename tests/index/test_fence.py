@@ -49,7 +49,7 @@ async def test_a_fence_of_a_write_that_is_under_way_is_not_among_those_that_are_
     _, store = source_and_store(path)
     monkeypatch.setattr(fence, "MAX_FENCES", 2)
     begun: list[int] = []
-    values = store._cached.values
+    values = store._view.values
     now_ns = values.clock().now_ns()
     values._database.run(fence.begin_write, "source", [KEYS[0]], now_ns, begun)
     for key in KEYS[1:]:
@@ -87,7 +87,7 @@ async def test_a_removal_that_never_ends_is_over_in_an_hour_however_many_come_me
     path: Path, held_time: HeldTime
 ) -> None:
     source, store = source_and_store(path)
-    values = store._cached.values
+    values = store._view.values
     values._database.run(fence.begin_removal, "source", values.clock().now_ns())
     for _ in range(2):
         held_time.step(1801)

@@ -226,7 +226,7 @@ def test_faults_are_shown(path: Path) -> None:
     store = CacheStore(MemoryStore(), cache_store=SqliteStore(path))
     store.get_sync("a")
 
-    assert "the source was asked instead 1 time" in shown(store).words
+    assert "the source was read instead 1 time" in shown(store).words
 
 
 def test_every_colour_is_that_of_the_text() -> None:

@@ -289,7 +289,7 @@ async def test_a_loop_does_not_wait_for_its_own_connection_that_is_being_started
     delete(path)
 
     # On this thread, which finds that the file is gone, and closes every connection.
-    assert store._cached.values.lookup_nowait(store.namespace, "k1", None, EVER) is not None
+    assert store._view.values.lookup_nowait(store.namespace, "k1", None, EVER) is not None
 
     may_go_on.set()
     await writing

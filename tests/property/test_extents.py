@@ -251,4 +251,4 @@ def test_space_is_a_list_of_intervals(path: Path, monkeypatch: pytest.MonkeyPatc
         assert connection.execute("SELECT * FROM free_extent").fetchall() == []
         assert extents.length(connection) == HEADER
 
-    store._cached.values._database.run(drive)
+    store._view.values._database.run(drive)

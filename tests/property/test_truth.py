@@ -547,7 +547,7 @@ class Truth(ZarrStoreStateMachine):
     def assert_within_budget(self, store: CacheStore) -> None:
         # In this order: what waits is written first, and may take the place of what is in memory.
         in_file = cached_bytes(self.path)
-        in_memory = store._cached.values.ranges.nbytes
+        in_memory = store._view.values.ranges.nbytes
 
         assert in_file + in_memory <= self.max_size
 

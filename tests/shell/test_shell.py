@@ -48,7 +48,7 @@ class Shell:
     def run(self, statement: str) -> list[str]:
         """Lines that the shell prints, with nothing but words, numbers and commas."""
         # The shell waits for no lock, and pages may be given back just now.
-        self.store._cached.values._writer.stop()
+        self.store._view.values._writer.stop()
         result = subprocess.run(
             [*self._command, statement], check=True, capture_output=True, text=True
         )

@@ -134,12 +134,12 @@ async def test_what_is_moved_to_the_front_meanwhile_is_read_all_the_same(path: P
     for key in KEYS:
         await read(store, key)
     store.flush()
-    run = store._cached.values._database.run
+    run = store._view.values._database.run
     for key in KEYS[::2]:
         await store.delete(key)
     before = run(extents.length)
     moved = 0
-    while run(space.move_last, store._cached.values.clock().now_ns()):
+    while run(space.move_last, store._view.values.clock().now_ns()):
         moved += 1
         key = KEYS[1::2][moved % 12]
         assert await read(store, key) == value(key)

@@ -40,7 +40,7 @@ def test_only_the_keys_below_the_prefix_are_walked(path: Path) -> None:
         plans.extend(detail for *_, detail in rows)
 
     _, store, _ = cached(rows(1), path)
-    store._cached.values._database.run(explain)
+    store._view.values._database.run(explain)
 
     walks = [plan for plan in plans if plan.startswith(("SEARCH entry", "SCAN entry"))]
     assert "(namespace=? AND key>? AND key<?)" in walks[0]

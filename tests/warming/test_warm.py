@@ -480,7 +480,7 @@ def test_a_cache_that_fails_stops_the_run(path: Path, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise sqlite_full()
 
-    monkeypatch.setattr(store._cached.values, "_keep", fail)
+    monkeypatch.setattr(store._view.values, "_keep", fail)
     with pytest.warns(CacheWarning, match="the cache has failed"):
         report = warm_and_close(array, store)
 

@@ -1,12 +1,13 @@
-"""Reads: out of the cache where the answer is at hand and fresh, and from the source otherwise."""
+"""Reads of one value: look it up in the cache; if it is not there, fetch it and admit it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zarr.core.buffer import cpu
 
-from zarr_cache.core import byte_range as requests
+from zarr_cache.cache import evict
+from zarr_cache.core import ages, byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call, call_async
@@ -20,258 +21,325 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from zarr_cache.cache.view import LookupResult, SourceView
+    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.lookup import Data, EntryState
 
 
-ANSWERS = frozenset({"value", "absent"})
+CACHED_KINDS = frozenset({"value", "absent"})
 
 
-"""The kinds of entries that say what the source holds."""
+"""The kinds of entries that hold a response of the source."""
 
 
-type Batches = list[list[tuple[int, Buffer | None]]]
+class LookupResult(NamedTuple):
+    """What a lookup found.
 
+    Attributes
+    ----------
+    state
+        The entry of the key, with the bytes of the request if its value is cached and fresh.
+    looked_up_at
+        When, as a timestamp of the clock of the file.
+    fresh_after
+        A value stored at this time or earlier was stale then.
+    """
 
-"""For each request to the source, buffers by the place of their byte range."""
+    state: EntryState
+    looked_up_at: int
+    fresh_after: int
 
 
 def get(
-    cached: SourceView, key: str, prototype: BufferPrototype, request: ByteRequest | None
+    view: SourceView, key: str, prototype: BufferPrototype, request: ByteRequest | None
 ) -> Flow[Buffer | None]:
-    """The bytes asked for; None if there is no such key."""
+    """The bytes of the request; None if there is no such key."""
     if request is not None:
-        requests.check(request)
-    ended = cached.values.flights.ended
-    seen = yield from cached.lookup(key, request)
-    if seen is None:
-        return as_type(prototype, (yield from _ask(cached, key, request)))
-    data = fresh_data(cached, seen, key, request)
+        byte_range.check(request)
+    ended = view.values.flights.ended
+    result = yield from lookup(view, key, request)
+    if result is None:
+        return to_prototype(prototype, (yield from _read_source(view, key, request)))
+    data = serve_bytes(view, key, request, result)
     if data is not None:
-        cached.hit(data)
         return to_buffer(prototype, data)
-    if is_absent(cached, seen, key):
-        cached.hit(None)
+    if serve_absence(view, key, result):
         return None
-    buffer = yield from fetch(cached, key, request, seen.found, ended)
-    return as_type(prototype, buffer)
+    buffer = yield from fetch(view, key, request, result.state, ended)
+    return to_prototype(prototype, buffer)
 
 
-def fresh_data(
-    cached: SourceView, seen: LookupResult, key: str, request: ByteRequest | None
+def lookup(
+    view: SourceView, key: str, request: ByteRequest | None = None, *, with_data: bool = True
+) -> Flow[LookupResult | None]:
+    """Look the key up in the cache; None if the cache cannot hold the key, or has failed."""
+    if not view.may_be_cached(key):
+        return None
+    if view.faults.has_unreported:
+        view.faults.tell()
+    values = view.values
+    try:
+        while True:
+            if not view.is_ready():
+                yield from _prepare(view)
+            now = values.clock().timestamp_ns()
+            fresh_after = ages.fresh_after(view.settings.max_age_seconds, now)
+            arguments = (view.namespace, key, request, fresh_after)
+            state = values.lookup_nowait(*arguments) if with_data else None
+            if state is None or state.read is not None:
+                state = yield from (
+                    values.lookup(*arguments, state)
+                    if with_data
+                    else values.lookup_metadata(view.namespace, key)
+                )
+            if state.is_damaged:
+                view.statistics.add(damaged=1)
+                yield from values.discard(state)
+                state = state._replace(entry=None, kind=None, data=None)
+            is_ahead = state.entry is not None and state.stored_at > now
+            if is_ahead and values.clock().catch_up(state.stored_at):
+                # With the earlier time, the entry would be fresh for too long.
+                continue
+            max_size = view.settings.max_size
+            if max_size is not None and state.cached_bytes + values.ranges.nbytes > max_size:
+                yield from evict.try_to_enforce(view)
+            return LookupResult(state, now, fresh_after)
+    except CacheError as error:
+        view.faults.note(error)
+        return None
+
+
+def _prepare(view: SourceView) -> Flow[None]:
+    """Name the source, open the file, and remove entries that a failed write made invalid."""
+    view.open_source()
+    yield from view.values.opened()
+    if view.values.is_invalidated(view.namespace):
+        yield from evict.clear(view)
+
+
+def serve_bytes(
+    view: SourceView, key: str, request: ByteRequest | None, result: LookupResult
 ) -> Data | None:
-    """The bytes asked for, out of the value in the file or of a part in memory."""
-    found, at, fresh_after = seen
-    if found.data is not None and found.kind == "value":
-        cached.values.touch(cached.namespace, key, found, at)
-        return found.data
+    """The fresh bytes of the request, from the file or from memory, counted as a hit."""
+    state, looked_up_at, fresh_after = result
+    if state.data is not None and state.kind == "value":
+        view.values.touch(view.namespace, key, state, looked_up_at)
+        view.count_hit(state.data)
+        return state.data
     if request is None:
         return None
-    return cached.values.ranges.get(
-        cached.namespace, key, request, fence=found.fence, fresh_after=fresh_after, used_at=at
+    data = view.values.ranges.get(
+        view.namespace,
+        key,
+        request,
+        fence=state.fence,
+        fresh_after=fresh_after,
+        used_at=looked_up_at,
     )
+    if data is not None:
+        view.count_hit(data)
+    return data
 
 
-def is_absent(cached: SourceView, seen: LookupResult, key: str) -> bool:
-    """Whether the key is believed to be absent, which is a use."""
-    found, at, _ = seen
-    is_absent = (
-        found.kind == "absent"
-        and cached.believes_absent()
-        and found.stored_at > cached.absent_fresh_after(at)
-    )
-    if is_absent:
-        cached.values.touch(cached.namespace, key, found, at)
-    return is_absent
+def serve_absence(view: SourceView, key: str, result: LookupResult) -> bool:
+    """Whether a fresh absence of the key is cached; if so, count a hit."""
+    state, looked_up_at, _ = result
+    if (
+        state.kind != "absent"
+        or not view.may_serve_absences()
+        or state.stored_at <= view.absent_fresh_after(looked_up_at)
+    ):
+        return False
+    view.values.touch(view.namespace, key, state, looked_up_at)
+    view.count_hit(None)
+    return True
 
 
 def fetch(
-    cached: SourceView, key: str, request: ByteRequest | None, found: EntryState, ended: int
+    view: SourceView, key: str, request: ByteRequest | None, state: EntryState, ended: int
 ) -> Flow[Buffer | None]:
-    """Ask the source, once for all who ask at once, and keep the answer.
+    """Read from the source, once for all callers with the same request, and admit the response.
 
     Parameters
     ----------
-    found
-        By the look-up that missed. Who found another fence saw another write to the key, and asks
-        again.
+    state
+        From the lookup that missed. A caller whose lookup saw a later write to the key does not
+        share the response, and reads by itself.
     ended
-        `Flights.ended` from before that look-up.
+        `Flights.ended` from before that lookup.
     """
-    place = (cached.namespace, key, request, found.fence)
+    flights = view.values.flights
+    place = (view.namespace, key, request, state.fence)
     mine: Flight[Buffer | None] = Flight()
     try:
-        flight = cached.values.flights.join(place, mine)
+        flight = flights.join(place, mine)
         leads = flight is mine
         if not leads:
-            landed, buffer = yield from flight.wait()
-            if landed:
-                cached.miss()
+            is_complete, buffer = yield from flight.wait()
+            if is_complete:
+                view.count_miss()
                 return buffer
-        if leads and cached.values.flights.ended != ended:
-            is_here, buffer = yield from look_again(cached, key, request)
-            if is_here:
+        if leads and flights.ended != ended:
+            is_cached, buffer = yield from lookup_again(view, key, request)
+            if is_cached:
                 flight.complete(buffer)
                 return buffer
-        asked_at = cached.values.clock().now_ns()
-        buffer = yield from _ask(cached, key, request)
+        asked_at = view.values.clock().now_ns()
+        buffer = yield from _read_source(view, key, request)
         if leads:
             flight.complete(buffer)
-        yield from keep(cached, key, [(request, buffer)], found.revision, asked_at)
+        yield from admit(view, key, [(request, buffer)], state.revision, asked_at)
     finally:
-        cached.values.flights.end(place, mine)
+        flights.end(place, mine)
     return buffer
 
 
-def look_again(
-    cached: SourceView, key: str, request: ByteRequest | None
+def lookup_again(
+    view: SourceView, key: str, request: ByteRequest | None
 ) -> Flow[tuple[bool, Buffer | None]]:
-    """Whether an answer has come to hand since the look-up that missed, and the answer."""
-    seen = yield from cached.lookup(key, request)
-    if seen is None:
+    """Whether a response has been cached since the lookup that missed, and that response."""
+    result = yield from lookup(view, key, request)
+    if result is None:
         return False, None
-    data = fresh_data(cached, seen, key, request)
-    if data is None and not is_absent(cached, seen, key):
-        return False, None
-    cached.hit(data)
-    return True, None if data is None else to_buffer(cpu.buffer_prototype, data)
+    data = serve_bytes(view, key, request, result)
+    if data is not None:
+        return True, to_buffer(cpu.buffer_prototype, data)
+    return serve_absence(view, key, result), None
 
 
-def _ask(cached: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
-    """What the source answers, in a buffer of this machine's memory."""
+def _read_source(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
+    """The response of the source, in host memory, counted as a miss."""
     prototype = cpu.buffer_prototype
     buffer: Buffer | None = yield from call(
-        cached.source,
+        view.source,
         lambda source: source.get_sync(key, prototype=prototype, byte_range=request),
         lambda source: source.get(key, prototype, request),
     )
-    cached.miss(buffer)
+    view.count_miss(buffer)
     return buffer
 
 
-def keep(
-    cached: SourceView,
+def admit(
+    view: SourceView,
     key: str,
     responses: Sequence[tuple[ByteRequest | None, Buffer | None]],
     revision: int,
     asked_at: int,
 ) -> Flow[None]:
-    """Keep what the source answered to each request, where the limits and later writes allow it."""
+    """Admit the response to each request, where the limits and later writes allow it.
+
+    Parameters
+    ----------
+    revision
+        `EntryState.revision` from before the source was read.
+    asked_at
+        When the source was read.
+    """
     try:
-        parts = []
+        ranges = []
         for request, buffer in responses:
             if request is None or buffer is None:
-                yield from _keep_value(cached, key, buffer, revision, asked_at)
+                yield from _admit_value(view, key, buffer, revision, asked_at)
             else:
-                parts.append((request, buffer.to_bytes()))
-        if parts:
-            yield from _keep_parts(cached, key, parts, revision, asked_at)
+                ranges.append((request, buffer.to_bytes()))
+        if ranges:
+            yield from _admit_ranges(view, key, ranges, revision, asked_at)
     except CacheError as error:
-        cached.faults.note(error)
+        view.faults.note(error)
 
 
-def _keep_value(
-    cached: SourceView, key: str, buffer: Buffer | None, revision: int, asked_at: int
+def _admit_value(
+    view: SourceView, key: str, buffer: Buffer | None, revision: int, asked_at: int
 ) -> Flow[None]:
-    """Keep a whole value, or that there is none."""
+    """Admit a whole value, or the absence of the key; if neither may be, remove its entry."""
     data = None if buffer is None else to_lasting_array(buffer)
-    if cached.is_kept(data):
-        response = Response(data, asked_at, cached.values.clock().timestamp_ns(), revision)
-        yield from cached.values.admit(
-            cached.namespace, key, response, cached.limits(), cached.record_outcome
+    if view.is_cacheable(data):
+        response = Response(data, asked_at, view.values.clock().timestamp_ns(), revision)
+        yield from view.values.admit(
+            view.namespace, key, response, view.limits(), view.record_outcome
         )
-    elif (yield from cached.values.lookup_metadata(cached.namespace, key)).kind in ANSWERS:
-        yield from cached.values.forget(cached.namespace, key, revision, asked_at)
+    elif (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
+        yield from view.values.forget(view.namespace, key, revision, asked_at)
 
 
-def _keep_parts(
-    cached: SourceView,
+def _admit_ranges(
+    view: SourceView,
     key: str,
-    parts: list[tuple[ByteRequest, bytes]],
+    ranges: list[tuple[ByteRequest, bytes]],
     revision: int,
     asked_at: int,
 ) -> Flow[None]:
-    """Keep parts of a value as range entries."""
-    found = yield from cached.values.lookup_metadata(cached.namespace, key)
-    if found.is_overtaken(revision, asked_at):
-        # A write has overtaken the answer. One that comes after this is seen at the next look-up.
+    """Keep ranges of a value in memory."""
+    state = yield from view.values.lookup_metadata(view.namespace, key)
+    if state.is_overtaken(revision, asked_at):
+        # A write was later than the response. The next lookup sees a write that comes after this.
         return
-    limits = cached.limits()
-    for request, data in parts:
-        if cached.is_kept(data) and requests.may_be_cached(request, len(data)):
-            timestamp = cached.values.clock().timestamp_ns()
-            entry = RangeEntry(cached.namespace, key, request, data, asked_at, revision, timestamp)
-            limits.ranges.add(entry, fence=found.fence)
-    # What is being written now may have been weighed before these were here.
-    bytes_being_written = cached.values.bytes_being_written
-    found = yield from cached.values.lookup_metadata(cached.namespace, key)
-    if limits.are_exceeded(found.cached_bytes + bytes_being_written):
-        yield from cached.enforce_now(limits)
+    limits = view.limits()
+    for request, data in ranges:
+        if view.is_cacheable(data) and byte_range.may_be_cached(request, len(data)):
+            timestamp = view.values.clock().timestamp_ns()
+            entry = RangeEntry(view.namespace, key, request, data, asked_at, revision, timestamp)
+            limits.ranges.add(entry, fence=state.fence)
+    # The limits may have been checked for values that are being written before these were added.
+    bytes_being_written = view.values.bytes_being_written
+    state = yield from view.values.lookup_metadata(view.namespace, key)
+    if limits.are_exceeded(state.cached_bytes + bytes_being_written):
+        yield from evict.enforce(view, limits)
 
 
-def exists(cached: SourceView, key: str) -> Flow[bool]:
+def exists(view: SourceView, key: str) -> Flow[bool]:
     """Whether there is such a key.
 
-    That there is none is not kept: fsspec's ``exists`` and ``info`` say so of a server that is down
-    as well. Only ``get`` tells.
+    An absence is not admitted: fsspec's ``exists`` and ``info`` also report one for a server that
+    is down. Only ``get`` distinguishes the two.
     """
-    seen = yield from cached.lookup(key, with_data=False)
-    if seen is not None:
-        if _cached_size(cached, seen, key) is not None or _has_range(cached, seen, key):
-            cached.hit(b"")
+    result = yield from lookup(view, key, with_data=False)
+    if result is not None:
+        if _cached_size(view, key, result) is not None or _has_range(view, key, result):
+            view.count_hit(b"")
             return True
-        if is_absent(cached, seen, key):
-            cached.hit(None)
+        if serve_absence(view, key, result):
             return False
-    exists: bool = yield from call_async(cached.source, lambda source: source.exists(key))
-    cached.miss()
+    exists: bool = yield from call_async(view.source, lambda source: source.exists(key))
+    view.count_miss()
     return exists
 
 
-def getsize(cached: SourceView, key: str) -> Flow[int]:
+def getsize(view: SourceView, key: str) -> Flow[int]:
     """Bytes of the value.
 
     Raises
     ------
     FileNotFoundError
-        There is no such key, as far as the source can tell: as with `exists`, nothing is kept.
+        There is no such key, by the cache or by the source. As in `exists`, it is not admitted.
     """
-    seen = yield from cached.lookup(key, with_data=False)
-    if seen is not None:
-        size = _cached_size(cached, seen, key)
+    result = yield from lookup(view, key, with_data=False)
+    if result is not None:
+        size = _cached_size(view, key, result)
         if size is not None:
-            cached.hit(b"")
+            view.count_hit(b"")
             return size
-        if is_absent(cached, seen, key):
-            cached.hit(None)
+        if serve_absence(view, key, result):
             raise FileNotFoundError(key)
-    cached.miss()
-    told: int = yield from call_async(cached.source, lambda source: source.getsize(key))
-    return told
+    view.count_miss()
+    size_in_source: int = yield from call_async(view.source, lambda source: source.getsize(key))
+    return size_in_source
 
 
-def _cached_size(cached: SourceView, seen: LookupResult, key: str) -> int | None:
-    found, _, fresh_after = seen
-    if found.kind == "value" and found.stored_at > fresh_after:
-        return found.size
-    return cached.values.ranges.size(
-        cached.namespace, key, fence=found.fence, fresh_after=fresh_after
-    )
+def _cached_size(view: SourceView, key: str, result: LookupResult) -> int | None:
+    state, _, fresh_after = result
+    if state.kind == "value" and state.stored_at > fresh_after:
+        return state.size
+    return view.values.ranges.size(view.namespace, key, fence=state.fence, fresh_after=fresh_after)
 
 
-def _has_range(cached: SourceView, seen: LookupResult, key: str) -> bool:
-    found, _, fresh_after = seen
-    return cached.values.ranges.has(
-        cached.namespace, key, fence=found.fence, fresh_after=fresh_after
-    )
+def _has_range(view: SourceView, key: str, result: LookupResult) -> bool:
+    state, _, fresh_after = result
+    return view.values.ranges.has(view.namespace, key, fence=state.fence, fresh_after=fresh_after)
 
 
-def as_type(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
-    """The buffer as one of the type asked for."""
+def to_prototype(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
+    """The buffer as one of the class that the caller asked for."""
     if buffer is None or isinstance(buffer, prototype.buffer):
         return buffer
     return prototype.buffer.from_buffer(buffer)
-
-
-"""What zarr's ``get_ranges`` says when it raises."""

@@ -1,17 +1,18 @@
-"""Several byte ranges of a key at once, as a flow."""
+"""Reads of several byte ranges: of one key in one request, and of many keys concurrently."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr.core.buffer import cpu
+from zarr.core.buffer import cpu, default_buffer_prototype
 
 from zarr_cache.cache import reading
-from zarr_cache.cache.view import LookupResult
-from zarr_cache.core import byte_range as requests
+from zarr_cache.cache.reading import LookupResult, to_prototype
+from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer
 from zarr_cache.core.errors import CacheError
-from zarr_cache.core.flow import call
+from zarr_cache.core.flow import call, run_async
 from zarr_cache.core.single_flight import Flight
 from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
 
@@ -21,21 +22,32 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from zarr_cache.cache.reading import Batches
     from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.lookup import Data, EntryState
 
 
-class Pieces(NamedTuple):
-    """What came of byte ranges.
+FAILED = "chunk read failed"
+
+
+"""The message of the group that zarr's ``get_ranges`` raises."""
+
+
+type Batches = list[list[tuple[int, Buffer | None]]]
+
+
+"""Batches of buffers, each with the index of its byte range."""
+
+
+class RangeBatches(NamedTuple):
+    """The result of a read of several ranges.
 
     Attributes
     ----------
     batches
-        What was at hand, and what the source answered until it failed.
+        What was cached, and what the source sent before it failed.
     error
-        With what it failed, as zarr's ``get_ranges`` raises it; None if it did not.
+        What zarr's ``get_ranges`` would raise after these batches; None if nothing failed.
     """
 
     batches: Batches
@@ -43,198 +55,235 @@ class Pieces(NamedTuple):
 
 
 def get_ranges(
-    cached: SourceView,
+    view: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     prototype: BufferPrototype,
     settings: dict[str, int],
-) -> Flow[Pieces]:
-    """The byte ranges by their place: what is at hand first, then the source's.
+) -> Flow[RangeBatches]:
+    """The byte ranges: first those that are cached, then those that the source sends.
 
     If there is no such key, the error is a group with a `FileNotFoundError` in it.
+
+    Parameters
+    ----------
+    settings
+        How the source merges requests: arguments of its ``get_ranges``.
     """
     for request in byte_ranges:
-        requests.check(request)
+        byte_range.check(request)
     if not byte_ranges:
-        return Pieces([], None)
-    ended = cached.values.flights.ended
-    seen = yield from cached.lookup(key, with_data=False)
-    if seen is None:
-        places = list(range(len(byte_ranges)))
-        pieces, _ = yield from _ask_ranges(cached, key, byte_ranges, places, settings)
-        return _as_types(prototype, pieces)
-    if reading.is_absent(cached, seen, key):
-        cached.hit(None)
-        return Pieces([], _absent(key))
-    list_cached = yield from _cached_ranges(cached, seen, key, byte_ranges)
-    first: Batches = [[(place, to_buffer(prototype, data)) for place, data in list_cached.items()]]
-    missing = [place for place in range(len(byte_ranges)) if place not in list_cached]
+        return RangeBatches([], None)
+    ended = view.values.flights.ended
+    result = yield from reading.lookup(view, key, with_data=False)
+    if result is None:
+        indexes = list(range(len(byte_ranges)))
+        read, _ = yield from _read_source(view, key, byte_ranges, indexes, settings)
+        return _to_prototype(prototype, read)
+    if reading.serve_absence(view, key, result):
+        return RangeBatches([], ExceptionGroup(FAILED, [FileNotFoundError(key)]))
+    cached = yield from _serve_ranges(view, key, byte_ranges, result)
+    missing = [index for index in range(len(byte_ranges)) if index not in cached]
     fetched = yield from _fetch_ranges(
-        cached, key, byte_ranges, missing, seen.found, ended, settings
+        view, key, byte_ranges, missing, result.state, ended, settings
     )
-    batches, error = _as_types(prototype, fetched)
-    return Pieces([*first, *batches] if list_cached else batches, error)
+    batches, error = _to_prototype(prototype, fetched)
+    if cached:
+        batches.insert(0, [(index, to_buffer(prototype, data)) for index, data in cached.items()])
+    return RangeBatches(batches, error)
 
 
-def _as_types(prototype: BufferPrototype, pieces: Pieces) -> Pieces:
+def _to_prototype(prototype: BufferPrototype, read: RangeBatches) -> RangeBatches:
     batches = [
-        [(place, reading.as_type(prototype, buffer)) for place, buffer in batch]
-        for batch in pieces.batches
+        [(index, to_prototype(prototype, buffer)) for index, buffer in batch]
+        for batch in read.batches
     ]
-    return Pieces(batches, pieces.error)
+    return RangeBatches(batches, read.error)
 
 
-def _cached_ranges(
-    cached: SourceView, seen: LookupResult, key: str, byte_ranges: Sequence[ByteRequest | None]
+def _serve_ranges(
+    view: SourceView, key: str, byte_ranges: Sequence[ByteRequest | None], result: LookupResult
 ) -> Flow[dict[int, Data]]:
-    """The bytes that are here, by the place of their request."""
-    found, at, fresh_after = seen
-    each: list[EntryState] = [found] * len(byte_ranges)
-    if found.kind == "value" and found.stored_at > fresh_after:
+    """The bytes that are cached and fresh, by the index of their range, counted as hits."""
+    state, looked_up_at, fresh_after = result
+    states: list[EntryState] = [state] * len(byte_ranges)
+    if state.kind == "value" and state.stored_at > fresh_after:
         try:
-            each = yield from cached.values.lookup_many(
-                cached.namespace, key, byte_ranges, fresh_after
+            states = yield from view.values.lookup_many(
+                view.namespace, key, byte_ranges, fresh_after
             )
         except CacheError as error:
-            cached.faults.note(error)
-    list_cached = {}
-    for place, request in enumerate(byte_ranges):
-        data = reading.fresh_data(cached, LookupResult(each[place], at, fresh_after), key, request)
+            view.faults.note(error)
+    cached = {}
+    for index, request in enumerate(byte_ranges):
+        found = LookupResult(states[index], looked_up_at, fresh_after)
+        data = reading.serve_bytes(view, key, request, found)
         if data is not None:
-            list_cached[place] = data
-            cached.hit(data)
-    return list_cached
+            cached[index] = data
+    return cached
 
 
 def _fetch_ranges(
-    cached: SourceView,
+    view: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     missing: list[int],
-    found: EntryState,
+    state: EntryState,
     ended: int,
     settings: dict[str, int],
-) -> Flow[Pieces]:
-    """Ask the source once for all that is missing, but for what others are asking it for."""
-    flights = cached.values.flights
-    asks = {place: (cached.namespace, key, byte_ranges[place], found.fence) for place in missing}
-    mine: dict[int, Flight[Buffer | None]] = {place: Flight() for place in missing}
+) -> Flow[RangeBatches]:
+    """Read the missing ranges in one request, except those that other callers are fetching."""
+    flights = view.values.flights
+    places = {index: (view.namespace, key, byte_ranges[index], state.fence) for index in missing}
+    mine: dict[int, Flight[Buffer | None]] = {index: Flight() for index in missing}
     try:
-        joined = {place: flights.join(ask, mine[place]) for place, ask in asks.items()}
-        led = {place: flight for place, flight in joined.items() if flight is mine[place]}
+        joined = {index: flights.join(place, mine[index]) for index, place in places.items()}
+        led = {index: flight for index, flight in joined.items() if flight is mine[index]}
         batches: Batches = []
-        for place, flight in led.items() if flights.ended != ended else ():
-            is_here, buffer = yield from reading.look_again(cached, key, byte_ranges[place])
-            if is_here:
+        for index, flight in led.items() if flights.ended != ended else ():
+            is_cached, buffer = yield from reading.lookup_again(view, key, byte_ranges[index])
+            if is_cached:
                 flight.complete(buffer)
-                batches.append([(place, buffer)])
-        still = {place: flight for place, flight in led.items() if not flight.is_set}
+                batches.append([(index, buffer)])
+        uncached = {index: flight for index, flight in led.items() if not flight.is_set}
         fetched, error = yield from _lead_ranges(
-            cached, key, byte_ranges, still, found.revision, settings
+            view, key, byte_ranges, uncached, state.revision, settings
         )
     finally:
-        for place, flight in mine.items():
-            flights.end(asks[place], flight)
+        for index, flight in mine.items():
+            flights.end(places[index], flight)
     batches += fetched
-    for place in missing:
-        if place not in led and error is None:
-            flight = joined[place]
+    for index in missing:
+        if index not in led and error is None:
+            flight = joined[index]
             try:
-                buffer = yield from _follow_range(cached, key, byte_ranges[place], flight, found)
+                buffer = yield from _follow_range(view, key, byte_ranges[index], flight, state)
             except Exception as failure:  # noqa: BLE001 - whatever the source raises
                 error = ExceptionGroup(FAILED, [failure])
             else:
-                batches.append([(place, buffer)])
-    return Pieces(batches, error)
+                batches.append([(index, buffer)])
+    return RangeBatches(batches, error)
 
 
 def _lead_ranges(
-    cached: SourceView,
+    view: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     led: dict[int, Flight[Buffer | None]],
     revision: int,
     settings: dict[str, int],
-) -> Flow[Pieces]:
-    """Ask the source for the byte ranges at the places in `led`, and keep the answers."""
+) -> Flow[RangeBatches]:
+    """Read the ranges whose flights this caller leads, and admit them."""
     if not led:
-        return Pieces([], None)
-    asked_at = cached.values.clock().now_ns()
-    asked, odd = yield from _ask_ranges(cached, key, byte_ranges, list(led), settings)
-    pieces = [piece for batch in asked.batches for piece in batch]
-    # All of them land before one is kept: whoever follows waits for nothing else.
-    for place, buffer in pieces:
-        led[place].complete(buffer)
-    responses = [(byte_ranges[place], buffer) for place, buffer in pieces if place not in odd]
-    yield from reading.keep(cached, key, responses, revision, asked_at)
-    return asked
+        return RangeBatches([], None)
+    asked_at = view.values.clock().now_ns()
+    read, unsafe = yield from _read_source(view, key, byte_ranges, list(led), settings)
+    buffers = [indexed for batch in read.batches for indexed in batch]
+    # All flights complete before the first range is admitted, so that no follower waits for that.
+    for index, buffer in buffers:
+        led[index].complete(buffer)
+    responses = [(byte_ranges[index], buffer) for index, buffer in buffers if index not in unsafe]
+    yield from reading.admit(view, key, responses, revision, asked_at)
+    return read
 
 
 def _follow_range(
-    cached: SourceView,
+    view: SourceView,
     key: str,
     request: ByteRequest | None,
     flight: Flight[Buffer | None],
-    found: EntryState,
+    state: EntryState,
 ) -> Flow[Buffer]:
-    """What another is asking the source for; if it gets no answer, ask for oneself."""
-    landed, buffer = yield from flight.wait()
-    if landed:
-        cached.miss()
+    """Wait for the range that another caller is fetching; if its fetch fails, fetch it here."""
+    is_complete, buffer = yield from flight.wait()
+    if is_complete:
+        view.count_miss()
     else:
-        ended = cached.values.flights.ended
-        buffer = yield from reading.fetch(cached, key, request, found, ended)
+        buffer = yield from reading.fetch(view, key, request, state, view.values.flights.ended)
     if buffer is None:
         raise FileNotFoundError(key)
     return buffer
 
 
-def _ask_ranges(
-    cached: SourceView,
+def _read_source(
+    view: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
-    places: list[int],
+    indexes: list[int],
     settings: dict[str, int],
-) -> Flow[tuple[Pieces, set[int]]]:
-    """What the source answers in one ``get_ranges``, by place in `byte_ranges`.
+) -> Flow[tuple[RangeBatches, set[int]]]:
+    """Read the ranges at `indexes` by one ``get_ranges`` of the source, counted as misses.
 
     Returns
     -------
     tuple
-        What came of it, and the places whose bytes may be others than were asked for.
+        The result, and the indexes of ranges that may hold other bytes than were requested.
     """
-    asked = [byte_ranges[place] for place in places]
+    requests = [byte_ranges[index] for index in indexes]
     prototype = cpu.buffer_prototype
 
-    async def collect(source: Store) -> tuple[Store, Pieces]:
+    async def read(source: Store) -> tuple[Store, RangeBatches]:
         reader = with_range_check(source, "get_ranges")
         batches: Batches = []
         try:
-            async for batch in reader.get_ranges(key, asked, prototype=prototype, **settings):
+            async for batch in reader.get_ranges(key, requests, prototype=prototype, **settings):
                 batches.append(list(batch))
-        except Exception as error:  # noqa: BLE001 - raised when what came before it is kept
-            return reader, Pieces(batches, error)
-        return reader, Pieces(batches, None)
+        except Exception as error:  # noqa: BLE001 - raised after earlier batches are admitted
+            return reader, RangeBatches(batches, error)
+        return reader, RangeBatches(batches, None)
 
-    def collect_sync(source: Store) -> tuple[Store, Pieces]:
+    def read_sync(source: Store) -> tuple[Store, RangeBatches]:
         reader = with_range_check(source, "get_ranges_sync")
         chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
-        pieces = reader.get_ranges_sync(key, asked, prototype=prototype, **chosen)
-        return reader, Pieces([list(pieces)], None)
+        batch = reader.get_ranges_sync(key, requests, prototype=prototype, **chosen)
+        return reader, RangeBatches([list(batch)], None)
 
-    reader, (batches, error) = yield from call(cached.source, collect_sync, collect)
+    reader, (batches, error) = yield from call(view.source, read_sync, read)
     for batch in batches:
         for _, buffer in batch:
-            cached.miss(buffer)
-    is_odd = reader.may_be_wrong if isinstance(reader, RangeCheckedStore) else lambda _: False
-    odd = {place for place in places if is_odd(byte_ranges[place])}
-    batches = [[(places[place], buffer) for place, buffer in batch] for batch in batches]
-    return Pieces(batches, error), odd
+            view.count_miss(buffer)
+    unsafe = set()
+    if isinstance(reader, RangeCheckedStore):
+        unsafe = {index for index in indexes if reader.may_be_wrong(byte_ranges[index])}
+    batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
+    return RangeBatches(batches, error), unsafe
 
 
-FAILED = "chunk read failed"
+async def get_many(
+    view: SourceView, requests: Sequence[tuple[str, BufferPrototype, ByteRequest | None]]
+) -> list[Buffer | None]:
+    """The bytes of each request; None for absent keys. All ranges of a key are one request.
+
+    An error is the one that `reading.get` would raise.
+    """
+    by_key: dict[str, list[int]] = {}
+    for index, (key, _, _) in enumerate(requests):
+        by_key.setdefault(key, []).append(index)
+    buffers: list[Buffer | None] = [None] * len(requests)
+
+    async def read_key(key: str, indexes: list[int]) -> None:
+        if len(indexes) == 1:
+            (index,) = indexes
+            buffers[index] = await run_async(reading.get(view, *requests[index]))
+            return
+        byte_ranges = [requests[index][2] for index in indexes]
+        flow = get_ranges(view, key, byte_ranges, default_buffer_prototype(), {})
+        batches, error = await run_async(flow)
+        for batch in batches:
+            for position, buffer in batch:
+                index = indexes[position]
+                buffers[index] = to_prototype(requests[index][1], buffer)
+        _raise_unless_absent(error)
+
+    await asyncio.gather(*(read_key(key, indexes) for key, indexes in by_key.items()))
+    return buffers
 
 
-def _absent(key: str) -> ExceptionGroup[FileNotFoundError]:
-    """What zarr's ``get_ranges`` raises for a key that is not there."""
-    return ExceptionGroup(FAILED, [FileNotFoundError(key)])
+def _raise_unless_absent(error: Exception | None) -> None:
+    """Raise the first error that does not report an absent key, which a source may raise alone."""
+    if isinstance(error, ExceptionGroup):
+        _, others = error.split(FileNotFoundError)
+        if others is not None:
+            raise others.exceptions[0] from error
+    elif error is not None and not isinstance(error, FileNotFoundError):
+        raise error

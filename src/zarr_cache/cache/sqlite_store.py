@@ -1,26 +1,23 @@
-"""zarr's Store on one SQLite file."""
+"""SqliteStore: zarr's Store on one SQLite file."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Self
 
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 
-from zarr_cache.core import byte_range as requests
+from zarr_cache.cache import notebook
+from zarr_cache.cache.repair import repair as repair_file
 from zarr_cache.core import keys
 from zarr_cache.core.buffers import to_array, to_buffer
-from zarr_cache.core.errors import CacheError, FileDamagedError
-from zarr_cache.core.sizes import format_size
-from zarr_cache.disk.paths import default_path, file_id_of
+from zarr_cache.core.byte_range import check
+from zarr_cache.disk.paths import default_path
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import stored
-from zarr_cache.inspect import html, report, verify
-from zarr_cache.inspect.problem import Problem
-from zarr_cache.inspect.rescue import copy_stored
+from zarr_cache.inspect import report, verify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -31,23 +28,24 @@ if TYPE_CHECKING:
     from zarr_cache.core.checksum import ByteArray
     from zarr_cache.file.connection import Connection
     from zarr_cache.index.lookup import Data
+    from zarr_cache.inspect.problem import Problem
 
 
 class SqliteStore(Store):
-    """A Zarr hierarchy in one SQLite file, or the file in which a `CacheStore` keeps its values.
+    """A Zarr hierarchy in one SQLite file, or the file in which a `CacheStore` caches values.
 
-    Beside it a `CacheStore` keeps the large ones, in a data file: see docs/design.md.
+    A `CacheStore` caches large values in a data file beside it: see docs/design.md. Values that are
+    stored here with `set` are never evicted, also when a `CacheStore` uses the same file.
 
-    The file is opened at the first operation. Every write is one transaction: it is done whole or
-    not at all, also when the process is killed. Any thread, event loop and process may
-    use the same file at once. What is stored here is never evicted, also when a `CacheStore`
-    keeps its values in the same file.
+    The file is opened at the first operation. Each write is one transaction: it is done as a whole
+    or not at all, also when the process is killed. All threads, event loops and processes may use
+    the same file concurrently.
 
     Parameters
     ----------
     path
-        The file. ``~`` is expanded, missing parent folders are made, a file that does not exist
-        is created with mode 0600. None: the file that ``$ZARR_CACHE_PATH`` names, or else
+        The file. ``~`` is expanded, missing parent folders are created, and a missing file is
+        created with mode 0600. None: the file that ``$ZARR_CACHE_PATH`` names, or else
         ``zarr-cache/cache.sqlite`` in the user's cache folder.
     read_only
         Whether to refuse writes. The file must exist then.
@@ -55,24 +53,23 @@ class SqliteStore(Store):
     Attributes
     ----------
     path : pathlib.Path
-        The file, absolute and with symbolic links followed.
+        The file, absolute, with symbolic links resolved.
     database : FileDatabase
-        Its connections in this process.
+        The connections of this process to the file.
 
     Raises
     ------
     ValueError
-        `path` is empty or ``":memory:"``, or names a folder.
+        `path` is empty or ``":memory:"``, or is a folder.
 
     Notes
     -----
-    The first operation raises `zarr_cache.ForeignFileError` if the file is not one of ours and
-    `zarr_cache.NewerSchemaError` if a later release wrote it; both leave it as it was. Any
-    operation raises `zarr_cache.StorageError` when SQLite cannot do it: nothing of it is done then.
-    What writes raises ValueError if the store is read-only.
+    The first operation raises `zarr_cache.ForeignFileError` if another program made the file, and
+    `zarr_cache.NewerSchemaError` if a later release wrote it; both leave it unchanged. An operation
+    raises `zarr_cache.StorageError` if SQLite fails; the file is then as it was before. Writes to a
+    read-only store raise ValueError.
 
-    Parameters and return values of its methods are those of `zarr.abc.store.Store`; the docstrings
-    here say only what differs.
+    Methods have the parameters and return values of `zarr.abc.store.Store`.
 
     Examples
     --------
@@ -89,24 +86,13 @@ class SqliteStore(Store):
         self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False
     ) -> None:
         super().__init__(read_only=read_only)
-        self._named = _checked(default_path() if path is None else path)
-        self.path = self._named.resolve()
+        self._given_path = _checked(default_path() if path is None else path)
+        self.path = self._given_path.resolve()
         self.database = FileDatabase.of(self.path)
 
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's
-        """A store on the same file that refuses writes, or one that takes them.
-
-        Parameters
-        ----------
-        read_only
-            Whether it refuses writes.
-
-        Returns
-        -------
-        SqliteStore
-            The other store.
-        """
-        return type(self)(self._named, read_only=read_only)
+        """A store on the same file that refuses writes, or one that accepts them."""
+        return type(self)(self._given_path, read_only=read_only)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, type(self)) and self.path == other.path
@@ -120,53 +106,13 @@ class SqliteStore(Store):
         return f"sqlite://{self.path.as_posix()}"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what is in the file, and of whom. Makes no file."""
-        found = self._peek(report.namespaces, None)
-        if isinstance(found, str):
-            return html.card(str(self), [html.notice(found)])
-        stored_here = [each for each in found if each.entries.get("stored")]
-        named = [
-            ("stored here", html.count(each.entries["stored"], "value"), each.bytes["stored"])
-            for each in stored_here
-        ]
-        cached = [
-            html.Share(
-                each.namespace,
-                each.entries.get("value", 0),
-                each.bytes.get("value", 0),
-                each.hit_rate,
-            )
-            for each in found
-            if each.entries.get("value") or each.hit_rate is not None
-        ]
-        named.append(
-            (
-                "cached",
-                html.count(sum(each.values for each in cached), "value"),
-                sum(each.nbytes for each in cached),
-            )
-        )
-        lines = [(name, f"{number}, {format_size(nbytes)}") for name, number, nbytes in named]
-        return html.card(str(self), [html.facts(lines), html.shares(cached)])
-
-    def _peek[**P, T](
-        self,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T | str:
-        """What an operation tells of the file, or why it cannot. Makes no file, sets none aside."""
-        try:
-            self.path.stat()
-            return self.database.run(operation, *args, **kwargs)
-        except FileNotFoundError:
-            return "There is no file yet: the first read or write makes it."
-        except (CacheError, OSError) as error:
-            return f"The file cannot be read. {error}"
+        """What a notebook shows. Creates no file."""
+        namespaces = notebook.read_or_reason(self.database, report.namespaces, None)
+        return notebook.of_sqlite_store(str(self), namespaces)
 
     def __getstate__(self) -> dict[str, object]:
-        # As it was named: where a link leads is for the machine to say on which it is opened.
-        return {"path": str(self._named), "read_only": self.read_only}
+        # The path as the user gave it: a link may lead elsewhere on the machine that unpickles it.
+        return {"path": str(self._given_path), "read_only": self.read_only}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -211,66 +157,40 @@ class SqliteStore(Store):
         return await self.database.run_async(operation, *args, **kwargs)
 
     def verify(self, *, repair: bool = False) -> Iterator[Problem]:
-        """Yield each problem of the file, of every namespace in it: nothing, if all is well.
+        """Yield each problem of the file, of every namespace in it; nothing if there is none.
 
-        Every stored fact is compared with what it stands for: checksums with bytes, sizes with
-        lengths, totals with sums, indexes with tables, the schema with what our scripts make. Reads
-        the whole file, in short transactions beside which others may write, except for SQLite's own
-        ``integrity_check``, during which the log is not written back. Takes little memory.
+        Every stored fact is compared with what it describes: checksums with bytes, sizes with
+        lengths, totals with sums, indexes with tables, the schema with what the scripts make. Reads
+        the whole file in short transactions, so that other processes may write; only during
+        SQLite's own ``integrity_check`` the WAL is not written back. Takes little memory.
 
         Parameters
         ----------
         repair
-            Whether to remove entries of a cache that are wrong, which are fetched again, and bytes
-            of no entry; totals are counted anew. Where the database itself is damaged (``page``,
-            ``schema``, ``counter``, ``namespace``, ``data_file``, or it cannot be opened), it is
-            renamed to ``<name>.damaged-<UTC time>`` and another is begun, into which is copied what
-            was stored with `SqliteStore`, as far as it has its checksums. What of that does not is
-            told and never removed: it stays in the file, or in the renamed one.
+            Whether to repair the file. Cached entries that are wrong are removed, and fetched again
+            when they are read; so are bytes of no entry. Totals are counted again. A database that
+            is damaged itself (``page``, ``schema``, ``counter``, ``namespace``, ``data_file``, or
+            it cannot be opened) is renamed to ``<name>.damaged-<UTC time>``. A new file is created,
+            and the values stored with `SqliteStore` are copied into it if they have their
+            checksums. A stored value without its checksum is reported and never removed: it stays
+            in the file, or in the renamed one.
 
         Yields
         ------
         Problem
-            Something that is not what it should be.
+            A fact that is wrong.
 
         Raises
         ------
         ForeignFileError, NewerSchemaError
-            The file is not one that this release could verify.
+            This release cannot verify the file.
         StorageError
-            The file cannot be read at all, or is locked, or is damaged and cannot be renamed.
+            The file cannot be read, or is locked, or is damaged and cannot be renamed.
         """
         if not repair:
             return verify.verify(self._run)
         self._check_writable()
-        return self._repair()
-
-    def _repair(self) -> Iterator[Problem]:
-        place = file_id_of(self.path)
-        try:
-            damage = verify.find_damage(self._run)
-            if not damage:
-                yield from verify.verify_rows(self._run, repair=True)
-                return
-            error = FileDamagedError(f"{self.path}: {damage[0]}")
-            error.place = place
-        except FileDamagedError as refused:
-            damage, error = [Problem("file", str(refused), "a cache file")], refused
-        try:
-            aside = self.database.begin_anew(error)
-        except CacheError:
-            yield from damage
-            raise
-        if aside is None:
-            # Somebody else was first: what is there now is another file.
-            yield from damage
-            return
-        # All of it before anything is told: who is told may not come back.
-        left = list(copy_stored(aside, self._put_unless_there))
-        begun = Problem("file", f"a damaged one, which is now {aside}", "another, which is begun")
-        for problem in (*damage, begun):
-            yield replace(problem, is_repaired=True)
-        yield from left
+        return repair_file(self.database, self._run, self._put_unless_there)
 
     def _put_unless_there(self, key: str, data: ByteArray) -> None:
         self._run(stored.put, [(key, data)], self._now_ns(), replace=False)
@@ -281,8 +201,8 @@ class SqliteStore(Store):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """The bytes asked for; None if the store has no such key. See `zarr.abc.store.Store`."""
-        requests.check(byte_range)
+        """The bytes of the request; None if there is no such key."""
+        check(byte_range)
         return _buffer(prototype, await self._run_async(stored.read, key, byte_range))
 
     def get_sync(
@@ -293,7 +213,7 @@ class SqliteStore(Store):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """As `get`, without an event loop."""
-        requests.check(byte_range)
+        check(byte_range)
         return _buffer(prototype, self._run(stored.read, key, byte_range))
 
     async def get_partial_values(
@@ -301,11 +221,8 @@ class SqliteStore(Store):
         prototype: BufferPrototype,
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
     ) -> list[Buffer | None]:
-        """The bytes asked for, in the order of the requests; None for absent keys."""
-        asked = list(key_ranges)
-        for _, request in asked:
-            requests.check(request)
-        found = await self._run_async(stored.read_many, asked)
+        """The bytes of each request, in order; None for absent keys."""
+        found = await self._run_async(stored.read_many, _checked_requests(key_ranges))
         return [_buffer(prototype, data) for data in found]
 
     async def get_ranges(
@@ -318,16 +235,15 @@ class SqliteStore(Store):
         max_gap_bytes: int = 1 << 20,  # noqa: ARG002 - the same
         max_coalesced_bytes: int = 16 << 20,  # noqa: ARG002 - the same
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
-        """All the ranges in one batch: there is no round trip to save by merging them.
+        """All ranges in one batch: there are no round trips to save by merging them.
 
         Raises
         ------
         BaseExceptionGroup
-            With a `FileNotFoundError` in it: there is no such key.
+            There is no such key: it contains a `FileNotFoundError`.
         """
-        for request in byte_ranges:
-            requests.check(request)
-        found = await self._run_async(stored.read_many, [(key, each) for each in byte_ranges])
+        requests = _checked_requests((key, each) for each in byte_ranges)
+        found = await self._run_async(stored.read_many, requests)
         yield _batch(key, prototype, found)
 
     def get_ranges_sync(
@@ -340,9 +256,8 @@ class SqliteStore(Store):
         max_coalesced_bytes: int = 16 << 20,  # noqa: ARG002 - the same
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, without an event loop."""
-        for request in byte_ranges:
-            requests.check(request)
-        found = self._run(stored.read_many, [(key, each) for each in byte_ranges])
+        requests = _checked_requests((key, each) for each in byte_ranges)
+        found = self._run(stored.read_many, requests)
         return _batch(key, prototype, found)
 
     async def exists(self, key: str) -> bool:
@@ -350,20 +265,14 @@ class SqliteStore(Store):
         return await self._run_async(stored.size, key) is not None
 
     async def getsize(self, key: str) -> int:
-        """Bytes of the value, without reading it.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such key.
-        """
+        """Bytes of the value, which is not read."""
         size = await self._run_async(stored.size, key)
         if size is None:
             raise FileNotFoundError(key)
         return size
 
     async def getsize_prefix(self, prefix: str) -> int:
-        """Bytes of all values below the folder `prefix`, without reading them."""
+        """Bytes of all values below the folder `prefix`, which are not read."""
         return await self._run_async(stored.size_of_prefix, _folder(prefix))
 
     async def is_empty(self, prefix: str) -> bool:
@@ -379,7 +288,7 @@ class SqliteStore(Store):
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Every key that begins with `prefix`, sorted.
 
-        Read some at a time: keys that are written or deleted meanwhile may be listed or not.
+        Keys are read in pages: one that is written or deleted meanwhile may be listed or not.
         """
         first, end = prefix, keys.prefix_end(prefix)
         while page := await self._run_async(stored.keys, first, end):
@@ -388,12 +297,12 @@ class SqliteStore(Store):
             first = page[-1] + "\0"
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """The names directly below the folder `prefix`, of keys and of folders, each once."""
+        """The names of keys and folders directly below the folder `prefix`, each once."""
         for child in await self._run_async(stored.children, _folder(prefix.rstrip("/"))):
             yield child
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Store the value under the key, in place of one that is there."""
+        """Store the value under the key, and replace one that is there."""
         await self._put([(key, value)])
 
     def set_sync(self, key: str, value: Buffer) -> None:
@@ -402,7 +311,7 @@ class SqliteStore(Store):
         self._run(stored.put, [(key, _array(value))], self._now_ns())
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Store the value unless there is one, also when several processes do so at once."""
+        """Store the value unless there is one. Of concurrent processes, one stores its value."""
         await self._put([(key, value)], replace=False)
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
@@ -414,7 +323,7 @@ class SqliteStore(Store):
         await self._run_async(stored.put, items, self._now_ns(), replace=replace)
 
     async def delete(self, key: str) -> None:
-        """Remove the key, if there is one."""
+        """Remove the key, if it is there."""
         self._check_writable()
         await self._run_async(stored.delete, key)
 
@@ -429,7 +338,7 @@ class SqliteStore(Store):
         await self._run_async(stored.delete_prefix, _folder(prefix))
 
     async def clear(self) -> None:
-        """Remove every key. What a `CacheStore` keeps in the same file stays."""
+        """Remove every key that was stored here, and nothing that a `CacheStore` has cached."""
         await self.delete_dir("")
 
     def _now_ns(self) -> int:
@@ -437,24 +346,23 @@ class SqliteStore(Store):
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
-    """The path of a file, absolute, by the name that was given.
+    """The absolute path of a file, with symbolic links as given.
 
     Raises
     ------
     ValueError
-        It cannot be one; the message says why, and what can.
+        The path cannot be that of a file.
     """
     name = os.fspath(path)
     if not name:
-        raise ValueError("path is empty; name the file to keep values in, such as 'cache.sqlite'")
+        raise ValueError("path is empty; name the file to store values in, such as 'cache.sqlite'")
     if name == ":memory:":
-        msg = (
-            "path is ':memory:', and SqliteStore keeps values in a file; "
+        raise ValueError(
+            "path is ':memory:', and SqliteStore stores values in a file; "
             "use zarr.storage.MemoryStore for values in memory, or name a file"
         )
-        raise ValueError(msg)
     named = Path(name).expanduser().absolute()
-    # Not is_dir(), which raises where nobody may look: what the cache cannot open costs no read.
+    # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
     if os.path.isdir(named):  # noqa: PTH112
         raise ValueError(
             f"path is the folder {named}; name a file in it, such as {named}/cache.sqlite"
@@ -462,18 +370,26 @@ def _checked(path: str | os.PathLike[str]) -> Path:
     return named
 
 
+def _checked_requests(
+    key_ranges: Iterable[tuple[str, ByteRequest | None]],
+) -> list[tuple[str, ByteRequest | None]]:
+    requests = list(key_ranges)
+    for _, request in requests:
+        check(request)
+    return requests
+
+
 def _folder(prefix: str) -> str:
-    """`prefix` as the beginning of the keys below it: ``"a"`` is not the folder of ``"ab/c"``."""
+    """`prefix` with a slash at its end: the folder ``"a"`` does not contain ``"ab/c"``."""
     return prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
 
 
 def _array(value: object) -> ByteArray:
     if not isinstance(value, Buffer):
-        msg = (
+        raise TypeError(
             f"SqliteStore.set(): `value` must be a Buffer instance. "
             f"Got an instance of {type(value)} instead."
         )
-        raise TypeError(msg)
     return to_array(value)
 
 
@@ -485,6 +401,5 @@ def _batch(
     key: str, prototype: BufferPrototype, found: Sequence[Data | None]
 ) -> Sequence[tuple[int, Buffer | None]]:
     if any(data is None for data in found):
-        msg = "chunk read failed"
-        raise BaseExceptionGroup(msg, [FileNotFoundError(key)])
-    return [(place, _buffer(prototype, data)) for place, data in enumerate(found)]
+        raise BaseExceptionGroup("chunk read failed", [FileNotFoundError(key)])
+    return [(index, _buffer(prototype, data)) for index, data in enumerate(found)]

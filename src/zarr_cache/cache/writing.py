@@ -1,9 +1,10 @@
-"""Writes: to the source first, and fenced, so that no later read sees what was there before."""
+"""Writes: invalidate what is cached, write to the source, and cache what was written."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zarr_cache.cache import evict
 from zarr_cache.core.buffers import to_array
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.keys import is_storable
@@ -20,137 +21,145 @@ if TYPE_CHECKING:
 
 
 def write(
-    cached: SourceView,
+    view: SourceView,
     items: Sequence[tuple[str, Buffer | None]],
     to_source: Flow[None],
 ) -> Flow[None]:
-    """Write to the source; no read that begins after it has returned sees what was before.
+    """Write to the source; a read that begins after the write has returned sees the new value.
 
-    A write that fails, or that is cancelled, does not end here: the source may go on with it, as in
-    a thread that no cancellation reaches, with the other keys of zarr's ``_set_many``, or as a
-    server does that is not heard any more. So nothing is kept of the keys for an hour.
+    After a write that failed or was cancelled, nothing is admitted for the keys for an hour: the
+    source may still carry it out, in a thread that cannot be cancelled, for the other keys of
+    zarr's ``_set_many``, or on a server whose response was lost.
 
     Parameters
     ----------
     items
-        Each key with what the source will hold then, or None if that is for the source to say.
+        Each key with the value that the source will hold, or None if only the source knows it.
     to_source
         Writes to the source.
     """
-    cached.open_source()
-    namespace = cached.namespace
+    view.open_source()
+    namespace = view.namespace
     items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
     begun: list[int] = []
     is_recorded = True
     try:
-        is_recorded = yield from _begin_write(cached, namespace, keys, begun)
+        is_recorded = yield from _begin_write(view, namespace, keys, begun)
         yield from to_source
     except GeneratorExit:
-        # Nothing can be waited for any more. What was begun stands, and the source is asked.
+        # Waiting is no longer possible. The tombstones stay, and reads go to the source.
         raise
     except BaseException:
-        # Anew: it may have taken longer than that.
-        yield from _begin_write(cached, namespace, keys, begun)
-        yield from _abandon(cached, keys)
+        # Again, for an hour from now: the write may have taken long.
+        yield from _begin_write(view, namespace, keys, begun)
+        yield from _abandon(view, keys)
         if not is_recorded:
-            yield from _clear(cached)
+            yield from _clear(view)
         raise
     responses: dict[str, Response] = {}
-    if begun and cached.settings.cache_set_data:
-        responses = _written(cached, items, begun[0])
-    yield from _end_write(cached, namespace, keys, responses, begun)
+    if begun and view.settings.cache_set_data:
+        responses = _written_values(view, items, begun[0])
+    yield from _end_write(view, namespace, keys, responses, begun)
     if not is_recorded:
-        # The key has no fence. What was removed on that account while the source was written to may
-        # have been asked for and kept again since.
-        yield from _clear(cached)
+        # The keys have no tombstones. A concurrent read may have removed all entries for that
+        # reason, and then admitted the old value.
+        yield from _clear(view)
 
 
 def _begin_write(
-    cached: SourceView, namespace: str, keys: Sequence[str], begun: list[int]
+    view: SourceView, namespace: str, keys: Sequence[str], begun: list[int]
 ) -> Flow[bool]:
-    """Make what is kept of the keys unusable; False when the cache cannot."""
-    return _recorded(
-        cached, namespace, lambda now_ns: cached.values.begin_write(namespace, keys, now_ns, begun)
+    """Invalidate the keys before the source is written; False if the cache has failed.
+
+    Until `_end_write`, no response is admitted for them. The revision is appended to `begun`.
+    """
+    return _record_or_invalidate(
+        view, namespace, lambda now_ns: view.values.begin_write(namespace, keys, now_ns, begun)
     )
 
 
-def _recorded(
-    cached: SourceView, namespace: str, operation: Callable[[int], Flow[object]]
+def _record_or_invalidate(
+    view: SourceView, namespace: str, operation: Callable[[int], Flow[object]]
 ) -> Flow[bool]:
-    """Run an operation, which is given the time; False when it fails.
+    """Run an operation on the cache, which is given the time; False if the cache has failed.
 
-    Then nothing is believed that is kept of the namespace.
+    Then the whole namespace is invalidated.
     """
     try:
-        yield from cached.values.opened()
-        yield from operation(cached.values.clock().timestamp_ns())
+        yield from view.values.opened()
+        yield from operation(view.values.clock().timestamp_ns())
     except CacheError as error:
-        yield from cached.values.invalidate(namespace)
-        cached.faults.note(error)
+        yield from view.values.invalidate(namespace)
+        view.faults.note(error)
         return False
     return True
 
 
-def _written(
-    cached: SourceView, items: Sequence[tuple[str, Buffer | None]], begun: int
+def _written_values(
+    view: SourceView, items: Sequence[tuple[str, Buffer | None]], begun: int
 ) -> dict[str, Response]:
-    now_ns = cached.values.clock().now_ns()
+    """The values that were written, as responses to admit."""
+    now_ns = view.values.clock().now_ns()
     written = {key: to_array(value) for key, value in items if value is not None}
     return {
-        key: Response(data, now_ns, cached.values.clock().timestamp_ns(), begun)
+        key: Response(data, now_ns, view.values.clock().timestamp_ns(), begun)
         for key, data in written.items()
-        if cached.is_kept(data)
+        if view.is_cacheable(data)
     }
 
 
 def _end_write(
-    cached: SourceView,
+    view: SourceView,
     namespace: str,
     keys: Sequence[str],
     responses: Mapping[str, Response],
     begun: Sequence[int],
 ) -> Flow[None]:
-    """Let the keys be asked for again, if the write has begun: no other's is ended in its place."""
+    """Admit responses for the keys again, first those that were written.
+
+    Nothing happens if this write has not begun: it would end another writer's.
+    """
     if not (begun and keys):
         return
-    yield from cached.make_room(keys[0])
+    yield from evict.evict_before_write(view, keys[0])
     try:
-        now_ns = cached.values.clock().timestamp_ns()
-        removed = yield from cached.values.end_write(
-            namespace, keys, responses, now_ns, cached.limits()
+        now_ns = view.values.clock().timestamp_ns()
+        evictions = yield from view.values.end_write(
+            namespace, keys, responses, now_ns, view.limits()
         )
-        cached.count_removed(removed)
+        view.count_evictions(evictions)
     except CacheError as error:
-        # What was begun stands: nothing is kept of the keys until the writer is taken for dead.
-        cached.faults.note(error)
+        # The write stays in flight: nothing is admitted for the keys until its lease expires.
+        view.faults.note(error)
 
 
-def _abandon(cached: SourceView, keys: Sequence[str]) -> Flow[None]:
+def _abandon(view: SourceView, keys: Sequence[str]) -> Flow[None]:
+    """Remove the values of the keys of a failed write, if another store holds them."""
     try:
-        yield from cached.values.abandon_write(keys)
+        yield from view.values.abandon_write(keys)
     except CacheError as error:
-        cached.faults.note(error)
+        view.faults.note(error)
 
 
-def delete(cached: SourceView, key: str, from_source: Flow[None]) -> Flow[None]:
-    """Delete a key; no later read sees what was there before.
+def delete(view: SourceView, key: str, from_source: Flow[None]) -> Flow[None]:
+    """Delete a key; a read that begins after this has returned does not see it.
 
-    A local source also takes the name of a folder, and deletes all that is in it.
+    A local source also deletes a folder of that name, with all that is in it.
 
     Parameters
     ----------
     from_source
         Deletes it from the source.
     """
-    folder = folder_of(cached.source)
+    folder = folder_of(view.source)
     if folder is not None and (folder / key).is_dir():
-        from_source = remove_folder(cached, f"{key.rstrip('/')}/" if key else "", from_source)
-    yield from write(cached, [(key, None)], from_source)
+        from_source = remove_folder(view, f"{key.rstrip('/')}/" if key else "", from_source)
+    yield from write(view, [(key, None)], from_source)
 
 
-def delete_dir(cached: SourceView, prefix: str, from_source: Flow[None]) -> Flow[None]:
-    """Remove a folder, and a key of the same name, which fsspec takes for the folder as well.
+def delete_dir(view: SourceView, prefix: str, from_source: Flow[None]) -> Flow[None]:
+    """Remove a folder, and the key of that name, which fsspec removes with it.
 
     Parameters
     ----------
@@ -158,16 +167,17 @@ def delete_dir(cached: SourceView, prefix: str, from_source: Flow[None]) -> Flow
         Removes it from the source.
     """
     if prefix and not prefix.endswith("/"):
-        removal = remove_folder(cached, f"{prefix}/", from_source)
-        yield from write(cached, [(prefix, None)], removal)
+        removal = remove_folder(view, f"{prefix}/", from_source)
+        yield from write(view, [(prefix, None)], removal)
     else:
-        yield from remove_folder(cached, prefix, from_source)
+        yield from remove_folder(view, prefix, from_source)
 
 
-def remove_folder(cached: SourceView, folder: str, from_source: Flow[None]) -> Flow[None]:
-    """Remove a folder; no later read sees what was in it.
+def remove_folder(view: SourceView, folder: str, from_source: Flow[None]) -> Flow[None]:
+    """Remove a folder; a read that begins after this has returned sees nothing of it.
 
-    Nothing of the source is kept meanwhile, nor for an hour if the removal fails or is cancelled.
+    Meanwhile no response of the source is admitted, nor for an hour after a removal that failed or
+    was cancelled.
 
     Parameters
     ----------
@@ -176,57 +186,59 @@ def remove_folder(cached: SourceView, folder: str, from_source: Flow[None]) -> F
     from_source
         Removes it from the source.
     """
-    cached.open_source()
+    view.open_source()
     if not is_storable(folder):
-        # Nothing is kept of the keys in it.
+        # No key in it can be cached.
         yield from from_source
         return
-    namespace = cached.namespace
+    namespace = view.namespace
     is_begun, is_recorded = False, True
     try:
-        is_begun = yield from _begin_removal(cached, namespace)
-        is_recorded = is_begun and (yield from _fence(cached, namespace, folder))
+        is_begun = yield from _begin_removal(view, namespace)
+        is_recorded = is_begun and (yield from _invalidate_folder(view, namespace, folder))
         yield from from_source
     except GeneratorExit:
         raise
     except BaseException:
-        yield from _begin_removal(cached, namespace)
-        yield from _fence(cached, namespace, folder)
+        yield from _begin_removal(view, namespace)
+        yield from _invalidate_folder(view, namespace, folder)
         if not is_recorded:
-            yield from _clear(cached)
+            yield from _clear(view)
         raise
-    # What was asked for meanwhile may have been answered before or after.
-    yield from _fence(cached, namespace, folder)
+    # A response that was fetched meanwhile may be from before or after the removal.
+    yield from _invalidate_folder(view, namespace, folder)
     if is_begun:
-        yield from _end_removal(cached, namespace)
+        yield from _end_removal(view, namespace)
     if not is_recorded:
-        yield from _clear(cached)
+        yield from _clear(view)
 
 
-def _begin_removal(cached: SourceView, namespace: str) -> Flow[bool]:
-    """Keep no answer of the source; False when the cache cannot tell others of it."""
-    return _recorded(
-        cached, namespace, lambda now_ns: cached.values.begin_removal(namespace, now_ns)
+def _begin_removal(view: SourceView, namespace: str) -> Flow[bool]:
+    """Admit no response of the source, in any process; False if the cache has failed."""
+    return _record_or_invalidate(
+        view, namespace, lambda now_ns: view.values.begin_removal(namespace, now_ns)
     )
 
 
-def _end_removal(cached: SourceView, namespace: str) -> Flow[None]:
+def _end_removal(view: SourceView, namespace: str) -> Flow[None]:
     try:
-        yield from cached.values.end_removal(namespace)
+        yield from view.values.end_removal(namespace)
     except CacheError as error:
-        # What was begun stands, for an hour.
-        cached.faults.note(error)
+        # The removal stays in flight until its lease expires.
+        view.faults.note(error)
 
 
-def _fence(cached: SourceView, namespace: str, folder: str) -> Flow[bool]:
-    """Remove what is kept of a folder, and refuse what is being fetched; False when it cannot."""
-    return _recorded(cached, namespace, lambda _: cached.values.fence_prefix(namespace, folder))
+def _invalidate_folder(view: SourceView, namespace: str, folder: str) -> Flow[bool]:
+    """Remove the entries of a folder, and refuse responses being fetched; False if that failed."""
+    return _record_or_invalidate(
+        view, namespace, lambda _: view.values.fence_prefix(namespace, folder)
+    )
 
 
-def _clear(cached: SourceView) -> Flow[None]:
-    """Remove all that is kept of the source: what of it is wrong is not known."""
+def _clear(view: SourceView) -> Flow[None]:
+    """Remove all entries of the source: it is not known which of them are wrong."""
     try:
-        yield from cached.clear()
+        yield from evict.clear(view)
     except CacheError as error:
-        yield from cached.values.invalidate(cached.namespace)
-        cached.faults.note(error)
+        yield from view.values.invalidate(view.namespace)
+        view.faults.note(error)

@@ -63,7 +63,7 @@ def list_cached(cached: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
         # The next read removes the entries of the namespace.
         return {}
     limits = cached.limits()
-    absent_fresh_after = limits.absent_fresh_after if cached.believes_absent() else NEVER
+    absent_fresh_after = limits.absent_fresh_after if cached.may_serve_absences() else NEVER
     return (
         yield from cached.values.list_cached(
             cached.namespace, prefix, limits.fresh_after, absent_fresh_after
@@ -84,4 +84,4 @@ def source_of(store: Store) -> SourceView:
             f"{store!r} caches nothing: open the array or group through a CacheStore, "
             "as in zarr.open_array(CacheStore(source, cache_store=...), mode='r')"
         )
-    return store._cached  # noqa: SLF001 - private to the package, not to the class
+    return store._view  # noqa: SLF001 - private to the package, not to the class

@@ -1,0 +1,182 @@
+"""What a CacheStore reports: its settings, the content of the cache, counts, and problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zarr_cache.backend.other_store import StoreCache
+from zarr_cache.cache import evict, notebook
+from zarr_cache.cache.parameters import class_of
+from zarr_cache.cache.sqlite_store import SqliteStore
+from zarr_cache.core.errors import CacheError
+from zarr_cache.core.flow import run
+from zarr_cache.index import space
+from zarr_cache.inspect.verify_store import verify_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr.abc.store import Store
+
+    from zarr_cache.cache.view import SourceView
+    from zarr_cache.core.ages import Age
+    from zarr_cache.index.space import Usage
+    from zarr_cache.inspect.problem import Problem
+
+
+class CacheInfo:
+    """The part of `CacheStore` that reports on the cache."""
+
+    _cache: Store
+    _store: Store
+    _view: SourceView
+
+    @property
+    def max_age_seconds(self) -> Age:
+        """For how many seconds a cached value is fresh; ``"infinity"`` or None for ever."""
+        return self._view.settings.max_age_seconds
+
+    @property
+    def max_age_absent_seconds(self) -> Age:
+        """For how many seconds a cached absence is fresh; None for 60, in read-only views."""
+        return self._view.settings.max_age_absent_seconds
+
+    @property
+    def max_size(self) -> int | None:
+        """Maximum bytes of cached values; None for no limit."""
+        return self._view.settings.max_size
+
+    @property
+    def cache_set_data(self) -> bool:
+        """Whether a written value is cached."""
+        return self._view.settings.cache_set_data
+
+    @property
+    def namespace(self) -> str:
+        """Name under which values of the source are cached."""
+        return self._view.namespace
+
+    def __str__(self) -> str:
+        # Not that of the source, which may be a URL with a token.
+        return f"cached-{self.namespace}"
+
+    def __repr__(self) -> str:
+        # The repr of the source may have a token in it; the namespace has none.
+        cache = repr(self._cache) if isinstance(self._cache, SqliteStore) else class_of(self._cache)
+        return (
+            f"{type(self).__name__}(store={class_of(self._store)}, namespace={self.namespace!r}, "
+            f"cache_store={cache}, max_age_seconds={self.max_age_seconds!r}, "
+            f"max_size={self.max_size!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows. Creates no file and evicts nothing."""
+        usage: Usage | str
+        if isinstance(self._cache, SqliteStore):
+            location = str(self._cache)
+            usage = notebook.read_or_reason(self._cache.database, space.usage, self.namespace)
+        else:
+            location = class_of(self._cache)
+            try:
+                usage = self._view.values.usage(self.namespace)
+            except CacheError as error:
+                usage = str(error)
+        return notebook.of_cache_store(type(self).__name__, self._view, location, usage)
+
+    def cache_info(self) -> dict[str, Any]:
+        """What is cached, and under which settings.
+
+        Stale entries are removed first, at most 256 values and as many absences. Those that are
+        left count as cached, and so do all while the file cannot be written. The dict has the keys
+        of zarr's CacheStore, of which ``current_size`` and the numbers of keys are those of this
+        namespace, and:
+
+        ``namespace``
+            Name of the source in the cache.
+        ``file_size``
+            Bytes of cached values of all namespaces in the file. `max_size` limits the sum of this
+            and ``range_size``.
+        ``absent_keys``
+            Number of cached absences.
+        ``ranges``, ``range_size``
+            Number and bytes of the byte ranges in memory, of all namespaces.
+
+        Raises
+        ------
+        CacheError
+            The file cannot be read.
+        """
+        view = self._view
+        run(evict.evict_stale(view))
+        usage = view.values.usage(view.namespace)
+        settings, ranges = view.settings, view.values.ranges
+        keys = usage.entries.get("value", 0) + ranges.count(view.namespace)
+        return {
+            "cache_store_type": type(self._cache).__name__,
+            "max_age_seconds": settings.max_age_seconds,
+            "max_size": settings.max_size,
+            "current_size": usage.bytes.get("value", 0) + ranges.nbytes_of(view.namespace),
+            "cache_set_data": settings.cache_set_data,
+            "tracked_keys": keys,
+            "cached_keys": keys,
+            "max_age_absent_seconds": settings.max_age_absent_seconds,
+            "namespace": view.namespace,
+            "file_size": usage.total_bytes["value"],
+            "absent_keys": usage.entries.get("absent", 0),
+            "ranges": len(ranges),
+            "range_size": ranges.nbytes,
+        }
+
+    def cache_stats(self) -> dict[str, Any]:
+        """Counts of this process, for this CacheStore and its views.
+
+        The dict has the keys of zarr's CacheStore, and: ``absent_hits``, hits on cached absences;
+        ``expirations``, stale entries that were removed; ``faults``, cache failures, after which
+        the source was read instead; ``damaged``, values that were not those that had been cached,
+        and were fetched again; ``bytes_served`` from the cache; ``bytes_fetched`` from the source.
+        """
+        view = self._view
+        view.values.flush()
+        view.faults.tell()
+        counts = view.statistics
+        total = counts["hits"] + counts["misses"]
+        return {
+            "hits": counts["hits"],
+            "misses": counts["misses"],
+            "evictions": counts["evictions"],
+            "total_requests": total,
+            "hit_rate": counts["hits"] / total if total else 0.0,
+            "absent_hits": counts["absent_hits"],
+            "expirations": counts["expirations"],
+            "faults": counts["faults"],
+            "damaged": counts["damaged"],
+            "bytes_served": counts["bytes_served"],
+            "bytes_fetched": counts["bytes_fetched"],
+        }
+
+    def verify(self, *, repair: bool = False) -> Iterator[Problem]:
+        """Yield each problem of the cache, of every namespace in it; nothing if there is none.
+
+        As `SqliteStore.verify`, for the whole file. With another store as `cache_store`, each value
+        in it is compared with the index in memory.
+
+        Parameters
+        ----------
+        repair
+            Whether to remove what is wrong. It is fetched again when it is read.
+
+        Yields
+        ------
+        Problem
+            A fact that is wrong.
+
+        Raises
+        ------
+        CacheError
+            As from `SqliteStore.verify`.
+        """
+        if isinstance(self._cache, SqliteStore):
+            return self._cache.verify(repair=repair)
+        values = self._view.values
+        assert isinstance(values, StoreCache)  # noqa: S101 - `view_of` makes no other
+        return verify_store(values, self._cache, self.namespace, repair=repair)

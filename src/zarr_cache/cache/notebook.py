@@ -1,0 +1,112 @@
+"""What a notebook shows of a CacheStore and of a SqliteStore, as HTML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Concatenate
+
+from zarr_cache.core.errors import CacheError
+from zarr_cache.core.sizes import format_size
+from zarr_cache.inspect import html
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from zarr_cache.cache.view import SourceView
+    from zarr_cache.file.connection import Connection
+    from zarr_cache.file.file_database import FileDatabase
+    from zarr_cache.index.space import Usage
+    from zarr_cache.inspect.report import NamespaceReport
+
+
+def read_or_reason[**P, T](
+    database: FileDatabase,
+    operation: Callable[Concatenate[Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T | str:
+    """The result of an operation that reads, or a sentence why there is none.
+
+    Creates no file, and replaces none.
+    """
+    try:
+        database.path.stat()
+        return database.run(operation, *args, **kwargs)
+    except FileNotFoundError:
+        return "There is no file yet: the first read or write creates it."
+    except (CacheError, OSError) as error:
+        return f"The file cannot be read. {error}"
+
+
+def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | str) -> str:
+    """How full the budget is, and how many reads were hits.
+
+    Parameters
+    ----------
+    location
+        Where values are cached, without secrets.
+    usage
+        What is cached, or a sentence why it cannot be read.
+    """
+    facts: list[tuple[str, str]] = []
+    if isinstance(usage, str):
+        parts = [html.notice(usage)]
+    else:
+        parts, facts = _usage_of(view, usage)
+    counts = view.statistics
+    reads = counts["hits"] + counts["misses"]
+    rate = html.hits(counts["hits"] / reads if reads else None)
+    facts += [
+        ("namespace", view.namespace),
+        ("kept in", location),
+        ("this process", f"{rate} ({html.count(reads, 'read')})" if reads else rate),
+    ]
+    if faults := counts["faults"]:
+        facts.append(("faults", f"the source was read instead {html.count(faults, 'time')}"))
+    return html.card(title, [*parts, html.facts(facts)])
+
+
+def _usage_of(view: SourceView, usage: Usage) -> tuple[list[str], list[tuple[str, str]]]:
+    """A bar, if there is a limit, and facts by name."""
+    ranges, max_size = view.values.ranges, view.settings.max_size
+    own = html.count(usage.entries.get("value", 0), "value")
+    own_bytes = usage.bytes.get("value", 0) + ranges.nbytes_of(view.namespace)
+    used = usage.total_bytes["value"] + ranges.nbytes
+    limit = ", no limit" if max_size is None else f" of {format_size(max_size)}"
+    facts = [
+        ("of this source", f"{own}, {format_size(own_bytes)}"),
+        ("in all", f"{format_size(used)}{limit}"),
+    ]
+    return ([] if max_size is None else [html.bar(used, max_size)]), facts
+
+
+def of_sqlite_store(title: str, namespaces: Sequence[NamespaceReport] | str) -> str:
+    """What is in the file, by namespace.
+
+    Parameters
+    ----------
+    namespaces
+        The namespaces of the file, or a sentence why they cannot be read.
+    """
+    if isinstance(namespaces, str):
+        return html.card(title, [html.notice(namespaces)])
+    facts = [
+        ("stored here", _values(each.entries["stored"], each.bytes["stored"]))
+        for each in namespaces
+        if each.entries.get("stored")
+    ]
+    cached = [
+        html.Share(
+            each.namespace,
+            each.entries.get("value", 0),
+            each.bytes.get("value", 0),
+            each.hit_rate,
+        )
+        for each in namespaces
+        if each.entries.get("value") or each.hit_rate is not None
+    ]
+    total = _values(sum(each.values for each in cached), sum(each.nbytes for each in cached))
+    return html.card(title, [html.facts([*facts, ("cached", total)]), html.shares(cached)])
+
+
+def _values(number: int, nbytes: int) -> str:
+    return f"{html.count(number, 'value')}, {format_size(nbytes)}"

@@ -1,0 +1,126 @@
+"""The parameters of a CacheStore: checked, and made into its view of the source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr.storage import WrapperStore
+
+from zarr_cache.backend.counters import Statistics
+from zarr_cache.backend.failures import Faults
+from zarr_cache.backend.file_cache import FileCache
+from zarr_cache.backend.other_store import StoreCache
+from zarr_cache.cache.sqlite_store import SqliteStore
+from zarr_cache.cache.view import SourceView
+from zarr_cache.core import private
+from zarr_cache.sources.names import folder_of, name_of, reads_urls
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+    from zarr_cache.cache.view import Settings
+
+
+def check_cache_store(cache_store: Store) -> None:
+    """Refuse a store in which nothing can be cached.
+
+    Raises
+    ------
+    ValueError
+        It does not support deletes, or is read-only.
+    """
+    if not cache_store.supports_deletes:
+        msg = (
+            f"The provided cache store {cache_store} does not support deletes. "
+            "The cache_store must support deletes for CacheStore to function properly."
+        )
+        raise ValueError(msg)
+    if cache_store.read_only:
+        raise ValueError(
+            f"cache_store {class_of(cache_store)} is read-only, so nothing can be cached in it: "
+            "pass a writable store. To serve a cache file and leave it unchanged, remove the write "
+            "permission of the file"
+        )
+
+
+def checked_namespace(namespace: object) -> str | None:
+    """`namespace`, if a user may choose it.
+
+    Raises
+    ------
+    ValueError
+        It is reserved.
+    TypeError
+        It is neither a string nor None.
+    """
+    if namespace is not None and not isinstance(namespace, str):
+        raise TypeError(f"namespace must be a string or None, got {namespace!r}")
+    if namespace == "":
+        raise ValueError(
+            "namespace must not be empty: the empty one holds what SqliteStore itself stores"
+        )
+    if namespace is not None and private.is_private(namespace):
+        raise ValueError(
+            f"namespace must not begin with {private.PREFIX!r}, which marks names that end with "
+            f"the process, got {namespace!r}"
+        )
+    return namespace
+
+
+def view_of(
+    source: Store, cache_store: Store, namespace: str | None, settings: Settings
+) -> SourceView:
+    """The view of `source` through `cache_store`.
+
+    Parameters
+    ----------
+    namespace
+        The name that the user chose for the source, or None.
+
+    Raises
+    ------
+    ValueError
+        The source is a CacheStore that uses the same cache and the same name.
+    """
+    name = namespace or name_of(source)
+    values = (
+        FileCache.of(cache_store.database)
+        if isinstance(cache_store, SqliteStore)
+        else StoreCache.over(cache_store, name_of)
+    )
+    _refuse_itself(source, values, name)
+    values.pending.gather()
+    statistics = Statistics(name, lambda: values.pending.counted)
+    return SourceView(
+        source=source,
+        values=values,
+        namespace=name,
+        settings=settings,
+        statistics=statistics,
+        faults=Faults(statistics),
+        is_folder=namespace is None and folder_of(source) is not None,
+        reads_urls=namespace is None and reads_urls(source),
+    )
+
+
+def _refuse_itself(source: Store, values: FileCache, namespace: str) -> None:
+    """Refuse a CacheStore as the source that has the same keys in the same cache.
+
+    Raises
+    ------
+    ValueError
+        A fetch of the outer CacheStore would wait for itself in the inner one.
+    """
+    while isinstance(source, WrapperStore):
+        inner = getattr(source, "_view", None)
+        if isinstance(inner, SourceView) and (inner.values, inner.namespace) == (values, namespace):
+            raise ValueError(
+                f"namespace {namespace!r} is that of the CacheStore that is the source here, "
+                "in the same file: pass another one, or None"
+            )
+        source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
+
+
+def class_of(store: Store) -> str:
+    """The class of a store in brackets: a store's own ``str`` may hold a URL with a token."""
+    return f"<{type(store).__name__}>"
