@@ -55,7 +55,7 @@ def evict_stale(view: SourceView) -> Flow[None]:
         yield from enforce(view, view.limits())
 
 
-def clear(view: SourceView) -> Flow[None]:
+def clear_cache(view: SourceView) -> Flow[None]:
     """Remove what is cached of the source, and admit no response that is being fetched."""
     view.open_source()
     mark = view.values.marked_ns(view.namespace)

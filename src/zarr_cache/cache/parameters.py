@@ -1,4 +1,4 @@
-"""The parameters of a CacheStore: checked, and made into its view of the source."""
+"""Checks of the parameters of a CacheStore."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import WrapperStore
 
-from zarr_cache.backend.counters import Statistics
-from zarr_cache.backend.failures import Faults
 from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.other_store import StoreCache
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cache.view import SourceView
 from zarr_cache.core import private
-from zarr_cache.sources.names import folder_of, name_of, reads_urls
+from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
-
-    from zarr_cache.cache.view import Settings
 
 
 def check_cache_store(cache_store: Store) -> None:
@@ -67,43 +63,14 @@ def checked_namespace(namespace: object) -> str | None:
     return namespace
 
 
-def view_of(
-    source: Store, cache_store: Store, namespace: str | None, settings: Settings
-) -> SourceView:
-    """The view of `source` through `cache_store`.
-
-    Parameters
-    ----------
-    namespace
-        The name that the user chose for the source, or None.
-
-    Raises
-    ------
-    ValueError
-        The source is a CacheStore that uses the same cache and the same name.
-    """
-    name = namespace or name_of(source)
-    values = (
-        FileCache.of(cache_store.database)
-        if isinstance(cache_store, SqliteStore)
-        else StoreCache.over(cache_store, name_of)
-    )
-    _refuse_itself(source, values, name)
-    values.pending.gather()
-    statistics = Statistics(name, lambda: values.pending.counted)
-    return SourceView(
-        source=source,
-        values=values,
-        namespace=name,
-        settings=settings,
-        statistics=statistics,
-        faults=Faults(statistics),
-        is_folder=namespace is None and folder_of(source) is not None,
-        reads_urls=namespace is None and reads_urls(source),
-    )
+def cache_in(cache_store: Store) -> FileCache:
+    """The cache of this process in `cache_store`, shared by all CacheStores that use it."""
+    if isinstance(cache_store, SqliteStore):
+        return FileCache.of(cache_store.database)
+    return StoreCache.over(cache_store, name_of)
 
 
-def _refuse_itself(source: Store, values: FileCache, namespace: str) -> None:
+def refuse_itself(source: Store, values: FileCache, namespace: str) -> None:
     """Refuse a CacheStore as the source that has the same keys in the same cache.
 
     Raises

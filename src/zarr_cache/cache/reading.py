@@ -114,7 +114,7 @@ def _prepare(view: SourceView) -> Flow[None]:
     view.open_source()
     yield from view.values.opened()
     if view.values.is_invalidated(view.namespace):
-        yield from evict.clear(view)
+        yield from evict.clear_cache(view)
 
 
 def serve_bytes(

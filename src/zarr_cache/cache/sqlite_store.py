@@ -160,20 +160,19 @@ class SqliteStore(Store):
         """Yield each problem of the file, of every namespace in it; nothing if there is none.
 
         Every stored fact is compared with what it describes: checksums with bytes, sizes with
-        lengths, totals with sums, indexes with tables, the schema with what the scripts make. Reads
-        the whole file in short transactions, so that other processes may write; only during
-        SQLite's own ``integrity_check`` the WAL is not written back. Takes little memory.
+        lengths, totals with sums, indexes with tables, the schema with what the scripts make. The
+        whole file is read, in short transactions and with little memory. Others may write
+        meanwhile, but the WAL is not written back during SQLite's ``integrity_check``.
 
         Parameters
         ----------
         repair
-            Whether to repair the file. Cached entries that are wrong are removed, and fetched again
-            when they are read; so are bytes of no entry. Totals are counted again. A database that
-            is damaged itself (``page``, ``schema``, ``counter``, ``namespace``, ``data_file``, or
-            it cannot be opened) is renamed to ``<name>.damaged-<UTC time>``. A new file is created,
-            and the values stored with `SqliteStore` are copied into it if they have their
-            checksums. A stored value without its checksum is reported and never removed: it stays
-            in the file, or in the renamed one.
+            Whether to repair the file: to remove cached entries that are wrong, which are then
+            fetched again, and bytes of no entry, and to count totals again. A database that cannot
+            be opened or is damaged itself (``page``, ``schema``, ``counter``, ``namespace``,
+            ``data_file``) is renamed to ``<name>.damaged-<UTC time>``, and the values stored here
+            that have their checksums are copied into a new one. A stored value without its checksum
+            is reported and stays in the file, or in the renamed one.
 
         Yields
         ------
@@ -185,7 +184,7 @@ class SqliteStore(Store):
         ForeignFileError, NewerSchemaError
             This release cannot verify the file.
         StorageError
-            The file cannot be read, or is locked, or is damaged and cannot be renamed.
+            The file cannot be read, is locked, or is damaged and cannot be renamed.
         """
         if not repair:
             return verify.verify(self._run)
@@ -235,16 +234,9 @@ class SqliteStore(Store):
         max_gap_bytes: int = 1 << 20,  # noqa: ARG002 - the same
         max_coalesced_bytes: int = 16 << 20,  # noqa: ARG002 - the same
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
-        """All ranges in one batch: there are no round trips to save by merging them.
-
-        Raises
-        ------
-        BaseExceptionGroup
-            There is no such key: it contains a `FileNotFoundError`.
-        """
+        """All ranges in one batch: there are no round trips to save by merging them."""
         requests = _checked_requests((key, each) for each in byte_ranges)
-        found = await self._run_async(stored.read_many, requests)
-        yield _batch(key, prototype, found)
+        yield _batch(key, prototype, await self._run_async(stored.read_many, requests))
 
     def get_ranges_sync(
         self,
@@ -257,8 +249,7 @@ class SqliteStore(Store):
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, without an event loop."""
         requests = _checked_requests((key, each) for each in byte_ranges)
-        found = self._run(stored.read_many, requests)
-        return _batch(key, prototype, found)
+        return _batch(key, prototype, self._run(stored.read_many, requests))
 
     async def exists(self, key: str) -> bool:
         """Whether there is such a key."""

@@ -11,12 +11,18 @@ from zarr.storage import MemoryStore, WrapperStore
 
 from zarr_cache.cache import evict, reading, reading_ranges, writing
 from zarr_cache.cache.info import CacheInfo
-from zarr_cache.cache.parameters import check_cache_store, checked_namespace, view_of
+from zarr_cache.cache.parameters import (
+    cache_in,
+    check_cache_store,
+    checked_namespace,
+    refuse_itself,
+)
 from zarr_cache.cache.sqlite_store import SqliteStore
-from zarr_cache.cache.view import Settings
+from zarr_cache.cache.view import Settings, view_of
 from zarr_cache.core import ages, sizes
 from zarr_cache.core.errors import CacheError
-from zarr_cache.core.flow import call, call_async, run, run_async
+from zarr_cache.core.flow import run, run_async
+from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
@@ -26,7 +32,6 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from zarr_cache.core.ages import Age
-    from zarr_cache.core.flow import Flow
 
 
 class CacheStore(CacheInfo, WrapperStore[Store]):
@@ -120,6 +125,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         cache_store = SqliteStore() if cache_store is None else cache_store
         check_cache_store(cache_store)
         self._given_namespace = checked_namespace(namespace)
+        name = namespace or name_of(store)
         settings = Settings(
             max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
             max_size=sizes.checked("max_size", max_size),
@@ -130,7 +136,9 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
             store = store.with_read_only(read_only)
         super().__init__(store)
         self._cache = cache_store
-        self._view = view_of(store, cache_store, self._given_namespace, settings)
+        values = cache_in(cache_store)
+        refuse_itself(store, values, name)
+        self._view = view_of(store, values, settings, name, is_given=namespace is not None)
 
     @classmethod
     async def open(cls, *args: Any, **kwargs: Any) -> Self:
@@ -224,7 +232,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         CacheError
             The file cannot be written. Call this again.
         """
-        await run_async(evict.clear(self._view))
+        await run_async(evict.clear_cache(self._view))
 
     async def get(
         self,
@@ -340,63 +348,42 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write the value to the source, and cache it if `cache_set_data`."""
-        await run_async(self._set(key, value))
+        self._check_writable()
+        await run_async(writing.set_value(self._view, key, value))
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """As `set`, without an event loop unless the source needs one."""
-        run(self._set(key, value))
-
-    def _set(self, key: str, value: Buffer) -> Flow[None]:
-        write = call(
-            self._store,
-            lambda source: source.set_sync(key, value),
-            lambda source: source.set(key, value),
-        )
-        return self._write([(key, value)], write)
+        self._check_writable()
+        run(writing.set_value(self._view, key, value))
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
-        items = list(values)
-        write = call_async(self._store, lambda source: source._set_many(items))  # noqa: SLF001 - zarr's
-        await run_async(self._write(items, write))
+        self._check_writable()
+        await run_async(writing.set_many(self._view, list(values)))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write the value to the source, unless it has the key."""
-        write = call_async(self._store, lambda source: source.set_if_not_exists(key, value))
-        # Only the source knows which value it holds; the next read fetches it.
-        await run_async(self._write([(key, None)], write))
+        self._check_writable()
+        await run_async(writing.set_if_not_exists(self._view, key, value))
 
     async def delete(self, key: str) -> None:
         """Delete the key from the source and from the cache."""
-        await run_async(self._delete(key))
+        self._check_writable()
+        await run_async(writing.delete(self._view, key))
 
     def delete_sync(self, key: str) -> None:
         """As `delete`, without an event loop unless the source needs one."""
-        run(self._delete(key))
-
-    def _delete(self, key: str) -> Flow[None]:
-        write = call(
-            self._store,
-            lambda source: source.delete_sync(key),
-            lambda source: source.delete(key),
-        )
         self._check_writable()
-        return writing.delete(self._view, key, write)
-
-    def _write(self, items: Sequence[tuple[str, Buffer | None]], write: Flow[None]) -> Flow[None]:
-        self._check_writable()
-        return writing.write(self._view, items, write)
+        run(writing.delete(self._view, key))
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete every key below the folder `prefix` from the source and from the cache."""
         self._check_writable()
-        delete = call_async(self._store, lambda source: source.delete_dir(prefix))
-        await run_async(writing.delete_dir(self._view, prefix, delete))
+        await run_async(writing.delete_dir(self._view, prefix))
 
     async def clear(self) -> None:
         """Delete every key from the source and from the cache."""
         self._check_writable()
-        clear = call_async(self._store, lambda source: source.clear())
-        await run_async(writing.remove_folder(self._view, "", clear))
+        await run_async(writing.clear(self._view))
 
 
 def _given(**settings: int | None) -> dict[str, int]:

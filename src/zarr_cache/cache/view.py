@@ -7,18 +7,18 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from zarr_cache.backend.counters import Statistics
+from zarr_cache.backend.failures import Faults
 from zarr_cache.core import ages, private
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.keys import is_storable
 from zarr_cache.index.evict import Limits
-from zarr_cache.sources.names import name_of
+from zarr_cache.sources.names import folder_of, name_of, reads_urls
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.backend.counters import Statistics
-    from zarr_cache.backend.failures import Faults
     from zarr_cache.backend.file_cache import FileCache
     from zarr_cache.core.ages import Age
     from zarr_cache.index.evict import Evictions
@@ -192,3 +192,27 @@ class SourceView:
             self.faults.note_later(result)
         else:
             self.count_evictions(result)
+
+
+def view_of(
+    source: Store, values: FileCache, settings: Settings, namespace: str, *, is_given: bool
+) -> SourceView:
+    """The view of `source` through the cache.
+
+    Parameters
+    ----------
+    is_given
+        Whether the user gave the namespace; otherwise it is that of `name_of`.
+    """
+    values.pending.gather()
+    statistics = Statistics(namespace, lambda: values.pending.counted)
+    return SourceView(
+        source=source,
+        values=values,
+        namespace=namespace,
+        settings=settings,
+        statistics=statistics,
+        faults=Faults(statistics),
+        is_folder=not is_given and folder_of(source) is not None,
+        reads_urls=not is_given and reads_urls(source),
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.cache import evict
 from zarr_cache.core.buffers import to_array
 from zarr_cache.core.errors import CacheError
+from zarr_cache.core.flow import call, call_async
 from zarr_cache.core.keys import is_storable
 from zarr_cache.index.admit import Response
 from zarr_cache.sources.names import folder_of
@@ -18,6 +19,29 @@ if TYPE_CHECKING:
 
     from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
+
+
+def set_value(view: SourceView, key: str, value: Buffer) -> Flow[None]:
+    """Write the value to the source, and cache it if ``cache_set_data``."""
+    to_source = call(
+        view.source,
+        lambda source: source.set_sync(key, value),
+        lambda source: source.set(key, value),
+    )
+    return write(view, [(key, value)], to_source)
+
+
+def set_many(view: SourceView, items: Sequence[tuple[str, Buffer]]) -> Flow[None]:
+    """Write the values to the source concurrently, and cache them if ``cache_set_data``."""
+    to_source = call_async(view.source, lambda source: source._set_many(items))  # noqa: SLF001 - zarr's
+    return write(view, items, to_source)
+
+
+def set_if_not_exists(view: SourceView, key: str, value: Buffer) -> Flow[None]:
+    """Write the value to the source, unless it has the key."""
+    to_source = call_async(view.source, lambda source: source.set_if_not_exists(key, value))
+    # Only the source knows which value it holds then; the next read fetches it.
+    return write(view, [(key, None)], to_source)
 
 
 def write(
@@ -55,7 +79,7 @@ def write(
         yield from _begin_write(view, namespace, keys, begun)
         yield from _abandon(view, keys)
         if not is_recorded:
-            yield from _clear(view)
+            yield from _clear_cache(view)
         raise
     responses: dict[str, Response] = {}
     if begun and view.settings.cache_set_data:
@@ -64,7 +88,7 @@ def write(
     if not is_recorded:
         # The keys have no tombstones. A concurrent read may have removed all entries for that
         # reason, and then admitted the old value.
-        yield from _clear(view)
+        yield from _clear_cache(view)
 
 
 def _begin_write(
@@ -142,38 +166,38 @@ def _abandon(view: SourceView, keys: Sequence[str]) -> Flow[None]:
         view.faults.note(error)
 
 
-def delete(view: SourceView, key: str, from_source: Flow[None]) -> Flow[None]:
+def delete(view: SourceView, key: str) -> Flow[None]:
     """Delete a key; a read that begins after this has returned does not see it.
 
     A local source also deletes a folder of that name, with all that is in it.
-
-    Parameters
-    ----------
-    from_source
-        Deletes it from the source.
     """
+    from_source = call(
+        view.source,
+        lambda source: source.delete_sync(key),
+        lambda source: source.delete(key),
+    )
     folder = folder_of(view.source)
     if folder is not None and (folder / key).is_dir():
-        from_source = remove_folder(view, f"{key.rstrip('/')}/" if key else "", from_source)
+        from_source = _remove_folder(view, f"{key.rstrip('/')}/" if key else "", from_source)
     yield from write(view, [(key, None)], from_source)
 
 
-def delete_dir(view: SourceView, prefix: str, from_source: Flow[None]) -> Flow[None]:
-    """Remove a folder, and the key of that name, which fsspec removes with it.
-
-    Parameters
-    ----------
-    from_source
-        Removes it from the source.
-    """
+def delete_dir(view: SourceView, prefix: str) -> Flow[None]:
+    """Remove a folder, and the key of that name, which fsspec removes with it."""
+    from_source = call_async(view.source, lambda source: source.delete_dir(prefix))
     if prefix and not prefix.endswith("/"):
-        removal = remove_folder(view, f"{prefix}/", from_source)
+        removal = _remove_folder(view, f"{prefix}/", from_source)
         yield from write(view, [(prefix, None)], removal)
     else:
-        yield from remove_folder(view, prefix, from_source)
+        yield from _remove_folder(view, prefix, from_source)
 
 
-def remove_folder(view: SourceView, folder: str, from_source: Flow[None]) -> Flow[None]:
+def clear(view: SourceView) -> Flow[None]:
+    """Remove every key."""
+    return _remove_folder(view, "", call_async(view.source, lambda source: source.clear()))
+
+
+def _remove_folder(view: SourceView, folder: str, from_source: Flow[None]) -> Flow[None]:
     """Remove a folder; a read that begins after this has returned sees nothing of it.
 
     Meanwhile no response of the source is admitted, nor for an hour after a removal that failed or
@@ -203,14 +227,14 @@ def remove_folder(view: SourceView, folder: str, from_source: Flow[None]) -> Flo
         yield from _begin_removal(view, namespace)
         yield from _invalidate_folder(view, namespace, folder)
         if not is_recorded:
-            yield from _clear(view)
+            yield from _clear_cache(view)
         raise
     # A response that was fetched meanwhile may be from before or after the removal.
     yield from _invalidate_folder(view, namespace, folder)
     if is_begun:
         yield from _end_removal(view, namespace)
     if not is_recorded:
-        yield from _clear(view)
+        yield from _clear_cache(view)
 
 
 def _begin_removal(view: SourceView, namespace: str) -> Flow[bool]:
@@ -235,10 +259,10 @@ def _invalidate_folder(view: SourceView, namespace: str, folder: str) -> Flow[bo
     )
 
 
-def _clear(view: SourceView) -> Flow[None]:
+def _clear_cache(view: SourceView) -> Flow[None]:
     """Remove all entries of the source: it is not known which of them are wrong."""
     try:
-        yield from evict.clear(view)
+        yield from evict.clear_cache(view)
     except CacheError as error:
         yield from view.values.invalidate(view.namespace)
         view.faults.note(error)
