@@ -57,7 +57,7 @@ def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | s
     rate = html.hits(counts["hits"] / reads if reads else None)
     facts += [
         ("namespace", view.namespace),
-        ("kept in", location),
+        ("cached in", location),
         ("this process", f"{rate} ({html.count(reads, 'read')})" if reads else rate),
     ]
     if faults := counts["faults"]:

@@ -169,10 +169,10 @@ def fetch(
         `Flights.ended` from before that lookup.
     """
     flights = view.values.flights
-    place = (view.namespace, key, request, state.fence)
+    flight_key = (view.namespace, key, request, state.fence)
     mine: Flight[Buffer | None] = Flight()
     try:
-        flight = flights.join(place, mine)
+        flight = flights.join(flight_key, mine)
         leads = flight is mine
         if not leads:
             is_complete, buffer = yield from flight.wait()
@@ -190,7 +190,7 @@ def fetch(
             flight.complete(buffer)
         yield from admit(view, key, [(request, buffer)], state.revision, asked_at)
     finally:
-        flights.end(place, mine)
+        flights.end(flight_key, mine)
     return buffer
 
 

@@ -134,10 +134,15 @@ def _fetch_ranges(
 ) -> Flow[RangeBatches]:
     """Read the missing ranges in one request, except those that other callers are fetching."""
     flights = view.values.flights
-    places = {index: (view.namespace, key, byte_ranges[index], state.fence) for index in missing}
+    flight_keys = {
+        index: (view.namespace, key, byte_ranges[index], state.fence) for index in missing
+    }
     mine: dict[int, Flight[Buffer | None]] = {index: Flight() for index in missing}
     try:
-        joined = {index: flights.join(place, mine[index]) for index, place in places.items()}
+        joined = {
+            index: flights.join(flight_key, mine[index])
+            for index, flight_key in flight_keys.items()
+        }
         led = {index: flight for index, flight in joined.items() if flight is mine[index]}
         batches: Batches = []
         for index, flight in led.items() if flights.ended != ended else ():
@@ -151,7 +156,7 @@ def _fetch_ranges(
         )
     finally:
         for index, flight in mine.items():
-            flights.end(places[index], flight)
+            flights.end(flight_keys[index], flight)
     batches += fetched
     for index in missing:
         if index not in led and error is None:

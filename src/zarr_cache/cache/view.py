@@ -144,7 +144,7 @@ class SourceView:
         )
 
     def may_serve_absences(self) -> bool:
-        """Whether this view serves a cached absence, and does not ask the source again."""
+        """Whether this view serves a cached absence, and does not read the source again."""
         return self.source.read_only or self.settings.max_age_absent_seconds is not None
 
     def absent_fresh_after(self, now_ns: int) -> int:
@@ -174,7 +174,7 @@ class SourceView:
         self.statistics.add(misses=1, bytes_fetched=0 if fetched is None else len(fetched))
 
     def count_evictions(self, evictions: Evictions | None) -> None:
-        """Count what an operation evicted, and keep its failure for the next operation."""
+        """Count what an operation evicted; the next operation reports its failure, if any."""
         if evictions is not None:
             number = len(evictions.evicted) + evictions.evicted_ranges
             self.statistics.add(evictions=number, expirations=len(evictions.expired))

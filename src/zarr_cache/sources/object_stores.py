@@ -72,8 +72,8 @@ def _of_azure(store: Any) -> str | None:
     if not account or str(emulator).lower() in {"1", "on", "true", "yes", "y"}:
         return None
     if endpoint:
-        place = urls.of_endpoint(endpoint)
-        return urls.of_object("az", path, place, account) if place else None
+        base = urls.of_endpoint(endpoint)
+        return urls.of_object("az", path, base, account) if base else None
     fabric = str(config.get("use_fabric_endpoint")).lower() == "true"
     host = "blob.fabric.microsoft.com" if fabric else "blob.core.windows.net"
     return urls.of_object("az", path, f"https://{account}.{host}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RangeCheckedStore(WrapperStore[Store]):
-    """A source that records which requests it answered with a wrong number of bytes.
+    """A source that records for which requests it sent a wrong number of bytes.
 
     zarr reads neighbouring ranges in one request, and slices the response. If an HTTP server
     ignored ``Range`` and sent the whole value, the slices have the right lengths and the wrong

@@ -109,8 +109,8 @@ def of_object(scheme: str, path: str, *where: str) -> str:
 def of_s3(path: str, endpoint: str | None, region: str | None) -> str | None:
     """The URL of a path in a bucket of S3, or of a server with its protocol."""
     if endpoint:
-        place = of_endpoint(endpoint)
-        return of_object("s3", path, place) if place else None
+        base = of_endpoint(endpoint)
+        return of_object("s3", path, base) if base else None
     partitions = [
         partition for start, partition in _PARTITIONS.items() if (region or "").startswith(start)
     ]
@@ -119,10 +119,10 @@ def of_s3(path: str, endpoint: str | None, region: str | None) -> str | None:
 
 def of_gcs(path: str, endpoint: str | None) -> str | None:
     """The URL of a path in a bucket of Google Cloud Storage."""
-    place = of_endpoint(endpoint or "https://storage.googleapis.com")
-    if place is None:
+    base = of_endpoint(endpoint or "https://storage.googleapis.com")
+    if base is None:
         return None
-    return of_object("gs", path, *([place] if place != "https://storage.googleapis.com" else []))
+    return of_object("gs", path, *([base] if base != "https://storage.googleapis.com" else []))
 
 
 def are_neutral(headers: Iterable[str]) -> bool:

@@ -34,7 +34,7 @@ FIRST_SNAPSHOT = "1CECHNKREP0F1RSTCMT0"
 
 # A function of the table is given the store, and `names` of fsspec's file systems. It returns the
 # name; a store that has the same keys with the same bytes, which is then named instead; or None if
-# the store does not outlive the process, or cannot be told from another one.
+# the store does not outlive the process, or cannot be distinguished from another one.
 
 
 def wrapped(source: Any, _of_file_system: OfFileSystem | None = None) -> Store:
