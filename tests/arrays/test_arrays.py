@@ -126,7 +126,7 @@ def test_what_is_in_a_sqlite_store_is_read_after_a_restart(
 
 
 @of_each_store
-def test_an_array_created_anew_holds_its_fill_value(
+def test_an_array_created_again_holds_its_fill_value(
     make_store: Callable[[Path], Store], path: Path
 ) -> None:
     store = make_store(path)
@@ -218,7 +218,7 @@ def test_changed_attributes_are_read(make_store: Callable[[Path], Store], path: 
 
 
 @of_each_store
-def test_metadata_consolidated_anew_is_read(
+def test_metadata_consolidated_again_is_read(
     make_store: Callable[[Path], Store], path: Path
 ) -> None:
     store = make_store(path)

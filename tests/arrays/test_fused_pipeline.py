@@ -127,7 +127,7 @@ def test_a_store_that_is_async_only_is_always_used_through_the_event_loop(
     assert values(array, np.s_[:2]) == values(opened(source), np.s_[:2])
 
 
-def test_a_shard_is_asked_for_at_once(path: Path) -> None:
+def test_a_shard_is_read_concurrently(path: Path) -> None:
     source = MemoryStore()
     array = zarr.create_array(source, shape=(64, 64), shards=(64, 64), chunks=(8, 8), dtype="i8")
     array[:] = np.arange(64 * 64).reshape(64, 64)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tests.arrays.hierarchies import BackgroundWorker
 
 pytestmark = [
-    # Absent keys are believed for a minute, and a test may take longer on a busy machine.
+    # A cached absence is fresh for a minute, and a test may take longer on a busy machine.
     pytest.mark.usefixtures("pipeline", "held_time"),
     pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part"),
 ]
@@ -112,7 +112,7 @@ of_each_source = pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore]
 
 
 def filled(kind: type[CountingStore], write: BackgroundWorker) -> CountingStore:
-    """A source that holds what `write` has written, and has not been asked for anything."""
+    """A source that holds what `write` has written, and has had no requests."""
     store = MemoryStore()
     write(store)
     return kind(store)
@@ -157,7 +157,7 @@ def test_the_first_pass_of_a_new_process_makes_no_request(
 
 @of_each_source
 @pytest.mark.parametrize("each", OF_RANGES)
-def test_a_new_process_asks_for_no_more_than_the_ranges(
+def test_a_new_process_requests_only_the_ranges(
     each: Pass, kind: type[CountingStore], path: Path
 ) -> None:
     source = filled(kind, each.write)
@@ -213,7 +213,7 @@ def test_what_was_written_is_read_without_a_request(kind: type[CountingStore], p
     assert source.requests == {}, source.keys
 
 
-def test_absent_chunks_are_asked_for_again_after_a_minute(path: Path, held_time: HeldTime) -> None:
+def test_absent_chunks_are_requested_again_after_a_minute(path: Path, held_time: HeldTime) -> None:
     source = filled(CountingStore, sparse)
     store = cached(source, path)
     array = zarr.open_array(store, mode="r")

@@ -1,4 +1,4 @@
-"""What an operator is told: one line for each thing that happens to a file, and none for a read."""
+"""What is logged: one line for each event of a file, and none for a read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_all(store: CacheStore) -> None:
     store.flush()
 
 
-def test_opening_a_file_is_said_once(path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_opening_a_file_is_logged_once(path: Path, log: pytest.LogCaptureFixture) -> None:
     store = cached(path)
     read_all(store)
     read_all(store)
@@ -64,7 +64,7 @@ def test_opening_a_file_is_said_once(path: Path, log: pytest.LogCaptureFixture) 
     assert lines(log) == [f"INFO {path}: opened"]
 
 
-def test_the_first_eviction_of_a_file_is_said_and_no_other(
+def test_the_first_eviction_of_a_file_is_logged_and_no_other(
     path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     store = cached(path, max_size=2048)
@@ -80,7 +80,7 @@ def test_the_first_eviction_of_a_file_is_said_and_no_other(
     ]
 
 
-def test_the_first_eviction_of_a_cache_in_another_store_is_said(
+def test_the_first_eviction_of_a_cache_in_another_store_is_logged(
     log: pytest.LogCaptureFixture,
 ) -> None:
     kept: Store = MemoryStore()
@@ -92,7 +92,7 @@ def test_the_first_eviction_of_a_cache_in_another_store_is_said(
 
 
 @pytest.mark.leaves_damage
-def test_a_damaged_file_that_is_set_aside_is_said_with_both_names(
+def test_a_damaged_file_that_is_quarantined_is_logged_with_both_names(
     path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     store = cached(path)
@@ -103,14 +103,14 @@ def test_a_damaged_file_that_is_set_aside_is_said_with_both_names(
     read_all(store)
 
     (aside,) = path.parent.glob("*.damaged-*[0-9Z]")
-    told = lines(log)
-    assert [line for line in told if line.startswith("WARNING")] == [told[0]]
-    assert told[0].startswith(f"WARNING {path}: ")
-    assert told[0].endswith(f"; it is now {aside}, and another is begun")
-    assert told[1:] == [f"INFO {path}: opened"]
+    lines_logged = lines(log)
+    assert [line for line in lines_logged if line.startswith("WARNING")] == [lines_logged[0]]
+    assert lines_logged[0].startswith(f"WARNING {path}: ")
+    assert lines_logged[0].endswith(f"; it is now {aside}, and another is begun")
+    assert lines_logged[1:] == [f"INFO {path}: opened"]
 
 
-def test_a_fault_is_said_once_and_so_is_its_end(
+def test_a_fault_is_logged_once_and_so_is_its_end(
     path: Path, held_time: HeldTime, log: pytest.LogCaptureFixture
 ) -> None:
     path.write_text("a shopping list")
@@ -134,7 +134,7 @@ def test_a_fault_is_said_once_and_so_is_its_end(
     assert ended == [f"INFO {path}: opened", f"WARNING works again after: {why}"]
 
 
-def test_a_file_that_was_deleted_is_said(path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_was_deleted_is_logged(path: Path, log: pytest.LogCaptureFixture) -> None:
     store = cached(path)
     read_all(store)
     lines(log)

@@ -1,4 +1,4 @@
-"""Many requests at once: in their order, of their types, what is missing in one request."""
+"""Many requests at once: in order, in the buffers requested, missing ranges in one request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 P = default_buffer_prototype()
 OTHER = BufferPrototype(buffer=OtherBuffer, nd_buffer=NDBufferUsingTestNDArrayLike)
-ASKED: list[tuple[str, ByteRequest | None]] = [
+REQUESTS: list[tuple[str, ByteRequest | None]] = [
     ("b", RangeByteRequest(2, 4)),
     ("a", None),
     ("none", RangeByteRequest(0, 1)),
@@ -35,9 +35,9 @@ def cached(path: Path) -> tuple[CountingStore, CacheStore]:
     return source, CacheStore(source, cache_store=SqliteStore(path), namespace="source")
 
 
-async def test_get_many_asks_once_for_all_that_is_missing_of_a_key(path: Path) -> None:
+async def test_get_many_reads_all_missing_ranges_of_a_key_in_one_request(path: Path) -> None:
     source, store = cached(path)
-    requests = [(key, P, request) for key, request in ASKED]
+    requests = [(key, P, request) for key, request in REQUESTS]
 
     responses = [(key, each and each.to_bytes()) async for key, each in store._get_many(requests)]
 
@@ -45,9 +45,9 @@ async def test_get_many_asks_once_for_all_that_is_missing_of_a_key(path: Path) -
     assert sorted(source.keys) == ["a", "b", "none"]
 
 
-async def test_get_many_a_second_time_asks_only_for_what_is_absent(path: Path) -> None:
+async def test_get_many_a_second_time_requests_only_absent_keys(path: Path) -> None:
     source, store = cached(path)
-    requests = [(key, P, request) for key, request in ASKED]
+    requests = [(key, P, request) for key, request in REQUESTS]
     first = [key async for key, _ in store._get_many(requests)]
     source.reset()
 

@@ -1,4 +1,4 @@
-"""What CacheStore takes as an option, and what it says of what it does not take."""
+"""The parameters of CacheStore: what is accepted, and what is refused with which message."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_cache_store_must_support_deletes() -> None:
 
 
 @pytest.mark.parametrize("cache_store", [SqliteStore, LocalStore])
-def test_a_cache_store_must_take_writes(
+def test_a_cache_store_must_be_writable(
     path: Path, cache_store: type[SqliteStore | LocalStore]
 ) -> None:
     with pytest.raises(ValueError, match="is read-only"):
@@ -127,7 +127,7 @@ def test_options_other_than_the_source_are_given_by_name(path: Path) -> None:
         CacheStore(MemoryStore(), SqliteStore(path))  # type: ignore[call-arg]
 
 
-async def test_what_is_written_is_kept(path: Path) -> None:
+async def test_what_is_written_is_cached(path: Path) -> None:
     source = CountingStore(MemoryStore())
     store = CacheStore(source, cache_store=SqliteStore(path))
     await store.set("k", buffer(b"value"))
@@ -137,7 +137,7 @@ async def test_what_is_written_is_kept(path: Path) -> None:
     assert source.requests.total() == 0
 
 
-async def test_what_is_written_is_not_kept_without_cache_set_data(path: Path) -> None:
+async def test_what_is_written_is_not_cached_without_cache_set_data(path: Path) -> None:
     source = CountingStore(MemoryStore({"k": buffer(b"before")}))
     store = CacheStore(source, cache_store=SqliteStore(path), cache_set_data=False)
     await read(store, "k")
@@ -148,7 +148,7 @@ async def test_what_is_written_is_not_kept_without_cache_set_data(path: Path) ->
     assert source.requests.total() == 1
 
 
-async def test_an_age_of_zero_keeps_nothing(path: Path) -> None:
+async def test_an_age_of_zero_caches_nothing(path: Path) -> None:
     source = CountingStore(MemoryStore({"k": buffer(b"value")}))
     store = CacheStore(source, cache_store=SqliteStore(path), max_age_seconds=0)
     await read(store, "k")
@@ -158,7 +158,7 @@ async def test_an_age_of_zero_keeps_nothing(path: Path) -> None:
     assert store.cache_info()["cached_keys"] == 0
 
 
-async def test_a_budget_of_zero_keeps_nothing_and_still_reads(path: Path) -> None:
+async def test_a_budget_of_zero_caches_nothing_and_still_reads(path: Path) -> None:
     source = CountingStore(MemoryStore({"k": buffer(b"value")}))
     store = CacheStore(source, cache_store=SqliteStore(path), max_size=0)
 
@@ -167,7 +167,7 @@ async def test_a_budget_of_zero_keeps_nothing_and_still_reads(path: Path) -> Non
 
 
 @pytest.mark.parametrize("age", [None, "infinity", math.inf])
-async def test_an_answer_without_an_age_is_fresh_for_ever(
+async def test_a_value_without_a_maximum_age_is_fresh_for_ever(
     path: Path, held_time: HeldTime, age: Any
 ) -> None:
     source = CountingStore(MemoryStore({"k": buffer(b"value")}))
@@ -179,7 +179,7 @@ async def test_an_answer_without_an_age_is_fresh_for_ever(
     assert source.requests.total() == 1
 
 
-async def test_an_absence_is_believed_for_its_own_age(path: Path, held_time: HeldTime) -> None:
+async def test_a_cached_absence_is_fresh_for_its_own_age(path: Path, held_time: HeldTime) -> None:
     source = CountingStore(MemoryStore())
     store = CacheStore(source, cache_store=SqliteStore(path), max_age_absent_seconds=10)
     await read(store, "k")
@@ -192,7 +192,7 @@ async def test_an_absence_is_believed_for_its_own_age(path: Path, held_time: Hel
     assert (requests_before, source.requests.total()) == (1, 2)
 
 
-async def test_an_absence_is_not_believed_by_a_view_that_writes(path: Path) -> None:
+async def test_a_cached_absence_is_not_served_by_a_writable_view(path: Path) -> None:
     source = CountingStore(MemoryStore())
     store = CacheStore(source, cache_store=SqliteStore(path))
     await read(store, "k")
@@ -201,7 +201,7 @@ async def test_an_absence_is_not_believed_by_a_view_that_writes(path: Path) -> N
     assert source.requests.total() == 2
 
 
-async def test_an_absence_is_believed_by_a_read_only_view(path: Path) -> None:
+async def test_a_cached_absence_is_served_by_a_read_only_view(path: Path) -> None:
     source = CountingStore(MemoryStore())
     store = CacheStore(source, cache_store=SqliteStore(path), read_only=True)
     await read(store, "k")
@@ -210,7 +210,7 @@ async def test_an_absence_is_believed_by_a_read_only_view(path: Path) -> None:
     assert source.requests.total() == 1
 
 
-async def test_an_absence_is_not_believed_for_longer_than_a_value(
+async def test_a_cached_absence_is_not_fresh_for_longer_than_a_value(
     path: Path, held_time: HeldTime
 ) -> None:
     source = CountingStore(MemoryStore())
@@ -233,7 +233,7 @@ def test_the_options_are_in_the_repr(path: Path) -> None:
     )
 
 
-async def test_without_a_cache_store_values_are_kept_in_the_users_file(
+async def test_without_a_cache_store_values_are_cached_in_the_users_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZARR_CACHE_PATH", str(path))

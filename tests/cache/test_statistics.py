@@ -1,4 +1,4 @@
-"""What is told of what happened, in this process and over the life of the file."""
+"""Counts of hits, misses and evictions, in this process and over the life of the file."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ async def test_info_and_statistics_say_the_same_as_zarrs_own(path: Path) -> None
     for store in (ours, zarrs):
         for key in ["a", "b", "a", "c", "a"]:
             await read(store, key)
-    told = [{**store.cache_stats(), **store.cache_info()} for store in (ours, zarrs)]
+    reported = [{**store.cache_stats(), **store.cache_info()} for store in (ours, zarrs)]
 
-    assert {name: told[0][name] for name in told[1]} == {
-        **told[1],
+    assert {name: reported[0][name] for name in reported[1]} == {
+        **reported[1],
         "cache_store_type": "SqliteStore",
     }
 
@@ -93,7 +93,7 @@ async def test_bytes_are_those_served_from_the_cache_and_those_fetched(path: Pat
     assert (stats["bytes_fetched"], stats["bytes_served"]) == (10 + 4, 3 + 2)
 
 
-async def test_what_leaves_for_room_is_an_eviction_ranges_too(path: Path) -> None:
+async def test_what_is_removed_for_the_budget_is_an_eviction_ranges_too(path: Path) -> None:
     store = caching(path, max_size=20)
     await read(store, "a")
     await read(store, "b", RangeByteRequest(0, 10))
@@ -104,7 +104,9 @@ async def test_what_leaves_for_room_is_an_eviction_ranges_too(path: Path) -> Non
     assert store.cache_info()["current_size"] == 20
 
 
-async def test_what_leaves_for_its_age_is_an_expiration(path: Path, held_time: HeldTime) -> None:
+async def test_what_is_removed_for_its_age_is_an_expiration(
+    path: Path, held_time: HeldTime
+) -> None:
     store = caching(path, max_age_seconds=10)
     await read(store, "a")
     await read(store, "b")
@@ -115,7 +117,7 @@ async def test_what_leaves_for_its_age_is_an_expiration(path: Path, held_time: H
     assert (stats["expirations"], stats["evictions"]) == (2, 0)
 
 
-async def test_a_belief_that_a_key_is_absent_is_a_hit_of_its_own_kind(path: Path) -> None:
+async def test_a_cached_absence_is_a_hit_of_its_own_kind(path: Path) -> None:
     store = caching(path, read_only=True)
     await read(store, "missing")
     await read(store, "missing")
@@ -148,9 +150,7 @@ async def test_a_view_counts_with_the_store_that_it_is_of(path: Path) -> None:
     assert store.cache_stats()["hits"] == 1
 
 
-async def test_what_happened_adds_up_in_the_file_over_restarts(
-    path: Path, held_time: HeldTime
-) -> None:
+async def test_counts_add_up_in_the_file_over_restarts(path: Path, held_time: HeldTime) -> None:
     totals = dict.fromkeys(LASTING, 0)
     for session in range(4):
         store = caching(path, max_size=25, max_age_seconds=100)
@@ -167,7 +167,7 @@ async def test_what_happened_adds_up_in_the_file_over_restarts(
     assert min(totals.values()) > 0
 
 
-async def test_counts_are_in_the_file_with_the_answers_before_anybody_closes_it(path: Path) -> None:
+async def test_counts_are_written_with_the_responses_before_the_file_is_closed(path: Path) -> None:
     store = caching(path)
     for key in ["a", "a", "b"]:
         await read(store, key)
@@ -178,7 +178,7 @@ async def test_counts_are_in_the_file_with_the_answers_before_anybody_closes_it(
     assert (lasting(path)["hits"], lasting(path)["misses"]) == (1, 2)
 
 
-async def test_what_happened_is_told_of_each_source_alone(path: Path) -> None:
+async def test_each_source_has_its_own_counts(path: Path) -> None:
     one, other = caching(path, namespace="one"), caching(path, namespace="other")
     await read(one, "a")
     await read(one, "a")
@@ -220,7 +220,7 @@ async def test_current_size_is_that_of_one_source_and_file_size_of_all(path: Pat
     assert sizes == [(10, 30), (20, 30)]
 
 
-async def test_another_store_as_cache_store_tells_the_same(path: Path, tmp_path: Path) -> None:
+async def test_another_store_as_cache_store_reports_the_same(path: Path, tmp_path: Path) -> None:
     stores = [
         caching(path),
         CacheStore(caching(path)._store, cache_store=LocalStore(tmp_path / "local")),
@@ -229,14 +229,14 @@ async def test_another_store_as_cache_store_tells_the_same(path: Path, tmp_path:
     for store in stores:
         for key in ["a", "b", "a", "missing"]:
             await read(store, key)
-    told = [store.cache_stats() for store in stores]
+    reported = [store.cache_stats() for store in stores]
     sizes = [store.cache_info()["current_size"] for store in stores]
 
-    assert told[0] == told[1] == told[2]
+    assert reported[0] == reported[1] == reported[2]
     assert sizes == [20, 20, 20]
 
 
-async def test_counting_does_not_ask_the_source(path: Path) -> None:
+async def test_counting_does_not_read_the_source(path: Path) -> None:
     source = CountingStore(MemoryStore())
     store = CacheStore(source, cache_store=SqliteStore(path))
     store.cache_info()
@@ -245,7 +245,7 @@ async def test_counting_does_not_ask_the_source(path: Path) -> None:
     assert source.requests.total() == 0
 
 
-async def test_who_has_counted_is_not_kept_for_it(path: Path) -> None:
+async def test_statistics_are_not_kept_alive_by_their_counts(path: Path) -> None:
     for _ in range(20):
         store = caching(path)
         await read(store, "a")
@@ -260,7 +260,7 @@ async def test_who_has_counted_is_not_kept_for_it(path: Path) -> None:
 
 
 class Contended:
-    """A lock that tells when somebody has to wait for it."""
+    """A lock that sets an event when a thread has to wait for it."""
 
     def __init__(self, waits: threading.Event) -> None:
         self._lock = threading.Lock()
@@ -275,7 +275,7 @@ class Contended:
         self._lock.release()
 
 
-def test_those_who_make_a_cache_at_once_share_what_is_known(
+def test_threads_that_make_a_cache_at_once_share_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_is_in, second_is_here, may_go_on = (threading.Event() for _ in range(3))

@@ -232,7 +232,7 @@ def test_a_read_only_store_refuses_every_sync_write(path: Path) -> None:
         store.delete_sync("k")
 
 
-def test_a_view_that_takes_writes_can_be_had_of_a_read_only_store(path: Path) -> None:
+def test_a_read_only_store_has_a_writable_view(path: Path) -> None:
     SqliteStore(path).set_sync("k", buffer(b"value"))
     view = SqliteStore(path, read_only=True).with_read_only(read_only=False)
     view.set_sync("k", buffer(b"other"))
@@ -354,7 +354,7 @@ async def test_a_block_without_the_flipped_byte_is_served(path: Path) -> None:
     assert await read(store, "k", RangeByteRequest(MIB - 4, MIB)) == bytes(4)
 
 
-async def test_a_damaged_value_can_be_set_anew(damaged: SqliteStore) -> None:
+async def test_a_damaged_value_can_be_set_again(damaged: SqliteStore) -> None:
     await damaged.set("k", buffer(b"new"))
 
     assert await read(damaged, "k") == b"new"
@@ -409,7 +409,7 @@ async def test_bytes_of_another_entry_are_not_served(path: Path) -> None:
     assert await read(store, "b") == b"BBBB"
 
 
-async def test_sizes_and_existence_are_told_without_reading_values(tmp_path: Path) -> None:
+async def test_sizes_and_existence_are_known_without_reading_values(tmp_path: Path) -> None:
     path = tmp_path / "emptied.db"
     store = SqliteStore(path)
     await store.set("a/b", buffer(bytes(10)))

@@ -1,4 +1,4 @@
-"""What waits to be kept is written by who asks for it, and what comes meanwhile by others."""
+"""A flush writes the responses that wait, and not those that are added meanwhile."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from zarr_cache.backend.file_cache import FileCache
 
 
-def test_a_flush_ends_although_each_answer_that_is_kept_brings_another(
+def test_a_flush_ends_although_each_response_that_is_written_adds_another(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CacheStore(MemoryStore(), cache_store=SqliteStore(path), namespace="source")
     values: FileCache = store._view.values
     run(values.opened())
-    # Nobody else writes.
+    # No other thread writes.
     monkeypatch.setattr(values._writer, "wake", lambda **_: None)
     brought: list[str] = []
 

@@ -1,4 +1,4 @@
-"""A path that leads elsewhere when the source is opened: no place has the bytes of another."""
+"""A path that leads elsewhere when the source is opened: no folder has the bytes of another."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def cached(source: Store, folder: Path) -> CacheStore:
 
 
 async def there(folder: Path, place: str) -> list[bytes | None]:
-    """What a CacheStore of the place itself answers."""
+    """What a CacheStore of the folder itself reads."""
     store = cached(LocalStore(folder / place / "data"), folder)
     return [await read(store, key) for key in KEYS]
 
 
-def told(place: str) -> list[bytes]:
+def values_of(place: str) -> list[bytes]:
     return [f"{key} in {place}".encode() for key in KEYS]
 
 
@@ -67,9 +67,9 @@ async def test_a_link_that_is_turned_before_the_first_read_is_followed(
     store = cached(open_source(link / "data"), folder)
     turn(link, "other")
 
-    assert [await read(store, key) for key in KEYS] == told("other")
+    assert [await read(store, key) for key in KEYS] == values_of("other")
     assert store.namespace == (folder / "other" / "data").as_uri()
-    assert await there(folder, "one") == told("one")
+    assert await there(folder, "one") == values_of("one")
 
 
 WRITES: dict[str, Callable[[CacheStore], Awaitable[None]]] = {
@@ -86,17 +86,17 @@ async def test_a_first_write_is_seen_where_the_link_leads(
     link = folder / "current"
     turn(link, "one")
     store = cached(LocalStore(link / "data"), folder)
-    assert await there(folder, "other") == told("other")
+    assert await there(folder, "other") == values_of("other")
     turn(link, "other")
     await write(store)
 
     itself = LocalStore(folder / "other" / "data")
     assert await there(folder, "other") == [await read(itself, key) for key in KEYS]
-    assert await there(folder, "other") != told("other")
-    assert await there(folder, "one") == told("one")
+    assert await there(folder, "other") != values_of("other")
+    assert await there(folder, "one") == values_of("one")
 
 
-async def test_what_is_kept_goes_where_the_link_leads_if_that_is_the_first_use(
+async def test_clear_cache_as_the_first_use_removes_entries_of_where_the_link_leads(
     folder: Path,
 ) -> None:
     link = folder / "current"
@@ -109,7 +109,7 @@ async def test_what_is_kept_goes_where_the_link_leads_if_that_is_the_first_use(
     await store.clear_cache()
 
     assert await there(folder, "other") == [None, b"after in other"]
-    assert await there(folder, "one") == told("one")
+    assert await there(folder, "one") == values_of("one")
 
 
 async def test_a_link_that_is_turned_later_is_noticed_at_the_next_opening(folder: Path) -> None:
@@ -125,7 +125,7 @@ async def test_a_link_that_is_turned_later_is_noticed_at_the_next_opening(folder
     another = cached(LocalStore(link / "data"), folder)
     third = [await read(another, key) for key in KEYS]
 
-    assert [first, second, third] == [told("one"), told("other"), told("one")]
+    assert [first, second, third] == [values_of("one"), values_of("other"), values_of("one")]
 
 
 async def test_a_relative_path_begins_where_the_working_directory_is_at_the_first_read(
@@ -135,8 +135,8 @@ async def test_a_relative_path_begins_where_the_working_directory_is_at_the_firs
     store = cached(LocalStore(Path("data")), folder)
     monkeypatch.chdir(folder / "other")
 
-    assert [await read(store, key) for key in KEYS] == told("other")
-    assert await there(folder, "one") == told("one")
+    assert [await read(store, key) for key in KEYS] == values_of("other")
+    assert await there(folder, "one") == values_of("one")
 
 
 async def test_a_folder_that_is_not_there_yet_has_its_name(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever lets one in is never in a name: it is written to the file and shown to people."""
+"""Credentials are never in a name, which is written to the file and shown to users."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TOKEN = st.text("ABCDEFGHijklmnop0123456789+/=-_.~!$&@:%", min_size=6, max_size=40)
 SECRETS = TOKEN.map(lambda token: f"Zq{token}qZ")
 
-# Parameters that carry a secret, those of nobody among them.
+# Parameters that carry a secret, unknown ones among them.
 PARAMETERS = st.sampled_from([
     "token", "sig", "Signature", "X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Credential",
     "X-Goog-Signature", "api_key", "apikey", "access_token", "password", "subscription-key", "jwt",
@@ -140,7 +140,7 @@ def test_a_secret_is_never_in_a_name(
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
-def test_a_secret_is_not_in_what_a_cache_says_of_itself(
+def test_a_secret_is_not_in_what_a_cache_reports(
     source: Callable[[str, list[str]], Store], path: Path
 ) -> None:
     store = CacheStore(source("Zqhush", ["token"]), cache_store=SqliteStore(path))

@@ -1,4 +1,4 @@
-"""Icechunk: a snapshot never changes, so its name is all that tells whose answers these are."""
+"""Icechunk: a snapshot never changes, so its name identifies its values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def repository(folder: Path) -> icechunk.Repository:
 def committed(repository: icechunk.Repository, number: int) -> str:
     """The snapshot in which every element of the array is `number`."""
     session = repository.writable_session("main")
-    # Without compression all have the same length, and nothing but the bytes tells them apart.
+    # Without compression all have the same length, and differ only in their bytes.
     array = zarr.create_array(
         session.store, name="a", shape=(4,), chunks=(2,), dtype="i4", compressors=None,
         overwrite=True,
@@ -60,7 +60,7 @@ def read_all(store: Store) -> Any:
     return values(zarr.open_array(store, path="a", mode="r", zarr_format=3))
 
 
-def test_neither_of_two_snapshots_answers_for_the_other(
+def test_neither_of_two_snapshots_is_served_for_the_other(
     repository: icechunk.Repository, path: Path
 ) -> None:
     snapshots = [committed(repository, number) for number in (1, 2)]
@@ -75,7 +75,7 @@ def test_neither_of_two_snapshots_answers_for_the_other(
     assert [source.requests for source in sources] == [{}, {}]
 
 
-def test_a_snapshot_opened_again_asks_for_nothing(
+def test_a_snapshot_opened_again_makes_no_request(
     repository: icechunk.Repository, folder: Path, path: Path
 ) -> None:
     snapshot = committed(repository, 1)
@@ -90,7 +90,7 @@ def test_a_snapshot_opened_again_asks_for_nothing(
     assert source.requests == {}
 
 
-def test_a_snapshot_opened_in_another_process_asks_for_nothing(
+def test_a_snapshot_opened_in_another_process_makes_no_request(
     repository: icechunk.Repository, folder: Path, path: Path
 ) -> None:
     snapshots = [committed(repository, number) for number in (1, 2)]
@@ -111,7 +111,7 @@ def test_a_snapshot_opened_in_another_process_asks_for_nothing(
     assert [json.loads(each.stdout) for each in read] == [[[1] * 4, 0], [[2] * 4, 0]]
 
 
-def test_a_copy_of_a_repository_has_the_answers_of_the_original(
+def test_a_copy_of_a_repository_has_the_name_of_the_original(
     repository: icechunk.Repository, folder: Path, tmp_path: Path
 ) -> None:
     snapshot = committed(repository, 1)

@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 
 class Renaming(WrapperStore[Store]):
-    """A wrapper as anybody may write one: who knows what it does to the bytes."""
+    """A wrapper of a user: what it does to the bytes is not known."""
 
 
 class Folder(LocalStore):
-    """A store that has a folder, as LocalStore has, and does who knows what with it."""
+    """A store with a folder, as LocalStore has: what it does with it is not known."""
 
 
 class NewFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec ships no types
-    """A file system that nobody has heard of."""
+    """A file system of which zarr-cache knows nothing."""
 
     protocol = "new"
     cachable = False
@@ -112,7 +112,7 @@ def test_stores_of_one_path_and_different_kinds_have_different_names(tmp_path: P
     assert len(names) == 3
 
 
-async def test_a_cache_over_a_cache_in_one_file_answers(tmp_path: Path, path: Path) -> None:
+async def test_a_cache_over_a_cache_in_one_file_is_read(tmp_path: Path, path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "key").write_bytes(b"value")
     cache_store = SqliteStore(path)

@@ -65,7 +65,7 @@ each_way = pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.
 
 @pytest.fixture(scope="module")
 def endpoints() -> Iterator[list[str]]:
-    """Two servers, each with the same bucket and key, and a value that tells which it is of."""
+    """Two servers, each with the same bucket and key, and a value that names the server."""
     with ExitStack() as servers:
         endpoints = []
         for value in (b"{'of': 'a'}", b"{'of': 'b'}"):
@@ -108,7 +108,7 @@ async def opened(opener: Opener, endpoint: str) -> AsyncIterator[CountingStore]:
 
 
 @each_way
-async def test_neither_of_two_endpoints_answers_for_the_other(
+async def test_neither_of_two_endpoints_is_served_for_the_other(
     opener: Opener, endpoints: list[str], path: Path
 ) -> None:
     async with opened(opener, endpoints[0]) as of_a, opened(opener, endpoints[1]) as of_b:
@@ -141,16 +141,16 @@ async def test_an_endpoint_is_known_again_whatever_reads_it(
 
 
 @each_way
-async def test_no_key_of_a_bucket_is_told(
+async def test_no_credential_of_a_bucket_is_shown_or_written(
     opener: Opener, endpoints: list[str], path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(opener, endpoints[0]) as source:
         store = CacheStore(source, cache_store=SqliteStore(path))
         await read(store, "zarr.json")
         flush_everything()
-        told = [repr(store), str(store), str(store.cache_info()), caplog.text]
+        shown = [repr(store), str(store), str(store.cache_info()), caplog.text]
     kept = b"".join(file.read_bytes() for file in path.parent.glob("cache.sqlite*"))
 
-    assert not [secret for secret in SECRETS.values() if secret in "".join(told)]
+    assert not [secret for secret in SECRETS.values() if secret in "".join(shown)]
     assert not [secret for secret in SECRETS.values() if secret.encode() in kept]
     assert BUCKET.encode() in kept

@@ -119,7 +119,7 @@ def cached(source: Store, path: Path) -> CacheStore:
 
 
 async def assert_answers_are_of(store: CacheStore, path: Path, other: Path) -> None:
-    """Each answer of every sort is that of the source of a path."""
+    """Each read of every kind returns what the source of a path holds."""
     for key in KEYS:
         value = value_of(path, key)
 
@@ -133,7 +133,7 @@ async def assert_answers_are_of(store: CacheStore, path: Path, other: Path) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-async def test_neither_of_two_sources_answers_for_the_other(
+async def test_neither_of_two_sources_is_served_for_the_other(
     kind: Kind, tmp_path: Path, path: Path
 ) -> None:
     a, b = tmp_path / "a", tmp_path / "b"

@@ -1,4 +1,4 @@
-"""Places of remote sources: all that tells two apart, and nothing that lets one in."""
+"""URLs of remote sources: all that distinguishes two of them, and no credentials."""
 
 from __future__ import annotations
 
