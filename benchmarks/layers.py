@@ -77,13 +77,13 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
         each, array = found[key], core_buffers.array(size)
         assert connection.data_file  # noqa: S101 - it is what is read
         file = connection.data_file.opened(connection)
-        return os.preadv(file.descriptor, [array], each.place or 0)
+        return os.preadv(file.descriptor, [array], each.offset or 0)
 
     def checked(connection: Connection, key: str) -> object:
         each = found[key]
         assert connection.data_file  # noqa: S101 - it is what is read
         file = connection.data_file.opened(connection)
-        where = [Extent(each.place or 0, size)]
+        where = [Extent(each.offset or 0, size)]
         return Read(file, where, each.checksum, 0, each.checksums or b"", 0, size).wait()
 
     def rotating(read: Callable[[str], object]) -> Timed:

@@ -702,7 +702,7 @@ def cached_keys(path: Path) -> set[str]:
 def writers(path: Path) -> int:
     """Writes that the file believes to be under way."""
     with open_file(path) as db:
-        (writes,) = db.execute("SELECT TOTAL(writers) FROM entry").fetchone()
+        (writes,) = db.execute("SELECT TOTAL(writes_in_flight) FROM entry").fetchone()
         (removals,) = db.execute("SELECT TOTAL(removals) FROM namespace").fetchone()
     return int(writes + removals)
 
@@ -752,8 +752,8 @@ FROM value
 WHERE entry NOT IN (SELECT id FROM entry)
 """
 
-# An entry of kind 'absent' or 'fence' has size 0, and so no bytes. Those of a large value are in
-# the data file, in whole blocks.
+# An entry of kind 'absent' or 'tombstone' has size 0, and so no bytes. Those of a large value are
+# in the data file, in whole blocks.
 INCOMPLETE = """
 SELECT entry.id, entry.key, entry.kind, entry.size
 FROM entry
@@ -772,24 +772,24 @@ END
 LOST_OR_SHARED = """
 SELECT *
 FROM (
-    SELECT place, length, whose, LAG(place + length, 1, 4096) OVER (ORDER BY place) AS before
+    SELECT offset, length, whose, LAG(offset + length, 1, 4096) OVER (ORDER BY offset) AS before
     FROM (
-        SELECT place, length, entry AS whose FROM extent
-        UNION ALL SELECT place, length, NULL FROM free_extent
+        SELECT offset, length, entry AS whose FROM extent
+        UNION ALL SELECT offset, length, NULL FROM free_extent
     )
     UNION ALL
     SELECT length, 0, 'the end', (
-        SELECT MAX(4096, COALESCE(MAX(place + length), 0))
-        FROM (SELECT place, length FROM extent UNION ALL SELECT place, length FROM free_extent)
+        SELECT MAX(4096, COALESCE(MAX(offset + length), 0))
+        FROM (SELECT offset, length FROM extent UNION ALL SELECT offset, length FROM free_extent)
     )
     FROM data_file
 )
-WHERE place <> before
+WHERE offset <> before
 """
 
 # Of a value or of a reservation, each has its space.
 OF_NOTHING = """
-SELECT entry, place
+SELECT entry, offset
 FROM extent
 WHERE entry NOT IN (SELECT id FROM entry UNION ALL SELECT -id FROM reservation)
 """

@@ -63,8 +63,8 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
     assert reported["file_bytes"] == command.path.stat().st_size
     assert reported["namespaces"][1] == {
         "namespace": "era5",
-        "entries": {"absent": 1, "fence": 0, "stored": 0, "value": 3},
-        "bytes": {"absent": 0, "fence": 0, "stored": 0, "value": 3100},
+        "entries": {"absent": 1, "tombstone": 0, "stored": 0, "value": 3},
+        "bytes": {"absent": 0, "tombstone": 0, "stored": 0, "value": 3100},
         "oldest": "2023-11-14T22:13:20.000000Z",
         "newest": "2023-11-14T22:15:20.000000Z",
         "stale_entries": 0,

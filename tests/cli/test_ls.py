@@ -48,7 +48,7 @@ def test_each_entry_has_a_line_in_the_order_of_namespace_and_key(
         (["--prefix", "t/c/1"], [("era5", "t/c/1")]),
         (["--prefix", "t_c"], []),
         (["--kind", "absent"], [("era5", "t/c/9")]),
-        (["--kind", "fence"], [("sst", "written")]),
+        (["--kind", "tombstone"], [("sst", "written")]),
         (["--kind", "absent", "--kind", "stored"], [("", "mine"), ("era5", "t/c/9")]),
         (["--sort", "size", "--limit", "2"], [("sst", "t/c/0"), ("era5", "t/c/1")]),
         (["--sort", "used", "--kind", "value", "--limit", "1"], [("era5", "t/c/0")]),
@@ -120,7 +120,7 @@ def test_a_dumb_terminal_is_sent_no_control_character(command: Command, path: Pa
     store = caching(path, f"source {HOSTILE}")
     store.set_sync(HOSTILE, buffer(b"x"))
     restart(store)
-    result = command("ls", "--kind", "fence", "--kind", "value", FORCE_COLOR="1", TERM="dumb")
+    result = command("ls", "--kind", "tombstone", "--kind", "value", FORCE_COLOR="1", TERM="dumb")
 
     # Folded to the width of such a terminal.
     assert r"[red]t" in result.stdout

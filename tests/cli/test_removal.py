@@ -30,7 +30,7 @@ ALL = {("", "mine"), ("era5", "t/c/0"), ("era5", "t/c/1"), ("era5", "t/c/9")} | 
 def left(path: Path) -> set[tuple[str, str]]:
     """What the file holds, but for fences."""
     with open_file(path) as db:
-        return set(db.execute("SELECT namespace, key FROM cache_entries WHERE kind <> 'fence'"))
+        return set(db.execute("SELECT namespace, key FROM cache_entries WHERE kind <> 'tombstone'"))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_was_read_while_others_went_stays(path: Path, filled: Path) -> None
     assert left(filled) == ALL - {("era5", "t/c/1")}
 
 
-@pytest.mark.parametrize("kind", ["stored", "fence"])
+@pytest.mark.parametrize("kind", ["stored", "tombstone"])
 def test_nothing_but_answers_of_a_source_can_be_removed(path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=kind):
         SqliteStore(path).database.run(removal.remove, Selection(kinds=(kind,)))

@@ -88,7 +88,7 @@ def test_every_key_of_json_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     zarr.create_array("a.zarr", shape=(2,), chunks=(1,), dtype="i1")
-    kinds = {"value", "absent", "stored", "fence"}
+    kinds = {"value", "absent", "stored", "tombstone"}
     told = keys(command.json(*arguments)) - kinds
 
     assert told <= set(re.findall(r"`([a-z_]+)`", SECTIONS[arguments[0]]))

@@ -176,7 +176,7 @@ FORGED = {
     "the last of all revisions": ("UPDATE counter SET revision = 0x7fffffffffffffff",),
     "revisions of entries after all": ("UPDATE entry SET revision = 0x7fffffffffffffff",),
     "a fence after all": ("UPDATE namespace SET fence = 0x7fffffffffffffff",),
-    "more writers than there are": ("UPDATE entry SET writers = 0x7fffffffffffffff",),
+    "more writers than there are": ("UPDATE entry SET writes_in_flight = 0x7fffffffffffffff",),
     "no counter": ("DELETE FROM counter",),
     "no total": ("DELETE FROM total",),
     "no usage": ("DELETE FROM usage",),
@@ -185,11 +185,11 @@ FORGED = {
     "no entry": ("DELETE FROM entry",),
     "no value": ("DELETE FROM value",),
     "no extent": ("DELETE FROM extent",),
-    "an extent in the header": ("UPDATE extent SET place = 0",),
-    "an extent before the file": ("UPDATE extent SET place = -4096",),
-    "an extent behind the file": ("UPDATE extent SET place = (1 << 40)",),
-    "an extent at the end of all": ("UPDATE extent SET place = 0x7ffffffffffff000",),
-    "an extent of another place": ("UPDATE extent SET place = place + 4096",),
+    "an extent in the header": ("UPDATE extent SET offset = 0",),
+    "an extent before the file": ("UPDATE extent SET offset = -4096",),
+    "an extent behind the file": ("UPDATE extent SET offset = (1 << 40)",),
+    "an extent at the end of all": ("UPDATE extent SET offset = 0x7ffffffffffff000",),
+    "an extent of another place": ("UPDATE extent SET offset = offset + 4096",),
     "an extent without length": ("UPDATE extent SET length = 0",),
     "an extent of almost all there is": ("UPDATE extent SET length = (1 << 62)",),
     "an extent below zero": ("UPDATE extent SET length = -4096",),
@@ -608,7 +608,7 @@ async def test_keys_are_data_and_neither_paths_nor_sql(path: Path) -> None:
 def test_values_are_kept_as_they_are(path: Path) -> None:
     with open_file(path) as db:
         kept = dict(db.execute("SELECT key, data FROM entry JOIN value ON value.entry = entry.id"))
-        where = "SELECT place, length FROM extent JOIN entry ON id = entry WHERE key = 'large'"
+        where = "SELECT offset, length FROM extent JOIN entry ON id = entry WHERE key = 'large'"
         ((place, length),) = db.execute(where)
     kept["large"] = data_file_of(path).read_bytes()[place : place + length]
 

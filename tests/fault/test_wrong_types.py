@@ -51,7 +51,7 @@ COLUMNS = {
         "stored_at",
         "used_at",
         "revision",
-        "writers",
+        "writes_in_flight",
         "checksum",
     ],
     "value": ["entry", "part", "checksums", "data"],

@@ -39,7 +39,9 @@ def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
 def fences(path: Path) -> list[str]:
     """Keys of the fences, the oldest first."""
     with open_file(path) as db:
-        rows = db.execute("SELECT key FROM entry WHERE kind = 'fence' ORDER BY used_at").fetchall()
+        rows = db.execute(
+            "SELECT key FROM entry WHERE kind = 'tombstone' ORDER BY used_at"
+        ).fetchall()
     return [key for (key,) in rows]
 
 

@@ -158,7 +158,10 @@ ENTRIES = {
         "UPDATE entry SET revision = -1 WHERE key = 'c/0'",
         ("revision", "c/0"),
     ),
-    "writers of a value": ("UPDATE entry SET writers = 1 WHERE key = 'c/0'", ("writers", "c/0")),
+    "writers of a value": (
+        "UPDATE entry SET writes_in_flight = 1 WHERE key = 'c/0'",
+        ("writes_in_flight", "c/0"),
+    ),
     "no namespace": ("UPDATE entry SET namespace = 77 WHERE key = 'c/0'", ("entry", "c/0")),
     "bytes of no entry": ("INSERT INTO value VALUES (9999, 0, x'00', x'00')", ("orphan", None)),
 }
@@ -178,17 +181,17 @@ COUNTED = {
     ),
     "space that is lost": ("DELETE FROM free_extent", "extent"),
     "free space that overlaps": (
-        "UPDATE free_extent SET place = place - 4096, length = length + 4096",
+        "UPDATE free_extent SET offset = offset - 4096, length = length + 4096",
         "extent",
     ),
     "free space in two": (
-        "INSERT INTO free_extent SELECT place + 4096, length - 4096 FROM free_extent",
+        "INSERT INTO free_extent SELECT offset + 4096, length - 4096 FROM free_extent",
         "extent",
     ),
     "free space at the end": ("UPDATE data_file SET length = length + 8192", "extent"),
     "an extent outside the file": ("UPDATE data_file SET length = 8192", "extent"),
     "an extent of no entry": (
-        "INSERT INTO extent SELECT 999, 0, place, length FROM free_extent",
+        "INSERT INTO extent SELECT 999, 0, offset, length FROM free_extent",
         "extent",
     ),
 }
@@ -315,9 +318,9 @@ EXTENTS = {
     "an extent that is too short": "UPDATE extent SET length = 69632 WHERE length = 73728",
     "an extent that begins later": "UPDATE extent SET start = 4096 WHERE length = 73728",
     "an extent of other bytes": """
-        UPDATE extent SET place = (SELECT place FROM free_extent) WHERE length = 73728
+        UPDATE extent SET offset = (SELECT offset FROM free_extent) WHERE length = 73728
     """,
-    "an extent of another value": "UPDATE extent SET place = place + 4096 WHERE length = 73728",
+    "an extent of another value": "UPDATE extent SET offset = offset + 4096 WHERE length = 73728",
 }
 
 
@@ -341,7 +344,7 @@ def test_wrong_bytes_in_the_data_file_are_reported_and_removed(path: Path) -> No
     store = cache(path)
     data = path.with_name(f"{path.name}-data")
     with open_file(path) as db:
-        query = "SELECT place FROM extent JOIN entry ON id = entry WHERE key = 'large'"
+        query = "SELECT offset FROM extent JOIN entry ON id = entry WHERE key = 'large'"
         ((place,),) = db.execute(query)
     with data.open("r+b") as file:
         file.seek(place + 69_999)

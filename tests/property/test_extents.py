@@ -208,7 +208,7 @@ class Allocator:
             starts[entry] = start + length
             spans.setdefault(entry, []).append(Extent(place, length))
         free = [
-            Extent(*row) for row in rows("SELECT place, length FROM free_extent ORDER BY place")
+            Extent(*row) for row in rows("SELECT offset, length FROM free_extent ORDER BY offset")
         ]
         reserved = rows("SELECT -id, bytes FROM reservation ORDER BY id DESC")
 

@@ -4,11 +4,11 @@ CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at)
 -- index entry_by_use of entry
 CREATE INDEX entry_by_use ON entry (kind, used_at, id, size)
 
--- index extent_by_place of extent
-CREATE UNIQUE INDEX extent_by_place ON extent (place)
+-- index extent_by_offset of extent
+CREATE UNIQUE INDEX extent_by_offset ON extent (offset)
 
 -- index free_extent_by_length of free_extent
-CREATE INDEX free_extent_by_length ON free_extent (length, place)
+CREATE INDEX free_extent_by_length ON free_extent (length, offset)
 
 -- index sqlite_autoindex_entry_1 of entry
 -- made by SQLite itself
@@ -23,43 +23,43 @@ CREATE INDEX free_extent_by_length ON free_extent (length, place)
 CREATE TABLE counter (
     id       INTEGER PRIMARY KEY CHECK (id = 1),
     revision INTEGER NOT NULL,           -- of the last write
-    fence    INTEGER NOT NULL            -- what a new namespace begins with
+    fence    INTEGER NOT NULL            -- the fence of a new namespace
 ) STRICT
 
 -- table data_file of data_file
 CREATE TABLE data_file (
     id       INTEGER PRIMARY KEY CHECK (id = 1),
     identity BLOB    NOT NULL CHECK (length(identity) = 16),  -- random; also in the file's header
-    length   INTEGER NOT NULL CHECK (length >= 4096)          -- where its last extent ends
+    length   INTEGER NOT NULL CHECK (length >= 4096)          -- the end of its last extent
 ) STRICT
 
 -- table entry of entry
 CREATE TABLE entry (
-    id        INTEGER PRIMARY KEY,
-    namespace INTEGER NOT NULL REFERENCES namespace (id),
-    key       TEXT    NOT NULL,
-    kind      TEXT    NOT NULL CHECK (kind IN ('stored', 'value', 'absent', 'fence')),
-    size      INTEGER NOT NULL CHECK (size >= 0),
-    stored_at INTEGER NOT NULL,          -- when the source was asked
-    used_at   INTEGER NOT NULL,          -- last use
-    revision  INTEGER NOT NULL,          -- counter.revision of the last write to the key
-    writers   INTEGER NOT NULL DEFAULT 0 CHECK (writers >= 0),  -- writes to the source under way
-    checksum  INTEGER NOT NULL,          -- XXH3 of the facts, see checksum.py
+    id               INTEGER PRIMARY KEY,
+    namespace        INTEGER NOT NULL REFERENCES namespace (id),
+    key              TEXT    NOT NULL,
+    kind             TEXT    NOT NULL CHECK (kind IN ('stored', 'value', 'absent', 'tombstone')),
+    size             INTEGER NOT NULL CHECK (size >= 0),
+    stored_at        INTEGER NOT NULL,   -- when the source was read; of a write in flight, when it began
+    used_at          INTEGER NOT NULL,   -- last use
+    revision         INTEGER NOT NULL,   -- counter.revision of the last write to the key
+    writes_in_flight INTEGER NOT NULL DEFAULT 0 CHECK (writes_in_flight >= 0),  -- to the source
+    checksum         INTEGER NOT NULL,   -- XXH3 of the facts, see checksum.py
     UNIQUE (namespace, key)
 ) STRICT
 
 -- table extent of extent
 CREATE TABLE extent (
-    entry  INTEGER NOT NULL,             -- its id; the negative id of a reservation until it is kept
-    start  INTEGER NOT NULL CHECK (start >= 0),      -- which byte of the value it begins with
-    place  INTEGER NOT NULL CHECK (place >= 4096),   -- where in the data file it begins
+    entry  INTEGER NOT NULL,             -- its id; until it is admitted, the negative id of the reservation
+    start  INTEGER NOT NULL CHECK (start >= 0),      -- its first byte, in the value
+    offset INTEGER NOT NULL CHECK (offset >= 4096),  -- its first byte, in the data file
     length INTEGER NOT NULL CHECK (length > 0),
     PRIMARY KEY (entry, start)
 ) STRICT, WITHOUT ROWID
 
 -- table free_extent of free_extent
 CREATE TABLE free_extent (
-    place  INTEGER PRIMARY KEY,
+    offset INTEGER PRIMARY KEY,
     length INTEGER NOT NULL CHECK (length > 0)
 ) STRICT
 
@@ -67,18 +67,18 @@ CREATE TABLE free_extent (
 CREATE TABLE namespace (
     id             INTEGER PRIMARY KEY,
     name           TEXT    NOT NULL UNIQUE,
-    fence          INTEGER NOT NULL DEFAULT 0,  -- answers asked for at a revision before this one are refused
-    removals       INTEGER NOT NULL DEFAULT 0 CHECK (removals >= 0),  -- of folders of the source, under way
-    removals_since INTEGER,                     -- when the first of them began: nothing is kept meanwhile
+    fence          INTEGER NOT NULL DEFAULT 0,  -- responses of an earlier revision are refused
+    removals       INTEGER NOT NULL DEFAULT 0 CHECK (removals >= 0),  -- of folders of the source, in progress
+    removals_since INTEGER,                     -- when the first of them began: nothing is admitted meanwhile
     CHECK ((removals = 0) = (removals_since IS NULL))
 ) STRICT
 
 -- table reservation of reservation
 CREATE TABLE reservation (
-    id    INTEGER PRIMARY KEY CHECK (id > 0),  -- random: no two have the same, not even in turn
+    id    INTEGER PRIMARY KEY CHECK (id > 0),  -- random: no id is used twice
     bytes INTEGER NOT NULL CHECK (bytes >= 0),
-    owner INTEGER NOT NULL,              -- which byte of the data file its writer has locked
-    until INTEGER NOT NULL
+    owner INTEGER NOT NULL,              -- the byte of the data file that its process has locked
+    until INTEGER NOT NULL               -- end of the lease
 ) STRICT
 
 -- table statistics of statistics
@@ -86,7 +86,7 @@ CREATE TABLE statistics (
     namespace     INTEGER PRIMARY KEY REFERENCES namespace (id),
     hits          INTEGER NOT NULL DEFAULT 0,
     misses        INTEGER NOT NULL DEFAULT 0,
-    bytes_served  INTEGER NOT NULL DEFAULT 0,  -- out of the cache
+    bytes_served  INTEGER NOT NULL DEFAULT 0,  -- from the cache
     bytes_fetched INTEGER NOT NULL DEFAULT 0,  -- from the source
     evictions     INTEGER NOT NULL DEFAULT 0,
     expirations   INTEGER NOT NULL DEFAULT 0
@@ -113,7 +113,7 @@ CREATE TABLE value (
     entry     INTEGER NOT NULL REFERENCES entry (id),
     part      INTEGER NOT NULL CHECK (part >= 0),
     checksums BLOB    NOT NULL,          -- XXH3 of each block of bytes, 8 bytes each, big-endian
-    data      BLOB    NOT NULL,          -- empty where the bytes are in the data file
+    data      BLOB    NOT NULL,          -- empty if the bytes are in the data file
     PRIMARY KEY (entry, part)
 ) STRICT
 
@@ -123,7 +123,7 @@ CREATE TRIGGER entry_after_delete AFTER DELETE ON entry BEGIN
     WHERE namespace = old.namespace AND kind = old.kind;
     DELETE FROM value WHERE entry = old.id;
     DELETE FROM extent WHERE entry = old.id;
-    -- What the row knew about writes must outlive it.
+    -- The revisions of the row must outlive it.
     UPDATE namespace SET fence = old.revision
     WHERE id = old.namespace AND fence < old.revision;
 END
@@ -144,34 +144,34 @@ END
 
 -- trigger extent_after_delete of extent
 CREATE TRIGGER extent_after_delete AFTER DELETE ON extent BEGIN
-    -- Free, as one with the free space on either side.
-    INSERT INTO free_extent (place, length)
-    SELECT min(place), sum(length)
+    -- Free it, joined with the free space on either side.
+    INSERT INTO free_extent (offset, length)
+    SELECT min(offset), sum(length)
     FROM (
-        SELECT old.place AS place, old.length AS length
+        SELECT old.offset AS offset, old.length AS length
         UNION ALL
-        SELECT place, length
+        SELECT offset, length
         FROM free_extent
-        WHERE place = old.place + old.length
+        WHERE offset = old.offset + old.length
         UNION ALL
-        SELECT place, length
-        FROM (SELECT place, length FROM free_extent WHERE place < old.place ORDER BY place DESC LIMIT 1)
-        WHERE place + length = old.place
+        SELECT offset, length
+        FROM (SELECT offset, length FROM free_extent WHERE offset < old.offset ORDER BY offset DESC LIMIT 1)
+        WHERE offset + length = old.offset
     )
     WHERE true
-    ON CONFLICT (place) DO UPDATE SET length = excluded.length;
-    DELETE FROM free_extent WHERE place = old.place + old.length;
-    -- At the end of the file it is cut off.
+    ON CONFLICT (offset) DO UPDATE SET length = excluded.length;
+    DELETE FROM free_extent WHERE offset = old.offset + old.length;
+    -- Free space at the end of the file is cut off.
     UPDATE data_file
-    SET length = (SELECT max(place) FROM free_extent)
-    WHERE length = (SELECT place + length FROM free_extent ORDER BY place DESC LIMIT 1);
-    DELETE FROM free_extent WHERE place >= (SELECT length FROM data_file);
+    SET length = (SELECT max(offset) FROM free_extent)
+    WHERE length = (SELECT offset + length FROM free_extent ORDER BY offset DESC LIMIT 1);
+    DELETE FROM free_extent WHERE offset >= (SELECT length FROM data_file);
 END
 
 -- trigger namespace_after_insert of namespace
 CREATE TRIGGER namespace_after_insert AFTER INSERT ON namespace BEGIN
     INSERT INTO usage (namespace, kind)
-    VALUES (new.id, 'stored'), (new.id, 'value'), (new.id, 'absent'), (new.id, 'fence');
+    VALUES (new.id, 'stored'), (new.id, 'value'), (new.id, 'absent'), (new.id, 'tombstone');
     INSERT INTO statistics (namespace) VALUES (new.id);
 END
 
@@ -180,7 +180,7 @@ CREATE TRIGGER namespace_before_delete BEFORE DELETE ON namespace BEGIN
     DELETE FROM entry WHERE namespace = old.id;
     DELETE FROM usage WHERE namespace = old.id;
     DELETE FROM statistics WHERE namespace = old.id;
-    -- What the row knew about writes must outlive it.
+    -- The revisions of the row must outlive it.
     UPDATE counter SET fence = revision;
 END
 
@@ -232,8 +232,8 @@ WHERE usage.entries > 0
 
 -- row of counter: (1, 1, 1)
 -- row of total: ('absent', 0, 0)
--- row of total: ('fence', 0, 0)
 -- row of total: ('stored', 0, 0)
+-- row of total: ('tombstone', 0, 0)
 -- row of total: ('value', 0, 0)
 -- row of data_file: (1, 16, 4096)
 -- application_id: 1514357041

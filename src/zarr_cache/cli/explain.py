@@ -53,7 +53,7 @@ class _Explained:
         """Whether a read would be served from it."""
         is_stale = self.fresh_until is not None and self.fresh_until <= self.now
         is_unusable = is_stale or self.is_damaged or self.is_invalidated
-        return self.entry.kind != "fence" and not is_unusable
+        return self.entry.kind != "tombstone" and not is_unusable
 
     @property
     def evicted_after(self) -> int | None:
@@ -131,7 +131,7 @@ def _print(key: str, explained: list[_Explained], below: int) -> None:
 
 def _lines(explained: _Explained) -> list[str]:
     entry, now = explained.entry, explained.now
-    if entry.kind == "fence":
+    if entry.kind == "tombstone":
         return [f"written to at {_moment(entry.stored_at, now)}: the next read goes to the source"]
     what = {
         "value": f"cached, {format_size(entry.size)}",

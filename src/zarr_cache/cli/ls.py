@@ -31,7 +31,7 @@ class Kind(StrEnum):
     VALUE = "value"
     ABSENT = "absent"
     STORED = "stored"
-    FENCE = "fence"
+    TOMBSTONE = "tombstone"
 
 
 class SortBy(StrEnum):
@@ -50,7 +50,7 @@ def ls(
     prefix: Prefix = "",
     kind: Annotated[
         list[Kind] | None,
-        typer.Option(help="Only this kind; may be repeated.  [default: all but fence]"),
+        typer.Option(help="Only this kind; may be repeated.  [default: all but tombstone]"),
     ] = None,
     sort: Annotated[
         SortBy, typer.Option(help="By key, or the largest, last stored or last used first.")

@@ -137,7 +137,7 @@ FROM (
     UNION ALL
     SELECT max(used_at) FROM entry WHERE kind = 'absent' AND used_at < 1 << 62
     UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'fence' AND used_at < 1 << 62
+    SELECT max(used_at) FROM entry WHERE kind = 'tombstone' AND used_at < 1 << 62
 )
 """
 

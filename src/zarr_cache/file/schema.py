@@ -50,7 +50,7 @@ SELECT 'a row of total'
 WHERE 4 <> (
     SELECT count(*)
     FROM total
-    WHERE kind IN ('stored', 'value', 'absent', 'fence')
+    WHERE kind IN ('stored', 'value', 'absent', 'tombstone')
       AND typeof(entries) = 'integer' AND entries BETWEEN 0 AND 4611686018427387903
       AND typeof(bytes) = 'integer' AND bytes BETWEEN 0 AND 4611686018427387903
       AND bytes = (SELECT total(usage.bytes) FROM usage WHERE usage.kind = total.kind)

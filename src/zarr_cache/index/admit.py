@@ -53,10 +53,10 @@ SET kind = excluded.kind,
     size = excluded.size,
     stored_at = excluded.stored_at,
     used_at = excluded.used_at,
-    writers = 0,
+    writes_in_flight = 0,
     checksum = excluded.checksum
 WHERE revision <= :revision
-  AND (writers = 0 OR stored_at <= :dead_before)
+  AND (writes_in_flight = 0 OR stored_at <= :dead_before)
   AND stored_at <= excluded.stored_at
   AND kind <> 'stored'
 RETURNING id
@@ -66,7 +66,7 @@ RETURNING id
 # It keeps its revision: what was asked for before a write is refused as before.
 MAKE_WAY = """
 UPDATE entry
-SET kind = 'fence',
+SET kind = 'tombstone',
     size = 0
 WHERE id = :entry AND kind = 'value'
 """
@@ -87,7 +87,7 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
   AND kind IN ('value', 'absent')
   AND revision <= :revision
-  AND writers = 0
+  AND writes_in_flight = 0
   AND stored_at <= :stored_at
 RETURNING key
 """
@@ -357,7 +357,7 @@ class Response(NamedTuple):
             kind=self.kind,
             size=self.size,
             stored_at=self.stored_at,
-            writers=0,
+            writes_in_flight=0,
             data=data,
             read=None,
             is_damaged=False,

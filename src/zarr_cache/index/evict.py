@@ -50,7 +50,7 @@ DELETE FROM entry
 WHERE id IN (
     SELECT id
     FROM entry
-    WHERE kind = :kind AND (writers = 0 OR stored_at <= :dead_before)
+    WHERE kind = :kind AND (writes_in_flight = 0 OR stored_at <= :dead_before)
     ORDER BY used_at, id
     LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :most)
 )

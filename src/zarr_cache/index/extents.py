@@ -80,33 +80,33 @@ WHERE id = :id
 
 
 BEST_FIT = """
-SELECT place, length
+SELECT offset, length
 FROM free_extent
 WHERE length >= :length
-ORDER BY length, place
+ORDER BY length, offset
 LIMIT 1
 """
 
 
 LARGEST = """
-SELECT place, length
+SELECT offset, length
 FROM free_extent
-ORDER BY length DESC, place
+ORDER BY length DESC, offset
 LIMIT 1
 """
 
 
 TAKE_WHOLE = """
 DELETE FROM free_extent
-WHERE place = :place
+WHERE offset = :offset
 """
 
 
 TAKE_FRONT = """
 UPDATE free_extent
-SET place = place + :length,
+SET offset = offset + :length,
     length = length - :length
-WHERE place = :place
+WHERE offset = :offset
 """
 
 
@@ -119,8 +119,8 @@ RETURNING length - :length
 
 
 ADD = """
-INSERT INTO extent (entry, start, place, length)
-VALUES (:entry, :start, :place, :length)
+INSERT INTO extent (entry, start, offset, length)
+VALUES (:entry, :start, :offset, :length)
 """
 
 
@@ -147,7 +147,7 @@ WHERE entry = :entry
 
 # An extent that begins before `start` may reach into what is asked for, and only the last one can.
 EXTENTS = """
-SELECT start, place, length
+SELECT start, offset, length
 FROM extent
 WHERE entry = :entry
   AND start < :stop
@@ -270,8 +270,8 @@ def reserve(
 
 def _add(connection: Connection, reservation: int, extents: list[Extent]) -> None:
     start = 0
-    for place, length in extents:
-        row = {"entry": -reservation, "start": start, "place": place, "length": length}
+    for offset, length in extents:
+        row = {"entry": -reservation, "start": start, "offset": offset, "length": length}
         connection.execute(ADD, row)
         start += length
 
@@ -288,8 +288,8 @@ def _allocate(connection: Connection, length: int, most: int | None) -> list[Ext
     while length:
         largest = connection.execute(LARGEST).fetchone()
         if largest is None:
-            ((place,),) = connection.execute(GROW, {"length": length, "most": None}).fetchall()
-            extents.append(Extent(place, length))
+            ((offset,),) = connection.execute(GROW, {"length": length, "most": None}).fetchall()
+            extents.append(Extent(offset, length))
             break
         free = Extent(*largest)
         extents.append(_take(connection, free, min(length, free.length)))
@@ -299,9 +299,9 @@ def _allocate(connection: Connection, length: int, most: int | None) -> list[Ext
 
 def _take(connection: Connection, free: Extent, length: int) -> Extent:
     if free.length == length:
-        connection.execute(TAKE_WHOLE, {"place": free.place})
+        connection.execute(TAKE_WHOLE, {"offset": free.place})
     else:
-        connection.execute(TAKE_FRONT, {"place": free.place, "length": length})
+        connection.execute(TAKE_FRONT, {"offset": free.place, "length": length})
     return Extent(free.place, length)
 
 
@@ -383,13 +383,13 @@ def located(
     """
     extents = []
     at = start
-    for first, place, length in connection.execute(
+    for first, offset, length in connection.execute(
         EXTENTS, {"entry": entry, "start": start, "stop": stop}
     ).fetchall():
         end = min(first + length, stop)
-        if not (type(first) is type(place) is type(length) is int) or not first <= at < end:
+        if not (type(first) is type(offset) is type(length) is int) or not first <= at < end:
             raise checksum.DamagedValueError("its extents do not follow one another")
-        extents.append(Extent(place + at - first, end - at))
+        extents.append(Extent(offset + at - first, end - at))
         at = end
     if at != stop:
         raise checksum.DamagedValueError("the value is missing or has another length")

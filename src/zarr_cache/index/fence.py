@@ -41,26 +41,27 @@ RETURNING revision
 """
 
 
-# Nothing that is asked of the source from here on is kept until the write has ended. While there
-# are writers, `stored_at` is when the first of them began: one that never ends is taken for dead an
-# hour later, however often others write to the key meanwhile.
+# No response fetched from here on is admitted until the write has ended. While writes are in
+# flight, `stored_at` is when the first of them began: the lease of a write that never ends expires
+# an hour later, however often the key is written meanwhile.
 # Not `<>`: a kind that is NULL, on a page that is damaged, would keep its row.
 BEGIN_WRITE = """
 INSERT INTO entry (
-    namespace, key, kind, size, stored_at, used_at, revision, writers, checksum
+    namespace, key, kind, size, stored_at, used_at, revision, writes_in_flight, checksum
 )
-SELECT id, :key, 'fence', 0, :now, :now, :revision, 1, 0
+SELECT id, :key, 'tombstone', 0, :now, :now, :revision, 1, 0
 FROM namespace
 WHERE name = :namespace
 ON CONFLICT (namespace, key) DO UPDATE
-SET kind = 'fence',
+SET kind = 'tombstone',
     size = 0,
     stored_at = CASE
-        WHEN writers > 0 AND stored_at > :dead_before THEN stored_at ELSE excluded.stored_at
+        WHEN writes_in_flight > 0 AND stored_at > :dead_before THEN stored_at
+        ELSE excluded.stored_at
     END,
     used_at = excluded.used_at,
     revision = excluded.revision,
-    writers = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writers + 1 END
+    writes_in_flight = CASE WHEN stored_at <= :dead_before THEN 1 ELSE writes_in_flight + 1 END
 WHERE kind IS NOT 'stored'
 RETURNING id
 """
@@ -75,7 +76,7 @@ SET kind = 'value',
     stored_at = :stored_at,
     used_at = :used_at,
     revision = :revision,
-    writers = 0,
+    writes_in_flight = 0,
     checksum = :checksum
 WHERE namespace = (
         SELECT id
@@ -86,25 +87,25 @@ WHERE namespace = (
     )
   AND key = :key
   AND revision = :begun
-  AND writers = 1
+  AND writes_in_flight = 1
 RETURNING id
 """
 
 
 END_WRITE = """
 INSERT INTO entry (
-    namespace, key, kind, size, stored_at, used_at, revision, writers, checksum
+    namespace, key, kind, size, stored_at, used_at, revision, writes_in_flight, checksum
 )
-SELECT id, :key, 'fence', 0, :now, :now, :revision, 0, 0
+SELECT id, :key, 'tombstone', 0, :now, :now, :revision, 0, 0
 FROM namespace
 WHERE name = :namespace
 ON CONFLICT (namespace, key) DO UPDATE
-SET kind = 'fence',
+SET kind = 'tombstone',
     size = 0,
-    stored_at = CASE WHEN writers > 1 THEN stored_at ELSE excluded.stored_at END,
+    stored_at = CASE WHEN writes_in_flight > 1 THEN stored_at ELSE excluded.stored_at END,
     used_at = excluded.used_at,
     revision = excluded.revision,
-    writers = max(0, writers - 1)
+    writes_in_flight = max(0, writes_in_flight - 1)
 WHERE kind IS NOT 'stored'
 RETURNING id
 """
@@ -122,7 +123,7 @@ WHERE id IN (
       AND key >= :prefix
       AND key < coalesce(:end, x'')
       AND kind <> 'stored'
-      AND (kind <> 'fence' OR writers = 0)
+      AND (kind <> 'tombstone' OR writes_in_flight = 0)
       AND revision < :revision
     LIMIT :most
 )
@@ -138,8 +139,8 @@ RETURNING id
 """
 
 
-# As with the writers of a key, one that never ends is taken for dead an hour after the first began,
-# however many come meanwhile.
+# As with the writes in flight of a key, the lease of a removal that never ends expires an hour
+# after the first began, however many begin meanwhile.
 BEGIN_REMOVAL = """
 UPDATE namespace
 SET removals = CASE WHEN removals_since > :dead_before THEN removals + 1 ELSE 1 END,
@@ -248,7 +249,7 @@ def _end_write(
                 ):
                     _fence(connection, END_WRITE, {"key": key, **parameters})
                     removed.fenced.append(key)
-            trim(connection, "fence", MAX_FENCES, limits.dead_before)
+            trim(connection, "tombstone", MAX_FENCES, limits.dead_before)
             values_written.release(connection)
         removed.failure = removed.failure or values_written.failure
         del left[: len(some)]
@@ -261,7 +262,7 @@ def _large(
 
     def is_wanted(key: str) -> bool:
         # Whether it is this writer's, the statement says that ends the write.
-        return lookup.lookup_metadata(connection, namespace, key).writers == 1
+        return lookup.lookup_metadata(connection, namespace, key).writes_in_flight == 1
 
     return [
         LargeValue(

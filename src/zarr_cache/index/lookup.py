@@ -70,13 +70,13 @@ SELECT
     entry.kind,
     entry.size,
     entry.stored_at,
-    entry.writers,
+    entry.writes_in_flight,
     entry.checksum,
     value.rowid,
     length(value.data),
     CASE WHEN length(value.checksums) <= 512 THEN value.checksums END,
     CASE WHEN entry.size <= ? AND length(value.data) = entry.size THEN value.data END,
-    extent.place,
+    extent.offset,
     extent.length
 FROM counter
 LEFT JOIN namespace ON namespace.name = ?
@@ -117,14 +117,14 @@ class EntryState(NamedTuple):
     removals_since
         When the first removal of a folder of the source began that is under way; None when there is
         none.
-    entry, kind, size, stored_at, writers, checksum
+    entry, kind, size, stored_at, writes_in_flight, checksum
         The row of the key; None when there is none.
     part, part_length, checksums
         Of the first part of fresh bytes: its row, its length in bytes, and the checksums of its
         blocks.
     data
         The bytes asked for, verified; None unless the key has bytes that are fresh.
-    place, length
+    offset, length
         Of the first extent of fresh bytes in the data file.
     read
         What would bring the bytes asked for, where a disk must be waited for.
@@ -140,13 +140,13 @@ class EntryState(NamedTuple):
     kind: str | None
     size: int
     stored_at: int
-    writers: int | None
+    writes_in_flight: int | None
     checksum: int
     part: int | None = None
     part_length: int | None = None
     checksums: bytes | None = None
     data: Data | None = None
-    place: int | None = None
+    offset: int | None = None
     length: int | None = None
     read: Read | None = None
     is_damaged: bool = False
@@ -154,17 +154,24 @@ class EntryState(NamedTuple):
     @property
     def row(self) -> tuple[object, ...]:
         """What the row of the key says."""
-        return (self.entry, self.kind, self.size, self.stored_at, self.writers, self.checksum)
+        return (
+            self.entry,
+            self.kind,
+            self.size,
+            self.stored_at,
+            self.writes_in_flight,
+            self.checksum,
+        )
 
     def with_bytes(self, data: Data | None, read: Read | None) -> EntryState:
         """The same with the bytes asked for, or with what would bring them."""
         # As `_replace`, in a third of the time.
-        return EntryState(*self[:13], data, self.place, self.length, read)
+        return EntryState(*self[:13], data, self.offset, self.length, read)
 
     def is_overtaken(self, revision: int, now_ns: int) -> bool:
         """Whether what was asked of the source at `revision` is no answer any more."""
         dead_before = now_ns - LONGEST_WRITE_NS
-        is_written = bool(self.writers) and self.stored_at > dead_before
+        is_written = bool(self.writes_in_flight) and self.stored_at > dead_before
         since = self.removals_since
         # On a page that is damaged, it is of another type than its table allows.
         is_removed = since is not None and not (type(since) is int and since <= dead_before)
@@ -217,7 +224,7 @@ def lookup(
             return found
         file = read = None
         try:
-            if found.place is None or data_file is None:
+            if found.offset is None or data_file is None:
                 data = _bytes(connection, found, seed, request)
                 return found if data is found.data else found._replace(data=data)
             file = data_file.opened(connection)
@@ -255,10 +262,10 @@ def _read(
         return Read(file, [], seed, 0, b"", 0, 0)
     one, last = start // checksum.BLOCK, -(-stop // checksum.BLOCK)
     begin, end = one * checksum.BLOCK, min(last * checksum.BLOCK, found.size)
-    place, length, sums = found.place, found.length, found.checksums
-    is_all_here = type(place) is type(length) is int and isinstance(sums, bytes)
+    offset, length, sums = found.offset, found.length, found.checksums
+    is_all_here = type(offset) is type(length) is int and isinstance(sums, bytes)
     if is_all_here and end <= min(length or 0, values.PART):
-        where = [Extent((place or 0) + begin, end - begin)]
+        where = [Extent((offset or 0) + begin, end - begin)]
         sums = (sums or b"")[one * checksum.LENGTH : last * checksum.LENGTH]
     else:
         where, sums = extents.located(connection, found.entry or 0, found.size, begin, end)
@@ -279,7 +286,7 @@ def _facts(
         return found, 0
     if not type(found.size) is type(found.stored_at) is int:
         return found._replace(size=0, stored_at=0, data=None, is_damaged=True), 0
-    if found.kind == "fence":
+    if found.kind == "tombstone":
         return found, 0
     seed = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
     if seed != found.checksum or found.size < 0:

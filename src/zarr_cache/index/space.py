@@ -54,20 +54,20 @@ MAX_CUT_LATER = 2**20
 
 
 LAST = """
-SELECT entry, start, place, length, (SELECT checksum FROM entry WHERE id = extent.entry)
+SELECT entry, start, offset, length, (SELECT checksum FROM entry WHERE id = extent.entry)
 FROM extent
-ORDER BY place DESC
+ORDER BY offset DESC
 LIMIT 1
 """
 
 
-# Another value may be in the same place, under the same number.
+# Another value may have the same offset, under the same number.
 IS_SAME = """
 SELECT 1
 FROM extent
 WHERE entry = :entry
   AND start = :start
-  AND place = :place
+  AND offset = :offset
   AND length = :length
   AND (SELECT checksum FROM entry WHERE id = :entry) = :checksum
 """
@@ -110,7 +110,7 @@ def move_last(connection: Connection, now_ns: int) -> bool:
         free = index_extents.free_bytes(connection)
         if last is None or last[0] < 0 or not free or connection.data_file is None:
             return False
-        entry, start, place, long, checked = last
+        entry, start, offset, long, checked = last
         count = min(long, free, STEP)
         data = connection.data_file
         file = data.opened_to_write(connection)
@@ -118,18 +118,18 @@ def move_last(connection: Connection, now_ns: int) -> bool:
         # So much is free: the file does not grow.
         reserved = index_extents.reserve(connection, file, count, now_ns, 0, is_counted=False)
     try:
-        data_file.copy(file, data.path, place + long - count, reserved.extents)
+        data_file.copy(file, data.path, offset + long - count, reserved.extents)
         with connection.writing_much():
             as_read = {
                 "entry": entry,
                 "start": start,
-                "place": place,
+                "offset": offset,
                 "length": long,
                 "checksum": checked,
             }
             is_same = connection.execute(IS_SAME, as_read).fetchone()
             if is_same and index_extents.is_reserved(connection, reserved.id):
-                _replace_tail(connection, reserved, entry, start, place, long, count)
+                _replace_tail(connection, reserved, entry, start, offset, long, count)
             index_extents.release(connection, reserved.id)
     except BaseException:
         with connection.writing():
@@ -143,7 +143,7 @@ def _replace_tail(
     reserved: Reservation,
     entry: int,
     start: int,
-    place: int,
+    offset: int,
     long: int,
     count: int,
 ) -> None:
@@ -156,7 +156,7 @@ def _replace_tail(
         tail = {
             "entry": -reserved.id,
             "start": index_extents.OLD,
-            "place": place + long - count,
+            "offset": offset + long - count,
             "length": count,
         }
         connection.execute(index_extents.ADD, tail)

@@ -52,7 +52,7 @@ class Problem:
         anything else that SQLite's ``integrity_check`` finds), ``"counter"``, ``"total"``. Of a
         namespace: ``"namespace"``, ``"usage"``, ``"statistics"``. Of an entry: ``"entry"`` (its
         namespace is missing), ``"size"``, ``"stored_at"``, ``"used_at"``, ``"revision"``,
-        ``"writers"``, ``"checksum"`` (of the facts), ``"bytes"``. ``"orphan"``: bytes without an
+        ``"writes_in_flight"``, ``"checksum"`` (of the facts), ``"bytes"``. ``"orphan"``: bytes without an
         entry. Of the data file: ``"data_file"`` (its row), ``"extent"`` (space that overlaps, is
         lost, belongs to no value, or is outside the file), ``"reservation"``.
     found, expected

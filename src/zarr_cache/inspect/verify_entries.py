@@ -31,7 +31,7 @@ MAX_BYTES = 64 * 2**20
 """A transaction that has verified this many bytes verifies no further entry."""
 
 
-KINDS = ("stored", "value", "absent", "fence")
+KINDS = ("stored", "value", "absent", "tombstone")
 
 
 SIZES = """
@@ -179,10 +179,10 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
         number = getattr(entry, what)
         if not 0 <= number < end:
             yield problem(what, number, f"from 0 to {end - 1}")
-    if entry.writers and entry.kind != "fence":
-        yield problem("writers", entry.writers, 0)
+    if entry.writers and entry.kind != "tombstone":
+        yield problem("writes_in_flight", entry.writers, 0)
     seed = checksum.of_facts(entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at)
-    if entry.checksum != seed and entry.kind != "fence":
+    if entry.checksum != seed and entry.kind != "tombstone":
         yield problem("checksum", entry.checksum, seed)
         return
     wrong = _wrong_value(connection, entry, seed, has_bytes=has_bytes)

@@ -22,17 +22,17 @@ FROM data_file
 
 # In the order of the file; each byte behind the header should occur once.
 SPACE = """
-SELECT place, length, entry
+SELECT offset, length, entry
 FROM extent
 UNION ALL
-SELECT place, length, NULL
+SELECT offset, length, NULL
 FROM free_extent
-ORDER BY place
+ORDER BY offset
 """
 
 
 ORPHANS = """
-SELECT entry, place, length
+SELECT entry, offset, length
 FROM extent
 WHERE CASE
     WHEN entry > 0
@@ -68,9 +68,9 @@ WHERE id = :row
 
 
 EXTENTS = """
-SELECT place, length
+SELECT offset, length
 FROM extent
-ORDER BY place
+ORDER BY offset
 """
 
 
@@ -80,8 +80,8 @@ DELETE FROM free_extent
 
 
 SET_FREE = """
-INSERT INTO free_extent (place, length)
-VALUES (:place, :length)
+INSERT INTO free_extent (offset, length)
+VALUES (:offset, :length)
 """
 
 
@@ -128,11 +128,11 @@ def _find_orphans(connection: Connection) -> list[Problem]:
     return [
         Problem(
             "extent",
-            f"{length} bytes at {place} of entry {entry}",
+            f"{length} bytes at {offset} of entry {entry}",
             "an extent of a value",
             row=entry,
         )
-        for entry, place, length in connection.execute(ORPHANS)
+        for entry, offset, length in connection.execute(ORPHANS)
     ]
 
 
@@ -140,21 +140,21 @@ def _find_space(connection: Connection) -> list[Problem]:
     problems = []
     at = HEADER
     was_free = False
-    for place, length, entry in connection.execute(SPACE):
+    for offset, length, entry in connection.execute(SPACE):
         is_free = entry is None
         whose = "free" if is_free else f"of entry {entry}"
-        found = f"{length} bytes at {place}, {whose}"
-        if place % BLOCK or length % BLOCK or not HEADER <= place < END - length:
+        found = f"{length} bytes at {offset}, {whose}"
+        if offset % BLOCK or length % BLOCK or not HEADER <= offset < END - length:
             expected = f"multiples of {BLOCK}, from {HEADER} on"
             problems.append(Problem("extent", found, expected, row=entry))
             continue
-        if place < at:
+        if offset < at:
             problems.append(Problem("extent", found, f"none before {at}: they overlap", row=entry))
-        elif place > at:
-            problems.append(Problem("extent", found, f"the next at {at}: {place - at} are lost"))
+        elif offset > at:
+            problems.append(Problem("extent", found, f"the next at {at}: {offset - at} are lost"))
         elif is_free and was_free:
             problems.append(Problem("extent", found, "one with the free space before it"))
-        at, was_free = max(at, place + length), is_free
+        at, was_free = max(at, offset + length), is_free
     for _, _, length in connection.execute(DATA_FILE):
         if length != at:
             found = f"the length {length} of the data file"
@@ -175,8 +175,8 @@ def _fix(connection: Connection, problems: list[Problem]) -> None:
             connection.execute(REMOVE_EXTENTS, row)
     connection.execute(CLEAR_FREE)
     at = HEADER
-    for place, length in connection.execute(EXTENTS).fetchall():
-        if place > at:
-            connection.execute(SET_FREE, {"place": at, "length": place - at})
-        at = place + length
+    for offset, length in connection.execute(EXTENTS).fetchall():
+        if offset > at:
+            connection.execute(SET_FREE, {"offset": at, "length": offset - at})
+        at = offset + length
     connection.execute(SET_LENGTH, {"length": at})
