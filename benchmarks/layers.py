@@ -65,7 +65,14 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
     )
 
     def statement(connection: Connection, key: str) -> object:
-        parameters = (lookup.INLINE, namespace, key, ages.EVER, extents.LEAST, ages.EVER)
+        parameters = (
+            lookup.MAX_INLINE_BYTES,
+            namespace,
+            key,
+            ages.EVER,
+            extents.MIN_BYTES,
+            ages.EVER,
+        )
         return connection.execute(lookup.LOOKUP, parameters).fetchone()
 
     def lookup(connection: Connection, key: str) -> lookup.EntryState:
@@ -95,7 +102,7 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
             lambda connection: rotating(lambda key: read(connection, key))()
         )
 
-    large = {READ: inside(read), CHECKED: inside(checked)} if size >= extents.LEAST else {}
+    large = {READ: inside(read), CHECKED: inside(checked)} if size >= extents.MIN_BYTES else {}
     systems = {
         floor: rotating(reads[floor]),
         STATEMENT: inside(statement),

@@ -653,7 +653,7 @@ def take_for_large(patch: pytest.MonkeyPatch, nbytes: int) -> None:
     """Let values of so many bytes be in the data file, in parts of two blocks each."""
     patch.setattr(checksum, "BLOCK", 4)
     patch.setattr(values_module, "PART", 8)
-    patch.setattr(extents, "LEAST", nbytes)
+    patch.setattr(extents, "MIN_BYTES", nbytes)
 
 
 def restart(*stores: Store) -> None:

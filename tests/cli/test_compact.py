@@ -70,7 +70,7 @@ def test_it_prints_one_line(command: Command, path: Path, store: CacheStore) -> 
 def test_steps_are_short_and_a_store_works_between_them(
     command: Command, path: Path, store: CacheStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "STEP_BYTES", 2**20)
+    monkeypatch.setattr(space, "MAX_VACUUM_BYTES", 2**20)
     command("evict", "--prefix", "a/")
     given_back = []
     with open_file(path) as other:

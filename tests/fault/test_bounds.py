@@ -30,7 +30,7 @@ from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, read_sync, to
 from zarr_cache import SqliteStore
 from zarr_cache.backend.counters import MAX_PENDING
 from zarr_cache.file import connection
-from zarr_cache.index import evict, fence, space, uses
+from zarr_cache.index import evict, invalidate, space, uses
 from zarr_cache.index.admit import Admission, Response
 
 if TYPE_CHECKING:
@@ -436,14 +436,14 @@ async def test_a_write_whose_end_the_log_has_no_room_for_ends_without_its_value(
     store = new_cache(counting, path)
     await read(store, "other")
     counting.reset()
-    begin_write = fence.begin_write
+    begin_write = invalidate.begin_write
 
     def begin_and_fill_the_log(db: Connection, *arguments: Any) -> None:
         begin_write(db, *arguments)
         SqliteStore(path).set_sync("long", buffer(bytes(connection.MAX_WAL_BYTES)))
 
     with held(path, "BEGIN", "SELECT count(*) FROM entry"):
-        monkeypatch.setattr(fence, "begin_write", begin_and_fill_the_log)
+        monkeypatch.setattr(invalidate, "begin_write", begin_and_fill_the_log)
         await store.set("k", buffer(b"value"))
     found = [await read(store, "k"), await read(store, "k")]
 

@@ -93,7 +93,7 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(connection, "PAGE_SIZE", 1024)
     monkeypatch.setattr(checksum, "BLOCK", 256)
     monkeypatch.setattr(values, "PART", 1024)
-    monkeypatch.setattr(lookup, "INLINE", 512)
+    monkeypatch.setattr(lookup, "MAX_INLINE_BYTES", 512)
     path = tmp_path / "whole.sqlite"
     store = new_cache(path)
     for key in [*VALUES, ABSENT]:

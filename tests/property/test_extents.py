@@ -109,9 +109,14 @@ class Allocator:
             length + more
             for (length,) in self.random.sample(free, min(3, len(free)))
             for more in (0, -1, 1, -BLOCK, BLOCK)
-            if length + more >= extents.LEAST
+            if length + more >= extents.MIN_BYTES
         ]
-        anything = [extents.LEAST, extents.LEAST + 1, 2**20, self.random.randrange(2**16, 2**21)]
+        anything = [
+            extents.MIN_BYTES,
+            extents.MIN_BYTES + 1,
+            2**20,
+            self.random.randrange(2**16, 2**21),
+        ]
         return self.random.choice([*fitting, *anything])
 
     def reserve(self) -> None:
@@ -126,7 +131,7 @@ class Allocator:
                 cast("OpenFile", WhoLives(owner)),
                 nbytes,
                 self.now,
-                extents.most_length(MAX_SIZE),
+                extents.max_length_of(MAX_SIZE),
             )
         self.model.add(-reserved.id, nbytes, reserved.extents)
         self.reserved[owner * 2**64 + reserved.id] = reserved
@@ -172,7 +177,7 @@ class Allocator:
                 extents.delete(self.connection, entry)
             self.model.remove(entry)
         else:
-            self.release_dead()
+            self.release_expired()
         return bool(entries)
 
     def release(self) -> None:
@@ -182,7 +187,7 @@ class Allocator:
                 extents.release(self.connection, reserved.id)
             self.model.remove(-reserved.id)
 
-    def release_dead(self) -> None:
+    def release_expired(self) -> None:
         """What a killed process had reserved goes at once, all else when its time is over."""
         if self.random.random() < 0.1:
             self.now += extents.LEASE_NS + 1
@@ -190,7 +195,7 @@ class Allocator:
         else:
             gone = [key for key in self.reserved if key // 2**64 == DEAD]
         with self.connection.writing():
-            extents.release_dead(self.connection, self.now)
+            extents.release_expired(self.connection, self.now)
         for key in gone:
             self.model.remove(-self.reserved.pop(key).id)
 
@@ -235,7 +240,7 @@ def test_space_is_a_list_of_intervals(path: Path, monkeypatch: pytest.MonkeyPatc
             (allocator.give, 40),
             (allocator.free, 15),
             (allocator.release, 4),
-            (allocator.release_dead, 2),
+            (allocator.release_expired, 2),
             (allocator.reserve_and_roll_back, 1),
         ]
         chosen = allocator.random.choices(*zip(*steps, strict=True), k=OPERATIONS)

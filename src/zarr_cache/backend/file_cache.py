@@ -19,7 +19,7 @@ from zarr_cache.core.flow import run, running_loop, step, threaded
 from zarr_cache.core.single_flight import Flights
 from zarr_cache.core.sizes import format_size
 from zarr_cache.disk.read_threads import read_all, read_in_pool
-from zarr_cache.index import admit, evict, fence, lookup, space, uses, values
+from zarr_cache.index import admit, evict, invalidate, lookup, removals, space, uses, values
 from zarr_cache.index.admit import Admission
 from zarr_cache.index.ranges import RangeCache
 
@@ -372,7 +372,7 @@ class FileCache:
             self._write_pending_now()
         if self._is_unswept:
             self._is_unswept = False
-            self._drop(private.PREFIX, unused_ns=evict.LONGEST_UNUSED_NS)
+            self._drop(private.PREFIX, unused_ns=evict.MAX_UNUSED_NS)
 
     def _forget_waiting(self) -> None:
         """Keep nothing of the answers that wait, nor the uses of what was in the file."""
@@ -420,7 +420,7 @@ class FileCache:
             # Before the uses are gathered for nothing, at each hit.
             self._writes.breaker.look()
         self._max_size = limits.max_size
-        removed = yield from self._with_touches(evict.enforce, namespace, limits)
+        removed = yield from self._with_touches(evict.apply_limits, namespace, limits)
         if removed.evicted:
             # The pages that are free now may be many.
             self._writer.wake()
@@ -459,7 +459,7 @@ class FileCache:
         """
         for key in keys:
             self.ranges.remove_key(namespace, key)
-        return self._writes.flow(fence.begin_write, namespace, keys, now_ns, begun)
+        return self._writes.flow(invalidate.begin_write, namespace, keys, now_ns, begun)
 
     def end_write(
         self,
@@ -471,7 +471,7 @@ class FileCache:
     ) -> Flow[Evictions]:
         """Let the keys be asked for again, and keep what the source is known to hold."""
         self._max_size = limits.max_size
-        end_write = partial(fence.end_write, keep=self._keep)
+        end_write = partial(invalidate.end_write, keep=self._keep)
         arguments = (namespace, keys, responses, now_ns, limits)
         if responses:
             return self._with_touches(end_write, *arguments)
@@ -481,15 +481,15 @@ class FileCache:
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
         """Remove what is kept under a prefix, and refuse what is being fetched."""
         self.ranges.remove(namespace, prefix)
-        return self._writes.flow(fence.fence_prefix, namespace, prefix)
+        return self._writes.flow(removals.invalidate_prefix, namespace, prefix)
 
     def begin_removal(self, namespace: str, now_ns: int) -> Flow[None]:
         """Keep no answer of the namespace while the source removes a folder."""
-        return self._writes.flow(fence.begin_removal, namespace, now_ns)
+        return self._writes.flow(removals.begin_removal, namespace, now_ns)
 
     def end_removal(self, namespace: str) -> Flow[None]:
         """Keep answers again, unless another folder is being removed."""
-        return self._writes.flow(fence.end_removal, namespace)
+        return self._writes.flow(removals.end_removal, namespace)
 
     def abandon_write(self, keys: Sequence[str]) -> Flow[None]:  # noqa: ARG002 - as in `StoreCache`
         """Leave the keys as `begin_write` has left them: nobody knows when the source is done."""
@@ -568,9 +568,9 @@ class FileCache:
             return
         try:
             unused_since = self.clock().now_ns() - unused_ns
-            useless = self._reads.run(evict.namespaces, prefix, unused_since)
+            useless = self._reads.run(evict.unused_namespaces, prefix, unused_since)
             for name in useless:
-                while self._writes.run(evict.drop_some, name):
+                while self._writes.run(evict.remove_namespace, name):
                     pass
             is_too_long = bool(useless) and self._reads.run(space.has_much_to_cut)
             if is_too_long:

@@ -105,7 +105,7 @@ class StoreCache(FileCache):
 
     def has_value(self, key: str) -> bool:
         """Whether the store has a value of this key that the index knows of."""
-        return self._reads.run(admit.has_place, key)
+        return self._reads.run(admit.has_value, key)
 
     def lookup_nowait(
         self,
@@ -276,7 +276,7 @@ class StoreCache(FileCache):
             removed = yield from super().end_write(namespace, keys, responses, now_ns, limits)
         finally:
             self._coming.difference_update(responses)
-        yield from self._delete([*removed.evicted, *removed.expired, *removed.fenced])
+        yield from self._delete([*removed.evicted, *removed.expired, *removed.invalidated])
         return removed
 
     def fence_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
@@ -343,7 +343,7 @@ class StoreCache(FileCache):
         """Put bytes in the place of the key; in `_coming` until the index knows of them."""
         buffer = cpu.Buffer.from_array_like(data)
         self._coming.add(key)
-        self._writes.run(admit.take_place, namespace, key)
+        self._writes.run(admit.remove_from_other_namespaces, namespace, key)
         self._left.discard(key)
         try:
             yield from self._checked(

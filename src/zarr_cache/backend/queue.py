@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.index import admit as index_admit
 from zarr_cache.index import extents, values
 from zarr_cache.index.evict import Evictions, evict_ahead
-from zarr_cache.index.large_values import most_bytes, written
+from zarr_cache.index.large_values import max_bytes, written
 from zarr_cache.index.uses import write_counts, write_touches
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class WriteBehindQueue:
     def response(self, namespace: str, key: str) -> Response | None:
         """The last answer for the key that waits, or is being kept just now."""
         admission = self._by_key.get((namespace, key))
-        return None if admission is None or admission.is_needless else admission.response
+        return None if admission is None or admission.is_cancelled else admission.response
 
     def touch(self, namespace: str, key: str, used_at: int) -> None:
         """Note a use of what waits for the key."""
@@ -77,7 +77,7 @@ class WriteBehindQueue:
             # What is being written as well: it has no entry yet that could be removed.
             for admission in (*self._waiting, *self._taken):
                 if (admission.namespace, admission.key) == (namespace, key):
-                    admission.is_needless = True
+                    admission.is_cancelled = True
 
     def take(self, connection: Connection | None = None) -> list[Admission]:
         """Some of those that wait, but not so many that the next waits for long.
@@ -99,7 +99,7 @@ class WriteBehindQueue:
                     large += size
                 else:
                     small += size
-                if taken and (small > values.MAX_BYTES or large > most_bytes(first.limits)):
+                if taken and (small > values.MAX_BYTES or large > max_bytes(first.limits)):
                     break
                 taken.append(self._waiting.popleft())
             self._taken += taken
@@ -161,7 +161,7 @@ class WriteBehindQueue:
             try:
                 first = ended[0]
                 limits = first.limits
-                wanted = [each for each in ended if not each.is_needless]
+                wanted = [each for each in ended if not each.is_cancelled]
                 large = index_admit.large_values(connection, wanted)
                 failure = extents.why_unusable(connection) if large else None
                 coming = index_admit.bytes_coming(
@@ -176,7 +176,7 @@ class WriteBehindQueue:
                     with connection.writing_much():
                         write_touches(connection, touches)
                         for admission in ended:
-                            if not admission.is_needless:
+                            if not admission.is_cancelled:
                                 index_admit.admit(connection, admission, keep, values_written)
                         write_counts(connection, counts)
                         values_written.release(connection)

@@ -7,7 +7,7 @@ from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import print_json, say
 from zarr_cache.core.sizes import format_size
 from zarr_cache.index import space as index_space
-from zarr_cache.index.space import give_back, space, write_back
+from zarr_cache.index.space import checkpoint, give_back, space
 
 
 def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
@@ -26,7 +26,7 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
         can_shrink = store.database.run(space).can_shrink
         while can_shrink and store.database.run(give_back):
             pass
-        is_written_back = store.database.run(write_back)
+        is_written_back = store.database.run(checkpoint)
         # Measured before closing, as it is on the disk while other processes use the file.
         after = _bytes_on_disk(path)
     if as_json:

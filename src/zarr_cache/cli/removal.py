@@ -22,7 +22,7 @@ from zarr_cache.core import ages
 from zarr_cache.core.sizes import format_size
 from zarr_cache.file.connection import Connection
 from zarr_cache.index import evict as budget
-from zarr_cache.index import fence
+from zarr_cache.index import removals
 from zarr_cache.inspect import removal, report
 from zarr_cache.inspect.selection import Amount, Selection
 
@@ -93,7 +93,7 @@ def clear(
         with opened_to_write(path) as store:
             removed = _remove(store, selection, None)
             for name in names:
-                store.database.run(fence.fence_prefix, name, "")
+                store.database.run(removals.invalidate_prefix, name, "")
     _report(path, removed, is_dry_run=dry_run, as_json=as_json)
 
 

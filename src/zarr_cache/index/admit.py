@@ -1,4 +1,4 @@
-"""Keeping what the source answered."""
+"""Admission: responses of the source become entries, unless a write has overtaken them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zarr_cache.core.single_flight import LazyFuture
 from zarr_cache.index import extents, lookup
 from zarr_cache.index.evict import Evictions, cached_bytes, trim, under_limits
 from zarr_cache.index.large_values import LargeValue
-from zarr_cache.index.lookup import LONGEST_WRITE_NS, NEW_NAMESPACE
+from zarr_cache.index.lookup import NEW_NAMESPACE, WRITE_LEASE_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,27 +27,22 @@ if TYPE_CHECKING:
     from zarr_cache.index.values import Keep
 
 
-"""At most this many answers are kept in one transaction, and `values.MAX_BYTES` of those that are
-in the database."""
-
-
 MAX_ABSENT = 100_000
 
 
 """At most this many absent entries are kept in a file."""
 
 
-# A row keeps its revision: it is that of the last write, and this is none. A row that says more
-# recently what the source holds stays, and so does one that a write has fenced since, or that a
-# write is fencing now, unless that writer is taken for dead. While a folder of the source is being
-# removed, nothing of the source is kept.
+# The row keeps its revision, which is that of the last write to the key. The response is refused if
+# the row is newer, if the key was written since, or if a write is in flight whose lease has not
+# expired. While a folder of the source is being removed, every response is refused.
 ADMIT = """
 INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
 SELECT id, :key, :kind, :size, :stored_at, :used_at, 0, :checksum
 FROM namespace
 WHERE name = :namespace
   AND fence <= :revision
-  AND (removals_since IS NULL OR removals_since <= :dead_before)
+  AND (removals_since IS NULL OR removals_since <= :expired_before)
 ON CONFLICT (namespace, key) DO UPDATE
 SET kind = excluded.kind,
     size = excluded.size,
@@ -56,15 +51,15 @@ SET kind = excluded.kind,
     writes_in_flight = 0,
     checksum = excluded.checksum
 WHERE revision <= :revision
-  AND (writes_in_flight = 0 OR stored_at <= :dead_before)
+  AND (writes_in_flight = 0 OR stored_at <= :expired_before)
   AND stored_at <= excluded.stored_at
   AND kind <> 'stored'
 RETURNING id
 """
 
 
-# It keeps its revision: what was asked for before a write is refused as before.
-MAKE_WAY = """
+# It keeps its revision: responses from before the last write are still refused.
+EVICT_OLD_VALUE = """
 UPDATE entry
 SET kind = 'tombstone',
     size = 0
@@ -109,8 +104,8 @@ ON CONFLICT DO NOTHING
 """
 
 
-# Another store has one place for a key, whoever's it is.
-TAKE_PLACE = """
+# Another store has one value for a key, whatever the namespace.
+REMOVE_FROM_OTHER_NAMESPACES = """
 DELETE FROM entry
 WHERE namespace IN (SELECT id FROM namespace WHERE name <> :namespace)
   AND key = :key
@@ -118,7 +113,7 @@ WHERE namespace IN (SELECT id FROM namespace WHERE name <> :namespace)
 """
 
 
-HAS_PLACE = """
+HAS_VALUE = """
 SELECT 1
 FROM entry
 WHERE namespace IN (SELECT id FROM namespace)
@@ -128,13 +123,13 @@ WHERE namespace IN (SELECT id FROM namespace)
 
 
 class Admission:
-    """An answer that is to be kept.
+    """A response that is to be admitted.
 
     Parameters
     ----------
     on_done
-        Called with what became of it: what went to make room for it, None when a write has
-        overtaken it, or why it could not be kept. By the thread that has kept it.
+        Called with the outcome: the entries evicted for it, None if a write has overtaken it, or
+        the error for which it was not admitted. The thread that writes it calls.
     """
 
     def __init__(
@@ -152,21 +147,21 @@ class Admission:
         self.used_at = self.used_at_in_file = response.used_at
         self.entry: int | None = None
         self.removed: Evictions | None = None
-        # For it, before its own transaction: that stays so whatever becomes of it.
+        # Evicted for it before its own transaction, and so whether that fails or not.
         self.removed_before: Evictions | None = None
         self.failure: CacheError | None = None
-        self.is_needless = False
-        self._told = on_done
+        self.is_cancelled = False
+        self._on_done = on_done
         self._ended: LazyFuture[None] = LazyFuture()
 
     def end(self, error: CacheError | None) -> None:
-        """Tell what became of it."""
+        """Report the outcome."""
         error = error or self.failure
         if error is not None:
-            self._told(error)
+            self._on_done(error)
         if error is None or self.removed is not None:
-            # Some may have gone to make room for what could not be kept in the end.
-            self._told(self.removed)
+            # Entries may have been evicted for a response that was not admitted in the end.
+            self._on_done(self.removed)
         self._ended.set(None)
 
     def wait(self) -> Flow[None]:
@@ -175,21 +170,23 @@ class Admission:
 
 
 def bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admission]) -> int:
-    """How many bytes more there will be; what they replace is looked for only where room lacks."""
+    """Bytes that will be added. The values replaced are subtracted only if space is short."""
     coming = sum(each.response.size for each in wanted)
     if not limits.are_exceeded(cached_bytes(connection) + coming):
         return coming
     more: dict[tuple[str, str], int] = {}
     for each in wanted:
-        place = (each.namespace, each.key)
-        row = connection.execute(SIZE_NOW, {"namespace": place[0], "key": place[1]}).fetchone()
+        owner = (each.namespace, each.key)
+        row = connection.execute(
+            SIZE_NOW, {"namespace": each.namespace, "key": each.key}
+        ).fetchone()
         before = 0 if row is None else int(row[0])
-        more[place] = max(more.get(place, 0), each.response.size - before)
+        more[owner] = max(more.get(owner, 0), each.response.size - before)
     return sum(more.values())
 
 
 def large_values(connection: Connection, wanted: Sequence[Admission]) -> list[LargeValue]:
-    """Those of which the bytes are written before their entries are."""
+    """The values whose bytes are written to the data file, before their entries."""
     return [
         LargeValue(
             admission,
@@ -204,14 +201,14 @@ def large_values(connection: Connection, wanted: Sequence[Admission]) -> list[La
 
 
 def _is_wanted(connection: Connection, admission: Admission) -> bool:
-    """Whether the answer would be kept as things are; what it replaces may go for it."""
+    """Whether the response would be admitted now; the value it replaces may be evicted for it."""
     found = lookup.lookup_metadata(connection, admission.namespace, admission.key)
     response, limits = admission.response, admission.limits
-    if admission.is_needless or response.instead_of(found) is found:
+    if admission.is_cancelled or response.instead_of(found) is found:
         return False
     if found.kind == "value" and limits.are_exceeded(cached_bytes(connection) + response.size):
-        # Better that than another, since there is no room for both.
-        connection.execute(MAKE_WAY, {"entry": found.entry})
+        # There is no space for both: evict the value that is replaced, not another one.
+        connection.execute(EVICT_OLD_VALUE, {"entry": found.entry})
         extents.delete(connection, found.entry or 0)
     return True
 
@@ -219,15 +216,16 @@ def _is_wanted(connection: Connection, admission: Admission) -> bool:
 def admit(
     connection: Connection, admission: Admission, keep: Keep, values_written: WrittenValues
 ) -> None:
-    """Keep one answer, unless a write has overtaken it: a step of a transaction."""
+    """Admit one response, unless a write has overtaken it: a step of a transaction."""
     namespace, response = admission.namespace, admission.response
-    its = values_written.get(admission)
-    if its is None and response.data is not None and extents.is_large(connection, response.size):
-        # It was not wanted, or there was no room for it, or there is no data file.
+    value_written = values_written.get(admission)
+    is_large = response.data is not None and extents.is_large(connection, response.size)
+    if is_large and value_written is None:
+        # It was not wanted, or there was no space for it, or there is no data file.
         admission.failure = values_written.failure
         return
     used_at = admission.used_at_in_file = admission.used_at
-    seed = identity_checksum_of(namespace, admission.key, response)
+    identity_checksum = identity_checksum_of(namespace, admission.key, response)
     parameters = {
         "namespace": namespace,
         "key": admission.key,
@@ -236,31 +234,31 @@ def admit(
         "stored_at": response.stored_at,
         "used_at": used_at,
         "revision": response.revision,
-        "dead_before": response.stored_at - LONGEST_WRITE_NS,
-        "checksum": seed,
+        "expired_before": response.stored_at - WRITE_LEASE_NS,
+        "checksum": identity_checksum,
     }
     before = admission.removed_before
     with under_limits(connection, namespace, admission.limits, before) as removed:
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
-        # Its space is reserved no more if this process was taken for dead.
-        is_there = its is None or its.is_there(connection)
-        rows = connection.execute(ADMIT, parameters).fetchall() if is_there else []
+        # The lease of its space may have expired.
+        is_written = value_written is None or value_written.is_reserved(connection)
+        rows = connection.execute(ADMIT, parameters).fetchall() if is_written else []
         for (entry,) in rows:
             admission.entry = entry
             extents.delete(connection, entry)
-            if its is not None:
-                its.give(connection, entry)
+            if value_written is not None:
+                value_written.give(connection, entry)
             elif response.data is not None:
-                keep(connection, entry, seed, response.data)
+                keep(connection, entry, identity_checksum, response.data)
         if response.data is None:
-            trim(connection, "absent", MAX_ABSENT, admission.limits.dead_before)
+            trim(connection, "absent", MAX_ABSENT, admission.limits.expired_before)
     admission.removed = removed if rows else before
 
 
 def forget(
     connection: Connection, namespace: str, key: str, *, revision: int, stored_at: int
 ) -> list[str]:
-    """Remove what is kept of the key, unless it is newer; return the keys removed."""
+    """Remove the entry of the key, unless it is newer; return the keys removed."""
     parameters = {
         "namespace": namespace,
         "key": key,
@@ -272,25 +270,25 @@ def forget(
 
 
 def discard(connection: Connection, found: EntryState) -> list[str]:
-    """Remove a damaged entry; another that has taken its place meanwhile stays."""
+    """Remove a damaged entry, unless it was replaced meanwhile; return the keys removed."""
     parameters = {"entry": found.entry, "checksum": found.checksum}
     with connection.writing_much():
         return [key for (key,) in connection.execute(DISCARD, parameters).fetchall()]
 
 
-def take_place(connection: Connection, namespace: str, key: str) -> None:
-    """Remove the values of this key of all other namespaces, of which the bytes are to go."""
+def remove_from_other_namespaces(connection: Connection, namespace: str, key: str) -> None:
+    """Remove the values of this key of all other namespaces, whose bytes are to be overwritten."""
     with connection.writing():
-        connection.execute(TAKE_PLACE, {"namespace": namespace, "key": key})
+        connection.execute(REMOVE_FROM_OTHER_NAMESPACES, {"namespace": namespace, "key": key})
 
 
-def has_place(connection: Connection, key: str) -> bool:
-    """Whether there is a value of this key, in whatever namespace."""
-    return connection.execute(HAS_PLACE, {"key": key}).fetchone() is not None
+def has_value(connection: Connection, key: str) -> bool:
+    """Whether there is a value of this key in any namespace."""
+    return connection.execute(HAS_VALUE, {"key": key}).fetchone() is not None
 
 
 def adopt(connection: Connection, namespace: str, sizes: Sequence[tuple[str, int]]) -> None:
-    """Take in values that another store already holds, oldest first, older than any finite age."""
+    """Add the values that another store already has, oldest first, older than any finite age."""
     with connection.writing():
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
         for used_at, (key, size) in enumerate(sizes, 1):
@@ -305,18 +303,18 @@ def adopt(connection: Connection, namespace: str, sizes: Sequence[tuple[str, int
 
 
 class Response(NamedTuple):
-    """What the source said, to be kept.
+    """A response of the source.
 
     Attributes
     ----------
     data
-        The whole value, or None: the source has no such key.
+        The whole value; None if the source has no such key.
     stored_at
-        Time at which the source was asked.
+        Time at which the source was read.
     used_at
-        Stamp of this use.
+        Time of this use.
     revision
-        `EntryState.revision` from before the source was asked.
+        `EntryState.revision` from before the source was read.
     """
 
     data: ByteArray | None
@@ -326,7 +324,7 @@ class Response(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The kind of entry that the answer becomes."""
+        """The kind of its entry."""
         return "absent" if self.data is None else "value"
 
     @property
@@ -337,12 +335,12 @@ class Response(NamedTuple):
     def instead_of(
         self, found: EntryState, request: ByteRequest | None = None, fresh_after: int | None = None
     ) -> EntryState:
-        """What the file will tell once this is in it, instead of what it tells now.
+        """The result of a lookup once this is admitted, instead of `found`.
 
         Parameters
         ----------
         request, fresh_after
-            Of a look-up for bytes; without `fresh_after` it is for facts.
+            Of a lookup of bytes; without `fresh_after` it is a lookup of metadata.
         """
         if found.is_overtaken(self.revision, self.stored_at):
             return found
@@ -365,5 +363,5 @@ class Response(NamedTuple):
 
 
 def identity_checksum_of(namespace: str, key: str, response: Response) -> int:
-    """The checksum of the facts of the entry that the answer becomes."""
+    """The checksum of the facts of the entry of the response."""
     return checksum.of_facts(namespace, key, response.kind, response.size, response.stored_at)

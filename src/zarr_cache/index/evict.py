@@ -1,6 +1,9 @@
-"""The budget: what goes when there is too much, and what goes because it is stale.
+"""Eviction: least recently used entries above the budget; and expiry of stale entries.
 
-Values in the file and parts of values in memory share one budget and one order.
+Values in the file and range entries in memory share one budget and one order, which is least
+recently used first. To add an order: `_evict_in_order` is the only function that chooses entries.
+Write a statement like `EVICT` that walks an index of its own (`EVICT` walks ``entry_by_use``), give
+`RangeCache` the same order, and let `_evict_in_order` take the statement from `Limits`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from zarr_cache.core.ages import EVER
 from zarr_cache.core.errors import FileDamagedError
 from zarr_cache.core.keys import prefix_end
 from zarr_cache.index import extents, uses
-from zarr_cache.index.lookup import LONGEST_WRITE_NS
+from zarr_cache.index.lookup import WRITE_LEASE_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,17 +29,17 @@ if TYPE_CHECKING:
 LATEST = 2**63 - 1
 
 
-"""A time after every stamp."""
+"""A time after every use."""
 
 
 MAX_AT_ONCE = 64
 
 
-"""At most this many entries go at a time: others may write in between, and the log stays short. In
-a large file each may lie on five pages of its own."""
+"""At most this many entries are removed in one transaction: other processes can write in between,
+and the WAL stays short. In a large file, each may be on five pages of its own."""
 
 
-# What is being written counts as well.
+# Values that are being written count as well.
 CACHED_BYTES = """
 SELECT entries, bytes + (SELECT coalesce(sum(bytes), 0) FROM reservation)
 FROM total
@@ -44,21 +47,21 @@ WHERE kind = 'value'
 """
 
 
-# The least recently used of a kind, as many as there are too many.
+# The least recently used of a kind, as many as are above the limit.
 TRIM = """
 DELETE FROM entry
 WHERE id IN (
     SELECT id
     FROM entry
-    WHERE kind = :kind AND (writes_in_flight = 0 OR stored_at <= :dead_before)
+    WHERE kind = :kind AND (writes_in_flight = 0 OR stored_at <= :expired_before)
     ORDER BY used_at, id
-    LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :most)
+    LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :limit)
 )
 """
 
 
-# Walks the index by use from the oldest on, and stops where enough is freed or where the oldest
-# range entry in memory would go first: the cost is that of what goes, not of what is kept.
+# Walks the index by use from the oldest entry, and stops when enough is freed or when the oldest
+# range entry in memory is older: the cost depends on what is evicted, not on what stays.
 EVICT = """
 WITH RECURSIVE victim (id, used_at, freed) AS (
     SELECT id, used_at, size
@@ -80,7 +83,7 @@ WITH RECURSIVE victim (id, used_at, freed) AS (
         LIMIT 1
     )
     WHERE victim.freed < :excess
-    LIMIT :most
+    LIMIT :limit
 )
 DELETE FROM entry
 WHERE id IN (SELECT id FROM victim)
@@ -97,14 +100,14 @@ WHERE id IN (
       AND kind = :kind
       AND stored_at <= :fresh_after
     ORDER BY stored_at
-    LIMIT :most
+    LIMIT :limit
 )
 RETURNING key
 """
 
 
 class Limits(NamedTuple):
-    """What the entries of a namespace may cost and how old they may be.
+    """The budget of a file, and the ages at which entries of a namespace are stale.
 
     Attributes
     ----------
@@ -116,7 +119,7 @@ class Limits(NamedTuple):
         A value stored at this time or earlier is stale, and an absence stored at
         `absent_fresh_after` or earlier.
     now_ns
-        As of when that is. A write to the source that began an hour before is taken for dead.
+        The time as of which this is. The lease of a write that began an hour before has expired.
     """
 
     max_size: int | None
@@ -126,99 +129,101 @@ class Limits(NamedTuple):
     now_ns: int
 
     @property
-    def dead_before(self) -> int:
-        """A write that began at this time or earlier is taken for dead."""
-        return self.now_ns - LONGEST_WRITE_NS
+    def expired_before(self) -> int:
+        """The lease of a write that began at this time or earlier has expired."""
+        return self.now_ns - WRITE_LEASE_NS
 
     def are_exceeded(self, cached_bytes: int) -> bool:
-        """Whether there is too much, with so many bytes of value entries in the file."""
+        """Whether the budget is exceeded, with so many bytes of value entries in the file."""
         return self.max_size is not None and cached_bytes + self.ranges.nbytes > self.max_size
 
 
 @dataclass(slots=True)
 class Evictions:
-    """What an operation removed.
+    """The entries that an operation removed.
 
     Attributes
     ----------
     evicted
-        Keys of the values that went to make room.
+        Keys of the values that were evicted.
     evicted_ranges
-        Number of the range entries that did.
+        Number of the range entries that were.
     expired
-        Keys that went because they were stale.
-    fenced
-        Keys that went because a write passed by.
+        Keys of the entries that were stale.
+    invalidated
+        Keys that have a tombstone after a write.
     failure
-        Why some of what was to be kept was not, if the operation itself did not fail.
+        Why a response was not admitted, if the operation itself did not fail.
     """
 
     evicted: list[str] = field(default_factory=list)
     evicted_ranges: int = 0
     expired: list[str] = field(default_factory=list)
-    fenced: list[str] = field(default_factory=list)
+    invalidated: list[str] = field(default_factory=list)
     failure: CacheError | None = None
 
 
 @contextlib.contextmanager
 def under_limits(
-    connection: Connection, namespace: str, limits: Limits, removed: Evictions | None = None
+    connection: Connection, namespace: str, limits: Limits, evictions: Evictions | None = None
 ) -> Iterator[Evictions]:
     """Run the block, inside a write transaction, so that the limits hold at its end.
 
-    What is stale goes before the block, and the least recently used after it.
+    Stale entries are removed before the block, the least recently used are evicted after it.
 
     Parameters
     ----------
-    removed
-        What went before, to which this is added.
+    evictions
+        The entries removed are added to it.
     """
-    removed = Evictions() if removed is None else removed
-    expire(connection, namespace, limits, removed)
-    yield removed
-    evict_to_fit(connection, limits, removed)
+    evictions = Evictions() if evictions is None else evictions
+    expire(connection, namespace, limits, evictions)
+    yield evictions
+    evict_to_fit(connection, limits, evictions)
 
 
-def enforce(
+def apply_limits(
     connection: Connection, namespace: str, limits: Limits, touches: Mapping[int, int]
 ) -> Evictions:
-    """Come under the limits, in as many transactions as it takes: `max_size` may be a new one.
+    """Evict and expire until the limits hold, in as many transactions as it takes.
+
+    The limits may be new: a smaller `max_size`.
 
     Parameters
     ----------
     touches
-        Time of the last use by entry, as far as it waits to be written: eviction goes by them.
+        Time of the last use by entry, not written yet: the order of eviction depends on them.
     """
-    removed = Evictions()
-    touches = uses.write_most(connection, touches)
+    evictions = Evictions()
+    touches = uses.write_batches(connection, touches)
     with connection.writing_much():
         uses.write_touches(connection, touches)
-        expire(connection, namespace, limits, removed)
-        fits = evict_batch(connection, limits, removed)
-    while not fits:
+        expire(connection, namespace, limits, evictions)
+        is_done = evict_batch(connection, limits, evictions)
+    while not is_done:
         with connection.writing_much():
-            fits = evict_batch(connection, limits, removed)
-    return removed
+            is_done = evict_batch(connection, limits, evictions)
+    return evictions
 
 
 def evict_ahead(
     connection: Connection,
     limits: Limits,
     touches: Mapping[int, int],
-    removed: Evictions,
+    evictions: Evictions,
     coming: int,
 ) -> None:
-    """Evict for what is coming, in transactions of their own, until what is left to go is little.
+    """Evict for values that are about to be admitted, until one transaction can evict the rest.
 
-    One large value may take the place of thousands of small ones, which is too much for the
-    transaction that keeps it.
+    One large value may replace thousands of small ones, which is too much for the transaction that
+    admits it.
 
     Parameters
     ----------
     touches
-        Time of the last use by entry, as far as it waits to be written: eviction goes by them.
+        Time of the last use by entry, not written yet: the order of eviction depends on them.
     coming
-        Bytes that are about to be kept.
+        Bytes of the values that are about to be admitted.
     """
     if limits.max_size is None:
         return
@@ -232,53 +237,61 @@ def evict_ahead(
             if is_first:
                 uses.write_touches(connection, touches)
             is_first = False
-            if evict_batch(connection, limits, removed, coming):
+            if evict_batch(connection, limits, evictions, coming):
                 return
 
 
 def evict_to_fit(
-    connection: Connection, limits: Limits, removed: Evictions, coming: int = 0
+    connection: Connection, limits: Limits, evictions: Evictions, coming: int = 0
 ) -> bool:
-    """Evict the least recently used, in the file and in memory alike, until the rest fits.
+    """Evict, in one transaction, until the rest is within the budget.
 
     Parameters
     ----------
     coming
-        Bytes that are about to be kept, and are in no total yet.
+        Bytes of the values that are about to be admitted, which are in no total yet.
 
     Returns
     -------
     bool
-        Whether it fits: what is being written by others, or is stored, is not ours to evict.
+        Whether the rest is: stored entries, and values that are being written, are not evicted.
     """
-    while not evict_batch(connection, limits, removed, coming):
+    while not evict_batch(connection, limits, evictions, coming):
         pass
     return not limits.are_exceeded(cached_bytes(connection) + coming)
 
 
 def evict_batch(
-    connection: Connection, limits: Limits, removed: Evictions, coming: int = 0
+    connection: Connection, limits: Limits, evictions: Evictions, coming: int = 0
 ) -> bool:
-    """Evict some of the least recently used; tell whether no more can go or need go."""
+    """Evict at most `MAX_AT_ONCE` entries; return whether no more need or can be evicted."""
     if limits.max_size is None:
         return True
     excess = cached_bytes(connection) + limits.ranges.nbytes + coming - limits.max_size
-    if excess <= 0:
-        return True
-    oldest_range = limits.ranges.oldest_use()
+    return excess <= 0 or not _evict_in_order(connection, limits.ranges, excess, evictions)
+
+
+def _evict_in_order(
+    connection: Connection, ranges: RangeCache, excess: int, evictions: Evictions
+) -> bool:
+    """Evict the next entries in the order of eviction; False if there are none.
+
+    The oldest values in the file, up to the oldest range entry; or else that range entry.
+    """
+    oldest_range = ranges.oldest_use()
     before = LATEST if oldest_range is None else oldest_range
-    parameters = {"excess": excess, "before": before, "most": MAX_AT_ONCE}
+    parameters = {"excess": excess, "before": before, "limit": MAX_AT_ONCE}
     rows = connection.execute(EVICT, parameters).fetchall()
-    removed.evicted += [key for (key,) in rows]
-    if not rows:
-        if not limits.ranges.evict():
-            return True
-        removed.evicted_ranges += 1
-    return False
+    evictions.evicted += [key for (key,) in rows]
+    if rows:
+        return True
+    has_evicted_range = ranges.evict()
+    evictions.evicted_ranges += has_evicted_range
+    return has_evicted_range
 
 
 def cached_bytes(connection: Connection) -> int:
-    """Bytes of all values that are kept of sources, or being written."""
+    """Bytes of all values of sources, in the file or being written."""
     return _cached(connection)[1]
 
 
@@ -289,21 +302,21 @@ def _cached(connection: Connection) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
-def trim(connection: Connection, kind: str, most: int, dead_before: int) -> None:
-    """Remove the least recently used entries of a kind that has no bytes, until `most` are left.
+def trim(connection: Connection, kind: str, limit: int, expired_before: int) -> None:
+    """Remove the least recently used entries of a kind without bytes, until `limit` are left.
 
     Parameters
     ----------
-    dead_before
-        Fences of writes that began later and have not ended stay.
+    expired_before
+        The tombstone of a write in flight that began after this time is not removed.
     """
-    parameters = {"kind": kind, "most": most, "dead_before": dead_before}
+    parameters = {"kind": kind, "limit": limit, "expired_before": expired_before}
     connection.execute(TRIM, parameters)
 
 
-def expire(connection: Connection, namespace: str, limits: Limits, removed: Evictions) -> None:
-    """Remove what is stale, and give back what writers had reserved that have died."""
-    extents.release_dead(connection, limits.now_ns)
+def expire(connection: Connection, namespace: str, limits: Limits, evictions: Evictions) -> None:
+    """Remove stale entries, at most `MAX_AT_ONCE` of a kind, and expired reservations of space."""
+    extents.release_expired(connection, limits.now_ns)
     for kind, fresh_after in (
         ("value", limits.fresh_after),
         ("absent", limits.absent_fresh_after),
@@ -314,19 +327,19 @@ def expire(connection: Connection, namespace: str, limits: Limits, removed: Evic
             "namespace": namespace,
             "kind": kind,
             "fresh_after": fresh_after,
-            "most": MAX_AT_ONCE,
+            "limit": MAX_AT_ONCE,
         }
-        removed.expired += [key for (key,) in connection.execute(EXPIRE, parameters)]
+        evictions.expired += [key for (key,) in connection.execute(EXPIRE, parameters)]
     limits.ranges.expire(namespace, limits.fresh_after)
 
 
-LONGEST_UNUSED_NS = 7 * 24 * 3600 * 10**9
+MAX_UNUSED_NS = 7 * 24 * 3600 * 10**9
 
 
-"""A private namespace that was not used for a week is one that a killed process has left."""
+"""A private namespace that was not used for a week was left by a killed process."""
 
 
-NAMESPACES = """
+UNUSED_NAMESPACES = """
 SELECT name
 FROM namespace
 WHERE name >= :prefix
@@ -339,13 +352,13 @@ WHERE name >= :prefix
 """
 
 
-REMOVE_SOME = """
+REMOVE_BATCH = """
 DELETE FROM entry
 WHERE id IN (
     SELECT id
     FROM entry
     WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND kind <> 'stored'
-    LIMIT :most
+    LIMIT :limit
 )
 RETURNING id
 """
@@ -357,27 +370,27 @@ WHERE name = :namespace
 """
 
 
-def namespaces(connection: Connection, prefix: str, unused_since: int) -> list[str]:
-    """The namespaces whose names begin so and of which no entry was used later than this time.
+def unused_namespaces(connection: Connection, prefix: str, unused_since: int) -> list[str]:
+    """The namespaces whose names begin with `prefix` and whose entries were last used before.
 
-    A process that still uses one loses what was kept: its next reads are misses.
+    If a process still uses one and it is removed, the next reads of that process are misses.
     """
     parameters = {"prefix": prefix, "end": prefix_end(prefix), "unused_since": unused_since}
-    rows = connection.execute(NAMESPACES, parameters)
+    rows = connection.execute(UNUSED_NAMESPACES, parameters)
     return [name for (name,) in rows.fetchall()]
 
 
-def drop_some(connection: Connection, namespace: str) -> bool:
-    """Remove a namespace that is of no use any more, or some of what is in it.
+def remove_namespace(connection: Connection, namespace: str) -> bool:
+    """Remove at most `MAX_AT_ONCE` entries of a namespace, and the namespace with the last of them.
 
     Returns
     -------
     bool
-        Whether something is left to be removed.
+        Whether entries are left.
     """
     with connection.writing_much():
-        parameters = {"namespace": namespace, "most": MAX_AT_ONCE}
-        removed = connection.execute(REMOVE_SOME, parameters).fetchall()
+        parameters = {"namespace": namespace, "limit": MAX_AT_ONCE}
+        removed = connection.execute(REMOVE_BATCH, parameters).fetchall()
         if len(removed) < MAX_AT_ONCE:
             connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
     return len(removed) == MAX_AT_ONCE

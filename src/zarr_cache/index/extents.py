@@ -1,9 +1,9 @@
-"""Space of the data file: who has which bytes of it. Steps of transactions, unless said otherwise.
+"""Space of the data file: reserved, given to an entry, and freed. Steps of transactions.
 
 Space is reserved in one transaction, written to while no lock of the database is held, and given to
-an entry in another. What is deleted with its entry becomes free by a trigger, as one with the free
-space on either side; it is not written to before the transaction that freed it has been committed,
-since space is given out by transactions only.
+an entry in another. When its entry is deleted, a trigger frees it and joins it with the free space
+on either side. Only transactions allocate space, so none is written to before the transaction that
+freed it is committed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 
-LEAST = 64 * 1024
+MIN_BYTES = 64 * 1024
 
 
 """Values of so many bytes or more are in the data file. Rounded up to `BLOCK` they take at most a
@@ -34,25 +34,19 @@ sixteenth more than their bytes. See docs/decisions/0013."""
 LEASE_NS = 60 * 1_000_000_000
 
 
-"""After this time a reservation is given back even if its writer seems to live."""
+"""After this time the lease of a reservation has expired, even if its process seems to live."""
 
 
 ROOM = 12 * 2**20
 
 
-"""The data file may be so much longer than what `max_size` bytes of values take, rounded up."""
+"""The data file may be so much longer than the space of `max_size` bytes of values."""
 
 
-"""At most so many bytes are moved at a time."""
+FREED_START = 1 << 62
 
 
-"""So many bytes behind the last extent are left for what comes next."""
-
-
-OLD = 1 << 62
-
-
-"""Where an extent begins in its value that is about to be freed: behind all others."""
+"""The `start` of an extent that is about to be freed: after that of all others."""
 
 
 RESERVE = """
@@ -113,7 +107,7 @@ WHERE offset = :offset
 GROW = """
 UPDATE data_file
 SET length = length + :length
-WHERE :most IS NULL OR length + :length <= :most
+WHERE :max_length IS NULL OR length + :length <= :max_length
 RETURNING length - :length
 """
 
@@ -135,41 +129,13 @@ GIVE_EXTENTS = """
 UPDATE extent
 SET entry = :entry,
     start = start + :after
-WHERE entry = -:id AND start < :old
+WHERE entry = -:id AND start < :freed
 """
 
 
 DELETE = """
 DELETE FROM extent
 WHERE entry = :entry
-"""
-
-
-# An extent that begins before `start` may reach into what is asked for, and only the last one can.
-EXTENTS = """
-SELECT start, offset, length
-FROM extent
-WHERE entry = :entry
-  AND start < :stop
-  AND start >= coalesce(
-      (
-          SELECT start
-          FROM extent
-          WHERE entry = :entry AND start <= :start
-          ORDER BY start DESC
-          LIMIT 1
-      ),
-      0
-  )
-ORDER BY start
-"""
-
-
-CHECKSUMS = """
-SELECT part, CASE WHEN length(checksums) <= 512 THEN checksums END
-FROM value
-WHERE entry = :entry AND part BETWEEN :first AND :last
-ORDER BY part
 """
 
 
@@ -191,11 +157,11 @@ class Reservation(NamedTuple):
     Attributes
     ----------
     id
-        What it is known by.
+        Its number in the table.
     file
         The data file.
     extents
-        Where the bytes of the value go, in their order.
+        The space, in the order of the bytes of the value.
     """
 
     id: int
@@ -204,12 +170,12 @@ class Reservation(NamedTuple):
 
 
 def is_large(connection: Connection, nbytes: int) -> bool:
-    """Whether a value of so many bytes goes into a data file."""
-    return connection.data_file is not None and nbytes >= LEAST
+    """Whether a value of so many bytes is kept in the data file."""
+    return connection.data_file is not None and nbytes >= MIN_BYTES
 
 
 def why_unusable(connection: Connection) -> DataFileError | None:
-    """Why no large value can be kept, if that is known."""
+    """Why the data file cannot be used, if that is known."""
     data = connection.data_file
     return None if data is None else data.why_unusable(connection)
 
@@ -219,10 +185,10 @@ def rounded(nbytes: int) -> int:
     return -(-nbytes // BLOCK) * BLOCK
 
 
-def most_length(max_size: int | None) -> int | None:
-    """How long the data file may be for values of `max_size` bytes; None for no limit.
+def max_length_of(max_size: int | None) -> int | None:
+    """The largest length of the data file for values of `max_size` bytes; None for no limit.
 
-    Less than 1.07 times that and 16 MiB, which is what is promised.
+    Less than 1.07 times that and 16 MiB, which the documentation promises.
     """
     return None if max_size is None else max_size * 17 // 16 + ROOM
 
@@ -238,34 +204,34 @@ def reserve(
     file: OpenFile,
     nbytes: int,
     now_ns: int,
-    most: int | None,
+    max_length: int | None,
     *,
     is_counted: bool = True,
 ) -> Reservation:
     """Reserve space for so many bytes.
 
-    One extent where one is free that is long enough, else at the end of the file, else several.
+    One free extent if one is long enough, else the end of the file, else several free extents.
 
     Parameters
     ----------
     file
-        As `DataFile.opened_to_write` has it in this transaction.
-    most
-        See `most_length`. The file does not grow beyond it while enough is free; None for no limit.
+        As `DataFile.opened_to_write` returns it in this transaction.
+    max_length
+        See `max_length_of`. The file grows beyond it only if too little is free; None for no limit.
     is_counted
         Whether the bytes count for the budget.
     """
-    identity = int.from_bytes(os.urandom(8)) >> 2 or 1
+    number = int.from_bytes(os.urandom(8)) >> 2 or 1
     row = {
-        "id": identity,
+        "id": number,
         "bytes": nbytes if is_counted else 0,
         "owner": file.owner,
         "until": now_ns + LEASE_NS,
     }
     connection.execute(RESERVE, row)
-    extents = _allocate(connection, rounded(nbytes), most)
-    _add(connection, identity, extents)
-    return Reservation(identity, file, extents)
+    extents = _allocate(connection, rounded(nbytes), max_length)
+    _add(connection, number, extents)
+    return Reservation(number, file, extents)
 
 
 def _add(connection: Connection, reservation: int, extents: list[Extent]) -> None:
@@ -276,19 +242,20 @@ def _add(connection: Connection, reservation: int, extents: list[Extent]) -> Non
         start += length
 
 
-def _allocate(connection: Connection, length: int, most: int | None) -> list[Extent]:
-    """Take space that is free, or let the file grow."""
+def _allocate(connection: Connection, length: int, max_length: int | None) -> list[Extent]:
+    """Take free space, or let the file grow."""
     fitting = connection.execute(BEST_FIT, {"length": length}).fetchone()
     if fitting is not None:
         return [_take(connection, Extent(*fitting), length)]
-    grown = connection.execute(GROW, {"length": length, "most": most}).fetchall()
+    grown = connection.execute(GROW, {"length": length, "max_length": max_length}).fetchall()
     if grown:
         return [Extent(grown[0][0], length)]
     extents = []
     while length:
         largest = connection.execute(LARGEST).fetchone()
         if largest is None:
-            ((offset,),) = connection.execute(GROW, {"length": length, "most": None}).fetchall()
+            grow = {"length": length, "max_length": None}
+            ((offset,),) = connection.execute(GROW, grow).fetchall()
             extents.append(Extent(offset, length))
             break
         free = Extent(*largest)
@@ -305,13 +272,13 @@ def _take(connection: Connection, free: Extent, length: int) -> Extent:
     return Extent(free.place, length)
 
 
-def release_dead(connection: Connection, now_ns: int) -> None:
-    """Give back what processes have reserved that have died.
+def release_expired(connection: Connection, now_ns: int) -> None:
+    """Free the reservations whose lease has expired or whose process has died.
 
     Parameters
     ----------
     now_ns
-        Now, or some time before: a reservation that is younger is never given back for its age.
+        Now, or an earlier time: then fewer leases count as expired.
     """
     data = connection.data_file
     if data is None:
@@ -320,24 +287,26 @@ def release_dead(connection: Connection, now_ns: int) -> None:
     if not reservations:
         return
     file = data.opened_if_there(connection)
-    for identity, owner, until in reservations:
-        # Who may not open the file, or finds none, cannot tell who lives.
+    for number, owner, until in reservations:
+        # Without the data file's locks, it is unknown which processes live.
         if until <= now_ns or (file is not None and not file.is_alive(owner)):
-            release(connection, identity)
+            release(connection, number)
 
 
 def release(connection: Connection, reservation: int) -> None:
-    """Give back what was reserved and given to no entry."""
+    """Free the space of a reservation that was given to no entry."""
     connection.execute(RELEASE, {"id": reservation})
 
 
 def is_reserved(connection: Connection, reservation: int) -> bool:
-    """Whether it is still: a writer may have been taken for dead."""
+    """Whether the reservation still exists: its lease may have expired."""
     return connection.execute(IS_RESERVED, {"id": reservation}).fetchone() is not None
 
 
-def write(connection: Connection, reserved: Reservation, seed: int, data: ByteArray) -> list[bytes]:
-    """Write the bytes of a value where space is reserved for it, in no transaction.
+def write(
+    connection: Connection, reserved: Reservation, identity_checksum: int, data: ByteArray
+) -> list[bytes]:
+    """Write the bytes of a value into its reserved space, in no transaction.
 
     Returns
     -------
@@ -347,67 +316,24 @@ def write(connection: Connection, reserved: Reservation, seed: int, data: ByteAr
     assert connection.data_file is not None  # noqa: S101 - nothing is reserved without one
     data_file.write(reserved.file, connection.data_file.path, reserved.extents, data)
     return [
-        checksum.of_blocks(seed, part * values.PART // checksum.BLOCK, piece)
+        checksum.of_blocks(identity_checksum, part * values.PART // checksum.BLOCK, piece)
         for part, piece in values.parts(data)
     ]
 
 
 def give(connection: Connection, reserved: Reservation, entry: int, checksums: list[bytes]) -> None:
-    """Make what was written the bytes of an entry that has none."""
-    connection.execute(GIVE_EXTENTS, {"id": reserved.id, "entry": entry, "after": 0, "old": OLD})
+    """Make the written bytes those of an entry that has none."""
+    row = {"id": reserved.id, "entry": entry, "after": 0, "freed": FREED_START}
+    connection.execute(GIVE_EXTENTS, row)
     for part, sums in enumerate(checksums):
         values.write_row(connection, entry, part, sums, b"")
     release(connection, reserved.id)
 
 
 def delete(connection: Connection, entry: int) -> None:
-    """Remove the bytes of the entry, wherever they are."""
+    """Remove the bytes of the entry, from the table ``value`` and from the data file."""
     values.delete(connection, entry)
     connection.execute(DELETE, {"entry": entry})
-
-
-def located(
-    connection: Connection, entry: int, size: int, start: int, stop: int
-) -> tuple[list[Extent], bytes]:
-    """Where the bytes ``[start, stop)`` of an entry are, and the checksums of their blocks.
-
-    Parameters
-    ----------
-    start, stop
-        Where blocks begin, or the value ends.
-
-    Raises
-    ------
-    DamagedValueError
-        Some are missing.
-    """
-    extents = []
-    at = start
-    for first, offset, length in connection.execute(
-        EXTENTS, {"entry": entry, "start": start, "stop": stop}
-    ).fetchall():
-        end = min(first + length, stop)
-        if not (type(first) is type(offset) is type(length) is int) or not first <= at < end:
-            raise checksum.DamagedValueError("its extents do not follow one another")
-        extents.append(Extent(offset + at - first, end - at))
-        at = end
-    if at != stop:
-        raise checksum.DamagedValueError("the value is missing or has another length")
-    first_part, last_part = start // values.PART, (stop - 1) // values.PART
-    rows = connection.execute(
-        CHECKSUMS, {"entry": entry, "first": first_part, "last": last_part}
-    ).fetchall()
-    parts = range(first_part, last_part + 1)
-    if [part for part, _ in rows] != [*parts] or not all(
-        isinstance(sums, bytes)
-        and len(sums) == checksum.length_of(min(values.PART, size - part * values.PART))
-        for part, sums in rows
-    ):
-        raise checksum.DamagedValueError("checksums are missing")
-    sums = b"".join(sums for _, sums in rows)
-    skipped = start // checksum.BLOCK - first_part * values.PART // checksum.BLOCK
-    sums = sums[skipped * checksum.LENGTH :]
-    return extents, sums[: checksum.length_of(stop - start)]
 
 
 def length(connection: Connection) -> int:
@@ -419,6 +345,6 @@ def length(connection: Connection) -> int:
 
 
 def free_bytes(connection: Connection) -> int:
-    """Bytes of the data file that nothing has. Walks the free extents."""
+    """Bytes of the data file that are free. Walks the free extents."""
     (nbytes,) = connection.execute(FREE_BYTES).fetchone()
     return int(nbytes)

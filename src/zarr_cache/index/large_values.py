@@ -1,7 +1,7 @@
-"""Large values: space is reserved, written to, and given to an entry, in two short transactions.
+"""Large values: one short transaction reserves space, another gives it to an entry.
 
 The bytes are written between the two, while no lock of the database is held. A process that dies
-there leaves a reservation, which the next one that reserves gives back.
+there leaves a reservation, which the next process that reserves releases.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ if TYPE_CHECKING:
 MAX_BYTES = 16 * 2**20
 
 
-"""At most so many bytes of large values are written at a time, and no more than half of `max_size`,
-unless one alone has more: they are in nobody's way, and are not counted twice for long."""
+"""At most so many bytes of large values are written at a time, and at most half of `max_size`,
+unless one alone has more. Meanwhile the values that they replace count for the budget as well."""
 
 
-def most_bytes(limits: Limits) -> int:
+def max_bytes(limits: Limits) -> int:
     """At most so many bytes of large values are written at a time, unless one alone has more."""
     return MAX_BYTES if limits.max_size is None else min(MAX_BYTES, limits.max_size // 2)
 
 
 class LargeValue(NamedTuple):
-    """A value that is to be written before its entry is.
+    """A value whose bytes are to be written before its entry is.
 
     Attributes
     ----------
-    place
-        What it is known by.
-    seed
-        The checksum of the facts of its entry to be.
+    id
+        By which `WrittenValues` has it.
+    identity_checksum
+        The checksum of the facts of its future entry.
     data
         Its bytes.
     is_wanted
-        Whether it would be kept as things are, asked in the transaction that reserves space for it.
+        Whether it would be admitted now: called in the transaction that reserves space for it.
     """
 
-    place: Hashable
-    seed: int
+    id: Hashable
+    identity_checksum: int
     data: ByteArray
     is_wanted: Callable[[], bool]
 
 
-class Written(NamedTuple):
-    """A value that is written and has no entry yet."""
+class WrittenValue(NamedTuple):
+    """A value whose bytes are written and that has no entry yet."""
 
     reserved: Reservation
     checksums: list[bytes]
 
-    def is_there(self, connection: Connection) -> bool:
+    def is_reserved(self, connection: Connection) -> bool:
         """Whether its space is still reserved."""
         return extents.is_reserved(connection, self.reserved.id)
 
@@ -74,13 +74,13 @@ class Written(NamedTuple):
         extents.give(connection, self.reserved, entry, self.checksums)
 
 
-class WrittenValues(dict["Hashable", Written]):
-    """What is written for one transaction, by what it is known by.
+class WrittenValues(dict["Hashable", WrittenValue]):
+    """The values that are written for one transaction, by `LargeValue.id`.
 
     Attributes
     ----------
     failure
-        Why none is, if the data file cannot be used: small values are kept all the same.
+        Why there are none, if the data file cannot be used. Small values are admitted nevertheless.
     """
 
     def __init__(self, failure: DataFileError | None = None) -> None:
@@ -88,7 +88,7 @@ class WrittenValues(dict["Hashable", Written]):
         self.failure = failure
 
     def release(self, connection: Connection) -> None:
-        """Give back, in a transaction, what was given to no entry."""
+        """Release the space that was given to no entry, in a transaction."""
         for written in self.values():
             extents.release(connection, written.reserved.id)
 
@@ -101,54 +101,57 @@ def written(
     touches: Mapping[int, int],
     large: Sequence[LargeValue],
     now_ns: int,
-    removed: Evictions,
+    evictions: Evictions,
     failure: DataFileError | None,
 ) -> Iterator[WrittenValues]:
-    """Write large values, for the transaction in the block; if it fails, give back their space.
+    """Write large values, for the transaction in the block; if that fails, release their space.
 
     Parameters
     ----------
     namespace, limits
-        What is stale in this namespace goes for them, and the least recently used.
+        To make space, stale entries of this namespace are removed and the least recently used are
+        evicted.
     touches
-        Uses that wait to be written: eviction goes by them.
+        Uses that are not written yet: the order of eviction depends on them.
     now_ns
         When this process began to write, by the clock of the file.
-    removed
-        What went, to which this is added.
+    evictions
+        The entries removed are added to it.
     failure
-        Why none of them can be kept, if that is known.
+        Why none of them can be written, if that is known.
     """
-    done = WrittenValues(failure)
+    values_written = WrittenValues(failure)
     if not large or failure is not None:
-        yield done
+        yield values_written
         return
     with connection.writing_much():
         write_touches(connection, touches)
-        expire(connection, namespace, limits, removed)
+        expire(connection, namespace, limits, evictions)
         reserved: dict[Hashable, Reservation] = {}
         try:
-            reserved = _reserve(connection, limits, large, now_ns, removed)
+            reserved = _reserve(connection, limits, large, now_ns, evictions)
         except DataFileError as error:
-            done.failure = error
+            values_written.failure = error
     try:
-        wanted = [each for each in large if each.place in reserved]
+        wanted = [each for each in large if each.id in reserved]
 
-        def write(each: LargeValue) -> Written:
-            space = reserved[each.place]
-            return Written(space, extents.write(connection, space, each.seed, each.data))
+        def write(each: LargeValue) -> WrittenValue:
+            space = reserved[each.id]
+            checksums = extents.write(connection, space, each.identity_checksum, each.data)
+            return WrittenValue(space, checksums)
 
-        for each, its in zip(wanted, in_two_threads(write, wanted), strict=True):
-            done[each.place] = its
-        yield done
+        for each, value_written in zip(wanted, in_two_threads(write, wanted), strict=True):
+            values_written[each.id] = value_written
+        yield values_written
     except BaseException as error:
-        # If another process holds the lock, one wait for it is enough: somebody else gives it back.
+        # If another process holds the lock, one wait for it is enough: the next process that
+        # reserves releases the space.
         is_locked = isinstance(error, sqlite3.Error) and is_code(error, sqlite3.SQLITE_BUSY)
         if not is_locked:
             with contextlib.suppress(sqlite3.Error, CacheError), connection.writing():
                 for space in reserved.values():
                     extents.release(connection, space.id)
-                # If the disk is full, that the space is free can be written only when it is.
+                # On a full disk, only this makes the space that the commit needs.
                 index_space.cut_off(connection)
         raise
 
@@ -158,16 +161,16 @@ def _reserve(
     limits: Limits,
     large: Sequence[LargeValue],
     now_ns: int,
-    removed: Evictions,
+    evictions: Evictions,
 ) -> dict[Hashable, Reservation]:
-    """Reserve space for those that are wanted and for which there is room."""
+    """Reserve space for the values that are wanted and fit into the budget."""
     data = connection.data_file
     assert data is not None  # noqa: S101 - nothing is large without one
     file = data.opened_to_write(connection)
-    most = extents.most_length(limits.max_size)
+    max_length = extents.max_length_of(limits.max_size)
     reserved = {}
     for each in large:
         size = each.data.size
-        if each.is_wanted() and evict_to_fit(connection, limits, removed, size):
-            reserved[each.place] = extents.reserve(connection, file, size, now_ns, most)
+        if each.is_wanted() and evict_to_fit(connection, limits, evictions, size):
+            reserved[each.id] = extents.reserve(connection, file, size, now_ns, max_length)
     return reserved

@@ -1,4 +1,4 @@
-"""What is cached of a key, and below a prefix: operations."""
+"""Lookups: what the file has of a key, and of the keys below a prefix. Operations."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ if TYPE_CHECKING:
 type Data = bytes | ByteArray
 
 
-"""For `fresh_after`: every age is fresh, and none is."""
+WRITE_LEASE_NS = 3600 * 1_000_000_000
 
 
-LONGEST_WRITE_NS = 3600 * 1_000_000_000
-
-
-"""A write that has not ended after this time never will: its process has died."""
+"""After this time the lease of a write that has not ended has expired: its process has died."""
 
 
 HAVE_BYTES = frozenset({"value", "stored"})
@@ -41,10 +38,10 @@ HAVE_BYTES = frozenset({"value", "stored"})
 """The kinds of entries that have bytes."""
 
 
-INLINE = 64 * 1024
+MAX_INLINE_BYTES = 64 * 1024
 
 
-"""Values of up to this many bytes come with the facts, in one statement.
+"""Values of up to this many bytes are read with the facts, in one statement.
 See docs/decisions/0002."""
 
 
@@ -57,9 +54,9 @@ ON CONFLICT DO NOTHING
 """
 
 
-# By position: a dict of names costs a fifth of the whole, and at numbers (?1) Python 3.12.1 warns.
-# What comes of the first part is checked for its length before it is read, whatever the file says
-# of itself. To search for NULL takes no time: only what may be in the data file is looked for.
+# Parameters by position: a dict of names costs a fifth of the whole, and for numbers (?1) Python
+# 3.12.1 warns. The lengths of blobs are checked before they are read, whatever the file claims. The
+# search for an extent costs nothing if the value is small: then it is a search for NULL.
 LOOKUP = """
 SELECT
     counter.revision,
@@ -104,30 +101,28 @@ WHERE entry = :entry AND part = 0
 
 
 class EntryState(NamedTuple):
-    """What the file knows of a key.
+    """What the file has of a key.
 
     Attributes
     ----------
     revision
-        Of the last write that the file has seen: hand it back with what is fetched from now on.
+        Of the last write in the file. A response that is fetched after this lookup has it.
     cached_bytes
         Bytes of all value entries in the file.
     fence
-        Revision of the last write to the key: what was fetched at an earlier one is no answer.
+        Revision of the last write to the key: responses of an earlier revision are refused.
     removals_since
-        When the first removal of a folder of the source began that is under way; None when there is
-        none.
+        When the first removal of a folder that is in progress began; None if there is none.
     entry, kind, size, stored_at, writes_in_flight, checksum
-        The row of the key; None when there is none.
+        The row of the key; None if there is no row.
     part, part_length, checksums
-        Of the first part of fresh bytes: its row, its length in bytes, and the checksums of its
-        blocks.
+        The first part of a fresh value: its row, length in bytes, and checksums of its blocks.
     data
-        The bytes asked for, verified; None unless the key has bytes that are fresh.
+        The bytes of the request, verified; None unless the key has a fresh value.
     offset, length
-        Of the first extent of fresh bytes in the data file.
+        Of the first extent of a fresh value in the data file.
     read
-        What would bring the bytes asked for, where a disk must be waited for.
+        The read of the data file that is left to do, if it may block on the disk.
     is_damaged
         The row or its bytes are not what was written.
     """
@@ -153,47 +148,41 @@ class EntryState(NamedTuple):
 
     @property
     def row(self) -> tuple[object, ...]:
-        """What the row of the key says."""
-        return (
-            self.entry,
-            self.kind,
-            self.size,
-            self.stored_at,
-            self.writes_in_flight,
-            self.checksum,
-        )
+        """The row of the key."""
+        facts = (self.entry, self.kind, self.size, self.stored_at)
+        return (*facts, self.writes_in_flight, self.checksum)
 
     def with_bytes(self, data: Data | None, read: Read | None) -> EntryState:
-        """The same with the bytes asked for, or with what would bring them."""
-        # As `_replace`, in a third of the time.
+        """The same with the bytes of the request, or with the read that is left to do."""
+        # Takes a third of the time of `_replace`.
         return EntryState(*self[:13], data, self.offset, self.length, read)
 
     def is_overtaken(self, revision: int, now_ns: int) -> bool:
-        """Whether what was asked of the source at `revision` is no answer any more."""
-        dead_before = now_ns - LONGEST_WRITE_NS
-        is_written = bool(self.writes_in_flight) and self.stored_at > dead_before
+        """Whether a response of `revision` must be refused: the key was or is being written."""
+        expired_before = now_ns - WRITE_LEASE_NS
+        is_written = bool(self.writes_in_flight) and self.stored_at > expired_before
         since = self.removals_since
-        # On a page that is damaged, it is of another type than its table allows.
-        is_removed = since is not None and not (type(since) is int and since <= dead_before)
+        # On a damaged page, it may have another type than its table allows.
+        is_removed = since is not None and not (type(since) is int and since <= expired_before)
         return self.fence > revision or is_written or is_removed
 
 
 def nothing(connection: Connection) -> None:
-    """Do nothing: to run this is to open the database."""
+    """Do nothing: a caller runs this to open the database."""
 
 
 def lookup_metadata(connection: Connection, namespace: str, key: str) -> EntryState:
-    """What the file knows of the key, without its bytes."""
+    """Look the key up, without its bytes."""
     return _facts(connection, namespace, key, ages.NEVER, -1)[0]
 
 
 def is_there(connection: Connection, entry: int) -> bool:
-    """Whether there is an entry of this number."""
+    """Whether an entry has this number."""
     return connection.execute(IS_THERE, {"entry": entry}).fetchone() is not None
 
 
 def checksums(connection: Connection, entry: int) -> bytes | None:
-    """The checksums of a value of which the bytes are kept elsewhere; None if there are none."""
+    """The checksums of a value whose bytes are in another store; None if there are none."""
     row = connection.execute(CHECKSUMS, {"entry": entry}).fetchone()
     return None if row is None else bytes(row[0])
 
@@ -207,78 +196,78 @@ def lookup(
     *,
     may_wait: bool = True,
 ) -> EntryState:
-    """What the file knows of the key, with the bytes that `request` asks for if they are fresh.
+    """Look the key up, with the bytes of the request if the value is fresh.
 
     Parameters
     ----------
     fresh_after
-        What was stored at this time or earlier is not read.
+        A value that was stored at this time or earlier is stale, and is not read.
     may_wait
-        Whether the disk may be waited for. If not, and it must be, `EntryState.read` does so.
+        Whether this may block on the disk. If not, and it would, `EntryState.read` is left to do.
     """
     data_file = connection.data_file
-    tried: object = None
+    last_attempt: object = None
     while True:
-        found, seed = _facts(connection, namespace, key, fresh_after, INLINE)
+        found, identity_checksum = _facts(connection, namespace, key, fresh_after, MAX_INLINE_BYTES)
         if found.is_damaged or found.kind not in HAVE_BYTES or found.stored_at <= fresh_after:
             return found
         file = read = None
         try:
             if found.offset is None or data_file is None:
-                data = _bytes(connection, found, seed, request)
-                return found if data is found.data else found._replace(data=data)
+                value = _bytes(connection, found, identity_checksum, request)
+                return found if value is found.data else found._replace(data=value)
             file = data_file.opened(connection)
-            read = _read(connection, file, found, seed, request)
-            brought = read.wait() if may_wait else read.now()
+            read = _read(connection, file, found, identity_checksum, request)
+            data = read.wait() if may_wait else read.now()
         except DamagedValueError:
-            # It is damaged unless another value has taken its place since, or its bytes are
-            # elsewhere now: moved, or in another data file.
-            trial = (found.row, read and read.extents, file and file.place)
-            if trial == tried:
+            # The entry is damaged, unless it was replaced since or its bytes were moved: then a
+            # second attempt finds another row, other extents or another data file.
+            attempt = (found.row, read and read.extents, file and file.place)
+            if attempt == last_attempt:
                 return found._replace(data=None, is_damaged=True)
-            tried = trial
+            last_attempt = attempt
             if data_file is not None and file is not None:
                 data_file.is_replaced(file)
         else:
-            return found.with_bytes(brought, read if brought is None else None)
+            return found.with_bytes(data, read if data is None else None)
 
 
 def _read(
     connection: Connection,
     file: OpenFile,
     found: EntryState,
-    seed: int,
+    identity_checksum: int,
     request: ByteRequest | None,
 ) -> Read:
-    """What brings the bytes asked for out of the data file: whole blocks, each with its checksum.
+    """The read of the data file for the request: whole blocks, each with its checksum.
 
     Raises
     ------
     DamagedValueError
-        Their places or their checksums are missing.
+        An extent or a checksum is missing.
     """
     start, stop = byte_range.span(request, found.size)
     if start >= stop:
-        return Read(file, [], seed, 0, b"", 0, 0)
+        return Read(file, [], identity_checksum, 0, b"", 0, 0)
     one, last = start // checksum.BLOCK, -(-stop // checksum.BLOCK)
     begin, end = one * checksum.BLOCK, min(last * checksum.BLOCK, found.size)
     offset, length, sums = found.offset, found.length, found.checksums
-    is_all_here = type(offset) is type(length) is int and isinstance(sums, bytes)
-    if is_all_here and end <= min(length or 0, values.PART):
+    is_complete = type(offset) is type(length) is int and isinstance(sums, bytes)
+    if is_complete and end <= min(length or 0, values.PART):
         where = [Extent((offset or 0) + begin, end - begin)]
         sums = (sums or b"")[one * checksum.LENGTH : last * checksum.LENGTH]
     else:
-        where, sums = extents.located(connection, found.entry or 0, found.size, begin, end)
-    return Read(file, where, seed, one, sums, start - begin, stop - begin)
+        where, sums = values.locate(connection, found.entry or 0, found.size, begin, end)
+    return Read(file, where, identity_checksum, one, sums, start - begin, stop - begin)
 
 
 def _facts(
     connection: Connection, namespace: str, key: str, fresh_after: int, inline: int
 ) -> tuple[EntryState, int]:
-    """The row, with the bytes of a fresh value of up to `inline` bytes, and the row's checksum."""
-    parameters = (inline, namespace, key, fresh_after, extents.LEAST, fresh_after)
+    """The row, with a fresh value of up to `inline` bytes, and the checksum it must have."""
+    parameters = (inline, namespace, key, fresh_after, extents.MIN_BYTES, fresh_after)
     row = connection.execute(LOOKUP, parameters).fetchone()
-    # On a page that is damaged, a column has another type than its table allows.
+    # On a damaged page, a column may have another type than its table allows.
     if row is None or not type(row[0]) is type(row[1]) is type(row[2]) is int:
         raise FileDamagedError("a revision or a total is missing, or is no integer")
     found = EntryState(*row)
@@ -288,22 +277,24 @@ def _facts(
         return found._replace(size=0, stored_at=0, data=None, is_damaged=True), 0
     if found.kind == "tombstone":
         return found, 0
-    seed = checksum.of_facts(namespace, key, str(found.kind), found.size, found.stored_at)
-    if seed != found.checksum or found.size < 0:
-        # What came with the facts has been neither verified nor cut to the request.
+    identity_checksum = checksum.of_facts(
+        namespace, key, str(found.kind), found.size, found.stored_at
+    )
+    if identity_checksum != found.checksum or found.size < 0:
+        # The bytes that came with the row are neither verified nor cut to the request.
         found = found._replace(data=None, is_damaged=True)
-    return found, seed
+    return found, identity_checksum
 
 
 def _bytes(
-    connection: Connection, found: EntryState, seed: int, request: ByteRequest | None
+    connection: Connection, found: EntryState, identity_checksum: int, request: ByteRequest | None
 ) -> Data:
-    """The bytes asked for, verified.
+    """The bytes of the request, from the table ``value``, verified.
 
     Raises
     ------
     DamagedValueError
-        They are not those that were written with the facts, or are there no more.
+        They are not those that were written with the facts, or were removed meanwhile.
     """
     sums = b"" if found.checksums is None else found.checksums
     if not isinstance(sums, bytes):
@@ -312,21 +303,25 @@ def _bytes(
     if found.data is not None:
         if not isinstance(found.data, bytes):
             raise DamagedValueError("the value is no blob")
-        values.verify(seed, 0, found.data, sums)
+        values.verify(identity_checksum, 0, found.data, sums)
         return found.data[start:stop]
     if start >= stop:
         return b""
     if found.size > values.PART:
-        # All parts of one and the same value.
+        # One transaction, so that all parts are of the same value.
         with connection.reading():
-            return values.read(connection, found.entry or 0, seed, found.size, start, stop)
+            return values.read(
+                connection, found.entry or 0, identity_checksum, found.size, start, stop
+            )
     if found.part is None or found.part_length != found.size:
         raise DamagedValueError("the value is missing or has another length")
     try:
-        return values.read_blob(connection, found.part, seed, 0, found.size, sums, start, stop)
+        return values.read_blob(
+            connection, found.part, identity_checksum, 0, found.size, sums, start, stop
+        )
     except sqlite3.OperationalError as error:
         if is_code(error, sqlite3.SQLITE_ERROR):
-            raise DamagedValueError("the value is there no more") from error
+            raise DamagedValueError("the value was removed") from error
         raise
 
 
@@ -346,12 +341,11 @@ def lookup_many(
     ]
 
 
-# Every text is less than a blob: the bound of a prefix that has no end. SQLite walks the index up
-# to it; with "OR :end IS NULL" it would walk to the last key of the namespace.
+# A blob is greater than every text: it is the bound of a prefix without an end. With
+# "OR :end IS NULL" instead, SQLite walks to the last key of the namespace.
 #
-# In the order of the rows, and not of the keys: SQLite checks a page each time it comes to it, and
-# keys that were stored in another order lie on another page each. Without the LIMIT, SQLite takes
-# the order of a subquery for needless.
+# In the order of the rows, not of the keys: SQLite checks a page each time it visits it, and keys
+# stored in another order are on a page each. Without the LIMIT, SQLite drops the subquery's order.
 LIST_CACHED = """
 WITH below AS MATERIALIZED (
     SELECT id
@@ -373,20 +367,20 @@ WHERE entry.kind = 'value' AND entry.stored_at > :fresh_after
 type Kept = tuple[int, int | None]
 
 
-"""The number of an entry, and the bytes of its value; None: the source has no such key."""
+"""The number of an entry, and the size of its value; None if the source has no such key."""
 
 
 def list_cached(
     connection: Connection, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
 ) -> dict[str, Kept]:
-    """The entries of the keys that begin with `prefix`, as far as they are fresh; no value is read.
+    """The fresh entries of the keys that begin with `prefix`; no value is read.
 
-    Costs a walk over the entries below the prefix: some seconds for a million.
+    Walks the entries below the prefix: some seconds for a million.
 
     Parameters
     ----------
     fresh_after, absent_fresh_after
-        A value, an absence, stored at this time or earlier is stale.
+        A value, an absence, that was stored at this time or earlier is stale.
     """
     parameters = {
         "namespace": namespace,

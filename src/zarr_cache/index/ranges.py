@@ -12,21 +12,21 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 
 @dataclass(slots=True, eq=False)
 class RangeEntry:
-    """Some bytes of a value: what the source answered to one request.
+    """Some bytes of a value: the response of the source to one request.
 
-    Nothing is concluded from two answers together: the source may have been written to by others
-    in between, and an answer must be one that it gave.
+    Two responses are never combined: another process may have written to the source in between, and
+    a read must return a response that the source gave.
 
     Attributes
     ----------
     request
-        What was asked for.
+        Of which bytes.
     data
         The bytes.
     stored_at, revision
-        Time and revision at which the source was asked.
+        Time and revision at which the source was read.
     used_at
-        Stamp of the last use.
+        Time of the last use.
     """
 
     namespace: str
@@ -57,7 +57,7 @@ class RangeEntry:
         return not isinstance(self.request, RangeByteRequest)
 
     def slice_for(self, request: ByteRequest) -> tuple[int, int] | None:
-        """Which of the bytes are asked for, as a half-open interval; None if not all are here."""
+        """The interval of `data` that `request` asks for; None if not all of it is here."""
         length = len(self.data)
         if isinstance(request, SuffixByteRequest):
             is_here = self.reaches_end and (request.suffix <= length or self.start == 0)
@@ -80,12 +80,12 @@ class _Value:
     Attributes
     ----------
     spans
-        Those whose place is known, by start. None lies inside another, so they are sorted by stop
-        as well, and the one that begins last at or before a position reaches furthest.
+        Entries whose start is known, by start. None lies inside another, so they are sorted by stop
+        as well, and the last that begins at or before a position reaches furthest.
     tail
-        The last bytes, from where on is not known.
+        The last bytes of the value, whose start is not known.
     fence
-        Revision of the last write to the key that was heard of.
+        The latest revision of a write to the key that a caller gave.
     """
 
     spans: SortedDict[int, RangeEntry] = field(default_factory=SortedDict)
@@ -94,14 +94,14 @@ class _Value:
 
     @property
     def entries(self) -> list[RangeEntry]:
-        """All of them."""
+        """The spans and the tail."""
         return [*self.spans.values(), *([self.tail] if self.tail else [])]
 
     def candidates(self, request: ByteRequest) -> list[RangeEntry]:
-        """The entries that may hold what is asked for, the best first."""
+        """The entries that may have the bytes of the request, the best first."""
         if isinstance(request, RangeByteRequest):
-            place = self.spans.bisect_right(request.start) - 1
-            return [self.spans.peekitem(place)[1]] if place >= 0 else []
+            index = self.spans.bisect_right(request.start) - 1
+            return [self.spans.peekitem(index)[1]] if index >= 0 else []
         # Only the last span can be known to reach the end.
         last = [self.spans.peekitem()[1]] if self.spans else []
         return [self.tail, *last] if self.tail else last
@@ -110,7 +110,7 @@ class _Value:
 class RangeCache:
     """Range entries of every namespace of a file, least recently used first.
 
-    Any thread may call. Nothing here knows the budget: `evict` removes the oldest when asked to.
+    Any thread may call. The budget is not known here: `index.evict` calls `oldest_use` and `evict`.
 
     Attributes
     ----------
@@ -147,16 +147,16 @@ class RangeCache:
         fresh_after: int,
         used_at: int,
     ) -> bytes | None:
-        """The bytes asked for, which become the most recently used; None if they are not here.
+        """The bytes of the request, which become the most recently used; None if they are not here.
 
         Parameters
         ----------
         fence
-            Revision of the last write to the key: what was asked for earlier is removed.
+            Revision of the last write to the key: entries of earlier revisions are removed.
         fresh_after
-            What was asked for at this time or earlier is removed.
+            Entries of this time or earlier are removed.
         used_at
-            Stamp of this use.
+            Time of this use.
         """
         with self._lock:
             value = self._known(namespace, key, fence)
@@ -168,7 +168,7 @@ class RangeCache:
                     entry.used_at = used_at
                     self._by_use.move_to_end(entry)
                     return entry.data[part]
-                # One that begins earlier may hold it too, and be fresh.
+                # An entry that begins earlier may have the bytes too, and be fresh.
                 self._remove(entry)
             return None
 
@@ -181,31 +181,31 @@ class RangeCache:
         return None, slice(0)
 
     def size(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> int | None:
-        """The size of the value in bytes, where a range entry tells it."""
+        """The size of the value in bytes, if a range entry shows it."""
         with self._lock:
             value = self._known(namespace, key, fence)
             last = value.spans.peekitem()[1] if value and value.spans else None
-            is_told = last is not None and last.reaches_end and last.stored_at > fresh_after
-            return last.stop if last is not None and is_told else None
+            is_known = last is not None and last.reaches_end and last.stored_at > fresh_after
+            return last.stop if last is not None and is_known else None
 
     def add(self, entry: RangeEntry, *, fence: int) -> None:
-        """Keep what the source answered, unless it is at hand already.
+        """Add a response, unless its bytes are here already.
 
-        What lies inside it is removed, and what was asked for before `fence`. So it is not kept
-        itself if it was asked for before the last write to the key that anybody has heard of.
+        Entries inside it are removed, and entries of a revision before `fence`. It is refused if
+        its own revision is before that of the last write to the key that a caller gave.
         """
         if not entry.data:
             return
         with self._lock:
             value = self._known(entry.namespace, entry.key, fence) or _Value(fence=fence)
             if entry.revision < value.fence:
-                # A write has ended since, of which somebody else has heard.
+                # Another caller knows of a later write.
                 return
             if self._covering(value, entry.request)[0] is not None:
                 return
             for inside in self._inside(value, entry):
                 self._remove(inside)
-            # Removing may have taken the value out of the table with its last entry.
+            # `_remove` removes the value with its last entry.
             self._values[entry.namespace, entry.key] = value
             if entry.start is None:
                 value.tail = entry
@@ -217,7 +217,7 @@ class RangeCache:
 
     @staticmethod
     def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
-        """What a new entry makes needless; where two begin at one place, the newer knows better."""
+        """The entries that a new one replaces: those inside it, and one with the same start."""
         if entry.start is None:
             return [value.tail] if value.tail else []
         starts = value.spans.irange(entry.start, entry.stop, inclusive=(True, False))
@@ -226,12 +226,12 @@ class RangeCache:
             other for other in spans if other.stop <= entry.stop or other.start == entry.start
         ]
         if value.tail and entry.reaches_end and len(value.tail.data) <= len(entry.data):
-            # So the last bytes are one entry, however they were asked for.
+            # So the last bytes are one entry, whatever the kind of the requests.
             inside.append(value.tail)
         return inside
 
     def _known(self, namespace: str, key: str, fence: int) -> _Value | None:
-        """The value, after removing what was overtaken by a write."""
+        """The value, after removing entries of a revision before `fence`."""
         value = self._values.get((namespace, key))
         if value is not None and value.fence < fence:
             value.fence = fence
@@ -241,13 +241,13 @@ class RangeCache:
         return value
 
     def oldest_use(self) -> int | None:
-        """Stamp of the last use of the least recently used entry; None when there is none."""
+        """Time of the last use of the least recently used entry; None if there is no entry."""
         with self._lock:
             entry = next(iter(self._by_use), None)
             return entry.used_at if entry else None
 
     def evict(self) -> bool:
-        """Remove the least recently used entry. False when there is none."""
+        """Remove the least recently used entry; False if there is no entry."""
         with self._lock:
             entry = next(iter(self._by_use), None)
             if entry is None:
@@ -256,7 +256,7 @@ class RangeCache:
             return True
 
     def expire(self, namespace: str, fresh_after: int) -> int:
-        """Remove the entries asked for at this time or earlier; return how many there were."""
+        """Remove the entries of this time or earlier; return how many there were."""
         removed = 0
         with self._lock:
             by_age = self._by_age.get(namespace, {})
@@ -268,10 +268,10 @@ class RangeCache:
     def remove(self, namespace: str, prefix: str = "") -> None:
         """Remove the entries of the keys that begin with `prefix`. Walks all keys."""
         with self._lock:
-            gone = [
+            below = [
                 entry for entry in self._by_age.get(namespace, {}) if entry.key.startswith(prefix)
             ]
-            for entry in gone:
+            for entry in below:
                 self._remove(entry)
 
     def clear(self) -> None:
@@ -292,7 +292,7 @@ class RangeCache:
                 self._remove(entry)
 
     def has(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> bool:
-        """Whether there are bytes of the key: then the source has it."""
+        """Whether there are bytes of the key, which shows that the source has the key."""
         with self._lock:
             value = self._known(namespace, key, fence)
             return value is not None and any(

@@ -1,4 +1,4 @@
-"""How much room the files take, and giving back what is free: operations."""
+"""The size of the files, and giving free space back to the disk: operations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FROM total
 
 
 class Usage(NamedTuple):
-    """How many entries and bytes, by kind of entry, of a namespace; and bytes of the whole file."""
+    """Entries and bytes of a namespace by kind of entry, and bytes of the whole file by kind."""
 
     entries: dict[str, int]
     bytes: dict[str, int]
@@ -36,7 +36,7 @@ class Usage(NamedTuple):
 
 
 def usage(connection: Connection, namespace: str) -> Usage:
-    """What the namespace and the file hold."""
+    """Entries and bytes of the namespace, and bytes of the file."""
     with connection.reading():
         own = connection.execute(USAGE, {"namespace": namespace}).fetchall()
         total = connection.execute(TOTAL).fetchall()
@@ -47,10 +47,16 @@ def usage(connection: Connection, namespace: str) -> Usage:
     )
 
 
-STEP = 8 * 2**20
+MAX_MOVED_BYTES = 8 * 2**20
+
+
+"""At most so many bytes of the data file are moved at a time."""
 
 
 MAX_CUT_LATER = 2**20
+
+
+"""So many bytes after the last extent are left for the next values."""
 
 
 LAST = """
@@ -61,7 +67,7 @@ LIMIT 1
 """
 
 
-# Another value may have the same offset, under the same number.
+# The space may have been given to another value since, under the same number of an entry.
 IS_SAME = """
 SELECT 1
 FROM extent
@@ -80,25 +86,25 @@ WHERE entry = :entry AND start = :start
 """
 
 
-PUT_ASIDE = """
+MARK_FREED = """
 UPDATE extent
 SET entry = -:id,
-    start = :old
+    start = :freed
 WHERE entry = :entry AND start = :start
 """
 
 
 def is_too_long(connection: Connection, max_size: int | None) -> bool:
-    """Whether the data file is longer than it may be: `max_size` is smaller than before."""
-    most = index_extents.most_length(max_size)
-    return most is not None and index_extents.length(connection) > most
+    """Whether the data file is longer than its limit, as after `max_size` became smaller."""
+    longest = index_extents.max_length_of(max_size)
+    return longest is not None and index_extents.length(connection) > longest
 
 
 def move_last(connection: Connection, now_ns: int) -> bool:
-    """Move the bytes at the end of the data file to the front, some at most: an operation.
+    """Move bytes from the end of the data file to free space before it: an operation.
 
-    No lock is held while they are copied. Whoever reads them meanwhile finds them where they were,
-    or looks again.
+    At most `MAX_MOVED_BYTES`. No lock is held while they are copied. A reader finds them at the old
+    offset, or looks them up again.
 
     Returns
     -------
@@ -110,26 +116,26 @@ def move_last(connection: Connection, now_ns: int) -> bool:
         free = index_extents.free_bytes(connection)
         if last is None or last[0] < 0 or not free or connection.data_file is None:
             return False
-        entry, start, offset, long, checked = last
-        count = min(long, free, STEP)
+        entry, start, offset, length, checksum = last
+        count = min(length, free, MAX_MOVED_BYTES)
         data = connection.data_file
         file = data.opened_to_write(connection)
-        index_extents.release_dead(connection, now_ns)
-        # So much is free: the file does not grow.
+        index_extents.release_expired(connection, now_ns)
+        # There is enough free space: the file does not grow.
         reserved = index_extents.reserve(connection, file, count, now_ns, 0, is_counted=False)
     try:
-        data_file.copy(file, data.path, offset + long - count, reserved.extents)
+        data_file.copy(file, data.path, offset + length - count, reserved.extents)
         with connection.writing_much():
             as_read = {
                 "entry": entry,
                 "start": start,
                 "offset": offset,
-                "length": long,
-                "checksum": checked,
+                "length": length,
+                "checksum": checksum,
             }
             is_same = connection.execute(IS_SAME, as_read).fetchone()
             if is_same and index_extents.is_reserved(connection, reserved.id):
-                _replace_tail(connection, reserved, entry, start, offset, long, count)
+                _replace_tail(connection, reserved, entry, start, offset, length, count)
             index_extents.release(connection, reserved.id)
     except BaseException:
         with connection.writing():
@@ -144,19 +150,19 @@ def _replace_tail(
     entry: int,
     start: int,
     offset: int,
-    long: int,
+    length: int,
     count: int,
 ) -> None:
-    """Let the last bytes of an extent be where they were copied; free them where they were."""
-    old = {"entry": entry, "start": start, "id": reserved.id, "old": index_extents.OLD}
-    if count == long:
-        connection.execute(PUT_ASIDE, old)
+    """Point the entry to the copy of the last bytes of an extent, and free the original."""
+    row = {"entry": entry, "start": start, "id": reserved.id, "freed": index_extents.FREED_START}
+    if count == length:
+        connection.execute(MARK_FREED, row)
     else:
-        connection.execute(SHORTEN, {"entry": entry, "start": start, "length": long - count})
+        connection.execute(SHORTEN, {"entry": entry, "start": start, "length": length - count})
         tail = {
             "entry": -reserved.id,
-            "start": index_extents.OLD,
-            "offset": offset + long - count,
+            "start": index_extents.FREED_START,
+            "offset": offset + length - count,
             "length": count,
         }
         connection.execute(index_extents.ADD, tail)
@@ -165,22 +171,23 @@ def _replace_tail(
         {
             "id": reserved.id,
             "entry": entry,
-            "after": start + long - count,
-            "old": index_extents.OLD,
+            "after": start + length - count,
+            "freed": index_extents.FREED_START,
         },
     )
 
 
 def cut(connection: Connection) -> None:
-    """Give what is behind the last extent back to the disk: an operation."""
+    """Truncate the data file after its last extent: an operation."""
     with connection.writing():
         cut_off(connection)
 
 
 def cut_off(connection: Connection) -> None:
-    """The same, in a write transaction: nobody has been given space behind the last extent.
+    """Truncate the data file in a write transaction, in which no other process can reserve space.
 
-    If that transaction is rolled back, what was reserved there has no bytes, and no entry either.
+    If the transaction is rolled back, a reservation after the last extent has no bytes; it has no
+    entry either.
     """
     data = connection.data_file
     file = None if data is None else data.opened_to_cut(connection)
@@ -189,7 +196,7 @@ def cut_off(connection: Connection) -> None:
 
 
 def has_much_to_cut(connection: Connection) -> bool:
-    """Whether so much lies behind the last extent that it is to be cut off."""
+    """Whether more than `MAX_CUT_LATER` bytes are after the last extent."""
     data = connection.data_file
     file = None if data is None else data.opened_to_cut(connection)
     if file is None:
@@ -197,26 +204,26 @@ def has_much_to_cut(connection: Connection) -> bool:
     return data_file.size_of(file) > index_extents.length(connection) + MAX_CUT_LATER
 
 
-STEP_BYTES = 2**20
+MAX_VACUUM_BYTES = 2**20
 
 
-"""So much is given back in one transaction: others may write in between."""
+"""At most so many bytes are given back in one transaction: other processes can write in between."""
 
 
 MAX_FREE_BYTES = 4 * 2**20
 
 
-"""So much may stay free in a file that is in use, for what comes next."""
+"""So many bytes may stay free in a file that is in use, for the next entries."""
 
 
 INCREMENTAL = 2
 
 
-"""What ``PRAGMA auto_vacuum`` tells of a file that can give pages back."""
+"""``PRAGMA auto_vacuum`` of a file that can give pages back."""
 
 
 class Space(NamedTuple):
-    """Bytes of the file, and how many of them are in pages that hold nothing."""
+    """Bytes of the file, and bytes of its free pages."""
 
     bytes: int
     free_bytes: int
@@ -224,7 +231,7 @@ class Space(NamedTuple):
 
 
 def space(connection: Connection) -> Space:
-    """How large the file is, with what of its log is not written back yet."""
+    """The size of the file, with the pages of the WAL that are not in it yet."""
     with connection.reading():
         (page_size,) = connection.execute("PRAGMA page_size").fetchone()
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
@@ -234,28 +241,27 @@ def space(connection: Connection) -> Space:
 
 
 def has_much_free(connection: Connection) -> bool:
-    """Whether so many pages hold nothing that some are to be given back."""
+    """Whether more than `MAX_FREE_BYTES` are in free pages that can be given back."""
     found = space(connection)
     return found.can_shrink and found.free_bytes > MAX_FREE_BYTES
 
 
 def give_back(connection: Connection) -> int:
-    """Give back free pages, `STEP_BYTES` at most, and tell how many bytes that was.
+    """Give back free pages, at most `MAX_VACUUM_BYTES`; return the number of bytes.
 
-    Not by ``VACUUM``, which would write the whole file anew and block everybody meanwhile. Moves
-    pages from the end of the file into those that are free and cuts the end off; the file itself is
-    cut when the log is written back.
+    ``VACUUM`` would write the whole file again and block all processes meanwhile. This moves pages
+    from the end of the file into free pages; the next checkpoint truncates the file.
     """
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
     with connection.writing_much():
         (before,) = connection.execute("PRAGMA freelist_count").fetchone()
-        # All rows are to be read: each is a page.
-        connection.execute(f"PRAGMA incremental_vacuum({STEP_BYTES // page_size})").fetchall()
+        # Each row that is read frees a page.
+        connection.execute(f"PRAGMA incremental_vacuum({MAX_VACUUM_BYTES // page_size})").fetchall()
         (after,) = connection.execute("PRAGMA freelist_count").fetchone()
     return int(before - after) * int(page_size)
 
 
-def write_back(connection: Connection) -> bool:
-    """Write the log into the file and cut it to nothing; False if somebody reads or writes."""
+def checkpoint(connection: Connection) -> bool:
+    """Write the WAL into the file and truncate it; False if another connection reads or writes."""
     (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not is_busy

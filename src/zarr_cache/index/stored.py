@@ -1,7 +1,7 @@
-"""What somebody stored in a file with SqliteStore: entries that nothing evicts.
+"""Entries that were written with SqliteStore: nothing evicts them.
 
-Every function here is an operation, see `zarr_cache.index`. They have a namespace of their own,
-whose name is empty, and which no source has.
+Every function here is an operation, see `zarr_cache.index`. The entries are in the namespace whose
+name is empty, which no source has.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMESPACE = ""
 PAGE = 1000
 
 
-"""Keys of a listing that are read at a time."""
+"""Number of keys that one statement of a listing reads."""
 
 
 PUT = """
@@ -87,7 +87,7 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key >= :first
   AND key < coalesce(:end, x'')
 ORDER BY key
-LIMIT :most
+LIMIT :limit
 """
 
 
@@ -127,21 +127,21 @@ def put(
     *,
     replace: bool = True,
 ) -> None:
-    """Store the values, all or none; without `replace`, only under keys that are not there."""
+    """Store the values, all or none; without `replace`, only under keys that are not stored."""
     with connection.writing():
         connection.execute(lookup.NEW_NAMESPACE, {"namespace": NAMESPACE})
         for key, data in items:
-            seed = checksum.of_facts(NAMESPACE, key, "stored", data.size, now_ns)
+            identity_checksum = checksum.of_facts(NAMESPACE, key, "stored", data.size, now_ns)
             parameters = {
                 "key": key,
                 "size": data.size,
                 "now": now_ns,
-                "checksum": seed,
+                "checksum": identity_checksum,
                 "replace": replace,
             }
             for (entry,) in connection.execute(PUT, parameters).fetchall():
                 values.delete(connection, entry)
-                values.write(connection, entry, seed, data)
+                values.write(connection, entry, identity_checksum, data)
 
 
 def delete(connection: Connection, key: str) -> None:
@@ -163,17 +163,17 @@ def size_of_prefix(connection: Connection, prefix: str) -> int:
     return int(total)
 
 
-def keys(connection: Connection, first: str, end: str | None, most: int = PAGE) -> list[str]:
-    """Keys in the half-open interval ``[first, end)``, sorted, at most so many."""
-    parameters = {"first": first, "end": end, "most": most}
+def keys(connection: Connection, first: str, end: str | None, limit: int = PAGE) -> list[str]:
+    """Keys in the half-open interval ``[first, end)``, sorted, at most `limit`."""
+    parameters = {"first": first, "end": end, "limit": limit}
     return [key for (key,) in connection.execute(KEYS, parameters)]
 
 
 def children(connection: Connection, prefix: str) -> list[str]:
-    """What follows `prefix` up to the next ``/`` in the keys that begin with it, each once.
+    """The names directly below `prefix`: of each key, what follows it up to the next ``/``.
 
-    Finds the next key after all those of the last child: the cost is that of the children, not of
-    the keys below them.
+    Each step finds the first key after those of the last child, so the cost grows with the children
+    and not with the keys below them.
     """
     end = core_keys.prefix_end(prefix)
     found: list[str] = []
@@ -181,6 +181,6 @@ def children(connection: Connection, prefix: str) -> list[str]:
     while page := keys(connection, first, end, 1):
         child = page[0].removeprefix(prefix).split("/")[0]
         found.append(child)
-        # After the key "a" come "a-b" and then "a/c"; after a folder's keys, "0" comes after "/".
+        # After the key "a" comes "a-b" and then "a/c". "0" is the character after "/".
         first = page[0] + "\0" if page[0] == prefix + child else prefix + child + "0"
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""Uses and counts that wait in memory to be written into the file together."""
+"""Writing uses and counts, which are collected in memory, to the file together."""
 
 from __future__ import annotations
 
@@ -13,27 +13,17 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 
-"""After this many uses they are written: a crash may lose as many."""
-
-
-"""The first use waits no longer than this if more come: other processes evict by what is in the
-file."""
-
-
-"""At most this many uses are remembered while the file cannot be written to."""
-
-
 MAX_AT_ONCE = 128
 
 
 """At most this many uses are written in one transaction of a file with many entries, where each
-changes two pages of its own: the log stays short."""
+changes two pages of its own: the WAL stays short."""
 
 
 FEW_ENTRIES = 16_384
 
 
-"""The rows and indexes of so many entries have no more pages than `MAX_AT_ONCE` uses change."""
+"""The rows and indexes of so few entries have no more pages than `MAX_AT_ONCE` uses change."""
 
 
 ENTRIES = """
@@ -64,36 +54,36 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
 def write(
     connection: Connection, counts: Mapping[str, Mapping[str, int]], touches: Mapping[int, int]
 ) -> None:
-    """Write the uses and counts that were gathered in memory, in short transactions.
+    """Write the uses and counts, in short transactions.
 
     Parameters
     ----------
     counts
-        By namespace, what to add to which column of `statistics`.
+        By namespace and column of `statistics`, the number to add.
     touches
         Time of the last use, by entry.
     """
-    touches = write_most(connection, touches)
+    touches = write_batches(connection, touches)
     with connection.writing_much():
         write_touches(connection, touches)
         write_counts(connection, counts)
 
 
-def write_most(connection: Connection, touches: Mapping[int, int]) -> Mapping[int, int]:
-    """Write the uses, some in each transaction, but for the last, which another takes along.
+def write_batches(connection: Connection, touches: Mapping[int, int]) -> Mapping[int, int]:
+    """Write the uses in batches, but for the last batch, which the caller writes with its own rows.
 
     Returns
     -------
     Mapping of int to int
-        Those that are left.
+        The last batch.
     """
     if len(touches) <= MAX_AT_ONCE or _has_few_entries(connection):
         return touches
-    *most, rest = batched(touches.items(), MAX_AT_ONCE)
-    for some in most:
+    *batches, last = batched(touches.items(), MAX_AT_ONCE)
+    for batch in batches:
         with connection.writing_much():
-            write_touches(connection, dict(some))
-    return dict(rest)
+            write_touches(connection, dict(batch))
+    return dict(last)
 
 
 def _has_few_entries(connection: Connection) -> bool:
@@ -102,9 +92,9 @@ def _has_few_entries(connection: Connection) -> bool:
 
 
 def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
-    """Write the uses into a transaction that is under way, unless the log is long.
+    """Write the uses in the current transaction.
 
-    Then they are dropped: it is a transaction that only ends what was begun.
+    If the WAL is long they are dropped: then the transaction only ends a write to the source.
     """
     if touches and not connection.has_long_wal():
         connection.executemany(
@@ -113,7 +103,7 @@ def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
 
 
 def write_counts(connection: Connection, counts: Mapping[str, Mapping[str, int]]) -> None:
-    """Add the counts up in a transaction that is under way."""
+    """Add the counts in the current transaction."""
     for namespace, added in counts.items():
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
         connection.execute(ADD_STATISTICS, {"namespace": namespace, **added})

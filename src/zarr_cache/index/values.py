@@ -1,4 +1,4 @@
-"""The bytes of an entry: rows of the table ``value``, and their checksums."""
+"""The bytes of an entry, in the table ``value`` or in the data file, and their checksums."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from zarr_cache.core import checksum
 from zarr_cache.core.checksum import DamagedValueError
+from zarr_cache.disk.data_file import Extent
 
 if TYPE_CHECKING:
     import sqlite3
@@ -26,7 +27,7 @@ See docs/decisions/0002."""
 MAX_BYTES = 512 * 1024
 
 
-"""At most so many bytes of small values are kept in one transaction: the log stays short."""
+"""At most so many bytes of small values are written in one transaction: the WAL stays short."""
 
 
 INSERT_PART = """
@@ -56,29 +57,59 @@ WHERE entry = :entry AND part BETWEEN :first AND :last
 """
 
 
+# An extent that begins before `start` may reach into the bytes asked for: only the last one can.
+EXTENTS = """
+SELECT start, offset, length
+FROM extent
+WHERE entry = :entry
+  AND start < :stop
+  AND start >= coalesce(
+      (
+          SELECT start
+          FROM extent
+          WHERE entry = :entry AND start <= :start
+          ORDER BY start DESC
+          LIMIT 1
+      ),
+      0
+  )
+ORDER BY start
+"""
+
+
+CHECKSUMS = """
+SELECT part, CASE WHEN length(checksums) <= 512 THEN checksums END
+FROM value
+WHERE entry = :entry AND part BETWEEN :first AND :last
+ORDER BY part
+"""
+
+
 type Keep = Callable[[sqlite3.Connection, int, int, ByteArray], None]
 
 
-"""Keeps bytes for an entry that has none: `write`, or `write_checksums`."""
+"""Writes the bytes of an entry that has none: `write`, or `write_checksums`."""
 
 
-def write(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:
-    """Keep `data` as the bytes of the entry, which has none so far."""
+def write(
+    connection: sqlite3.Connection, entry: int, identity_checksum: int, data: ByteArray
+) -> None:
+    """Write `data` as the bytes of the entry, which has none so far."""
     for part, piece in parts(data):
-        write_part(connection, entry, seed, part, piece)
+        write_part(connection, entry, identity_checksum, part, piece)
 
 
 def parts(data: ByteArray) -> Iterator[tuple[int, ByteArray]]:
-    """The parts that a value is written in, with their numbers."""
+    """The parts of a value, with their numbers."""
     for part, start in enumerate(range(0, data.size, PART)):
         yield part, data[start : start + PART]
 
 
 def write_part(
-    connection: sqlite3.Connection, entry: int, seed: int, part: int, piece: ByteArray
+    connection: sqlite3.Connection, entry: int, identity_checksum: int, part: int, piece: ByteArray
 ) -> None:
-    """Keep one of the `parts` of a value, which the entry does not have so far."""
-    sums = checksum.of_blocks(seed, part * PART // checksum.BLOCK, piece)
+    """Write one of the `parts` of a value, which the entry does not have so far."""
+    sums = checksum.of_blocks(identity_checksum, part * PART // checksum.BLOCK, piece)
     write_row(connection, entry, part, sums, piece.data)
 
 
@@ -89,12 +120,12 @@ def write_row(
     checksums: bytes,
     data: bytes | memoryview,
 ) -> None:
-    """Keep the checksums of a part, and its bytes unless they are elsewhere."""
+    """Write the checksums of a part, and its bytes unless they are in another file."""
     parameters = {"entry": entry, "part": part, "checksums": checksums, "data": data}
     connection.execute(INSERT_PART, parameters)
 
 
-def verify(seed: int, first: int, data: bytes, checksums: bytes) -> None:
+def verify(identity_checksum: int, first: int, data: bytes, checksums: bytes) -> None:
     """Raise unless `data` has the checksums that were written with it.
 
     Raises
@@ -102,17 +133,22 @@ def verify(seed: int, first: int, data: bytes, checksums: bytes) -> None:
     DamagedValueError
         A block differs.
     """
-    if checksum.of_blocks(seed, first, data) != checksums:
+    if checksum.of_blocks(identity_checksum, first, data) != checksums:
         raise DamagedValueError(f"block {first} or one after it")
 
 
 def read(
-    connection: sqlite3.Connection, entry: int, seed: int, size: int, start: int, stop: int
+    connection: sqlite3.Connection,
+    entry: int,
+    identity_checksum: int,
+    size: int,
+    start: int,
+    stop: int,
 ) -> bytes | ByteArray:
     """The bytes ``[start, stop)`` of the entry, verified.
 
-    Reads and verifies whole blocks: up to two blocks more than asked for. Call it inside a
-    transaction, so that all parts are of one and the same value.
+    Reads and verifies whole blocks: up to two blocks more than asked for. The caller holds a
+    transaction, so that all parts are of the same value.
 
     Raises
     ------
@@ -121,16 +157,16 @@ def read(
     """
     parts = range(start // PART, -(-stop // PART))
     if len(parts) == 1:
-        return _read_part(connection, entry, seed, size, parts[0], start, stop)
+        return _read_part(connection, entry, identity_checksum, size, parts[0], start, stop)
     bounds = {"entry": entry, "first": parts[0], "last": parts[-1]}
     (length,) = connection.execute(LENGTH_OF_PARTS, bounds).fetchone()
     if length != min(size, parts[-1] * PART + PART) - parts[0] * PART:
-        # Before memory is taken for what somebody says that there is.
+        # Checked before memory is allocated for a size that the file claims.
         raise DamagedValueError("parts are missing or have another length")
     whole = np.empty(stop - start, np.uint8)
     for part in parts:
         begin, end = max(start, part * PART), min(stop, (part + 1) * PART)
-        piece = _read_part(connection, entry, seed, size, part, begin, end)
+        piece = _read_part(connection, entry, identity_checksum, size, part, begin, end)
         whole[begin - start : end - start] = np.frombuffer(piece, np.uint8)
     return whole
 
@@ -138,7 +174,7 @@ def read(
 def _read_part(
     connection: sqlite3.Connection,
     entry: int,
-    seed: int,
+    identity_checksum: int,
     size: int,
     part: int,
     start: int,
@@ -150,21 +186,28 @@ def _read_part(
     if row is None:
         raise DamagedValueError(f"part {part} is missing")
     rowid, length, checksums = row
-    # On a page that is damaged, a column has another type than its table allows.
+    # On a damaged page, a column may have another type than its table allows.
     if not isinstance(checksums, bytes):
         raise DamagedValueError(f"the checksums of part {part} are no blob")
     if length != min(PART, size - origin):
         raise DamagedValueError(f"part {part} has another length")
     first = origin // checksum.BLOCK
     return read_blob(
-        connection, rowid, seed, first, length, checksums, start - origin, stop - origin
+        connection,
+        rowid,
+        identity_checksum,
+        first,
+        length,
+        checksums,
+        start - origin,
+        stop - origin,
     )
 
 
 def read_blob(
     connection: sqlite3.Connection,
     rowid: int,
-    seed: int,
+    identity_checksum: int,
     first: int,
     length: int,
     checksums: bytes,
@@ -177,8 +220,8 @@ def read_blob(
     ----------
     rowid, length, checksums
         Of the part.
-    seed
-        Checksum of the facts.
+    identity_checksum
+        Checksum of the facts: the seed of the checksums.
     first
         Number of the block in the value that the part begins with.
 
@@ -190,21 +233,71 @@ def read_blob(
     # Whole blocks, since a checksum is over a block.
     one, last = start // checksum.BLOCK, -(-stop // checksum.BLOCK)
     begin, end = one * checksum.BLOCK, min(last * checksum.BLOCK, length)
-    # A blob handle reads from the pages into the bytes that are returned. A SELECT of the same
-    # makes a copy in between, and for large values that costs more than the read.
+    # A blob handle reads from the pages into the bytes that are returned. A SELECT makes one more
+    # copy, which costs more than the read if the value is large.
     with connection.blobopen("value", "data", rowid, readonly=True) as blob:
         if begin:
             blob.seek(begin)
         data = blob.read(end - begin)
-    verify(seed, first + one, data, checksums[checksum.LENGTH * one : checksum.LENGTH * last])
+    verify(
+        identity_checksum,
+        first + one,
+        data,
+        checksums[checksum.LENGTH * one : checksum.LENGTH * last],
+    )
     return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
 
 
-def write_checksums(connection: sqlite3.Connection, entry: int, seed: int, data: ByteArray) -> None:
-    """Keep only the checksums of `data`, whose bytes are kept in another store."""
-    write_row(connection, entry, 0, checksum.of_blocks(seed, 0, data), b"")
+def write_checksums(
+    connection: sqlite3.Connection, entry: int, identity_checksum: int, data: ByteArray
+) -> None:
+    """Write only the checksums of `data`, whose bytes are in another store."""
+    write_row(connection, entry, 0, checksum.of_blocks(identity_checksum, 0, data), b"")
 
 
 def delete(connection: sqlite3.Connection, entry: int) -> None:
-    """Remove the bytes of the entry."""
+    """Remove the bytes and checksums of the entry."""
     connection.execute(DELETE_PARTS, {"entry": entry})
+
+
+def locate(
+    connection: sqlite3.Connection, entry: int, size: int, start: int, stop: int
+) -> tuple[list[Extent], bytes]:
+    """Where in the data file the bytes ``[start, stop)`` of an entry are, and their checksums.
+
+    Parameters
+    ----------
+    start, stop
+        Each the start of a block, or the end of the value.
+
+    Raises
+    ------
+    DamagedValueError
+        An extent or a checksum is missing.
+    """
+    extents = []
+    at = start
+    for first, offset, length in connection.execute(
+        EXTENTS, {"entry": entry, "start": start, "stop": stop}
+    ).fetchall():
+        end = min(first + length, stop)
+        if not (type(first) is type(offset) is type(length) is int) or not first <= at < end:
+            raise DamagedValueError("its extents are not consecutive")
+        extents.append(Extent(offset + at - first, end - at))
+        at = end
+    if at != stop:
+        raise DamagedValueError("the value is missing or has another length")
+    first_part, last_part = start // PART, (stop - 1) // PART
+    rows = connection.execute(
+        CHECKSUMS, {"entry": entry, "first": first_part, "last": last_part}
+    ).fetchall()
+    parts = range(first_part, last_part + 1)
+    if [part for part, _ in rows] != [*parts] or not all(
+        isinstance(sums, bytes) and len(sums) == checksum.length_of(min(PART, size - part * PART))
+        for part, sums in rows
+    ):
+        raise DamagedValueError("checksums are missing")
+    sums = b"".join(sums for _, sums in rows)
+    skipped = start // checksum.BLOCK - first_part * PART // checksum.BLOCK
+    sums = sums[skipped * checksum.LENGTH :]
+    return extents, sums[: checksum.length_of(stop - start)]

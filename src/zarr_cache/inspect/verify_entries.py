@@ -243,7 +243,7 @@ def _read_from_data_file(
     data = connection.data_file
     if data is None:
         raise DamagedValueError("there is no data file")
-    where, sums = extents.located(connection, entry, size, start, stop)
+    where, sums = values.locate(connection, entry, size, start, stop)
     first = start // checksum.BLOCK
     return Read(data.opened(connection), where, seed, first, sums, 0, stop - start).wait()
 

@@ -1,4 +1,4 @@
-"""Fences: how many there are, and what stays where many keys are removed."""
+"""Tombstones and removals of folders: their number, their leases, and what a removal leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fakes import (
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
 from zarr_cache.core.errors import FileLockedError
 from zarr_cache.file.connection import Connection
-from zarr_cache.index import fence
+from zarr_cache.index import invalidate, removals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +36,8 @@ def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
     return source, CacheStore(source, cache_store=SqliteStore(path), namespace="source")
 
 
-def fences(path: Path) -> list[str]:
-    """Keys of the fences, the oldest first."""
+def tombstones(path: Path) -> list[str]:
+    """Keys of the tombstones, the oldest first."""
     with open_file(path) as db:
         rows = db.execute(
             "SELECT key FROM entry WHERE kind = 'tombstone' ORDER BY used_at"
@@ -45,30 +45,30 @@ def fences(path: Path) -> list[str]:
     return [key for (key,) in rows]
 
 
-async def test_a_fence_of_a_write_that_is_under_way_is_not_among_those_that_are_too_many(
+async def test_the_tombstone_of_a_write_in_flight_is_not_removed_when_there_are_too_many(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, store = source_and_store(path)
-    monkeypatch.setattr(fence, "MAX_FENCES", 2)
+    monkeypatch.setattr(invalidate, "MAX_TOMBSTONES", 2)
     begun: list[int] = []
     values = store._view.values
     now_ns = values.clock().now_ns()
-    values._database.run(fence.begin_write, "source", [KEYS[0]], now_ns, begun)
+    values._database.run(invalidate.begin_write, "source", [KEYS[0]], now_ns, begun)
     for key in KEYS[1:]:
         await store.delete(key)
 
-    assert KEYS[0] in fences(path)
+    assert KEYS[0] in tombstones(path)
     assert len(begun) == 1
 
 
-async def test_a_removal_of_whose_end_the_file_could_not_be_told_is_over_in_an_hour(
+async def test_a_removal_whose_end_was_not_recorded_expires_after_an_hour(
     path: Path, monkeypatch: pytest.MonkeyPatch, held_time: HeldTime
 ) -> None:
     def locked(*_: object) -> None:
         raise FileLockedError(f"{path}: database is locked")
 
     source, store = source_and_store(path)
-    monkeypatch.setattr(fence, "end_removal", locked)
+    monkeypatch.setattr(removals, "end_removal", locked)
     with pytest.warns(CacheWarning, match="locked"):
         await store.delete_dir("other/")
     monkeypatch.undo()
@@ -85,12 +85,12 @@ async def test_a_removal_of_whose_end_the_file_could_not_be_told_is_over_in_an_h
     assert source.requests == {}
 
 
-async def test_a_removal_that_never_ends_is_over_in_an_hour_however_many_come_meanwhile(
+async def test_a_removal_that_never_ends_expires_after_an_hour_however_many_begin_meanwhile(
     path: Path, held_time: HeldTime
 ) -> None:
     source, store = source_and_store(path)
     values = store._view.values
-    values._database.run(fence.begin_removal, "source", values.clock().now_ns())
+    values._database.run(removals.begin_removal, "source", values.clock().now_ns())
     for _ in range(2):
         held_time.step(1801)
         await store.delete_dir("other/")
@@ -102,14 +102,14 @@ async def test_a_removal_that_never_ends_is_over_in_an_hour_however_many_come_me
     assert writers(path) == 0
 
 
-async def test_what_is_written_between_two_steps_of_a_removal_stays(
+async def test_a_value_that_is_written_between_two_steps_of_a_removal_stays(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, store = source_and_store(path)
     for key in KEYS:
         await read(store, key)
     store.flush()
-    monkeypatch.setattr(fence, "MAX_AT_ONCE", 2)
+    monkeypatch.setattr(removals, "MAX_AT_ONCE", 2)
     begin = Connection.writing_much
     steps = []
 
@@ -130,12 +130,12 @@ async def test_what_is_written_between_two_steps_of_a_removal_stays(
     assert source.requests == {}
 
 
-async def test_the_oldest_fences_go_when_there_are_too_many(
+async def test_the_oldest_tombstones_are_removed_when_there_are_too_many(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fence, "MAX_FENCES", 3)
+    monkeypatch.setattr(invalidate, "MAX_TOMBSTONES", 3)
     _, store = source_and_store(path)
     for key in KEYS:
         await store.delete(key)
 
-    assert fences(path) == KEYS[-3:]
+    assert tombstones(path) == KEYS[-3:]

@@ -1,0 +1,121 @@
+"""Removals of folders of the source: the keys below a prefix are invalidated together.
+
+`begin_removal`, `invalidate_prefix`, the source, `invalidate_prefix` once more, `end_removal`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr_cache.core.errors import FileDamagedError
+from zarr_cache.core.keys import prefix_end
+from zarr_cache.index.evict import MAX_AT_ONCE
+from zarr_cache.index.invalidate import next_revision
+from zarr_cache.index.lookup import NEW_NAMESPACE, WRITE_LEASE_NS
+
+if TYPE_CHECKING:
+    from zarr_cache.file.connection import Connection
+
+
+# A blob is greater than every text. With an OR instead, SQLite walks to the end of the namespace.
+# An entry of a later revision was written since. The tombstone of a write in flight must stay.
+REMOVE_BATCH = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+      AND key >= :prefix
+      AND key < coalesce(:end, x'')
+      AND kind <> 'stored'
+      AND (kind <> 'tombstone' OR writes_in_flight = 0)
+      AND revision < :revision
+    LIMIT :limit
+)
+RETURNING key, kind
+"""
+
+
+RAISE_FENCE = """
+UPDATE namespace
+SET fence = :revision
+WHERE name = :namespace
+RETURNING id
+"""
+
+
+# As with the writes in flight of a key, the lease of a removal that never ends expires an hour
+# after the first began, however many begin meanwhile.
+BEGIN_REMOVAL = """
+UPDATE namespace
+SET removals = CASE WHEN removals_since > :expired_before THEN removals + 1 ELSE 1 END,
+    removals_since = CASE WHEN removals_since > :expired_before THEN removals_since ELSE :now END
+WHERE name = :namespace
+"""
+
+
+END_REMOVAL = """
+UPDATE namespace
+SET removals = max(0, removals - 1),
+    removals_since = CASE WHEN removals > 1 THEN removals_since END
+WHERE name = :namespace
+"""
+
+
+def begin_removal(connection: Connection, namespace: str, now_ns: int) -> None:
+    """Admit no response of the namespace while the source removes a folder, for an hour at most.
+
+    The entries of the folder are removed by `invalidate_prefix`, before the source removes it and
+    after. Without `begin_removal`, a response that arrives in between would stay cached if this
+    process died before the second call.
+    """
+    parameters = {
+        "namespace": namespace,
+        "now": now_ns,
+        "expired_before": now_ns - WRITE_LEASE_NS,
+    }
+    with connection.writing_much():
+        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+        connection.execute(BEGIN_REMOVAL, parameters)
+
+
+def end_removal(connection: Connection, namespace: str) -> None:
+    """Admit responses again, unless another folder is being removed."""
+    with connection.writing():
+        connection.execute(END_REMOVAL, {"namespace": namespace})
+
+
+def invalidate_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:
+    """Remove the entries of all keys that begin with `prefix`, and refuse responses in flight.
+
+    In as many transactions as it takes: there may be a million entries.
+
+    Returns
+    -------
+    list of str
+        The keys of the values removed. Absences and tombstones have no bytes anywhere.
+    """
+    with connection.writing_much():
+        revision = next_revision(connection, namespace)
+        _raise_fence(connection, namespace, revision)
+        parameters = {
+            "namespace": namespace,
+            "prefix": prefix,
+            "end": prefix_end(prefix),
+            "revision": revision,
+            "limit": MAX_AT_ONCE,
+        }
+        removed = batch = connection.execute(REMOVE_BATCH, parameters).fetchall()
+    while len(batch) == MAX_AT_ONCE:
+        with connection.writing_much():
+            batch = connection.execute(REMOVE_BATCH, parameters).fetchall()
+        removed += batch
+    return [key for key, kind in removed if kind == "value"]
+
+
+def _raise_fence(connection: Connection, namespace: str, revision: int) -> None:
+    """Refuse responses of an earlier revision, for every key of the namespace."""
+    parameters = {"namespace": namespace, "revision": revision}
+    rows = connection.execute(RAISE_FENCE, parameters).fetchall()
+    if not rows:
+        raise FileDamagedError(f"the namespace {namespace!r} is missing")
