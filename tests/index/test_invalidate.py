@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import (
     CountingStore,
+    WhileWriting,
     buffer,
     cached_keys,
     open_file,
@@ -139,3 +140,28 @@ async def test_the_oldest_tombstones_are_removed_when_there_are_too_many(
         await store.delete(key)
 
     assert tombstones(path) == KEYS[-3:]
+
+
+async def test_values_of_a_write_are_not_cached_once_a_folder_was_removed_between_its_batches(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib = 2**20
+    source = CountingStore(MemoryStore())
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source", max_size=5 * mib)
+    writing = WhileWriting(monkeypatch)
+    database = store._cached.values._database
+
+    trim = invalidate.trim
+
+    def remove_a_folder() -> None:
+        database.run(removals.invalidate_prefix, "source", "other/")
+
+    def remove_a_folder_after_this_batch(*arguments: Any) -> None:
+        trim(*arguments)
+        monkeypatch.setattr(invalidate, "trim", trim)
+        writing.happens = remove_a_folder
+
+    monkeypatch.setattr(invalidate, "trim", remove_a_folder_after_this_batch)
+    await store._set_many([(key, buffer(bytes(mib))) for key in KEYS])
+
+    assert cached_keys(path) == set(KEYS[:2])

@@ -85,13 +85,21 @@ WHERE namespace = (
         SELECT id
         FROM namespace
         WHERE name = :namespace
-          AND fence <= :begun
+          AND fence <= :fence
           AND (removals_since IS NULL OR removals_since <= :expired_before)
     )
   AND key = :key
   AND revision = :begun
   AND writes_in_flight = 1
 RETURNING id
+"""
+
+
+# Whether no folder has been removed since the revision that `fence` stands for.
+IS_CURRENT = """
+SELECT 1
+FROM namespace
+WHERE name = :namespace AND fence <= :fence
 """
 
 
@@ -186,6 +194,7 @@ def _end_write(
     responses: Mapping[str, Response],
 ) -> None:
     """End the write to the keys in `left`, and remove from it those whose batch is committed."""
+    fence = min((each.revision for each in responses.values()), default=0)
     for batch in list(_batches(connection, left, responses, limits)):
         to_admit = {key: responses[key] for key in batch if key in responses}
         large = _large_values(connection, namespace, to_admit)
@@ -202,10 +211,19 @@ def _end_write(
             uses.write_touches(connection, touches)
             revision = next_revision(connection, namespace)
             parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
+            below = {"namespace": namespace, "fence": fence}
+            is_current = connection.execute(IS_CURRENT, below).fetchone() is not None
             for key in batch:
                 response = responses.get(key)
                 if response is None or not _end_with_value(
-                    connection, namespace, key, response, revision, values_written.get(key), keep
+                    connection,
+                    namespace,
+                    key,
+                    response,
+                    revision,
+                    fence,
+                    values_written.get(key),
+                    keep,
                 ):
                     _put_tombstone(connection, END_WRITE, {"key": key, **parameters})
                     evictions.invalidated.append(key)
@@ -213,6 +231,10 @@ def _end_write(
             values_written.release(connection)
         evictions.failure = evictions.failure or values_written.failure
         del left[: len(batch)]
+        if is_current:
+            # The next batch may evict values of this one, which raises the fence to this revision.
+            # A folder that is removed after this batch raises it higher.
+            fence = revision
 
 
 def _large_values(
@@ -282,6 +304,7 @@ def _end_with_value(
     key: str,
     response: Response,
     revision: int,
+    fence: int,
     value_written: WrittenValue | None,
     keep: Keep,
 ) -> bool:
@@ -301,6 +324,7 @@ def _end_with_value(
             "stored_at": response.stored_at,
             "used_at": response.used_at,
             "begun": response.revision,
+            "fence": fence,
             "expired_before": response.used_at - WRITE_LEASE_NS,
             "revision": revision,
             "checksum": identity_checksum,
