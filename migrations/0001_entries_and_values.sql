@@ -88,7 +88,7 @@ CREATE TABLE free_extent (
 CREATE INDEX free_extent_by_length ON free_extent (length, offset);
 
 -- Space that a process has allocated and writes to. It counts for the budget. It is freed when the
--- process has died, which another sees by its lock, or when the lease has expired, at `until`.
+-- process has died, which other processes see by its lock, or when the lease has expired, at `until`.
 CREATE TABLE reservation (
     id    INTEGER PRIMARY KEY CHECK (id > 0),  -- random: no id is used twice
     bytes INTEGER NOT NULL CHECK (bytes >= 0),

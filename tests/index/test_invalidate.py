@@ -20,7 +20,7 @@ from tests.fakes import (
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
 from zarr_cache.core.errors import FileLockedError
 from zarr_cache.file.connection import Connection
-from zarr_cache.index import invalidate, removals
+from zarr_cache.index import evict, invalidate, removals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +151,7 @@ async def test_values_of_a_write_are_not_cached_once_a_folder_was_removed_betwee
     writing = WhileWriting(monkeypatch)
     database = store._cached.values._database
 
-    trim = invalidate.trim
+    trim = evict.trim
 
     def remove_a_folder() -> None:
         database.run(removals.invalidate_prefix, "source", "other/")

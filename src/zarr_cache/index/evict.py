@@ -1,9 +1,10 @@
-"""Eviction: least recently used entries above the budget; and expiry of stale entries.
+"""Eviction of entries above the budget, least recently used first, and expiry of stale entries.
 
-Values in the file and range entries in memory share one budget and one order, which is least
-recently used first. To add an order: `_evict_in_order` is the only function that chooses entries.
-Write a statement like `EVICT` that walks an index of its own (`EVICT` walks ``entry_by_use``), give
-`RangeCache` the same order, and let `_evict_in_order` take the statement from `Limits`.
+Values in the file and range entries in memory share one budget and one order. The order is known to
+`_evict_in_order` alone: it walks the index ``entry_by_use`` with `EVICT`, and takes range entries
+in the order in which `RangeCache` has them. To add another order, add there a statement beside
+`EVICT`, with an index for it in a new migration and the same order in `RangeCache`. `Limits` has
+the settings.
 """
 
 from __future__ import annotations
@@ -371,7 +372,7 @@ WHERE name = :namespace
 
 
 def unused_namespaces(connection: Connection, prefix: str, unused_since: int) -> list[str]:
-    """The namespaces whose names begin with `prefix` and whose entries were last used before.
+    """The namespaces whose names begin with `prefix` and whose entries were not used since.
 
     If a process still uses one and it is removed, the next reads of that process are misses.
     """
