@@ -149,7 +149,7 @@ async def test_values_of_a_write_are_not_cached_once_a_folder_was_removed_betwee
     source = CountingStore(MemoryStore())
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source", max_size=5 * mib)
     writing = WhileWriting(monkeypatch)
-    database = store._cached.values._database
+    database = store._view.values._database
 
     trim = evict.trim
 

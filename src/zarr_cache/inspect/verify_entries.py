@@ -53,7 +53,7 @@ SELECT
     entry.stored_at,
     entry.used_at,
     entry.revision,
-    entry.writers,
+    entry.writes_in_flight,
     entry.checksum
 FROM entry
 LEFT JOIN namespace ON namespace.id = entry.namespace
@@ -115,7 +115,7 @@ class Entry(NamedTuple):
     stored_at: int
     used_at: int
     revision: int
-    writers: int
+    writes_in_flight: int
     checksum: int
 
     @property
@@ -179,8 +179,8 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
         number = getattr(entry, what)
         if not 0 <= number < end:
             yield problem(what, number, f"from 0 to {end - 1}")
-    if entry.writers and entry.kind != "tombstone":
-        yield problem("writes_in_flight", entry.writers, 0)
+    if entry.writes_in_flight and entry.kind != "tombstone":
+        yield problem("writes_in_flight", entry.writes_in_flight, 0)
     seed = checksum.of_facts(entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at)
     if entry.checksum != seed and entry.kind != "tombstone":
         yield problem("checksum", entry.checksum, seed)
