@@ -677,7 +677,7 @@ def leave_process(store: Store) -> None:
     if isinstance(store, CacheStore) and isinstance(store._view.values, StoreCache):
         StoreCache._all.discard(store._view.values)
     if isinstance(cache, SqliteStore):
-        FileDatabase._by_path.pop(cache.path, None)
+        FileDatabase.registry.by_path.pop(cache.path, None)
 
 
 def open_file(path: Path) -> closing[sqlite3.Connection]:
@@ -834,17 +834,17 @@ def is_cache_file(path: Path) -> bool:
 
 def flush_everything() -> None:
     """Wait until every answer of this process that waits is in its file."""
-    for database in list(FileDatabase._opened):
+    for database in list(FileDatabase.registry.opened):
         FileCache.of(database).flush()
 
 
 def close_everything() -> None:
     """Close every cache file that is open in this process."""
-    for database in list(FileDatabase._opened):
+    for database in list(FileDatabase.registry.opened):
         database.close()
 
 
 def end_everything() -> None:
     """Close every cache file as the end of the process does: what waits is written now or never."""
-    for database in list(FileDatabase._opened):
+    for database in list(FileDatabase.registry.opened):
         database.end()

@@ -14,7 +14,8 @@ from tests.fakes import assert_accounts, buffer
 from tests.process.test_end import FORK, FORKING, needs_fork, run
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core import background
-from zarr_cache.file import file_database, pool
+from zarr_cache.disk import presence
+from zarr_cache.file import file_database, forks, loop_connections, opening, pool
 from zarr_cache.file.file_database import FileDatabase
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-OURS = {module.__file__ for module in (file_database, pool, background)}
+MODULES = (file_database, opening, pool, loop_connections, forks, presence, background)
+OURS = {module.__file__ for module in MODULES}
 
 SECONDS = 5
 
@@ -136,7 +138,7 @@ def test_nothing_hangs_after_ctrl_c_wherever_it_comes(
         assert ends(database.before_fork), f"a fork hangs, interrupted at {number}"
         database.after_fork_in_parent()
         assert ends(subject.fetch), f"a read hangs, interrupted at {number}"
-        assert len(database._idle) == len(set(database._idle)), number
+        assert len(database._pool._idle) == len(set(database._pool._idle)), number
         assert ends(subject.store.close), f"close() hangs, interrupted at {number}"
         assert_accounts(its)
         its.unlink()
@@ -165,7 +167,7 @@ for number in range(1000):
             store.get_sync("abcd"[number % 4])
     except KeyboardInterrupt:
         interrupts += 1
-under_way = FileDatabase.of(SqliteStore(sys.argv[1]).path)._under_way
+under_way = FileDatabase.of(SqliteStore(sys.argv[1]).path)._pool.leases
 print(interrupts, "interrupts", flush=True)
 print("under way:", under_way, file=sys.stderr, flush=True)
 in_child(lambda: print(store.get_sync("a").to_bytes()[:1]))

@@ -25,9 +25,9 @@ from tests.fakes import (
 )
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.ages import EVER
-from zarr_cache.file import pool
+from zarr_cache.file import loop_connections
 from zarr_cache.file.file_database import FileDatabase
-from zarr_cache.file.pool import LoopConnection
+from zarr_cache.file.loop_connections import LoopConnection
 from zarr_cache.index import lookup
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def test_two_loops_at_once_see_what_the_other_has_written(path: Path) -> None:
 
 def at_a_gate(database: FileDatabase, gate: Gate) -> threading.Thread:
     """A thread that keeps the first connection of a loop busy until the gate is open."""
-    first = next(iter(database._by_loop.values()))
+    first = next(iter(database._loops._by_loop.values()))
     busy = threading.Thread(target=lambda: asyncio.run(first.run(lambda _: gate.wait_sync())))
     busy.start()
     gate.wait_until_reached()
@@ -157,12 +157,12 @@ def test_loops_that_start_at_once_tidy_up_after_the_same_ones_that_have_ended(pa
         await asyncio.to_thread(barrier.wait)
 
     at_once(*[lambda: asyncio.run(use_beside_another())] * 2)
-    ended, _ = database._by_loop
+    ended, _ = database._loops._by_loop
     busy = at_a_gate(database, gate)
 
     async def use() -> None:
         using = asyncio.create_task(database.run_async(lookup.nothing))
-        while ended in database._by_loop:  # noqa: ASYNC110 - nothing tells of it
+        while ended in database._loops._by_loop:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         await asyncio.to_thread(lambda: asyncio.run(database.run_async(lookup.nothing)))
         gate.open()
@@ -178,7 +178,7 @@ def test_a_loop_that_ends_while_its_connection_is_started_is_forgotten(path: Pat
 
     async def leave() -> None:
         using = asyncio.create_task(database.run_async(lookup.nothing))
-        while not database._starting:  # noqa: ASYNC110 - nothing tells of it
+        while not database._loops._starting:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         using.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -186,7 +186,7 @@ def test_a_loop_that_ends_while_its_connection_is_started_is_forgotten(path: Pat
 
     asyncio.run(leave())
 
-    assert not database._starting
+    assert not database._loops._starting
     database.close()
 
 
@@ -205,14 +205,14 @@ def test_a_file_that_is_used_while_it_is_being_closed_is_closed_at_the_end(path:
     closing.join()
     busy.join()
 
-    assert database in FileDatabase._opened
+    assert database in FileDatabase.registry.opened
     database.close()
 
 
 def test_a_file_is_closed_beside_a_loop_that_is_held_up(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pool, "BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(loop_connections, "BUSY_TIMEOUT_SECONDS", 0.01)
     database = FileDatabase.of(path)
     database.run(lookup.nothing)
     held_up, goes_on = threading.Event(), threading.Event()

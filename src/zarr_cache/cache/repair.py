@@ -42,7 +42,7 @@ def repair(
     except FileDamagedError as refused:
         damage, error = [Problem("file", str(refused), "a cache file")], refused
     try:
-        quarantined = database.begin_anew(error)
+        quarantined = database.quarantine_with_stored(error)
     except CacheError:
         yield from damage
         raise

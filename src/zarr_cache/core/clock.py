@@ -92,8 +92,8 @@ class PersistentClock:
             self._last_ns = max(self._monotonic_ns() + self._offset_ns, self._last_ns + 1)
             return self._last_ns
 
-    def begin_anew(self, *, floor_ns: int) -> None:
-        """Take the origin once more, as at opening; time does not go back."""
+    def restart(self, *, floor_ns: int) -> None:
+        """Take the origin again, as at opening; time does not go back."""
         with self._lock:
             begun_ns = max(self._wall_ns(), floor_ns) - self._monotonic_ns()
             self._offset_ns = max(self._offset_ns, begun_ns)
@@ -107,5 +107,5 @@ class PersistentClock:
         """
         if not self.now_ns() < timestamp_ns < STAMPS_END:
             return False
-        self.begin_anew(floor_ns=timestamp_ns)
+        self.restart(floor_ns=timestamp_ns)
         return True

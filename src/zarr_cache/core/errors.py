@@ -80,11 +80,11 @@ class FileDamagedError(StorageError):
 
     Attributes
     ----------
-    place
+    file_id
         Device and inode of the file in which the damage was found, as far as that is known.
     """
 
-    place: tuple[int, int] | None = None
+    file_id: tuple[int, int] | None = None
 
 
 class OutOfMemoryError(StorageError):
@@ -201,3 +201,29 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
     code = (code or 0) & 0xFF
     told = f"{path}: {error}{_WAY_OUT.get(code, '')}"
     return _BY_PRIMARY_CODE.get(code, StorageError)(told)
+
+
+FAILURES = (sqlite3.Error, MemoryError, UnicodeError, FileDamagedError)
+
+
+"""What an operation raises when the file fails it. Python encodes keys, some of which are no text,
+and decodes SQLite's messages, some of which quote bytes of a damaged schema that are none."""
+
+
+def translated_failure(
+    error: Exception, path: Path, file_id: tuple[int, int] | None
+) -> StorageError:
+    """The error of this package for one of `FAILURES`, of an operation on this file."""
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError(f"{path}: no memory for a value")
+    if isinstance(error, UnicodeEncodeError):
+        return UnstorableKeyError(f"{path}: {error.object!r} is no text that can be stored")
+    if isinstance(error, FileDamagedError) and error.file_id is not None:
+        return error
+    if isinstance(error, sqlite3.Error):
+        own = translated(error, path)
+    else:
+        own = FileDamagedError(f"{path}: {error}")
+    if isinstance(own, FileDamagedError):
+        own.file_id = file_id
+    return own

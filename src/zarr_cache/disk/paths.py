@@ -43,7 +43,7 @@ class State(NamedTuple):
     size: int
     modified_ns: int
     changed_ns: int
-    has_log: bool
+    has_wal: bool
 
 
 def wal_of(path: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.errors import FileLockedError, StorageError, is_code
 from zarr_cache.core.sizes import parse_size
 from zarr_cache.disk.data_file import IS_SUPPORTED, DataFile
-from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, state_of, wal_of
+from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, wal_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OLDEST_SQLITE = (3, 40)
 
 
-"""An older one may take the schema of a file for damage."""
+"""An older one may report the schema of a file as damage."""
 
 
 PAGE_SIZE = 4 * 1024
@@ -34,7 +34,7 @@ PAGE_SIZE = 4 * 1024
 
 
 def mmap_bytes() -> int:
-    """What the environment says, or nothing.
+    """The value of ``$ZARR_CACHE_MMAP_BYTES``, or 0.
 
     Raises
     ------
@@ -59,20 +59,20 @@ See docs/decisions/0010.
 WAL_BYTES = 4 * 2**20
 
 
-"""The log is written back into the file when it has grown to this length, and cut to it."""
+"""The WAL is written back into the file when it has grown to this length, and cut to it."""
 
 
 LONG_WAL_BYTES = 8 * 2**20
 
 
-"""From this length on, what would be written waits until the log can be begun anew. While somebody
-who reads keeps it so long, nothing is written."""
+"""From this length on, writes wait until the WAL can be truncated. While a reader keeps it so long,
+nothing is written."""
 
 
 MAX_WAL_BYTES = LONG_WAL_BYTES + WAL_BYTES + 2**19
 
 
-"""The log is no longer than this: one transaction, of some small values and rows, more."""
+"""The WAL is no longer than this: one transaction, of some small values and rows, more."""
 
 
 MAX_ROW_BYTES = 64 * 2**20
@@ -84,13 +84,13 @@ MAX_ROW_BYTES = 64 * 2**20
 CHECKPOINT_SECONDS = 2.0
 
 
-"""How long is waited for readers, so that the log can be begun anew."""
+"""How long a writer waits for readers, so that the WAL can be truncated."""
 
 
 CHECKPOINT_TURN_SECONDS = 0.2
 
 
-"""How long of this at a time: meanwhile nobody else can write."""
+"""How long of this at a time: meanwhile no other connection can write."""
 
 
 _PRAGMAS = f"""
@@ -105,14 +105,14 @@ PRAGMA wal_autocheckpoint = {WAL_BYTES // PAGE_SIZE};
 
 
 class WriteLock:
-    """Where the writers of a process to one database take turns.
+    """Lets one thread of a process at a time write to a database.
 
-    SQLite's busy handler polls, at up to 100 ms a turn; this does not.
+    SQLite's busy handler polls, at intervals of up to 100 ms; this does not.
 
     Attributes
     ----------
     not_before
-        Time of ``time.monotonic`` before which nobody waits again for a long log to be begun anew.
+        Time of ``time.monotonic`` before which no thread waits again to truncate a long WAL.
     """
 
     def __init__(self) -> None:
@@ -127,8 +127,8 @@ class WriteLock:
         Raises
         ------
         sqlite3.OperationalError
-            With ``SQLITE_BUSY``: the one before found the file locked by another process, for as
-            long as anybody waits. Who queued behind it does not wait as long once more.
+            With ``SQLITE_BUSY``: the thread before has waited in vain for a lock of another
+            process. The threads that queued behind it do not wait as long again.
         """
         locked_out = self._locked_out
         with self._lock:
@@ -151,40 +151,30 @@ class Connection(sqlite3.Connection):
     ----------
     data_file
         Where the bytes of large values are; None if they are in the database, or in another store.
-    is_immutable
-        Whether SQLite takes the file to stay as it is: it neither looks for a log nor reads a page
-        again that it has read.
+    write_lock
+        What the writers of this process to the database share.
+    wal
+        The write-ahead log of the file; None of a database in memory, or one only read.
+    is_read_only
+        Whether it was opened for reading only.
+    assumed
+        The state in which the file was when it was opened as immutable: SQLite then neither looks
+        for a WAL nor reads a page again that it has read. None if it was not.
     """
 
-    turns: WriteLock
-    log: Path | None = None
+    write_lock: WriteLock
+    wal: Path | None = None
     data_file: DataFile | None = None
     is_read_only = False
-    is_immutable = False
-    _state: State | None = None
-
-    def is_outdated(self, path: Path, found: os.stat_result) -> bool:
-        """Whether somebody has written to a file that was taken to stay as it is.
-
-        Parameters
-        ----------
-        path, found
-            The file, and what the system tells of it now.
-        """
-        return self.is_immutable and self._state != state_of(path, found)
-
-    def take_to_stay(self, state: State) -> None:
-        """Note what the file was before SQLite was told that it stays as it is."""
-        self.is_immutable = True
-        self._state = state
+    assumed: State | None = None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Run the block as one write transaction; an exception rolls it back.
 
-        However long the log is: for what somebody stores, and for what must end that was begun.
+        However long the WAL is: for values stored with SqliteStore, and for what must be finished.
         """
-        with self.turns.acquire():
+        with self.write_lock.acquire():
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -197,7 +187,7 @@ class Connection(sqlite3.Connection):
 
     @contextlib.contextmanager
     def writing_much(self) -> Iterator[None]:
-        """As `writing`, with a log that is not long when the transaction begins.
+        """As `writing`, with a WAL that is not long when the transaction begins.
 
         Raises
         ------
@@ -207,26 +197,26 @@ class Connection(sqlite3.Connection):
         while True:
             self.keep_wal_short()
             with self.writing():
-                # Others may have written since.
+                # Another connection may have written since.
                 if not self.has_long_wal():
                     yield
                     return
 
     def has_long_wal(self) -> bool:
-        """Whether the log is longer than `LONG_WAL_BYTES`."""
+        """Whether the WAL is longer than `LONG_WAL_BYTES`."""
         try:
-            return self.log is not None and self.log.stat().st_size > LONG_WAL_BYTES
+            return self.wal is not None and self.wal.stat().st_size > LONG_WAL_BYTES
         except FileNotFoundError as error:
-            # What is written to it from now on nobody else would see.
-            raise deleted(self.log) from error
+            # No other process would see what is written to it from now on.
+            raise deleted(self.wal) from error
 
     def keep_wal_short(self) -> None:
-        """Write the log back and begin it anew, if it has become long.
+        """Write the WAL back and truncate it, if it has become long.
 
         Raises
         ------
         FileLockedError
-            Somebody has been reading for long and keeps it so.
+            A reader has kept it long for `CHECKPOINT_SECONDS`.
         """
         if not self.has_long_wal():
             return
@@ -234,22 +224,22 @@ class Connection(sqlite3.Connection):
         while not self._truncate_wal():
             now = time.monotonic()
             if now > deadline:
-                # Nor does everybody else wait for it in turn.
-                self.turns.not_before = now + CHECKPOINT_SECONDS
-            if now < self.turns.not_before:
+                # Nor do the other threads wait for it one after another.
+                self.write_lock.not_before = now + CHECKPOINT_SECONDS
+            if now < self.write_lock.not_before:
                 raise FileLockedError(
-                    f"{self.log}: longer than {LONG_WAL_BYTES} bytes, and somebody who reads keeps "
-                    "it from being written back; nothing is kept meanwhile"
+                    f"{self.wal}: longer than {LONG_WAL_BYTES} bytes, and a reader keeps it from "
+                    "being written back; nothing is cached meanwhile"
                 )
-            # Somebody else is at it, and SQLite answers BUSY without asking the busy handler.
+            # Another connection does it, and SQLite returns BUSY without calling the busy handler.
             time.sleep(0.002)
             if not self.has_long_wal():
                 return
 
     def _truncate_wal(self) -> bool:
-        """Write the log back and cut it; False if that cannot be had soon."""
+        """Write the WAL back and truncate it; False if readers prevent that."""
         (timeout_ms,) = self.execute("PRAGMA busy_timeout").fetchone()
-        with self.turns.acquire():
+        with self.write_lock.acquire():
             # It holds the write lock while it waits for readers.
             self.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TURN_SECONDS * 1000:.0f}")
             try:
@@ -270,21 +260,21 @@ class Connection(sqlite3.Connection):
                 self.execute("COMMIT")
 
 
-def deleted(log: Path | None) -> sqlite3.OperationalError:
-    """What SQLite has for a file that was moved, so that it is opened anew."""
-    error = sqlite3.OperationalError(f"{log} was deleted while it was open")
+def deleted(wal: Path | None) -> sqlite3.OperationalError:
+    """SQLite's error for a file that was moved, after which it is opened again."""
+    error = sqlite3.OperationalError(f"{wal} was deleted while it was open")
     error.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
     return error
 
 
-def connect(database: str, turns: WriteLock, *, uri: bool = False) -> Connection:
+def connect(database: str, write_lock: WriteLock, *, uri: bool = False) -> Connection:
     """A connection in autocommit mode that any thread may use, one at a time.
 
     Parameters
     ----------
     database
         Path or, with `uri`, a ``file:`` URI (https://www.sqlite.org/uri.html).
-    turns
+    write_lock
         What the writers of this process to this database share.
 
     Raises
@@ -306,7 +296,7 @@ def connect(database: str, turns: WriteLock, *, uri: bool = False) -> Connection
         check_same_thread=False,
         factory=Connection,
     )
-    connection.turns = turns
+    connection.write_lock = write_lock
     # No row of ours is longer, and none that says so is read.
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     try:
@@ -317,10 +307,10 @@ def connect(database: str, turns: WriteLock, *, uri: bool = False) -> Connection
     return connection
 
 
-def connect_to(path: Path, turns: WriteLock) -> Connection:
+def connect_to(path: Path, write_lock: WriteLock) -> Connection:
     """Another connection to a file that has been opened."""
-    connection = connect(str(path), turns)
-    connection.log = wal_of(path)
+    connection = connect(str(path), write_lock)
+    connection.wal = wal_of(path)
     return connection
 
 
@@ -342,7 +332,7 @@ def switch_to_wal(connection: Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            # When two switch at once, SQLite answers BUSY without asking the busy handler.
+            # When two switch at once, SQLite returns BUSY without calling the busy handler.
             if not is_code(error, sqlite3.SQLITE_BUSY) or time.monotonic() > deadline:
                 raise
             time.sleep(0.001)

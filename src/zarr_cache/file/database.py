@@ -35,8 +35,6 @@ class Database(Protocol):
     after_loss
         Called when another file, or none, is found in the place of the one that was open: nothing
         that is known of the old one holds for the new one.
-    is_open
-        Whether operations can begin at once.
     """
 
     before_close: list[Callable[[], None]]
@@ -44,7 +42,10 @@ class Database(Protocol):
     before_pause: list[Callable[[], None]]
     after_fork: list[Callable[[], None]]
     after_loss: list[Callable[[], None]]
-    is_open: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether operations can begin at once."""
 
     def run[**P, T](
         self,

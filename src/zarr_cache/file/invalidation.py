@@ -1,7 +1,7 @@
-"""Marks beside a cache file: what is kept of a namespace is not to be believed.
+"""Invalidation markers: files beside the cache file, which make a namespace invalid for all.
 
-A mark is there from a write to the source that could not be recorded in the cache file until what
-is kept of the namespace has been removed. It is empty: a full disk has room for a name.
+A marker is there from a write to the source that could not be recorded in the cache file until the
+entries of the namespace have been removed. It is empty: a full disk has room for a name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from zarr_cache.core.errors import FileLockedError
+from zarr_cache.core.errors import FileLockedError, StorageError
 from zarr_cache.disk.paths import locked_folder
 
 if TYPE_CHECKING:
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 MARK_SECONDS = 0.1
 
 
-"""How long who marks a file waits for who removes a mark, which takes no time at all."""
+"""How long `mark` waits for a process that removes a marker, which takes no time at all."""
 
 
-def mark_of(path: Path, namespace: str) -> Path:
-    """Where the mark of a namespace lies."""
+def marker_of(path: Path, namespace: str) -> Path:
+    """The marker of a namespace of the file."""
     digest = hashlib.blake2b(namespace.encode("utf-8", "surrogateescape"), digest_size=8)
     return path.with_name(f"{path.name}-distrust-{digest.hexdigest()}")
 
 
 def mark(path: Path, namespace: str) -> None:
-    """Make the mark, or make the one that is there another by its time.
+    """Make the marker, or give the one that is there another time.
 
     Raises
     ------
     OSError
         It cannot be made.
     """
-    name = mark_of(path, namespace)
+    name = marker_of(path, namespace)
     with contextlib.ExitStack() as stack:
-        # Without the lock rather than not at all: who holds it may be suspended.
+        # Without the lock rather than not at all: the process that holds it may be suspended.
         with contextlib.suppress(FileLockedError):
             stack.enter_context(locked_folder(path, is_shared=True, seconds=MARK_SECONDS))
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -51,15 +51,15 @@ def mark(path: Path, namespace: str) -> None:
 
 
 def marked_ns(path: Path, namespace: str) -> int | None:
-    """The time of the mark, which tells it from a later one; None if there is none."""
+    """The time of the marker, by which a later one differs; None if there is none."""
     try:
-        return mark_of(path, namespace).stat().st_mtime_ns
+        return marker_of(path, namespace).stat().st_mtime_ns
     except FileNotFoundError:
         return None
 
 
 def unmark(path: Path, namespace: str, since_ns: int) -> None:
-    """Remove the mark, unless it has been made again since.
+    """Remove the marker, unless it has been made again since.
 
     Raises
     ------
@@ -70,4 +70,64 @@ def unmark(path: Path, namespace: str, since_ns: int) -> None:
     """
     with locked_folder(path, is_shared=False):
         if marked_ns(path, namespace) == since_ns:
-            mark_of(path, namespace).unlink()
+            marker_of(path, namespace).unlink()
+
+
+class Markers:
+    """The invalidation markers of one file, with the errors of this package."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._names: dict[str, str] = {}
+
+    def is_marked(self, namespace: str) -> bool:
+        """Whether the namespace has a marker: none of its entries is valid."""
+        name = self._names.get(namespace)
+        if name is None:
+            name = self._names[namespace] = str(marker_of(self._path, namespace))
+        # At each operation: it makes no exception where there is none, as a stat would.
+        return os.access(name, os.F_OK)
+
+    def mark(self, namespace: str) -> bool:
+        """Invalidate the namespace in every process; False if there is no folder for a marker.
+
+        Raises
+        ------
+        StorageError
+            The marker cannot be made.
+        """
+        try:
+            mark(self._path, namespace)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise StorageError(f"{self._path}: {error}") from error
+        return True
+
+    def marked_ns(self, namespace: str) -> int | None:
+        """The time of the marker, by which a later one differs; None if there is none.
+
+        Raises
+        ------
+        StorageError
+            The system does not say.
+        """
+        try:
+            return marked_ns(self._path, namespace)
+        except OSError as error:
+            raise StorageError(f"{self._path}: {error}") from error
+
+    def unmark(self, namespace: str, since_ns: int) -> None:
+        """Remove this marker: the entries of the namespace have been removed since.
+
+        Raises
+        ------
+        StorageError
+            It cannot be removed.
+        """
+        try:
+            unmark(self._path, namespace, since_ns)
+        except OSError as error:
+            raise StorageError(
+                f"{self._path}: an invalidation marker cannot be removed: {error}"
+            ) from error

@@ -4,26 +4,192 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from typing import TYPE_CHECKING
 
 from zarr_cache.core.clock import resumed_ns
-from zarr_cache.core.errors import FileReadOnlyError, StorageError
+from zarr_cache.core.errors import (
+    FileDamagedError,
+    FileLockedError,
+    FileReadOnlyError,
+    ForeignFileError,
+    MigrationError,
+    NetworkFileSystemError,
+    StorageError,
+    translated_failure,
+)
+from zarr_cache.disk import paths
 from zarr_cache.disk.data_file import remove_orphan
 from zarr_cache.disk.network import refuse_network
 from zarr_cache.disk.paths import is_writable, locked_folder, state_of
+from zarr_cache.disk.presence import Presence
 from zarr_cache.file import migrate, schema
-from zarr_cache.file.connection import connect, connect_to, data_file, prepare_new, switch_to_wal
+from zarr_cache.file.connection import (
+    WriteLock,
+    connect,
+    connect_to,
+    data_file,
+    deleted,
+    prepare_new,
+    switch_to_wal,
+)
 from zarr_cache.file.identity import APPLICATION_ID, refuse_foreign
-from zarr_cache.file.quarantine import drop_orphans, has_orphans
+from zarr_cache.file.quarantine import (
+    drop_orphans,
+    drop_wal,
+    finds_stored,
+    has_orphans,
+    holds_stored,
+)
 
 if TYPE_CHECKING:
-    import sqlite3
     from pathlib import Path
 
-    from zarr_cache.file.connection import Connection, WriteLock
+    from zarr_cache.disk.data_file import DataFile
+    from zarr_cache.disk.paths import FileId
+    from zarr_cache.file.connection import Connection
 
 
-def open_file(path: Path, turns: WriteLock) -> Connection:
+class OpenedFile:
+    """The file at a path, as it was when it was opened; makes the connections to it.
+
+    Attributes
+    ----------
+    path, data_file
+        The file, and that with the bytes of large values; None where the system has none.
+    presence
+        Notices that the path names another file by now.
+    is_read_only
+        Whether it was opened for reading only.
+    is_refused
+        Whether it could not be opened because it is not ours, or lies on a network.
+    """
+
+    def __init__(self, path: Path, data_file: DataFile | None) -> None:
+        self.path = path
+        self.data_file = data_file
+        self.presence = Presence(path)
+        self.is_read_only = self.is_refused = False
+        self._write_lock = WriteLock()
+        self._wal: FileId | None = None
+        self._held_stored = False
+
+    def open(self) -> tuple[Connection, int]:
+        """The first connection to the file, and the time from which the file's clock continues.
+
+        Raises
+        ------
+        CacheError
+            As `open_file`.
+        """
+        try:
+            # Before it is opened: if it is another by then, the next operation finds out.
+            self.presence.remember(paths.file_id_of(self.path))
+            written_ns = paths.written_ns(self.path)
+            connection = open_file(self.path, self._write_lock)
+            # The data file of an earlier file at this path is another.
+            self.forget_data_file()
+            if self.presence.file_id is None:
+                self.presence.remember(paths.file_id_of(self.path))
+            self._prepare(connection)
+            resumes_at_ns = self._read_first(connection, written_ns)
+        except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
+            raise self.translated(error) from error
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error}") from error
+        except MigrationError as error:
+            raise MigrationError(f"{self.path}: {error}") from error
+        except FileDamagedError as error:
+            error.file_id = self.presence.file_id
+            raise
+        except (ForeignFileError, NetworkFileSystemError):
+            self.is_refused = True
+            raise
+        self.is_refused, self.is_read_only = False, connection.is_read_only
+        return connection, resumes_at_ns
+
+    def _prepare(self, connection: Connection) -> None:
+        connection.data_file = self.data_file
+        if connection.assumed is not None:
+            self.presence.expect(connection.assumed)
+
+    def _read_first(self, connection: Connection, written_ns: int) -> int:
+        """The time from which the file's clock continues. From this read on, the WAL exists."""
+        try:
+            self._held_stored = holds_stored(connection)
+            resumes_at_ns = floor_ns(connection, written_ns)
+        except BaseException:
+            connection.close()
+            raise
+        self._wal = paths.file_id_of(paths.wal_of(self.path))
+        return resumes_at_ns
+
+    def connect(self, *, is_first: bool) -> Connection:
+        """Another connection to the file, after it was opened.
+
+        Parameters
+        ----------
+        is_first
+            Whether all others have been closed meanwhile.
+        """
+        if self.is_read_only:
+            connection = open_read_only(self.path, self._write_lock)
+        else:
+            wal = paths.wal_of(self.path)
+            if not (is_first or wal.exists()):
+                # Beside connections that still have it SQLite makes no other.
+                raise deleted(wal)
+            connection = connect_to(self.path, self._write_lock)
+        self._prepare(connection)
+        return connection
+
+    def translated(self, error: Exception) -> StorageError:
+        """The error of this package for one of `FAILURES`, of an operation on the file."""
+        return translated_failure(error, self.path, self.presence.file_id)
+
+    def translated_again(self, error: Exception) -> StorageError:
+        """As `translated`, of an operation that failed although the file was opened again for it.
+
+        SQLite only reads a file of a write version that it does not know, and ours have none.
+        """
+        own = self.translated(error)
+        is_refused = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY
+        if is_refused and not self.is_read_only and is_writable(self.path):
+            own = FileDamagedError(f"{self.path}: its header says that nothing may be written")
+            own.file_id = self.presence.file_id
+        return own
+
+    def may_hold_stored(self) -> bool:
+        """Whether the file holds values stored with SqliteStore, or did when it was opened."""
+        found = finds_stored(self.path, self._write_lock)
+        return self._held_stored if found is None else found
+
+    def forget_data_file(self) -> None:
+        """Open the data file again when it is next needed."""
+        if self.data_file is not None:
+            self.data_file.forget()
+
+    def abandon(self) -> None:
+        """Close the data file, in the child of a fork."""
+        if self.data_file is not None:
+            self.data_file.abandon()
+
+    def drop_wal(self) -> None:
+        """Remove the WAL of a file that is gone, in a `locked_folder`."""
+        drop_wal(self.path, self._wal)
+
+    def drop_wal_if_gone(self) -> None:
+        """After the last connection was closed, remove the WAL if there is no file."""
+        if self.presence.is_gone():
+            # If the lock is not to be had, SQLite removes the WAL when a file is made beside it.
+            with (
+                contextlib.suppress(OSError, FileLockedError),
+                locked_folder(self.path, is_shared=False),
+            ):
+                self.drop_wal()
+
+
+def open_file(path: Path, write_lock: WriteLock) -> Connection:
     """A connection to a cache file of the newest schema.
 
     A file that is absent is made. One that may be written to is opened, and one that may only be
@@ -41,7 +207,7 @@ def open_file(path: Path, turns: WriteLock) -> Connection:
     MigrationError
         The file still has the schema that it had.
     NetworkFileSystemError
-        SQLite's log does not work where the path is.
+        SQLite's WAL does not work where the path is.
     FileReadOnlyError
         As `open_read_only`.
     """
@@ -52,30 +218,30 @@ def open_file(path: Path, turns: WriteLock) -> Connection:
                 _make(path)
                 refuse_foreign(path)
                 if is_writable(path):
-                    return _open_to_write(path, turns)
-                return open_read_only(path, turns)
-        # Not while others open the file: what one of them has just made is no orphan.
+                    return _open_to_write(path, write_lock)
+                return open_read_only(path, write_lock)
+        # Not while another process opens the file: what that has just made is no orphan.
         drop_orphans(path)
 
 
 def _make(path: Path) -> None:
-    """Let there be a file, empty if it is new."""
+    """Create the file, empty, unless there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
-def _open_to_write(path: Path, turns: WriteLock) -> Connection:
-    connection = connect_to(path, turns)
+def _open_to_write(path: Path, write_lock: WriteLock) -> Connection:
+    connection = connect_to(path, write_lock)
     try:
         schema.check_file(connection, path)
         if migrate.version(connection) < migrate.newest():
             prepare_new(connection)
-            # The log first: a migration that dies leaves nothing that must be rolled back.
+            # The WAL first: a migration that dies leaves nothing that must be rolled back.
             switch_to_wal(connection)
             migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
-            # Into the file itself, where the next to open it can look without the log.
+            # Into the file itself, where the next process to open it can look without the WAL.
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             remove_orphan(path, connection)
         else:
@@ -86,7 +252,7 @@ def _open_to_write(path: Path, turns: WriteLock) -> Connection:
     return connection
 
 
-def open_read_only(path: Path, turns: WriteLock) -> Connection:
+def open_read_only(path: Path, write_lock: WriteLock) -> Connection:
     """A connection to a file of the newest schema that is not to be written to.
 
     Raises
@@ -94,19 +260,19 @@ def open_read_only(path: Path, turns: WriteLock) -> Connection:
     FileReadOnlyError
         It is of an older schema.
     sqlite3.OperationalError
-        It has a log, beside which SQLite cannot make the shared memory.
+        It has a WAL, beside which SQLite cannot make the shared memory.
     StorageError
         It is gone.
     """
-    # Before it is opened: what somebody writes meanwhile is seen by the next operation.
+    # Before it is opened: a write by another process meanwhile is noticed by the next operation.
     try:
         state = state_of(path, path.stat())
     except OSError as error:
         raise StorageError(f"{path}: {error}") from error
-    # To read along with a log SQLite needs the shared memory beside it. Without a log nobody
-    # writes, and the file is read as it is.
-    how = "mode=ro" if state.has_log else "immutable=1"
-    connection = connect(f"{path.as_uri()}?{how}", turns, uri=True)
+    # To read with a WAL, SQLite needs the shared memory beside it. Without a WAL no process writes,
+    # and the file is read as it is.
+    how = "mode=ro" if state.has_wal else "immutable=1"
+    connection = connect(f"{path.as_uri()}?{how}", write_lock, uri=True)
     try:
         schema.check_file(connection, path)
         found = migrate.version(connection)
@@ -121,13 +287,12 @@ def open_read_only(path: Path, turns: WriteLock) -> Connection:
         )
     connection.data_file = data_file(path)
     connection.is_read_only = True
-    if not state.has_log:
-        connection.take_to_stay(state)
+    connection.assumed = None if state.has_wal else state
     return connection
 
 
-# Along the index entry_by_use. No other stamp is newer: what is stored is used at that time.
-# A stamp from which the clock could not count on, far beyond the year 2100, is not one of ours.
+# Along the index entry_by_use. No other timestamp is newer: an entry is used when it is stored.
+# A timestamp from which the clock could not count on, beyond the year 2100, is not one of ours.
 NEWEST = """
 SELECT coalesce(max(used_at), 0)
 FROM (
@@ -143,12 +308,12 @@ FROM (
 
 
 def floor_ns(connection: sqlite3.Connection, written_ns: int) -> int:
-    """The time that a clock of the file begins with, at least.
+    """The earliest time from which a clock of the file may continue.
 
     Parameters
     ----------
     written_ns
-        When the file was last written, see `cache_file.written_ns`; from before it was opened.
+        When the file was last written, see `paths.written_ns`; from before it was opened.
     """
     (newest_ns,) = connection.execute(NEWEST).fetchone()
     return resumed_ns(newest_ns, written_ns)

@@ -1,129 +1,180 @@
-"""A connection of an event loop, which runs operations on aiosqlite's thread."""
+"""The connections to an open file: which are idle, and which an operation has taken."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from typing import TYPE_CHECKING, Any, Concatenate
+import contextlib
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Protocol
 
-import aiosqlite
-
-from zarr_cache.core.flow import running_loop
-from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS
+from zarr_cache.file.forks import forking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from zarr_cache.file.connection import Connection
 
 
-logger = logging.getLogger(__name__)
+RECHECK_SECONDS = 0.05
 
 
-class LoopConnection(aiosqlite.Connection):
-    """aiosqlite's connection for one event loop: runs whole operations on its thread.
+"""How often a waiting thread checks for itself: Ctrl-C may have come before it was notified."""
 
-    aiosqlite's own methods run a statement each, and tasks that share a connection would share a
-    transaction. An operation is a function of the connection, run from beginning to end in one hop.
+
+class ConnectionLease:
+    """An operation under way, and the connection that it has taken from the pool.
+
+    Ctrl-C raises where a function begins, where a loop repeats and after a call of a function that
+    is written in C, and not between assignments. So steps that must not come apart are assignments,
+    and not calls.
+    """
+
+    __slots__ = ("connection", "has_ended")
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.has_ended = False
+
+
+class Connect(Protocol):
+    """Makes another connection to the file of a pool."""
+
+    def __call__(self, *, is_first: bool) -> Connection:
+        """`is_first`: whether the pool has no other."""
+
+
+class ConnectionPool:
+    """The connections to one file.
+
+    Methods that say so are called with `lock` held.
 
     Parameters
     ----------
-    loop
-        The loop whose tasks use it, and no other: then nothing is asked of a thread that has ended.
-    connection
-        What it runs operations on.
+    connect
+        Makes another connection. Called with `lock` held.
 
     Attributes
     ----------
-    connection : Connection
-        The same.
+    lock
+        Held while what follows changes.
+    is_open
+        Whether operations can take a connection without opening the file.
+    connections
+        Every connection to the file that is open, those of event loops included. An operation may
+        still use one that is not among them: whoever ends that operation closes it.
+    leases
+        Operations under way, and those that have ended and are not put back yet.
+    exclusive
+        One object for each thread that waits until no operation is under way. No other operation
+        begins meanwhile.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
-        super().__init__(lambda: connection, iter_chunk_size=64)
-        self._loop = loop
-        self.connection = connection
-        self._is_ending = False
-        # Otherwise a program that never closes a store never ends (aiosqlite#299).
-        self._thread.daemon = True
+    def __init__(self, connect: Connect) -> None:
+        self.lock = threading.RLock()
+        self.is_open = False
+        self.connections: set[Connection] = set()
+        self.leases: set[ConnectionLease] = set()
+        self.exclusive: set[object] = set()
+        self._idle: list[Connection] = []
+        self._changed = threading.Condition(self.lock)
+        self._connect = connect
 
-    @property
-    def is_running(self) -> bool:
-        """Whether operations can be given to it."""
-        is_started = self._running and self._connection is not None
-        return is_started and self._thread.is_alive() and not self._is_ending
+    def open_with(self, connection: Connection) -> None:
+        """Begin with the first connection to a file. Holds `lock`."""
+        self.connections.add(connection)
+        self._idle, self.is_open = [connection], True
 
-    async def start(self) -> None:
-        """Start the thread; a cancellation leaves nothing behind.
+    def wait_for_turn(self) -> None:
+        """Wait until an operation may begin. Holds `lock`.
+
+        The child of a fork could hang on SQLite's own locks, and a file that is in use is not
+        quarantined.
+        """
+        while self.exclusive or forking.locked():
+            self._changed.wait(RECHECK_SECONDS)
+
+    def take(self, lease: ConnectionLease) -> Connection:
+        """A connection for an operation; `put_back` takes it once `lease` has ended. Holds `lock`.
 
         Raises
         ------
-        RuntimeError
-            No thread can be started.
+        sqlite3.Error, StorageError
+            None is idle, and no other can be made.
         """
-        try:
-            await self
-        except BaseException:
-            if self._thread.is_alive():
-                # aiosqlite has told it to end. It must not outlive the loop, see `run`.
-                self._thread.join()
-            raise
-
-    async def close(self) -> None:
-        """Close the connection when what was given to it has run, and end its thread."""
-        self._is_ending = True
-        if self._thread.is_alive():
-            await super().close()
-
-    def close_now(self) -> None:
-        """Close the connection, on which nothing runs; its thread ends with `close`."""
-        self._is_ending = True
-        self.connection.close()
-
-    async def run[**P, T](
-        self,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run ``operation(connection, *args, **kwargs)`` on the connection's thread.
-
-        It runs to its end even when the task that asked for it is cancelled.
-        """
-        try:
-            result: T = await self._on_thread(operation, self._conn, *args, **kwargs)
-        except asyncio.CancelledError:
-            # aiosqlite's thread hands each result to the loop that asked, and dies if that loop is
-            # closed by then: leave only after the thread is done with what we gave it.
-            await self._on_thread(int)
-            raise
-        return result
-
-    async def _on_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return await self._execute(function, *args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def end(self) -> None:
-        """Close the connection and end its thread, from whatever thread this is called.
-
-        One that is being started is closed by who starts it, and one whose loop is held up by that
-        loop, once it goes on.
-        """
-        if not self._thread.is_alive() or self._connection is None:
-            return
-        here = running_loop()
-        if here is self._loop or not (here is None or self._loop.is_running()):
-            # Its thread tells this loop, which need not go on for that.
-            self.stop()
-            self._thread.join()
-        elif self._loop.is_running():
-            closing = asyncio.run_coroutine_threadsafe(self.close(), self._loop)
-            try:
-                closing.result(BUSY_TIMEOUT_SECONDS)
-            except TimeoutError:
-                logger.warning(
-                    "an event loop has done nothing for %g s; it closes its connection when it "
-                    "goes on",
-                    BUSY_TIMEOUT_SECONDS,
-                )
+        if not self._idle:
+            # Ctrl-C may have come before they were put back.
+            for ended in [each for each in self.leases if each.has_ended]:
+                self.put_back(ended)
+        self.leases.add(lease)
+        if self._idle:
+            # Nothing is called in between: the connection would be lost, or belong to two leases.
+            lease.connection = connection = self._idle[-1]
+            del self._idle[-1]
         else:
-            asyncio.run(self.close())
+            lease.connection = connection = self._connect(is_first=not self.connections)
+            self.connections.add(connection)
+        return connection
+
+    def put_back(self, lease: ConnectionLease) -> None:
+        """End the lease. If Ctrl-C prevents that, the next one who needs its connection does it."""
+        with self.lock:
+            connection, lease.connection = lease.connection, None
+            if connection is not None:
+                # One in a transaction would see nothing new. The end of it may have failed, and
+                # Ctrl-C may have come before it.
+                if connection in self.connections and not connection.in_transaction:
+                    self._idle.append(connection)
+                    connection = None
+                else:
+                    self.connections.discard(connection)
+            self.leases.discard(lease)
+            if self.exclusive:
+                self._changed.notify_all()
+        if connection is not None:
+            # It was in use while the others were closed, or is in the middle of something.
+            connection.close()
+
+    def checkpoint(self) -> None:
+        """Write the WAL into the file, wherever that is now. Holds `lock`."""
+        for connection in self._idle:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def discard(self, connection: Connection) -> None:
+        """Give the connection to no operation any more; the caller closes it."""
+        with self.lock:
+            self.connections.discard(connection)
+
+    def clear(self, kept: set[Connection]) -> set[Connection]:
+        """Have no connections any more; return those that are unused, for the caller to close.
+
+        Holds `lock`.
+
+        Parameters
+        ----------
+        kept
+            Those that another owner closes, namely the event loops'.
+        """
+        leases = {each for each in self.leases if not each.has_ended}
+        used = kept | {each.connection for each in leases}
+        # Not only the idle ones: Ctrl-C may have come before one was put back.
+        unused = {each for each in self.connections if each not in used}
+        none: set[Connection] = set()
+        # Before they are closed: no operation may take a closed one.
+        self.leases, self._idle = leases, []
+        self.connections, self.is_open = none, False
+        return unused
+
+    def wait_until_unused(self) -> None:
+        """Wait until no operation is under way. Holds `lock`, and none begins until it is free."""
+        mine = object()
+        try:
+            self.exclusive.add(mine)
+            while not all(each.has_ended for each in self.leases):
+                self._changed.wait(RECHECK_SECONDS)
+        finally:
+            self.exclusive.discard(mine)
+            self._changed.notify_all()
+
+    def notify(self) -> None:
+        """Let the threads in `wait_for_turn` check again."""
+        with self.lock:
+            self._changed.notify_all()

@@ -1,37 +1,75 @@
-"""Setting a damaged file aside, and removing what a file that is gone has left behind."""
+"""Renaming a damaged file, and removing what a deleted one has left behind."""
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from typing import TYPE_CHECKING
 
-from zarr_cache.core.errors import ForeignFileError
+from zarr_cache.core.errors import FAILURES, ForeignFileError
 from zarr_cache.disk import paths
 from zarr_cache.disk.paths import data_file_of, file_id_of, locked_folder, shared_memory_of, wal_of
+from zarr_cache.file.connection import connect
 from zarr_cache.file.identity import is_cut, is_ours
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr_cache.disk.paths import FileId
+    from zarr_cache.file.connection import Connection, WriteLock
 
 
-def quarantine(path: Path, place: tuple[int, int] | None) -> Path | None:
-    """Rename a damaged file of ours, so that another can be begun in its place.
+# What was stored with SqliteStore has no source from which it could be fetched again.
+STORED_ENTRIES = """
+SELECT 1
+FROM total
+WHERE kind = 'stored' AND entries > 0
+"""
 
-    Its log and its data file go with it.
+
+# The same without any index or total. Walks all entries.
+STORED_ROW = """
+SELECT 1
+FROM entry NOT INDEXED
+WHERE kind = 'stored'
+LIMIT 1
+"""
+
+
+def holds_stored(connection: Connection) -> bool:
+    """Whether the file holds values stored with SqliteStore, by its total of them."""
+    return connection.execute(STORED_ENTRIES).fetchone() is not None
+
+
+def finds_stored(path: Path, write_lock: WriteLock) -> bool | None:
+    """Whether a damaged file holds values stored with SqliteStore; None if nothing says."""
+    try:
+        with contextlib.closing(connect(str(path), write_lock)) as connection:
+            with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
+                if holds_stored(connection):
+                    return True
+            # A total of zero is not enough: it may be what is damaged.
+            with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
+                return connection.execute(STORED_ROW).fetchone() is not None
+    except FAILURES:
+        pass  # too damaged to say
+    return None
+
+
+def quarantine(path: Path, file_id: tuple[int, int] | None) -> Path | None:
+    """Rename a damaged file of ours, its WAL and its data file, so that an empty one can be made.
 
     Nothing in this process may have it open.
 
     Parameters
     ----------
-    place
+    file_id
         Of the file in which the damage was found.
 
     Returns
     -------
     Path or None
-        Where it is now. None when the path names another file by now: somebody else was first.
+        Its name now. None when the path names another file by now: another process was first.
 
     Raises
     ------
@@ -43,46 +81,46 @@ def quarantine(path: Path, place: tuple[int, int] | None) -> Path | None:
         It cannot be renamed.
     """
     with locked_folder(path, is_shared=False):
-        if place is None or file_id_of(path) != place:
+        if file_id is None or file_id_of(path) != file_id:
             return None
         # It was ours when the damage was found. Something else may have been copied over it.
         if not (is_ours(path) or is_cut(path)):
             raise ForeignFileError(path, found="something that is no cache file any more")
-        aside = paths.quarantine_path(path)
-        # The file first: without its log it would be what it was before the last transactions,
-        # fences among them. A log without its file is nothing: see `drop_orphans`. All or none,
+        quarantined = paths.quarantine_path(path)
+        # The file first: without its WAL it would be what it was before the last transactions,
+        # tombstones among them. A WAL without its file is nothing: see `drop_orphans`. All or none,
         # since the folder may let us rename one and not the other.
         with contextlib.ExitStack() as undo:
-            path.rename(aside)
-            undo.callback(aside.rename, path)
+            path.rename(quarantined)
+            undo.callback(quarantined.rename, path)
             for beside in (wal_of, shared_memory_of, data_file_of):
                 with contextlib.suppress(FileNotFoundError):
-                    beside(path).rename(beside(aside))
-                    undo.callback(beside(aside).rename, beside(path))
+                    beside(path).rename(beside(quarantined))
+                    undo.callback(beside(quarantined).rename, beside(path))
             undo.pop_all()
-        return aside
+        return quarantined
 
 
-def drop_wal(path: Path, log: FileId | None) -> None:
-    """Remove the log of a file that the path names no more, in a `locked_folder`.
+def drop_wal(path: Path, wal: FileId | None) -> None:
+    """Remove the WAL of a file that the path names no more, in a `locked_folder`.
 
-    SQLite takes a log for that of whatever file lies beside it, and would write it over that file.
+    SQLite takes a WAL for that of any file beside it, and would write it over that file.
 
     Parameters
     ----------
-    log
-        Of the log that is to go. One that another process has begun since stays.
+    wal
+        Of the WAL to remove. One that another process has made since stays.
     """
-    if log is None or file_id_of(wal_of(path)) != log:
+    if wal is None or file_id_of(wal_of(path)) != wal:
         return
     wal_of(path).unlink(missing_ok=True)
     shared_memory_of(path).unlink(missing_ok=True)
 
 
 def has_orphans(path: Path) -> bool:
-    """Whether a log, or its index, lies where there is no file.
+    """Whether there is a WAL, or its index, and no file.
 
-    A process may have died while it set the file aside, or somebody has removed the file alone.
+    A process may have died while it quarantined the file, or a user has removed the file alone.
     """
     # The file last: another process may be making one, and makes it before its log.
     beside = (wal_of(path), shared_memory_of(path))
@@ -90,10 +128,10 @@ def has_orphans(path: Path) -> bool:
 
 
 def drop_orphans(path: Path) -> None:
-    """Remove what `has_orphans` tells of, so that a file can be begun there.
+    """Remove what `has_orphans` finds, so that a file can be made there.
 
-    SQLite would remove the log, but take the index for that of the new file. That is shared with
-    whoever still has the file open that was here, and says what is in another log.
+    SQLite would remove the WAL, but take the index for that of the new file. Processes that still
+    have the earlier file open share that index, and it says what is in another WAL.
 
     Raises
     ------

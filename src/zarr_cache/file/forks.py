@@ -1,0 +1,114 @@
+"""The files that are open in this process: what is done with them at a fork and at the end."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import threading
+import weakref
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+forking = threading.Lock()
+
+
+"""Held from before a fork until after it: no operation begins."""
+
+
+class Registered(Protocol):
+    """What a `Registry` calls of each database."""
+
+    def pause(self) -> None:
+        """Write what waits, before a fork. Operations still run."""
+
+    def before_fork(self) -> None:
+        """Close every connection. Operations begin again after the fork."""
+
+    def after_fork_in_parent(self) -> None:
+        """Let operations begin again."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget what belongs to the parent."""
+
+    def end(self) -> None:
+        """Write what waits and close the file, at the end of the interpreter."""
+
+
+class Registry[D: Registered]:
+    """The databases of this process by the file that they are on: at most one for each file.
+
+    Attributes
+    ----------
+    by_path
+        Every database that the program still refers to.
+    opened
+        Those with connections: they live until they are closed, or to the end of the interpreter.
+    """
+
+    def __init__(self) -> None:
+        self.by_path: weakref.WeakValueDictionary[Path, D] = weakref.WeakValueDictionary()
+        self.opened: set[D] = set()
+        self._lock = threading.Lock()
+        atexit.register(self._end)
+        if hasattr(os, "register_at_fork"):
+            # Ctrl-C during the fork raises where the first function of Python begins after it.
+            os.register_at_fork(
+                before=self._before_fork,
+                after_in_parent=forking.release,
+                after_in_child=forking.release,
+            )
+            os.register_at_fork(
+                after_in_parent=self._after_fork_in_parent, after_in_child=self._after_fork_in_child
+            )
+
+    def of(self, path: Path, make: Callable[[Path], D]) -> D:
+        """The one database for this path; made if there is none."""
+        with self._lock:
+            database = self.by_path.get(path)
+            if database is None:
+                database = self.by_path[path] = make(path)
+            return database
+
+    def add_opened(self, database: D) -> None:
+        """Close the database at the end of the interpreter."""
+        with self._lock:
+            if not self.opened and multiprocessing.parent_process() is not None:
+                # A child that multiprocessing has forked ends without calling atexit's functions.
+                Finalize(None, self._end, exitpriority=0)
+            self.opened.add(database)
+
+    def discard_opened(self, database: D) -> None:
+        """Forget a database that has no connections any more."""
+        with self._lock:
+            self.opened.discard(database)
+
+    def _end(self) -> None:
+        for database in list(self.opened):
+            database.end()
+
+    def _before_fork(self) -> None:
+        try:
+            for database in list(self.by_path.values()):
+                database.pause()
+        finally:
+            # Nothing that is raised here prevents the fork.
+            forking.acquire()
+            for database in list(self.by_path.values()):
+                database.before_fork()
+
+    def _after_fork_in_parent(self) -> None:
+        for database in list(self.by_path.values()):
+            database.after_fork_in_parent()
+
+    def _after_fork_in_child(self) -> None:
+        # A thread that the child does not have may have held it.
+        self._lock = threading.Lock()
+        for database in list(self.by_path.values()):
+            database.after_fork_in_child()
+        self.opened.clear()
