@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 import zarr_cache
 from tests.fakes import CountingStore, buffer, open_file, read, restart
 from tests.fault.children import run_child
-from zarr_cache import CacheStore, FileDamagedError, SqliteStore
+from zarr_cache import CacheStore, CacheWarning, SqliteStore, StorageError
 from zarr_cache.core import checksum
 from zarr_cache.disk.paths import data_file_of
 from zarr_cache.file import connection, schema
@@ -281,7 +281,8 @@ SET rootpage = (SELECT rootpage FROM sqlite_schema WHERE name = 'value')
 WHERE name = 'entry'
 """
 
-SCHEMAS = {
+# What only adds objects to ours.
+ADDITIONS = {
     "a trigger on every insert": (
         EVIL,
         f"CREATE TRIGGER theirs AFTER INSERT ON entry BEGIN {RUN}; END",
@@ -294,14 +295,34 @@ SCHEMAS = {
         EVIL,
         f"CREATE TRIGGER theirs AFTER UPDATE ON statistics BEGIN {RUN}; END",
     ),
+    "a trigger that never ends": (
+        EVIL,
+        ENDLESS_TRIGGER,
+    ),
+    "an index of a collation that nobody has": (
+        "CREATE INDEX theirs ON entry (key)",
+        WRITABLE,
+        UNKNOWN_COLLATION,
+    ),
+    "a table of another kind": (
+        WRITABLE,
+        """INSERT INTO sqlite_schema
+        VALUES ('table', 'theirs', 'theirs', 0, 'CREATE VIRTUAL TABLE theirs USING a_kind (a)')""",
+    ),
+    "an index": ("CREATE INDEX by_size ON entry (size DESC)",),
+    "a table": ("CREATE TABLE notes (key TEXT UNIQUE)",),
+}
+
+SCHEMAS = {
     "a trigger of ours that does more": (
         EVIL,
         "DROP TRIGGER entry_after_insert",
         f"CREATE TRIGGER entry_after_insert AFTER INSERT ON entry BEGIN {RUN}; END",
     ),
-    "a trigger that never ends": (
+    "a trigger in the place of ours": (
         EVIL,
-        ENDLESS_TRIGGER,
+        "DROP TRIGGER entry_after_insert",
+        f"CREATE TRIGGER theirs AFTER INSERT ON entry BEGIN {RUN}; END",
     ),
     "a view in the place of the values": (
         "ALTER TABLE value RENAME TO theirs",
@@ -315,22 +336,10 @@ SCHEMAS = {
         "DROP TABLE total",
         COMPUTED_COLUMN,
     ),
-    "an index of a collation that nobody has": (
-        "CREATE INDEX theirs ON entry (key)",
-        WRITABLE,
-        UNKNOWN_COLLATION,
-    ),
     "a table without its checks": (
         WRITABLE,
         "UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (size >= 0)', '') WHERE name = 'entry'",
     ),
-    "a table of another kind": (
-        WRITABLE,
-        """INSERT INTO sqlite_schema
-        VALUES ('table', 'theirs', 'theirs', 0, 'CREATE VIRTUAL TABLE theirs USING a_kind (a)')""",
-    ),
-    "an index": ("CREATE INDEX by_size ON entry (size DESC)",),
-    "a table": ("CREATE TABLE notes (key TEXT UNIQUE)",),
     "a table in the place of another": (
         WRITABLE,
         ROOT_OF_ANOTHER,
@@ -376,11 +385,40 @@ def test_a_schema_of_somebody_else_is_set_aside_before_anything_of_it_runs(
     assert store.cache_info()["cached_keys"] == len(VALUES)
 
 
-@pytest.mark.parametrize(
-    "statements",
-    [each for each in SCHEMAS.values() if EVIL in each],
-    ids=[name for name, each in SCHEMAS.items() if EVIL in each],
-)
+@pytest.mark.parametrize("statements", ADDITIONS.values(), ids=ADDITIONS)
+def test_a_file_with_additions_is_neither_used_nor_renamed(
+    path: Path, statements: tuple[str, ...]
+) -> None:
+    forge_schema(path, *statements)
+    before = path.read_bytes()
+    with pytest.warns(CacheWarning, match="was added.*left as it is and not used: drop"):
+        use(path)
+
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.damaged-*"))
+
+
+def test_a_file_without_the_additions_is_used_again_and_has_nothing_from_before_a_write(
+    path: Path,
+) -> None:
+    forge_schema(path, "CREATE INDEX by_size ON entry (size DESC)")
+    source, store = source_and_store(path)
+    store.set_sync("c/0", buffer(b"written"))
+    restart(store)
+    forge_schema(path, "DROP INDEX by_size")
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    found = store.get_sync("c/0")
+    store.flush()
+
+    assert found is not None
+    assert found.to_bytes() == b"written"
+    assert store.cache_info()["cached_keys"] == 1
+
+
+TRIGGERS = {name: each for name, each in (ADDITIONS | SCHEMAS).items() if EVIL in each}
+
+
+@pytest.mark.parametrize("statements", TRIGGERS.values(), ids=TRIGGERS)
 def test_a_trigger_of_somebody_else_does_not_run(path: Path, statements: tuple[str, ...]) -> None:
     forge_schema(path, *statements)
     use(path)
@@ -388,7 +426,10 @@ def test_a_trigger_of_somebody_else_does_not_run(path: Path, statements: tuple[s
     assert was_run(path.parent) == []
 
 
-@pytest.mark.parametrize("statements", SCHEMAS.values(), ids=SCHEMAS)
+ALL_SCHEMAS = ADDITIONS | SCHEMAS
+
+
+@pytest.mark.parametrize("statements", ALL_SCHEMAS.values(), ids=ALL_SCHEMAS)
 def test_what_somebody_stored_beside_a_schema_of_somebody_else_is_refused_and_stays(
     path: Path, statements: tuple[str, ...]
 ) -> None:
@@ -397,7 +438,7 @@ def test_what_somebody_stored_beside_a_schema_of_somebody_else_is_refused_and_st
     forge_schema(path, *statements)
     before = path.read_bytes()
 
-    with pytest.raises(FileDamagedError, match=re.escape(str(path))):
+    with pytest.raises(StorageError, match=re.escape(str(path))):
         SqliteStore(path).get_sync("mine")
     assert path.read_bytes() == before
 
@@ -407,11 +448,11 @@ def test_the_error_names_what_somebody_has_added_and_the_way_out(path: Path) -> 
     SqliteStore(path).close()
     forge_schema(path, "CREATE INDEX by_size ON entry (size DESC)")
 
-    with pytest.raises(FileDamagedError) as refused:
+    with pytest.raises(StorageError) as refused:
         SqliteStore(path).get_sync("mine")
     forge_schema(path, "DROP INDEX by_size")
 
-    assert "index 'by_size' of 'entry' is not ours; add nothing but views" in str(refused.value)
+    assert "index 'by_size' of 'entry' was added; the file is left as it is" in str(refused.value)
     assert SqliteStore(path).get_sync("mine") == buffer(b"stored by hand")
 
 

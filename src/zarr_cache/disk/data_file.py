@@ -1,37 +1,28 @@
 """The data file: the bytes of large values, raw, beside the cache file.
 
-Which bytes belong to which value is in the tables of the cache file, see `zarr_cache.extents`; this
-module knows places and bytes only. The header of a data file has the identity that the cache file
-has as well: the data file of another cache file is neither read nor written to.
+Which bytes belong to which value is in the tables of the cache file, see `index.extents`; this
+module knows places and bytes only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
-import logging
 import os
 import stat
 import struct
 import sys
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache.core.checksum import DamagedValueError
 from zarr_cache.core.errors import (
-    DataFileError,
-    FileDamagedError,
     FileFullError,
     FileReadOnlyError,
     ForeignFileError,
     HardLinkedFileError,
     StorageError,
 )
-from zarr_cache.disk.paths import data_file_of, quarantine_path
+from zarr_cache.disk.paths import FileId
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable
     from pathlib import Path
 
@@ -40,16 +31,6 @@ if TYPE_CHECKING:
 
 if sys.platform != "win32":
     import fcntl
-
-
-logger = logging.getLogger(__name__)
-
-
-IS_SUPPORTED = hasattr(os, "preadv") and hasattr(os, "pwrite")
-
-
-"""Whether the system reads and writes at a place. Where not, as on Windows, there is no data file,
-and values of every size are in the database."""
 
 
 BLOCK = 4096
@@ -67,7 +48,7 @@ HEADER = BLOCK
 MAGIC = b"zarr-cache data\0"
 
 
-"""What the header begins with. The identity follows."""
+"""The beginning of the header. The identity follows."""
 
 
 IDENTITY_BYTES = 16
@@ -76,7 +57,7 @@ IDENTITY_BYTES = 16
 MAX_COPIED = 512 * 1024
 
 
-"""So many bytes are copied at a time."""
+"""At most so many bytes are copied at a time."""
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -94,13 +75,7 @@ LOCKS_AT = 1 << 60
 OWNERS = 1 << 40
 
 
-"""How many numbers there are of which a writer takes one."""
-
-
-IDENTITY = """
-SELECT identity
-FROM data_file
-"""
+"""A writer takes a number below this."""
 
 
 class Extent(NamedTuple):
@@ -115,7 +90,7 @@ class OpenFile:
 
     Attributes
     ----------
-    place
+    file_id
         Device and inode.
     is_writable
         Whether it was opened to be written to.
@@ -127,7 +102,7 @@ class OpenFile:
         self.descriptor = descriptor
         self.is_writable = is_writable
         found = os.fstat(descriptor)
-        self.place = (found.st_dev, found.st_ino)
+        self.file_id = FileId(found.st_dev, found.st_ino)
         self.owner = int.from_bytes(os.urandom(8)) % OWNERS
         self._is_locked = False
         _expect_no_order(descriptor)
@@ -136,7 +111,7 @@ class OpenFile:
         self.close()
 
     def close(self) -> None:
-        """Close it. Nobody may use it any more."""
+        """Close it, once no thread reads or writes it any more."""
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -151,7 +126,7 @@ class OpenFile:
             self._is_locked = _lock(self.descriptor, self.owner, "F_OFD_SETLK") is not None
 
     def is_alive(self, owner: int) -> bool:
-        """Whether a process holds the lock of a writer; True where the system does not tell."""
+        """Whether a process holds the lock of a writer; True where the system does not say."""
         if owner == self.owner:
             return True
         found = _lock(self.descriptor, owner, "F_OFD_GETLK")
@@ -163,7 +138,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 def _lock(descriptor: int, owner: int, how: str) -> int | None:
-    """Lock the byte of an owner, or ask who has; None where there are no such locks."""
+    """Lock the byte of an owner, or find its lock; None where there are no such locks."""
     command = getattr(fcntl, how, None) if sys.platform == "linux" else None
     if command is None:
         return None
@@ -175,203 +150,15 @@ def _lock(descriptor: int, owner: int, how: str) -> int | None:
     return int(_FLOCK.unpack(response)[0])
 
 
-class DataFile:
-    """The data file of one cache file, opened when it is needed.
-
-    Any thread may call.
-
-    Parameters
-    ----------
-    path
-        The cache file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._cache_file = path
-        self.path = data_file_of(path)
-        self._lock = threading.Lock()
-        self._file: OpenFile | None = None
-
-    def forget(self) -> None:
-        """Open it anew when it is needed again."""
-        self._file = None
-
-    def abandon(self) -> None:
-        """Close it, in the child of a fork, where nothing reads or writes."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
-    def opened(self, connection: sqlite3.Connection) -> OpenFile:
-        """The file, open for reading at least.
-
-        Raises
-        ------
-        DamagedValueError
-            There is none, or one that is not of this cache file: what is said to be in it is not.
-        DataFileError
-            It cannot be opened, or something that is not ours is in its place.
-        """
-        file = self._file
-        # Not by its path: at each read that costs as much again, and what is in it is there.
-        if file is not None and os.fstat(file.descriptor).st_nlink:
-            return file
-        self._file = None
-        return self._open(connection)
-
-    def opened_if_there(self, connection: sqlite3.Connection) -> OpenFile | None:
-        """As `opened`; None if there is none that can be opened."""
-        try:
-            return self.opened(connection)
-        except (DamagedValueError, DataFileError):
-            return None
-
-    def _open(self, connection: sqlite3.Connection) -> OpenFile:
-        with self._lock:
-            if self._file is None:
-                identity = _identity(connection)
-                try:
-                    found = _open_file(self.path)
-                except OSError as error:
-                    raise DataFileError(f"{self.path}: {error}") from error
-                except (ForeignFileError, HardLinkedFileError) as error:
-                    raise DataFileError(str(error)) from error
-                if found is None or _header(found) != MAGIC + identity:
-                    raise DamagedValueError(f"{self.path}: not the data file of this cache file")
-                self._file = found
-            return self._file
-
-    def opened_to_cut(self, connection: sqlite3.Connection) -> OpenFile | None:
-        """The file, open for writing, if the path still names it; None otherwise.
-
-        A file that was moved away is whatever it was moved away for.
-        """
-        file = self.opened_if_there(connection)
-        is_ours = file is not None and file.is_writable and not self.is_replaced(file)
-        return file if is_ours else None
-
-    def why_unusable(self, connection: sqlite3.Connection) -> DataFileError | None:
-        """Why nothing can be kept in it, as far as that is known without a transaction."""
-        file = self._file
-        if file is not None and file.is_writable and not self.is_replaced(file):
-            return None
-        try:
-            found = _open_file(self.path)
-            if found is not None:
-                self._refuse_foreign(found, _identity(connection))
-        except (OSError, ForeignFileError, HardLinkedFileError) as error:
-            return DataFileError(str(error))
-        if found is not None and not found.is_writable:
-            return DataFileError(f"{self.path}: may not be written to; large values are not kept")
-        return None
-
-    def _refuse_foreign(self, found: OpenFile, identity: bytes) -> None:
-        # An empty one is nobody's: somebody has cut it.
-        is_empty = size_of(found) == 0
-        if not (is_empty or is_header_of_ours(_header(found), identity)):
-            raise ForeignFileError(self.path, found="not a data file of this cache file")
-
-    def is_replaced(self, file: OpenFile) -> bool:
-        """Whether the path names another file by now, or none; it is opened anew then."""
-        try:
-            found = self.path.lstat()
-        except OSError:
-            is_replaced = True
-        else:
-            # Or it has another name by now: then it may be somebody's copy.
-            is_replaced = (found.st_dev, found.st_ino) != file.place or found.st_nlink > 1
-        if is_replaced and self._file is file:
-            self._file = None
-        return is_replaced
-
-    def opened_to_write(self, connection: sqlite3.Connection) -> OpenFile:
-        """The file, open for writing; begun anew if there is none of this cache file.
-
-        Call it in a write transaction: then no other process does the same.
-
-        Raises
-        ------
-        DataFileError
-            Something not ours is in its place, and is left as it is; or it cannot be opened.
-        FileFullError
-            There is no room for it.
-        """
-        identity = _identity(connection)
-        file = self._file
-        if file is not None and file.is_writable and not self.is_replaced(file):
-            if _header(file) == MAGIC + identity:
-                file.lock_owner()
-                return file
-            self._file = file = None
-        try:
-            file = self._open_or_begin(identity)
-        except OSError as error:
-            own = translated(error, self.path)
-            raise own if isinstance(own, FileFullError) else DataFileError(str(own)) from error
-        except (ForeignFileError, HardLinkedFileError) as error:
-            raise DataFileError(str(error)) from error
-        if not file.is_writable:
-            raise DataFileError(f"{self.path}: may not be written to; large values are not kept")
-        file.lock_owner()
-        self._file = file
-        return file
-
-    def _open_or_begin(self, identity: bytes) -> OpenFile:
-        found = _open_file(self.path)
-        if found is not None:
-            if _header(found) == MAGIC + identity:
-                return found
-            self._refuse_foreign(found, identity)
-            # Of another cache file, or damaged: it may be wanted.
-            aside = data_file_of(quarantine_path(self._cache_file))
-            self.path.rename(aside)
-            logger.warning(
-                "%s: not the data file of this cache file; it is now %s, and another is begun",
-                self.path,
-                aside,
-            )
-        mode = stat.S_IMODE(self._cache_file.stat().st_mode)
-        return _begin(self.path, identity, mode)
-
-
-def remove_orphan(path: Path, connection: sqlite3.Connection) -> None:
-    """Remove the data file of a cache file that is gone.
-
-    Parameters
-    ----------
-    path, connection
-        Of the cache file that has been begun in its place. Its own data file stays.
-    """
-    beside, identity = data_file_of(path), _identity(connection)
-    with contextlib.suppress(OSError, StorageError, ForeignFileError):
-        found = _open_file(beside)
-        if found is not None:
-            header = _header(found)
-            if header.startswith(MAGIC) and header != MAGIC + identity:
-                beside.unlink()
-
-
-def is_header_of_ours(header: bytes, identity: bytes) -> bool:
-    """Whether a header is that of a data file, of this cache file or of another, maybe damaged."""
-    is_cut = MAGIC.startswith(header[: len(MAGIC)])
-    return is_cut or not any(header) or header[len(MAGIC) :] == identity
-
-
-def _identity(connection: sqlite3.Connection) -> bytes:
-    row = connection.execute(IDENTITY).fetchone()
-    if row is None or not isinstance(row[0], bytes) or len(row[0]) != IDENTITY_BYTES:
-        raise FileDamagedError("the row of data_file is missing, or its identity is not one")
-    return row[0]
-
-
-def _header(file: OpenFile) -> bytes:
+def header_of(file: OpenFile) -> bytes:
+    """The magic and the identity; fewer bytes if the file is short or cannot be read."""
     try:
         return os.pread(file.descriptor, len(MAGIC) + IDENTITY_BYTES, 0)
     except OSError:
         return b""
 
 
-def _open_file(path: Path) -> OpenFile | None:
+def open_file(path: Path) -> OpenFile | None:
     """The file open, for writing where that is allowed; None if there is none.
 
     Raises
@@ -400,7 +187,7 @@ def _open_file(path: Path) -> OpenFile | None:
 
 
 def _expect_no_order(descriptor: int) -> None:
-    """Tell the system to read what is asked for and no more: what comes next is anywhere."""
+    """Advise the system to read no more than each request: the next value is anywhere."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -413,14 +200,14 @@ def _refuse_special(path: Path, found: os.stat_result) -> None:
         raise HardLinkedFileError(path, found.st_nlink)
 
 
-def _begin(path: Path, identity: bytes, mode: int) -> OpenFile:
-    """Begin a data file with nothing in it but its header, for who may use the cache file."""
+def create(path: Path, identity: bytes, mode: int) -> OpenFile:
+    """Make a data file with nothing in it but its header, with the mode of the cache file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     file = OpenFile(os.open(path, flags, 0o600), is_writable=True)
     try:
         os.fchmod(file.descriptor, mode)
         _write_all(file.descriptor, (MAGIC + identity).ljust(HEADER, b"\0"), 0)
-        # Once in its life: a file without a header would be nobody's after a power cut.
+        # Once in its life: after a power cut, a file without a header would be no data file.
         os.fsync(file.descriptor)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -434,7 +221,7 @@ def write(file: OpenFile, path: Path, extents: Iterable[Extent], data: ByteArray
     Raises
     ------
     FileFullError, FileReadOnlyError, StorageError
-        They cannot be written.
+        The system refuses.
     """
     at = 0
     try:
@@ -458,7 +245,7 @@ def copy(file: OpenFile, path: Path, source: int, extents: Iterable[Extent]) -> 
         for place, length in extents:
             for start in range(0, length, MAX_COPIED):
                 piece = os.pread(file.descriptor, min(MAX_COPIED, length - start), source + start)
-                # What lies beyond the end, of the last extent, is nothing.
+                # Of the last extent, nothing is written beyond the end of the file.
                 _write_all(file.descriptor, piece, place + start)
             source += length
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.core.errors import FileLockedError, StorageError, is_code
 from zarr_cache.core.sizes import parse_size
-from zarr_cache.disk.data_file import IS_SUPPORTED, DataFile
+from zarr_cache.disk.data_file_opening import IS_SUPPORTED, DataFile
 from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, wal_of
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from zarr_cache.core.errors import (
     translated_failure,
 )
 from zarr_cache.disk import paths
-from zarr_cache.disk.data_file import remove_orphan
+from zarr_cache.disk.data_file_opening import remove_orphan
 from zarr_cache.disk.network import refuse_network
 from zarr_cache.disk.paths import is_writable, locked_folder, state_of
 from zarr_cache.disk.presence import Presence
@@ -45,7 +45,7 @@ from zarr_cache.file.quarantine import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from zarr_cache.disk.data_file import DataFile
+    from zarr_cache.disk.data_file_opening import DataFile
     from zarr_cache.disk.paths import FileId
     from zarr_cache.file.connection import Connection
 

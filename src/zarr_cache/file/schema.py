@@ -1,7 +1,7 @@
 """What a file's schema must be, and what it may have besides.
 
 A schema is code: its triggers, views and expressions run when its tables are used. So the schema of
-a file is compared with what our scripts make before anything else is asked of the file.
+a file is compared with what our scripts make before any other statement uses the file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr_cache.core.errors import FileDamagedError
+from zarr_cache.core.errors import FileDamagedError, StorageError
 from zarr_cache.file import migrate
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ FROM sqlite_schema
 """
 
 
-# Every look-up joins these. Numbers that leave no room to count on from are as bad as no row. What
-# the budget goes by is there twice, as a total and by namespace: a total that is too small would
-# let the file grow by what it lacks, for ever. As floats, which do not overflow.
+# Every lookup joins these. Numbers that leave no room to count on from are as bad as no row. The
+# bytes that the budget limits are there twice, as a total and by namespace: a total that is too
+# small would let the file grow by the difference, for ever. As floats, which do not overflow.
 WRONG_ROWS = """
 SELECT 'the revision in counter'
 WHERE 1 <> (
@@ -62,7 +62,7 @@ WHERE 4 <> (
 MADE_BY_SQLITE = {"sqlite_stat1", "sqlite_stat4"}
 
 
-MAX_TOLD = 3
+MAX_NAMED = 3
 
 
 """A message names so many differences."""
@@ -86,9 +86,9 @@ class Difference(NamedTuple):
     Attributes
     ----------
     found
-        What the file has, or None where something is missing.
+        What the file has; None where an object is missing.
     expected
-        What it should have, or None where there is something of which our scripts know nothing.
+        What our scripts make; None where an object was added.
     """
 
     found: Object | None
@@ -98,41 +98,53 @@ class Difference(NamedTuple):
         if self.found is None:
             return f"{self.expected} is missing"
         if self.expected is None:
-            return f"{self.found} is not ours; add nothing but views, and drop it"
+            return f"{self.found} was added"
         return f"{self.found} is not as our scripts make it"
 
 
 def check_file(connection: sqlite3.Connection, path: Path) -> None:
     """Raise unless the file has the schema that our scripts give its version, and its single rows.
 
-    Call it before a connection reads or writes a table, and before a migration: to find out that a
-    schema is another runs nothing of it. A few statements, whatever the file holds.
+    Call it before a connection reads or writes a table, and before a migration: the comparison runs
+    nothing of the file's schema. A few statements, whatever the file holds.
 
     Raises
     ------
+    StorageError
+        A user has added objects and nothing else differs. The file is not damaged: it is neither
+        used nor quarantined.
     FileDamagedError
-        Something differs; the message says what.
+        Something differs otherwise. Either message says what.
     """
     connection.execute("BEGIN")
     try:
-        wrong: list[object] = [*differences(connection)]
-        if not wrong and migrate.version(connection) == migrate.newest():
-            wrong = [f"{fact} is not what it can be" for (fact,) in connection.execute(WRONG_ROWS)]
+        different = differences(connection)
+        wrong_rows: list[str] = []
+        if not different and migrate.version(connection) == migrate.newest():
+            wrong_rows = [fact for (fact,) in connection.execute(WRONG_ROWS)]
     finally:
         # SQLite has already rolled back after some errors.
         if connection.in_transaction:
             connection.execute("COMMIT")
-    if wrong:
-        told = "; ".join(map(str, wrong[:MAX_TOLD]))
-        more = f"; and {len(wrong) - MAX_TOLD} more" if len(wrong) > MAX_TOLD else ""
-        raise FileDamagedError(f"{path}: {told}{more}")
+    if wrong_rows:
+        raise FileDamagedError(f"{path}: {'; '.join(wrong_rows)} is not what it can be")
+    if not different:
+        return
+    named = "; ".join(map(str, different[:MAX_NAMED]))
+    if len(different) > MAX_NAMED:
+        named = f"{named}; and {len(different) - MAX_NAMED} more"
+    if all(map(_is_addition, different)):
+        raise StorageError(
+            f"{path}: {named}; the file is left as it is and not used: drop what was added, views "
+            "excepted, while no process has the file open, or name another file"
+        )
+    raise FileDamagedError(f"{path}: {named}")
 
 
 def differences(connection: sqlite3.Connection) -> list[Difference]:
-    """In what the file's schema is another than our scripts give its version.
+    """In what the file's schema is not what our scripts give its version.
 
-    Views of other names, that somebody has added, are no difference: nothing of them runs when our
-    tables are used.
+    Added views of other names are no difference: nothing of them runs when our tables are used.
     """
     expected = {each.name: each for each in objects_of(migrate.version(connection))}
     found = [Object(*map(_text, row)) for row in connection.execute(OBJECTS)]
@@ -148,7 +160,7 @@ def differences(connection: sqlite3.Connection) -> list[Difference]:
 
 @functools.cache
 def objects_of(version: int) -> tuple[Object, ...]:
-    """What the scripts up to that version make."""
+    """The objects that the scripts up to that version make."""
     scripts = [script for script in migrate.scripts() if script[0] <= version]
     # No file, so none of the settings of connection.py are of use here.
     connection = sqlite3.Connection(":memory:", autocommit=True)
@@ -157,6 +169,16 @@ def objects_of(version: int) -> tuple[Object, ...]:
         return tuple(Object(*map(_text, row)) for row in connection.execute(OBJECTS))
     finally:
         connection.close()
+
+
+def _is_addition(difference: Difference) -> bool:
+    """Whether a user has added an object; one of our names is in a file whose version is wrong."""
+    found, expected = difference
+    return found is not None and expected is None and found.name not in _our_names()
+
+
+def _our_names() -> set[str]:
+    return {each.name for each in objects_of(migrate.newest())}
 
 
 def _text(blob: bytes | None) -> str:
@@ -168,6 +190,6 @@ def _is_harmless(added: Object) -> bool:
 
     SQLite refuses a schema in which type, name or table are not those that the SQL says.
     """
-    ours = {each.name.lower() for each in objects_of(migrate.newest())}
+    ours = {name.lower() for name in _our_names()}
     is_view = added.type == "view" and added.name.lower() not in ours
     return is_view or added.name in MADE_BY_SQLITE

@@ -222,7 +222,7 @@ def lookup(
         except DamagedValueError:
             # The entry is damaged, unless it was replaced since or its bytes were moved: then a
             # second attempt finds another row, other extents or another data file.
-            attempt = (found.row, read and read.extents, file and file.place)
+            attempt = (found.row, read and read.extents, file and file.file_id)
             if attempt == last_attempt:
                 return found._replace(data=None, is_damaged=True)
             last_attempt = attempt
