@@ -1,4 +1,4 @@
-"""Where the cache file is when nobody names one."""
+"""Where the cache file is when the user names none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a cache file lies, whose it is, and where it goes when it is damaged."""
+"""Where a cache file lies, on which file system, and its name after it was damaged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What Linux would tell of what is mounted."""
+    """The list of mounted file systems, as Linux would give it."""
     file = tmp_path / "mounts"
     file.write_text("/dev/vda1 / ext4 rw 0 0\n", encoding="utf-8")
     monkeypatch.setattr(network, "MOUNTS", file)

@@ -158,7 +158,7 @@ def test_a_log_that_has_become_long_is_begun_anew(
 
 
 class NotedLock:
-    """A lock that tells when somebody waits for it."""
+    """A lock that says when a thread waits for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -296,7 +296,7 @@ def test_a_newer_schema_is_refused_and_left_as_it_was(
     with pytest.raises(NewerSchemaError, match=message) as raised:
         SqliteStore(path).set_sync("k", buffer(b"value"))
     assert (raised.value.found, raised.value.known) == (known + 1, known)
-    # Whoever reads along with a log notes in the shared memory how far.
+    # A reader notes in the shared memory how far it reads the WAL.
     assert contents(tmp_path).items() >= {
         (name, data) for name, data in before.items() if not name.endswith("-shm")
     }
@@ -323,15 +323,15 @@ def test_a_file_in_which_nothing_is_becomes_a_cache_file(
 def test_a_log_that_goes_while_it_is_looked_at_is_no_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Of several processes that made the file at once, the last to close had taken the log away.
+    # Of several processes that made the file at once, the last to close had removed the WAL.
     database_in_its_log_alone(path)
-    look = identity._identity_in_log
+    look = identity._identity_in_wal
 
-    def look_too_late(log: Path) -> Any:
-        log.unlink()
-        return look(log)
+    def look_too_late(wal: Path) -> Any:
+        wal.unlink()
+        return look(wal)
 
-    monkeypatch.setattr(identity, "_identity_in_log", look_too_late)
+    monkeypatch.setattr(identity, "_identity_in_wal", look_too_late)
     SqliteStore(path).set_sync("k", buffer(b"value"))
 
     assert is_cache_file(path)

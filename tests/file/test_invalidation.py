@@ -1,4 +1,4 @@
-"""The mark that says not to believe a cache file about a source, from one process to the others."""
+"""Invalidation markers: one process makes a namespace of a cache file invalid for all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_mark_that_was_made_again_stays(path: Path) -> None:
     mark(path, "one")
     seen = marked_ns(path, "one")
     assert seen is not None
-    # While who has seen it removes what is kept, another write cannot be recorded.
+    # Another write cannot be recorded while the process that found the marker removes entries.
     mark(path, "one")
     unmark(path, "one", seen)
 

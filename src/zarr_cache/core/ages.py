@@ -1,4 +1,4 @@
-"""How old an answer may be."""
+"""How old a response may be."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def checked(name: str, age: object) -> Age:
 
 
 def fresh_after(age: Age, now_ns: int) -> int:
-    """The time in nanoseconds after which an answer must have been given to be fresh now."""
+    """The time in nanoseconds after which a response is fresh now."""
     if age is None or isinstance(age, str) or math.isinf(age):
         return EVER
     # What is older than all time that is counted is stale at every finite age.

@@ -19,10 +19,10 @@ IDLE_SECONDS = 2.0
 QUIET_SECONDS = 0.01
 
 
-"""Work begins once no more has come for this long: readers in a hurry need the interpreter."""
+"""Work begins once no more has come for this long: busy readers need the interpreter."""
 
 
-LONGEST_SECONDS = 0.2
+MAX_DELAY_SECONDS = 0.2
 
 
 """Work begins no later than this after the first of it."""
@@ -42,7 +42,7 @@ class BackgroundWorker:
         # Not the condition is entered, which is written in Python: Ctrl-C could come in between.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        # The one that goes on when it has done a round of work.
+        # The one that continues after a round of work.
         self._thread: threading.Thread | None = None
         self._has_work = self._is_urgent = self._is_gathering = False
 
@@ -86,7 +86,7 @@ class BackgroundWorker:
             try:
                 self._work()
             except BaseException:
-                # Which is told as of any thread. The next work starts another.
+                # Which Python reports, as of any thread. The next work starts another.
                 with self._lock:
                     if self._thread is mine:
                         self._thread = None
@@ -104,7 +104,7 @@ class BackgroundWorker:
 
     def _gather(self, mine: threading.Thread) -> None:
         """Wait while more work comes."""
-        deadline = time.monotonic() + LONGEST_SECONDS
+        deadline = time.monotonic() + MAX_DELAY_SECONDS
         self._is_gathering = True
         while self._thread is mine and not self._is_urgent and time.monotonic() <= deadline:
             self._has_work = False

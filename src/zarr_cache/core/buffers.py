@@ -24,34 +24,34 @@ def to_lasting_array(value: Buffer) -> ByteArray:
     array = to_array(value)
     if array.flags.writeable:
         array = array.copy()
-        # Whoever is given it as a hit must not change it either.
+        # A reader that gets it as a hit must not change it either.
         array.flags.writeable = False
     return array
 
 
 def to_buffer(prototype: BufferPrototype | None, data: bytes | ByteArray) -> Buffer:
-    """The bytes as a buffer of the type asked for; zarr's default if None."""
+    """The bytes as a buffer of the prototype's type; zarr's default if None."""
     if isinstance(data, np.ndarray):
         return (prototype or default_buffer_prototype()).buffer.from_array_like(data)
     return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
 
-LEAST = 128 * 1024
+MIN_REUSED = 128 * 1024
 
 
-"""Less than this malloc keeps by itself."""
+"""Smaller blocks are kept by malloc itself."""
 
 
 MAX_UNUSED = 32 * 2**20
 
 
-"""At most so many bytes are kept for what comes next."""
+"""At most so many bytes are kept for the next values."""
 
 
 MAX_TRIED = 8
 
 
-"""So many blocks are looked at for one that fits."""
+"""At most so many blocks are tried for one that fits."""
 
 
 STEP = 256 * 1024
@@ -68,7 +68,7 @@ _unused: deque[ByteArray] = deque()
 
 def array(nbytes: int) -> ByteArray:
     """An array of so many bytes, whatever they are."""
-    if nbytes < LEAST:
+    if nbytes < MIN_REUSED:
         return np.empty(nbytes, np.uint8)
     block = _take(nbytes)
     if block is None:
@@ -111,7 +111,7 @@ def _take_back(
 
 
 class _Lent:
-    """What the arrays over a block refer to; it comes back with the last of them.
+    """The owner of a block, to which the arrays over it refer; the last one gives it back.
 
     See https://peps.python.org/pep-0688/. numpy keeps a memoryview of it, and so does each view of
     the array.

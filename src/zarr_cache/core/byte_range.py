@@ -11,7 +11,7 @@ def check(byte_range: object) -> None:
     Raises
     ------
     TypeError
-        `byte_range` is of another type. The message is zarr's, its suite asks for it.
+        `byte_range` is of another type. The message is zarr's, as its suite expects.
     ValueError
         A position or a length is negative.
     """
@@ -48,12 +48,12 @@ def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
 
 
 def may_be_cached(byte_range: ByteRequest, length: int) -> bool:
-    """Whether an answer of `length` bytes is as long as was asked for.
+    """Whether a response of `length` bytes is as long as the request.
 
-    A longer one is the whole value: some HTTP servers ignore ``Range``, and fsspec hands on what
-    they send as the part. A shorter one is the end of the value, or less than the server was asked
-    for, which HTTP allows (RFC 9110, 15.3.7), and no client tells one from the other. Of an
-    `OffsetByteRequest` the length tells nothing.
+    A longer one is the whole value: some HTTP servers ignore ``Range``, and fsspec returns what
+    they send as the part. A shorter one is the end of the value, or less than the request, which
+    HTTP allows (RFC 9110, 15.3.7), and a client cannot distinguish them. For an
+    `OffsetByteRequest` the length says nothing.
     """
     match byte_range:
         case RangeByteRequest(start, end):

@@ -1,9 +1,9 @@
 """XXH3 over the bytes of an entry and over what the entry claims to be.
 
-The checksum of an entry's facts is the seed for the checksum of each block of its bytes. A block is
-right only together with the facts that it was written with, so bytes under another key, of another
-source, of another size or age are as wrong as a flipped bit. It tells damage, not malice: whoever
-can write to the file can compute it as well.
+The checksum of an entry's facts, its identity checksum, is the seed of the checksum of each block
+of its bytes. A block is right only together with the facts that it was written with, so bytes under
+another key, of another source, of another size or age are as wrong as a flipped bit. Checksums
+detect damage, not malice: a program that can write to the file can compute them as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BLOCK = 64 * 1024
 
 
-"""Bytes under one checksum: a range read verifies up to this much more than it was asked for."""
+"""Bytes under one checksum: a range read verifies up to this much more than it returns."""
 
 
 LENGTH = 8
@@ -49,12 +49,12 @@ def of_facts(namespace: str, key: str, kind: str, size: int, stored_at: int) -> 
     return xxh3_64_intdigest(claim.encode(errors="surrogatepass")) >> 1
 
 
-def of_blocks(seed: int, first: int, data: bytes | ByteArray) -> bytes:
+def of_blocks(identity_checksum: int, first: int, data: bytes | ByteArray) -> bytes:
     """The checksums of the blocks in `data`, `LENGTH` bytes each, big-endian.
 
     Parameters
     ----------
-    seed
+    identity_checksum
         Checksum of the facts, from `of_facts`.
     first
         Number of the block in the value that `data` begins with: a block in another place is wrong.
@@ -62,11 +62,11 @@ def of_blocks(seed: int, first: int, data: bytes | ByteArray) -> bytes:
         Bytes from the beginning of a block on. The last block may be short.
     """
     if 0 < len(data) <= BLOCK:
-        return xxh3_64_digest(data, seed + first)
+        return xxh3_64_digest(data, identity_checksum + first)
     view = memoryview(data)
     return b"".join(
         [
-            xxh3_64_digest(view[start : start + BLOCK], seed + block)
+            xxh3_64_digest(view[start : start + BLOCK], identity_checksum + block)
             for block, start in enumerate(range(0, len(view), BLOCK), first)
         ]
     )

@@ -16,7 +16,7 @@ def wall_ns() -> int:
 
 
 def monotonic_ns() -> int:
-    """Nanoseconds that never run backwards and count suspend where the system can tell.
+    """Nanoseconds that never run backwards and include time asleep where the system counts it.
 
     On Linux ``CLOCK_MONOTONIC`` stands still while a laptop sleeps, ``CLOCK_BOOTTIME`` does not
     (clock_gettime(2)). On macOS ``time.monotonic`` stands still, as ``CLOCK_UPTIME_RAW`` does, and
@@ -30,11 +30,11 @@ def monotonic_ns() -> int:
 
 
 def resumed_ns(newest_ns: int, written_ns: int) -> int:
-    """Where time goes on in a file with this newest stamp.
+    """From where time continues in a file with this newest timestamp.
 
-    A stamp that is ahead of the wall clock is from before that was set back. Time would stand still
-    between sessions until the wall clock gets there, if what has passed since the file was written
-    were not added, which the wall clock tells all the same.
+    A timestamp ahead of the wall clock is from before that was set back. The time since the file
+    was written, which the wall clock still measures, is added: otherwise time would stand still
+    between sessions until the wall clock has caught up.
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ def resumed_ns(newest_ns: int, written_ns: int) -> int:
     return newest_ns if newest_ns <= now_ns else newest_ns + max(0, now_ns - written_ns)
 
 
-STAMPS_END = 2**62
+TIMESTAMPS_END = 2**62
 
 
-"""What is not below it is no stamp: as nanoseconds since the Unix epoch, the year 2116."""
+"""Every timestamp is below this: as nanoseconds since the Unix epoch, the year 2116."""
 
 
 class PersistentClock:
@@ -63,9 +63,9 @@ class PersistentClock:
     floor_ns
         If the wall clock is behind this, time resumes here. See `resumed_ns`.
     wall
-        Tells the wall clock's time in nanoseconds.
+        Returns the wall clock's time in nanoseconds.
     monotonic
-        Tells the monotonic clock's time in nanoseconds.
+        Returns the monotonic clock's time in nanoseconds.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class PersistentClock:
         self._lock = threading.Lock()
 
     def now_ns(self) -> int:
-        """The time. Equal to what an earlier call told if no time has passed."""
+        """The time. Equal to that of an earlier call if no time has passed."""
         return max(self._monotonic_ns() + self._offset_ns, self._last_ns)
 
     def timestamp_ns(self) -> int:
-        """The time, later than every stamp before: two uses in one process never tie."""
+        """The time, later than every timestamp before: two uses in one process never tie."""
         with self._lock:
             self._last_ns = max(self._monotonic_ns() + self._offset_ns, self._last_ns + 1)
             return self._last_ns
@@ -95,17 +95,17 @@ class PersistentClock:
     def restart(self, *, floor_ns: int) -> None:
         """Take the origin again, as at opening; time does not go back."""
         with self._lock:
-            begun_ns = max(self._wall_ns(), floor_ns) - self._monotonic_ns()
-            self._offset_ns = max(self._offset_ns, begun_ns)
+            offset_ns = max(self._wall_ns(), floor_ns) - self._monotonic_ns()
+            self._offset_ns = max(self._offset_ns, offset_ns)
             self._last_ns = max(self._last_ns, floor_ns)
 
     def catch_up(self, timestamp_ns: int) -> bool:
-        """Begin anew if a stamp of the file is ahead of the time; tell whether it was.
+        """Restart if a timestamp of the file is ahead of the time; return whether it was.
 
-        Another process gave it, which has counted time that this one missed: no clock but the wall
-        clock, which is set afterwards, goes on while a virtual machine is suspended.
+        It is of another process, which has counted time that this one missed: while a virtual
+        machine is suspended, only the wall clock, which is set afterwards, continues.
         """
-        if not self.now_ns() < timestamp_ns < STAMPS_END:
+        if not self.now_ns() < timestamp_ns < TIMESTAMPS_END:
             return False
         self.restart(floor_ns=timestamp_ns)
         return True

@@ -57,7 +57,7 @@ class MigrationError(CacheError):
 
 
 class StorageError(CacheError):
-    """SQLite could not do what was asked of it; the transaction was rolled back.
+    """SQLite refused an operation; its transaction was rolled back.
 
     The message names the file and what SQLite said; ``__cause__`` is SQLite's own error.
     """
@@ -72,7 +72,7 @@ class FileFullError(StorageError):
 
 
 class FileReadOnlyError(StorageError):
-    """The file, or the folder it is in, cannot be written: what is there is served."""
+    """The file, or the folder it is in, cannot be written to: what is cached is served."""
 
 
 class FileDamagedError(StorageError):
@@ -94,15 +94,15 @@ class OutOfMemoryError(StorageError):
 class DataFileError(StorageError):
     """The data file cannot be used: large values are not cached, small ones are.
 
-    Something that is not ours is in its place, or it may not be opened: the message says which.
-    Move that away, or name another cache file.
+    Another file is in its place, or it may not be opened: the message says which. Move that file
+    away, or name another cache file.
     """
 
 
 class UnstorableKeyError(StorageError):
     """The key is no text that SQLite can hold, such as a file name that is not UTF-8.
 
-    A `SqliteStore` cannot have it; a `CacheStore` asks its source each time.
+    A `SqliteStore` cannot have it; a `CacheStore` reads it from the source each time.
     """
 
 
@@ -130,8 +130,9 @@ class NetworkFileSystemError(StorageError):
 class HardLinkedFileError(StorageError):
     """The file has more than one name and is not opened: copy it, and name the copy.
 
-    SQLite's log is named after the file, so each name would have a log of its own, and who uses one
-    would not see what is written by another (https://www.sqlite.org/howtocorrupt.html, 2.5).
+    SQLite names the WAL after the file, so each name would have a WAL of its own, and a process
+    that uses one name would not see writes through another
+    (https://www.sqlite.org/howtocorrupt.html, 2.5).
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ class HardLinkedFileError(StorageError):
 
     def __init__(self, path: Path, names: int) -> None:
         super().__init__(
-            f"{path}: a file of {names} names (hard links), each of which would have a log of its "
+            f"{path}: a file of {names} names (hard links), each of which would have a WAL of its "
             "own; copy it and put the copy in its place, or name another file"
         )
 
@@ -163,7 +164,7 @@ _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_READONLY: FileReadOnlyError,
     sqlite3.SQLITE_CORRUPT: FileDamagedError,
     sqlite3.SQLITE_NOTADB: FileDamagedError,
-    # What we write is as our schema wants it, so something else stands in its place.
+    # Our statements satisfy our schema, so the file has another.
     sqlite3.SQLITE_CONSTRAINT: FileDamagedError,
     sqlite3.SQLITE_MISMATCH: FileDamagedError,
 }
@@ -175,8 +176,8 @@ _WAY_OUT = {
         "must all be writable"
     ),
     sqlite3.SQLITE_CANTOPEN: (
-        "; it must be readable, and if it has a log (-wal) and the folder is read-only, somebody "
-        "who may write to it must open and close it once"
+        "; it must be readable, and if it has a WAL (-wal) and the folder is read-only, a process "
+        "that may write to it must open and close it once"
     ),
 }
 
@@ -199,8 +200,8 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
         # which it gives the code of an error in a statement.
         return FileDamagedError(f"{path}: {error}")
     code = (code or 0) & 0xFF
-    told = f"{path}: {error}{_WAY_OUT.get(code, '')}"
-    return _BY_PRIMARY_CODE.get(code, StorageError)(told)
+    message = f"{path}: {error}{_WAY_OUT.get(code, '')}"
+    return _BY_PRIMARY_CODE.get(code, StorageError)(message)
 
 
 FAILURES = (sqlite3.Error, MemoryError, UnicodeError, FileDamagedError)

@@ -46,16 +46,16 @@ async def in_thread[T](function: Callable[[], T]) -> T:
     """Call the function in another thread, or in this one where no other can be started.
 
     Not by ``asyncio.to_thread``: where a thread could not be started for it, none can be for the
-    end of the loop either, and what it was asked to call is called by whichever comes later.
+    end of the loop either, and the function would still be in the queue and be called later.
     """
     result: Future[T] = Future()
-    # Who waits may be cancelled, and the result is not.
+    # The task that waits may be cancelled, and the result is not.
     result.set_running_or_notify_cancel()
 
     def call() -> None:
         try:
             result.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - it is for who waits
+        except BaseException as error:  # noqa: BLE001 - it is for the waiting task
             result.set_exception(error)
 
     thread = threading.Thread(target=call, name="zarr-cache", daemon=True)
@@ -66,13 +66,13 @@ async def in_thread[T](function: Callable[[], T]) -> T:
     try:
         return await asyncio.wrap_future(result)
     except asyncio.CancelledError:
-        # It must not go on after the loop has ended.
+        # It must not run on after the loop has ended.
         thread.join()
         raise
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that this thread runs just now, which nothing must hold up; None if none."""
+    """The event loop that this thread runs now, which must not be blocked; None if none."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -112,7 +112,7 @@ async def run_async[T](flow: Flow[T]) -> T:
 
 
 def to_its_end[T](flow: Callable[[], Flow[T]]) -> Flow[T]:
-    """Run the flow to its end, also when the task is cancelled, which is told after that."""
+    """Run the flow to its end, also when the task is cancelled, which is raised after that."""
     return step(lambda: run(flow()), lambda: _to_its_end(flow()))
 
 
@@ -123,7 +123,7 @@ async def _to_its_end[T](flow: Flow[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled():
-            # Nobody is there to be told, and asyncio would say so.
+            # No task takes its exception, which asyncio would log.
             task.exception()
         raise
 

@@ -2,7 +2,7 @@
 
 What is kept under such a name is of no use to any other process. The process removes it when it
 ends. What a killed process leaves is evicted like anything else, or removed when it was not used
-for a week: see `zarr_cache.sweep`.
+for a week: see `index.evict`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def name_of(holder: object, identity: object, detail: str = "") -> str:
     identity
         The object whose keys are named; by which object it is, not by what it equals.
     detail
-        Which part of it. The name does not tell it: it may be a URL with a token.
+        Which part of it. The name does not contain it: it may be a URL with a token.
     """
     key, of = (id(identity), detail), id(holder)
 
@@ -64,7 +64,7 @@ def name_of(holder: object, identity: object, detail: str = "") -> str:
         try:
             reference = weakref.ref(holder, release)
         except TypeError:
-            # Nothing would tell when the id stands for another object.
+            # Nothing would say when the id stands for another object.
             number = next(_next_number)
         else:
             if number is None:

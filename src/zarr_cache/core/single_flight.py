@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class LazyFuture[T]:
-    """A result that is there at once, or some day.
+    """A result that is there at once, or later.
 
-    Mostly nobody waits for it. So a future, of which two would be a tenth of what a miss takes, is
-    made for the first who does.
+    Mostly no caller waits for it. So a future, of which two would be a tenth of the time of a miss,
+    is made for the first caller that waits.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class LazyFuture[T]:
         self.is_set = False
 
     def set(self, result: T) -> None:
-        """Give the result to all who wait. The first one stands."""
+        """Give the result to all waiting callers. Only the first result counts."""
         with self._lock:
             if self.is_set:
                 return
@@ -53,7 +53,7 @@ class LazyFuture[T]:
         return self._waited_for().result()
 
     async def _await(self) -> T:
-        # Shielded: who is cancelled must not cancel what others wait for.
+        # Shielded: a cancelled caller must not cancel the future that others wait for.
         return await asyncio.shield(asyncio.wrap_future(self._waited_for()))
 
     def _waited_for(self) -> Future[T]:
@@ -66,7 +66,7 @@ class LazyFuture[T]:
 
 
 class Flight[T](LazyFuture[tuple[bool, T | None]]):
-    """A fetch under way: whether it has brought an answer, and the answer.
+    """A fetch under way: whether it has brought a response, and the response.
 
     Attributes
     ----------
@@ -81,27 +81,27 @@ class Flight[T](LazyFuture[tuple[bool, T | None]]):
         self.is_of_thread = running_loop() is None
 
     def complete(self, response: T) -> None:
-        """Give the answer to all who follow."""
+        """Give the response to all waiting callers."""
         self.set((True, response))
 
-    def fail(self) -> None:
-        """Tell all who follow to ask for themselves, unless they have their answer."""
+    def abandon(self) -> None:
+        """Let the waiting callers fetch for themselves, unless they have their response."""
         self.set((False, None))
 
     def block(self) -> tuple[bool, T | None]:
-        """Wait in this thread if another leads; nobody waits who runs an event loop."""
+        """Wait in this thread if another leads; a thread that runs an event loop does not wait."""
         may_wait = self.is_of_thread and running_loop() is None
         return super().block() if may_wait or self.is_set else (False, None)
 
 
 class Flights[K: Hashable, T]:
-    """The fetches under way in this process, by what they ask for.
+    """The fetches under way in this process, by what they fetch.
 
     Attributes
     ----------
     ended
-        How many have ended. If it is another number than before a look-up that missed, the answer
-        may be at hand by now.
+        How many have ended. If it is another number than before a lookup that missed, the response
+        may be cached by now.
     """
 
     def __init__(self) -> None:
@@ -118,9 +118,9 @@ class Flights[K: Hashable, T]:
             return self._under_way.setdefault(key, mine)
 
     def end(self, key: K, mine: Flight[T]) -> None:
-        """Nobody joins any more; who has no answer by now asks for itself."""
+        """End the flight: no caller joins any more, and those without a response fetch it."""
         with self._lock:
             if self._under_way.get(key) is mine:
                 self.ended += 1
                 del self._under_way[key]
-        mine.fail()
+        mine.abandon()

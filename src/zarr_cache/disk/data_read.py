@@ -1,4 +1,4 @@
-"""Reading out of the data file: what is in memory at once, and what must be waited for."""
+"""Reading from the data file: at once what is in memory, and otherwise in another thread."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from zarr_cache.disk.data_file import Extent, OpenFile
 
 
-MAX_BEGUN = 2**20
+MAX_UNTRIED = 2**20
 
 
-"""Of more than this one block is tried first: what is not in memory Linux begins to read all the
-same, and to begin some MiB holds up the event loop."""
+"""Of more than this, one block is tried first: Linux starts to read what is not in memory all the
+same, and to start with some MiB blocks the event loop."""
 
 
 MAX_IN_MEMORY = 8 * 2**20
@@ -35,13 +35,13 @@ more are copied in another thread."""
 MAX_UNCHECKED = 2**20
 
 
-"""For so many bytes memory is taken without a look at how long the file is."""
+"""For so many bytes memory is taken without comparing them with the length of the file."""
 
 
 MAX_ON_LOOP = 2 * 2**20
 
 
-"""Where the system cannot tell whether bytes are in memory, so many are read on the event loop."""
+"""Where the system does not say whether bytes are in memory, so many are read on the event loop."""
 
 
 NOWAIT = getattr(os, "RWF_NOWAIT", 0)
@@ -50,14 +50,14 @@ NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 """The flag with which Linux reads only what is in memory, see preadv2(2); 0 elsewhere."""
 
 
-CANNOT_TELL = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
-"""What a system or a file system answers that does not know the flag; tmpfs is one."""
+"""Errors of a system or a file system that does not know the flag; tmpfs is one."""
 
 
 class Read:
-    """Bytes of one value on their way out of the data file.
+    """A read of the bytes of one value from the data file.
 
     Parameters
     ----------
@@ -65,22 +65,22 @@ class Read:
         The data file.
     extents
         What is to be read, in the order of the value: also an attribute.
-    seed, first, checksums
+    identity_checksum, first, checksums
         What the bytes are verified with, see `checksum.of_blocks`.
     start, stop
-        Which of the bytes are asked for, counted from the first that is read.
+        Which of the bytes are returned, counted from the first that is read.
 
     Raises
     ------
     DamagedValueError
-        So many bytes are not in the file.
+        The file is shorter.
     """
 
     def __init__(
         self,
         file: OpenFile,
         extents: Sequence[Extent],
-        seed: int,
+        identity_checksum: int,
         first: int,
         checksums: bytes,
         start: int,
@@ -88,18 +88,18 @@ class Read:
     ) -> None:
         self._file = file
         self.extents = extents
-        self._seed, self._first, self._checksums = seed, first, checksums
+        self._identity_checksum, self._first, self._checksums = identity_checksum, first, checksums
         self._start, self._stop = start, stop
         self._nbytes = sum(extent.length for extent in extents)
         if self._nbytes > MAX_UNCHECKED and self._nbytes > size_of(file):
-            # Before memory is taken for what somebody says that there is.
+            # Before memory is taken for a length that may be wrong.
             raise DamagedValueError("the data file is shorter than that")
         self._turn = threading.Lock()
 
     def now(self) -> ByteArray | None:
-        """The bytes asked for, verified; None where the disk would have to be waited for.
+        """The requested bytes, verified; None if they must be read from the disk.
 
-        None as well for so many bytes that to copy them would hold up the event loop.
+        None as well for so many bytes that to copy them would block the event loop.
 
         Raises
         ------
@@ -115,11 +115,11 @@ class Read:
         return self._verified(array) if is_read else None
 
     def _read_from_memory(self, array: ByteArray) -> bool | None:
-        """Read what is in memory; tell whether that is all, None if the system does not tell."""
+        """Read what is in memory; whether that is all, None if the system does not say."""
         at = 0
         for place, length in self.extents:
-            # One block of what is long is tried first, see `MAX_BEGUN`.
-            ends = (BLOCK, length) if length > MAX_BEGUN else (length,)
+            # Of a long extent one block is tried first, see `MAX_UNTRIED`.
+            ends = (BLOCK, length) if length > MAX_UNTRIED else (length,)
             done = 0
             for end in ends:
                 piece = array[at + done : at + end]
@@ -128,7 +128,7 @@ class Read:
                 except BlockingIOError:
                     return False
                 except OSError as error:
-                    if error.errno in CANNOT_TELL:
+                    if error.errno in UNSUPPORTED:
                         return None
                     raise _damaged(error) from error
                 if count < end - done:
@@ -138,7 +138,7 @@ class Read:
         return True
 
     def wait(self) -> ByteArray:
-        """The bytes asked for, verified, read by this thread.
+        """The requested bytes, verified, read by this thread.
 
         Raises
         ------
@@ -155,8 +155,8 @@ class Read:
     def wait_once(self) -> ByteArray | None:
         """As `wait`; None if the bytes are not those that were written, or another call came first.
 
-        None as well if there is no memory for them: who looks the key up again is told so.
-        What waits in the queue of a pool may begin long after who asked has read the bytes itself.
+        None as well if there is no memory for them: the next lookup of the key reports that. A read
+        that waits in the queue of a pool may start long after its caller has read the bytes itself.
         """
         if not self._turn.acquire(blocking=False):
             return None
@@ -177,16 +177,16 @@ class Read:
             done += count
 
     def _verified(self, array: ByteArray) -> ByteArray:
-        if checksum.of_blocks(self._seed, self._first, array) != self._checksums:
+        if checksum.of_blocks(self._identity_checksum, self._first, array) != self._checksums:
             raise DamagedValueError(f"block {self._first} or one after it")
         nbytes = self._stop - self._start
         if nbytes == len(array):
             return array
         found = array[self._start : self._stop]
-        # A view would keep all that was read in memory.
+        # A view would keep all of the array in memory.
         return found.copy() if 2 * nbytes < len(array) else found
 
 
 def _damaged(error: OSError) -> DamagedValueError:
-    """What a part of the disk that cannot be read comes to: its value is fetched again."""
+    """The error for a part of the disk that cannot be read: its value is fetched again."""
     return DamagedValueError(f"the data file cannot be read: {error}")

@@ -1,4 +1,4 @@
-"""Whether a file lies on a network file system, where SQLite's log does not work."""
+"""Whether a file lies on a network file system, where SQLite's WAL does not work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from zarr_cache.core.errors import NetworkFileSystemError
 
 # File systems over a network. Those of virtual machines and containers on one host are not here.
-_OVER_A_NETWORK = frozenset(
+_NETWORK_FILE_SYSTEMS = frozenset(
     {
         "afs",
         "beegfs",
@@ -42,11 +42,11 @@ _OVER_A_NETWORK = frozenset(
 MOUNTS = Path("/proc/self/mounts")
 
 
-"""Where Linux tells what is mounted where, see proc(5)."""
+"""Where Linux lists the mounted file systems, see proc(5)."""
 
 
 def refuse_network(path: Path) -> None:
-    """Raise if the file would lie on a network file system, where SQLite's log does not work.
+    """Raise if the file would lie on a network file system, where SQLite's WAL does not work.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def refuse_network(path: Path) -> None:
         The message names the file system.
     """
     file_system = _file_system_of(path)
-    if file_system in _OVER_A_NETWORK:
+    if file_system in _NETWORK_FILE_SYSTEMS:
         raise NetworkFileSystemError(path, file_system)
 
 
 def _file_system_of(path: Path) -> str:
-    """The type of the file system that the file is in; "" where nothing tells."""
+    """The type of the file system that the file is in; "" where that is not known."""
     try:
         mounts = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

@@ -37,7 +37,7 @@ class FileId(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is another as soon as somebody writes to a file, or is about to."""
+    """What differs as soon as a process has written to a file, or is about to."""
 
     size: int
     modified_ns: int
@@ -51,12 +51,12 @@ def wal_of(path: Path) -> Path:
 
 
 def shared_memory_of(path: Path) -> Path:
-    """Where SQLite keeps the index of the log, which all who have the file open share."""
+    """Where SQLite keeps the index of the WAL, which all processes with the file open share."""
     return path.with_name(f"{path.name}-shm")
 
 
 def data_file_of(path: Path) -> Path:
-    """Where the bytes of large values are, see `zarr_cache.data_file`."""
+    """Where the bytes of large values are, see `disk.data_file`."""
     return path.with_name(f"{path.name}-data")
 
 
@@ -70,15 +70,15 @@ def file_id_of(path: Path) -> FileId | None:
 
 
 def state_of(path: Path, found: os.stat_result) -> State:
-    """The state of a file of which the system has told `found`.
+    """The state of a file, by what the system says of it now (`found`).
 
-    Its times go in steps of some milliseconds. To open a file, to write and to close takes longer.
+    Its times have steps of some milliseconds. To open a file, to write and to close takes longer.
     """
     return State(found.st_size, found.st_mtime_ns, found.st_ctime_ns, wal_of(path).exists())
 
 
 def written_ns(path: Path) -> int:
-    """When the file or its log was last written to, in nanoseconds of the wall clock."""
+    """When the file or its WAL was last written to, in nanoseconds of the wall clock."""
     times = [0]
     for each in (path, wal_of(path)):
         with contextlib.suppress(OSError):
@@ -88,14 +88,14 @@ def written_ns(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked_folder(path: Path, *, is_shared: bool, seconds: float | None = None) -> Iterator[None]:
-    """Run the block while no process sets a file of this folder aside.
+    """Run the block while no process renames a damaged file of this folder.
 
     Parameters
     ----------
     path
         A file in the folder.
     is_shared
-        Whether others may hold the lock at once who ask for it to be shared.
+        Whether others may hold the lock at the same time, if they share it, too.
     seconds
         How long to wait, if not as long as for any other lock.
 
@@ -111,7 +111,7 @@ def locked_folder(path: Path, *, is_shared: bool, seconds: float | None = None) 
     try:
         folder = os.open(path.parent, os.O_RDONLY)
     except OSError:
-        # It may be entered but not be read. Then nobody sets anything aside in it either.
+        # It may be entered but not be read. Then no process renames anything in it either.
         yield
         return
     try:
@@ -131,8 +131,8 @@ def _lock(folder: int, path: Path, how: int, seconds: float) -> None:
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 raise FileLockedError(
-                    f"{path}: another process keeps its folder locked, to open a file of it or to "
-                    "set one aside"
+                    f"{path}: another process keeps its folder locked, to open a file in it or to "
+                    "rename a damaged one"
                 ) from error
             time.sleep(0.002)
         except OSError:
@@ -142,9 +142,9 @@ def _lock(folder: int, path: Path, how: int, seconds: float) -> None:
 
 
 def is_writable(path: Path) -> bool:
-    """Whether this process may write to the file, to its log, and to the folder they are in."""
+    """Whether this process may write to the file, to its WAL, and to the folder they are in."""
     beside = (wal_of(path), shared_memory_of(path))
-    # As whom the process acts, where the system tells that from who has started it.
+    # By the effective user of the process, where the system can.
     acting = os.access in os.supports_effective_ids
     return all(
         os.access(each, os.W_OK, effective_ids=acting)
@@ -153,7 +153,7 @@ def is_writable(path: Path) -> bool:
 
 
 def quarantine_path(path: Path) -> Path:
-    """The name that a cache file has after it was set aside now."""
+    """The name of a damaged cache file that is renamed now."""
     now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
     return path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")
 
@@ -168,7 +168,7 @@ def default_path() -> Path:
     """The file that ``$ZARR_CACHE_PATH`` names, or else one in the user's cache folder.
 
     That folder is ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS and ``%LOCALAPPDATA%`` on
-    Windows, as platformdirs tells it. Every source has a namespace of its own in the file.
+    Windows, as platformdirs has it. Every source has a namespace of its own in the file.
     """
     named = os.environ.get(VARIABLE)
     if named:

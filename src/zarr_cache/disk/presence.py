@@ -45,9 +45,9 @@ class Presence:
         self.file_id, self._size, self._state = file_id, 0, None
 
     def expect(self, state: State) -> None:
-        """Look for writes as well: SQLite was told that the file, of this state, does not change.
+        """Report writes as well, after the file was opened as immutable in this state.
 
-        The oldest state counts, if there are several connections.
+        The first state counts, if there are several connections.
         """
         self._state = self._state or state
 

@@ -1,4 +1,4 @@
-"""A few threads for what waits for the disk: reads off an event loop, and writes side by side."""
+"""A few threads that wait for the disk: for reads of an event loop, and for writes side by side."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MAX_THREADS = min(16, 4 * (os.cpu_count() or 1))
 
 
-"""So many reads are under way at once: enough to keep a disk busy, and not so many that they keep
-the event loop from running."""
+"""So many reads run at once: enough to keep a disk busy, and not so many that the event loop cannot
+run."""
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -42,7 +42,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def read_all(reads: Sequence[Read]) -> list[ByteArray | None]:
-    """What each brings, in this thread; None for bytes that are not those that were written."""
+    """The bytes of each, read in this thread; None where they are not those that were written."""
     return [read.wait_once() for read in reads]
 
 
@@ -63,9 +63,9 @@ async def _read_one(read: Read) -> ByteArray | None:
 
 
 def in_two_threads[T, R](function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """What the function makes of each, in their order; of several, half in another thread.
+    """Call the function for each and return its results in order; half of them in another thread.
 
-    Returns, or raises what the function does, when nothing of it goes on.
+    Returns, or raises the function's error, when no call is running any more.
     """
     half = len(items) // 2
     is_begun = threading.Lock()
@@ -77,15 +77,15 @@ def in_two_threads[T, R](function: Callable[[T], R], items: Sequence[T]) -> list
     try:
         first = _threads().submit(first_half) if half else None
     except RuntimeError:
-        # No thread can be started, for a limit or at the end of the interpreter. What waits in the
-        # queue all the same is not to begin later.
+        # No thread can be started, for a limit or at the end of the interpreter. The call may be in
+        # the queue all the same, and must not start later.
         is_begun.acquire(blocking=False)
         first = None
     try:
         rest = [function(each) for each in items[half if first else 0 :]]
     finally:
         if first is not None and is_begun.acquire(blocking=False):
-            # Reads keep all the threads: it has not begun, and will not.
+            # Reads keep all the threads busy: it has not started, and will not.
             first = None
         elif first is not None:
             wait([first])

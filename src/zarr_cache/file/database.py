@@ -25,7 +25,7 @@ class Database(Protocol):
     Attributes
     ----------
     before_close
-        Called by `close` while operations still run, to write what waits.
+        Called by `close` while operations still run, to write what is queued.
     before_end
         Called at the end of the interpreter instead.
     before_pause
@@ -34,7 +34,7 @@ class Database(Protocol):
         Called in the child of a fork, after the database has forgotten its connections.
     after_loss
         Called when another file, or none, is found in the place of the one that was open: nothing
-        that is known of the old one holds for the new one.
+        that is known of the old one is true of the new one.
     """
 
     before_close: list[Callable[[], None]]
@@ -64,31 +64,28 @@ class Database(Protocol):
         """Run the operation without holding up the event loop."""
 
     def clock(self) -> PersistentClock:
-        """The clock that stamps what is kept in this database."""
+        """The clock of the timestamps in this database."""
 
     def is_gone(self) -> bool:
-        """Whether there is no file any more: nobody wants one for what waits to be written."""
+        """Whether the file was deleted: no other is made for what is queued."""
 
     def is_marked(self, namespace: str) -> bool:
-        """Whether some process could not record a write to this source, here or before."""
+        """Whether the namespace has an invalidation marker: none of its entries is valid.
 
-    def mark(self, namespace: str) -> bool:
-        """Tell every process that what is kept of the namespace is not to be believed.
-
-        Returns
-        -------
-        bool
-            Whether they are told.
+        A process that could not record a write to the source has made it.
         """
 
+    def mark(self, namespace: str) -> bool:
+        """Invalidate the namespace in every process; False if no marker could be of use."""
+
     def marked_ns(self, namespace: str) -> int | None:
-        """Which mark it is; None if there is none."""
+        """The time of the marker, by which a later one differs; None if there is none."""
 
     def unmark(self, namespace: str, since_ns: int) -> None:
-        """Remove this mark: what is kept of the namespace has been removed since."""
+        """Remove this marker: the entries of the namespace have been removed since."""
 
     def quarantine(self, error: FileDamagedError) -> Path | None:
-        """Set the damaged file aside, so that the next operation begins another."""
+        """Rename the damaged file, so that the next operation starts with an empty one."""
 
 
 class MemoryDatabase:
@@ -118,7 +115,7 @@ class MemoryDatabase:
         return "in memory"
 
     def clock(self) -> PersistentClock:
-        """The clock that stamps what is kept here."""
+        """The clock of the timestamps in it."""
         return self._clock
 
     def run[**P, T](
@@ -150,22 +147,22 @@ class MemoryDatabase:
         return False
 
     def is_marked(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
-        """False: no other process could leave a mark."""
+        """False: no other process could make a marker."""
         return False
 
     def mark(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
-        """False: there is no other process to tell."""
+        """False: no other process uses it."""
         return False
 
     def marked_ns(self, namespace: str) -> int | None:  # noqa: ARG002 - as in a file
-        """None: there are no marks."""
+        """None: there are no markers."""
         return None
 
     def unmark(self, namespace: str, since_ns: int) -> None:
-        """Do nothing: there are no marks."""
+        """Do nothing: there are no markers."""
 
     def quarantine(self, error: FileDamagedError) -> Path | None:
-        """Nothing is set aside: there is no file."""
+        """Raise the error: there is no file to rename."""
         raise error
 
 
@@ -191,8 +188,8 @@ def _after_fork_in_child() -> None:
     forked = list(_held)
     _after_fork()
     for database in forked:
-        for begin in database.after_fork:
-            begin()
+        for forget in database.after_fork:
+            forget()
 
 
 if hasattr(os, "register_at_fork"):

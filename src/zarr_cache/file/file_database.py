@@ -139,7 +139,7 @@ class FileDatabase:
         """As `run`, after a write was refused: the file may have been opened at a bad time."""
         with self._pool.lock:
             self._pool.wait_until_unused()
-            # What one connection found that it may not write, all others believe as well.
+            # If one connection was opened for reading only, so were all others.
             self._close_all()
             self._open()
         lease = ConnectionLease()
@@ -171,7 +171,7 @@ class FileDatabase:
         if change in {Change.SHRUNK, Change.WRITTEN}:
             # What is mapped into memory beyond its end must not be touched. Mostly space was given
             # back; if the file was cut, SQLite will find out. And SQLite does not notice a write to
-            # a file that it was told does not change.
+            # a file that was opened as immutable.
             self._close_unused()
             return
         # Before anything is closed: if the lock is not to be had, the next operation finds the
@@ -282,8 +282,8 @@ class FileDatabase:
         self._loops.abandon()
         self._file.abandon()
         self._start_closed()
-        for begin in self.after_fork:
-            begin()
+        for forget in self.after_fork:
+            forget()
 
     async def run_async[**P, T](
         self,

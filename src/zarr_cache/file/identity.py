@@ -1,4 +1,4 @@
-"""Whose a file is, which is known before anything else is asked of it."""
+"""Whether a file is one of ours, which is checked before any other statement uses it."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _VERSION_AT = slice(60, 64)
 
 
 # https://www.sqlite.org/fileformat2.html#the_write_ahead_log: a header, and one for each page.
-_FIRST_PAGE_OF_LOG_AT = 32 + 24
+_FIRST_PAGE_OF_WAL_AT = 32 + 24
 
 
-# Stands in the first pages of each of our files, whatever becomes of the header.
+# In the first pages of each of our files, also when the header is damaged.
 _OUR_SCHEMA = (b"CREATE TABLE namespace (", b"CREATE TABLE entry (", b"CREATE TABLE value (")
 
 
@@ -56,7 +56,7 @@ _SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_ROW_BYTES = 2**20
 
 
-"""Nobody writes a longer text of a table or view, and SQLite holds each in memory."""
+"""No user writes a longer text of a table or view, and SQLite holds each in memory."""
 
 
 def is_ours(path: Path) -> bool:
@@ -72,7 +72,7 @@ def is_ours(path: Path) -> bool:
 
 
 def is_cut(path: Path) -> bool:
-    """Whether so little is left of the file that nothing tells whose it was."""
+    """Whether so little is left of the file that nothing says what it was."""
     start = _start_of(path)
     return len(start) < _HEADER_BYTES and _MAGIC.startswith(start[: len(_MAGIC)])
 
@@ -82,7 +82,7 @@ def _start_of(path: Path) -> bytes:
         return file.read(_SCHEMA_BYTES)
 
 
-# Tells our files from others when the application id is damaged.
+# By these a file is ours although its application id is damaged.
 OUR_TABLES = """
 SELECT count(*)
 FROM sqlite_schema
@@ -117,25 +117,25 @@ def refuse_foreign(path: Path) -> None:
     _refuse_what_is_no_file(path)
     # Not by plain open(): closing it drops the locks that SQLite holds on the file in this process
     # ("How To Corrupt An SQLite Database File", 2.2).
-    # First without the log and without locks, which leaves nothing beside somebody else's file.
-    log = wal_of(path)
-    # The log goes when another process is the last to close the file: then look again.
+    # First without the WAL and without locks, which leaves nothing beside another program's file.
+    wal = wal_of(path)
+    # SQLite removes the WAL when another process is the last to close the file: then look again.
     with contextlib.suppress(FileNotFoundError):
         try:
             identity = _identity(path, "immutable=1")
         except sqlite3.DatabaseError as error:
-            # What a log would make of it is not asked: it may be that of a file that was here
-            # before, and SQLite would write it over this one.
+            # Without the WAL: it may be that of a file that was here before, and SQLite would write
+            # it over this one.
             if not _is_database_by_now(path):
                 _refuse_what_is_no_database(path, error)
         else:
             _judge(path, identity)
-            # Beside a file without a page SQLite removes whatever log there is.
-            if not (path.stat().st_size and log.exists() and log.stat().st_size):
+            # Beside a file without a page SQLite removes any WAL.
+            if not (path.stat().st_size and wal.exists() and wal.stat().st_size):
                 return
             if identity == _Identity():
-                _judge(path, _identity_in_log(log))
-    # What is ours, or still empty, may be another thing with its log, or be written just now.
+                _judge(path, _identity_in_wal(wal))
+    # A file that is ours, or still empty, may be another with its WAL, or be written just now.
     try:
         identity = _identity(path, "mode=ro")
     except sqlite3.DatabaseError as error:
@@ -149,8 +149,8 @@ def refuse_foreign(path: Path) -> None:
 def _refuse_what_is_no_file(path: Path) -> None:
     """Raise unless there is a file, and nothing but files where SQLite has its own beside it.
 
-    To read a pipe or a terminal may take for ever, and to open a device may do something. A link
-    would lead to a file that is somebody else's, and so may another name of a file.
+    To read a pipe or a terminal may take for ever, and to open a device may have effects. A link
+    may lead to a file of another program, and so may another name of a file.
     """
     journal = path.with_name(f"{path.name}-journal")
     found = {path: path.stat()}
@@ -177,18 +177,18 @@ def _is_database_by_now(path: Path) -> bool:
 
 def _refuse_what_is_no_database(path: Path, error: sqlite3.DatabaseError) -> None:
     if not is_code(error, sqlite3.SQLITE_NOTADB) or not any(_start_of(path)[:_HEADER_BYTES]):
-        # A page of zeros is one that another process is making.
+        # Another process is making the file, if its page is all zeros.
         return
-    # Nobody can have it open through SQLite.
+    # No process can have it open through SQLite.
     if is_ours(path):
         raise FileDamagedError(f"{path}: its header is damaged") from error
     raise ForeignFileError(path, found="not an SQLite database") from error
 
 
-def _identity_in_log(log: Path) -> _Identity:
-    """What the log of a file says that is empty without it: its first page is that of the file."""
-    with log.open("rb") as file:
-        file.seek(_FIRST_PAGE_OF_LOG_AT)
+def _identity_in_wal(wal: Path) -> _Identity:
+    """The identity of a file that is empty without its WAL, whose first page is the file's."""
+    with wal.open("rb") as file:
+        file.seek(_FIRST_PAGE_OF_WAL_AT)
         header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
         return _Identity()
@@ -215,7 +215,7 @@ def _identity(path: Path, how: str) -> _Identity:
         if application_id == APPLICATION_ID:
             raise StorageError(
                 f"{path}: its schema has a text of more than {MAX_SCHEMA_ROW_BYTES} bytes and is "
-                "not read; remove what somebody has added to it, or use another file"
+                "not read; drop what was added to it, or use another file"
             ) from error
         return _Identity(application_id, version, objects=1)
     finally:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Concatenate, Protocol
 
-from zarr_cache.core.clock import STAMPS_END
+from zarr_cache.core.clock import TIMESTAMPS_END
 from zarr_cache.core.errors import is_code, translated
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ type Find = Callable[[Connection], list[Problem]]
 type Fix = Callable[[Connection, list[Problem]], None]
 
 
-END = STAMPS_END
+END = TIMESTAMPS_END
 
 
 """Timestamps and counts are below it."""
