@@ -398,6 +398,16 @@ def test_a_file_with_additions_is_neither_used_nor_renamed(
     assert not list(path.parent.glob("*.damaged-*"))
 
 
+def test_a_repair_leaves_a_file_with_additions_as_it_is(path: Path) -> None:
+    forge_schema(path, "CREATE INDEX by_size ON entry (size DESC)")
+    before = path.read_bytes()
+
+    with pytest.raises(StorageError, match="'by_size' of 'entry' was added"):
+        list(SqliteStore(path).verify(repair=True))
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.damaged-*"))
+
+
 def test_a_file_without_the_additions_is_used_again_and_has_nothing_from_before_a_write(
     path: Path,
 ) -> None:

@@ -423,7 +423,7 @@ def test_a_damaged_file_that_cannot_be_renamed_is_reported_and_stays(
     reported: list[Problem] = []
     with monkeypatch.context() as patch:
         patch.setattr(file_database, "quarantine", fail)
-        with pytest.raises(StorageError, match="cannot be set aside: not ours"):
+        with pytest.raises(StorageError, match="cannot be renamed: not ours"):
             reported.extend(store.verify(repair=True))
     before = quarantined(path)
     repaired = problems(store, repair=True)

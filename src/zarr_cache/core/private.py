@@ -1,7 +1,7 @@
 """Names that are private to a process, by a random token.
 
-What is kept under such a name is of no use to any other process. The process removes it when it
-ends. What a killed process leaves is evicted like anything else, or removed when it was not used
+Entries under such a name are of no use to any other process. The process removes them when it
+ends. Those of a killed process are evicted like any others, or removed when they were not used
 for a week: see `index.evict`.
 """
 

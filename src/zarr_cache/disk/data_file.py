@@ -142,9 +142,9 @@ def _lock(descriptor: int, owner: int, how: str) -> int | None:
     command = getattr(fcntl, how, None) if sys.platform == "linux" else None
     if command is None:
         return None
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCKS_AT + owner, 1, 0)
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCKS_AT + owner, 1, 0)
     try:
-        response = fcntl.fcntl(descriptor, command, asked)
+        response = fcntl.fcntl(descriptor, command, request)
     except OSError:
         return None
     return int(_FLOCK.unpack(response)[0])

@@ -232,7 +232,7 @@ class FileDatabase:
             if self._file.may_hold_stored():
                 raise StorageError(
                     f"{error}; it holds values that were stored with SqliteStore and is left where "
-                    f"it is; 'zarr-cache verify --repair -f {self.path}' begins another with them"
+                    f"it is; 'zarr-cache verify --repair -f {self.path}' makes another with them"
                 )
             return self.quarantine_with_stored(error)
 
@@ -250,7 +250,7 @@ class FileDatabase:
                 self._close_all()
                 quarantined = quarantine(self.path, error.file_id)
             except OSError as failure:
-                raise StorageError(f"{error}; it cannot be set aside: {failure}") from failure
+                raise StorageError(f"{error}; it cannot be renamed: {failure}") from failure
             if quarantined is not None:
                 logger.warning("%s; it is now %s, and another is begun", error, quarantined)
                 for forget in self.after_loss:

@@ -60,7 +60,7 @@ MAX_SCHEMA_ROW_BYTES = 2**20
 
 
 def is_ours(path: Path) -> bool:
-    """Whether the file was one of ours before it was damaged, as far as its first bytes tell.
+    """Whether the file was one of ours before it was damaged, as far as its first bytes say.
 
     Reads it by ``open()``, and closing that drops the locks that SQLite holds on the file in this
     process ("How To Corrupt An SQLite Database File", 2.2): not for a file that is in use.
@@ -171,7 +171,7 @@ def _kind_of(found: os.stat_result) -> str:
 
 
 def _is_database_by_now(path: Path) -> bool:
-    """Whether it may be one that another process was making when it was looked at without locks."""
+    """Whether it may be one that another process was making when it was read without locks."""
     return _start_of(path).startswith(_MAGIC)
 
 

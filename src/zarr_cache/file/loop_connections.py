@@ -68,7 +68,7 @@ class LoopConnection(aiosqlite.Connection):
             await self
         except BaseException:
             if self._thread.is_alive():
-                # aiosqlite has asked it to end. It must not outlive the loop, see `run`.
+                # aiosqlite has stopped it. It must not outlive the loop, see `run`.
                 self._thread.join()
             raise
 
@@ -168,7 +168,7 @@ class LoopConnections:
         return {each.connection for each in self._by_loop.values()}
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Make a connection for `loop`; tasks that ask at once wait for the same one.
+        """Make a connection for `loop`; tasks that need it at once wait for the same one.
 
         Raises
         ------

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class OpenedFile:
-    """The file at a path, as it was when it was opened; makes the connections to it.
+    """The file at a path, as it was when it was last opened; makes the connections to it.
 
     Attributes
     ----------
@@ -210,6 +210,8 @@ def open_file(path: Path, write_lock: WriteLock) -> Connection:
         SQLite's WAL does not work where the path is.
     FileReadOnlyError
         As `open_read_only`.
+    StorageError
+        A user has added tables, indexes or triggers to it; or SQLite is too old.
     """
     refuse_network(path)
     while True:

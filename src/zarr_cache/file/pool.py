@@ -59,7 +59,7 @@ class ConnectionPool:
         Whether operations can take a connection without opening the file.
     connections
         Every connection to the file that is open, those of event loops included. An operation may
-        still use one that is not among them: whoever ends that operation closes it.
+        still use one that is not among them, which is closed when that operation ends.
     leases
         Operations under way, and those that have ended and are not put back yet.
     exclusive
@@ -114,7 +114,7 @@ class ConnectionPool:
         return connection
 
     def put_back(self, lease: ConnectionLease) -> None:
-        """End the lease. If Ctrl-C prevents that, the next one who needs its connection does it."""
+        """End the lease. If Ctrl-C prevents that, a later `take` does it."""
         with self.lock:
             connection, lease.connection = lease.connection, None
             if connection is not None:
