@@ -142,7 +142,7 @@ def test_a_file_that_was_deleted_is_logged(path: Path, log: pytest.LogCaptureFix
     read_all(store)
 
     assert lines(log) == [
-        f"WARNING {path}: it was deleted while it was open; it is opened anew",
+        f"WARNING {path}: it was deleted while it was open; it is opened again",
         f"INFO {path}: opened",
     ]
 

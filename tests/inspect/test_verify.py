@@ -211,10 +211,6 @@ DAMAGE = {
     "no data file": ("DELETE FROM data_file", "data_file"),
     "a missing index": ("DROP INDEX entry_by_use", "schema"),
     "a missing view": ("DROP VIEW cache_usage", "schema"),
-    "a foreign trigger": (
-        "CREATE TRIGGER theirs AFTER DELETE ON entry BEGIN DELETE FROM entry; END",
-        "schema",
-    ),
 }
 
 
