@@ -38,7 +38,7 @@ def repair(
             yield from verify.verify_rows(run, repair=True)
             return
         error = FileDamagedError(f"{database.path}: {damage[0]}")
-        error.place = file_id
+        error.file_id = file_id
     except FileDamagedError as refused:
         damage, error = [Problem("file", str(refused), "a cache file")], refused
     try:
