@@ -75,10 +75,10 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
         )
         return connection.execute(lookup.LOOKUP, parameters).fetchone()
 
-    def lookup(connection: Connection, key: str) -> lookup.EntryState:
+    def look_up(connection: Connection, key: str) -> lookup.EntryState:
         return lookup.lookup(connection, namespace, key)
 
-    found = {key: database.run(lookup, key) for key in keys}
+    found = {key: database.run(look_up, key) for key in keys}
 
     def read(connection: Connection, key: str) -> object:
         each, array = found[key], core_buffers.array(size)
@@ -107,8 +107,8 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
         floor: rotating(reads[floor]),
         STATEMENT: inside(statement),
         **large,
-        LOOKUP: inside(lookup),
-        OPERATION: rotating(lambda key: database.run(lookup, key)),
+        LOOKUP: inside(look_up),
+        OPERATION: rotating(lambda key: database.run(look_up, key)),
         OURS: rotating(store_read),
     }
     return Row(LAYERS.format(what=what), "µs", bench.in_turn(systems), OURS)

@@ -22,8 +22,9 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.storage import WrapperStore
 
 from zarr_cache import CacheStore, SqliteStore, register_namespace
+from zarr_cache.backend import registry
 from zarr_cache.backend.file_cache import FileCache
-from zarr_cache.backend.other_store import StoreCache
+from zarr_cache.backend.store_cache import StoreCache
 from zarr_cache.core import checksum
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import extents
@@ -675,9 +676,16 @@ def leave_process(store: Store) -> None:
     """
     cache = store._cache if isinstance(store, CacheStore) else store
     if isinstance(store, CacheStore) and isinstance(store._view.values, StoreCache):
-        StoreCache._all.discard(store._view.values)
+        registry._of_stores.discard(store._view.values)
     if isinstance(cache, SqliteStore):
         FileDatabase.registry.by_path.pop(cache.path, None)
+
+
+def file_cache(store: CacheStore) -> FileCache:
+    """What this process has over the cache file of `store`."""
+    cache = store._view.values
+    assert isinstance(cache, FileCache)
+    return cache
 
 
 def open_file(path: Path) -> closing[sqlite3.Connection]:
@@ -835,7 +843,7 @@ def is_cache_file(path: Path) -> bool:
 def flush_everything() -> None:
     """Wait until every answer of this process that waits is in its file."""
     for database in list(FileDatabase.registry.opened):
-        FileCache.of(database).flush()
+        registry.file_cache_of(database).flush()
 
 
 def close_everything() -> None:

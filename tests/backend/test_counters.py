@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import buffer, open_file
+from tests.fakes import buffer, file_cache, open_file
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.backend.counters import LONGEST_PENDING_NS, MAX_PENDING, Pending
+from zarr_cache.backend.counters import MAX_PENDING, MAX_PENDING_NS, Pending
 
 if TYPE_CHECKING:
     import sqlite3
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.fakes import HeldTime
 
-LONGEST_SECONDS = LONGEST_PENDING_NS // 10**9
+LONGEST_SECONDS = MAX_PENDING_NS // 10**9
 
 
 def test_they_are_due_when_there_are_many() -> None:
@@ -29,8 +29,8 @@ def test_they_are_due_when_there_are_many() -> None:
 
 def test_they_are_due_when_the_first_is_old() -> None:
     pending = Pending()
-    first = [pending.touch(1, 5), pending.touch(2, 4 + LONGEST_PENDING_NS)]
-    last = pending.touch(1, 5 + LONGEST_PENDING_NS)
+    first = [pending.touch(1, 5), pending.touch(2, 4 + MAX_PENDING_NS)]
+    last = pending.touch(1, 5 + MAX_PENDING_NS)
 
     assert (first, last) == ([False, False], True)
 
@@ -38,12 +38,12 @@ def test_they_are_due_when_the_first_is_old() -> None:
 def test_none_that_has_been_taken_is_due() -> None:
     pending = Pending()
     pending.touch(1, 5)
-    pending.touch(1, 5 + LONGEST_PENDING_NS)
+    pending.touch(1, 5 + MAX_PENDING_NS)
     taken = pending.take_touches()
 
-    assert taken == {1: 5 + LONGEST_PENDING_NS}
+    assert taken == {1: 5 + MAX_PENDING_NS}
     assert not pending.are_due
-    assert not pending.touch(2, 10 + 2 * LONGEST_PENDING_NS)
+    assert not pending.touch(2, 10 + 2 * MAX_PENDING_NS)
 
 
 def used_at(shell: sqlite3.Connection) -> dict[str, int]:
@@ -51,7 +51,7 @@ def used_at(shell: sqlite3.Connection) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seconds", [LONGEST_SECONDS - 1, LONGEST_SECONDS + 1])
-def test_others_see_in_the_file_what_was_used_ten_seconds_ago(
+def test_other_processes_see_in_the_file_what_was_used_ten_seconds_ago(
     path: Path, held_time: HeldTime, seconds: int
 ) -> None:
     source = MemoryStore({key: buffer(key.encode()) for key in "ab"})
@@ -64,7 +64,7 @@ def test_others_see_in_the_file_what_was_used_ten_seconds_ago(
         held_time.step(seconds)
         store.get_sync("b")
         # The thread that writes ends when it has.
-        store._view.values._writer.stop()
+        file_cache(store)._writer.stop()
         after = used_at(shell)
 
     assert [after[key] > before[key] for key in "ab"] == [seconds > LONGEST_SECONDS] * 2

@@ -76,7 +76,7 @@ def test_the_first_eviction_of_a_file_is_logged_and_no_other(
     assert store.cache_stats()["evictions"] > 1
     assert lines(log) == [
         f"INFO {path}: opened",
-        f"INFO {path}: max_size of 2.0 KiB is used up; the least recently used goes",
+        f"INFO {path}: max_size of 2.0 KiB is used up; the least recently used is evicted",
     ]
 
 
@@ -87,7 +87,7 @@ def test_the_first_eviction_of_a_cache_in_another_store_is_logged(
     read_all(CacheStore(source(), cache_store=kept, max_size=2048))
 
     assert lines(log) == [
-        "INFO in memory: max_size of 2.0 KiB is used up; the least recently used goes"
+        "INFO in memory: max_size of 2.0 KiB is used up; the least recently used is evicted"
     ]
 
 
@@ -125,12 +125,8 @@ def test_a_fault_is_logged_once_and_so_is_its_end(
 
     assert len(begun) == 1
     assert begun[0].startswith(f"WARNING {path}: ")
-    assert begun[0].endswith("; left alone, and tried again after a while")
-    why = (
-        begun[0]
-        .removeprefix("WARNING ")
-        .removesuffix("; left alone, and tried again after a while")
-    )
+    assert begun[0].endswith("; circuit open: retried with back-off")
+    why = begun[0].removeprefix("WARNING ").removesuffix("; circuit open: retried with back-off")
     assert ended == [f"INFO {path}: opened", f"WARNING works again after: {why}"]
 
 

@@ -12,7 +12,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file, read, restart
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.backend import file_cache
+from zarr_cache.backend import registry
 from zarr_cache.backend.file_cache import FileCache
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ async def test_counts_are_written_with_the_responses_before_the_file_is_closed(p
     store = caching(path)
     for key in ["a", "a", "b"]:
         await read(store, key)
-    store._view.values.write_waiting()
+    store._view.values.flush()
 
     assert (lasting(path)["hits"], lasting(path)["misses"]) == (1, 2)
     restart(store)
@@ -287,7 +287,7 @@ def test_threads_that_make_a_cache_at_once_share_it(
         begin(self)
 
     monkeypatch.setattr(FileCache, "_begin", held)
-    monkeypatch.setattr(file_cache, "_making", Contended(second_is_here))
+    monkeypatch.setattr(registry, "_lock", Contended(second_is_here))
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(caching, path)
         first_is_in.wait()

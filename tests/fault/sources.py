@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import MemoryStore
 
-from tests.fakes import PROTOTYPE, CountingStore, buffer, read
+from tests.fakes import PROTOTYPE, CountingStore, buffer, file_cache, read
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def new_cache(source: Store, path: Path, **settings: Any) -> CacheStore:
 
 def drain(store: CacheStore) -> None:
     """Wait until what waits to be kept is, or cannot be, and nothing is being written."""
-    store._view.values._writer.stop()
+    file_cache(store)._writer.stop()
     store._view.values.flush()
 
 

@@ -21,6 +21,7 @@ from tests.fakes import (
     buffer,
     cached_bytes,
     cached_keys,
+    file_cache,
     read,
     restart,
 )
@@ -314,7 +315,7 @@ async def test_values_that_are_kept_once_more_take_no_room_from_others(path: Pat
     for key in sizes:
         await read(store, key)
     drain(store)
-    values, limits = store._view.values, store._view.limits()
+    values, limits = file_cache(store), store._view.limits()
     revision = values.lookup_metadata_nowait("source", "large/0").revision
     # As two processes have them that missed at once, and one key twice.
     for key in [f"large/{n % 20}" for n in range(30)]:

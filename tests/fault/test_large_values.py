@@ -17,6 +17,7 @@ from tests.fakes import (
     cached_bytes,
     cached_keys,
     close_everything,
+    file_cache,
     leave_process,
     open_file,
     read,
@@ -102,7 +103,7 @@ async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
         for key in ("other", "middle"):
             other.get_sync(key)
         drain(other)
-        other._view.values._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
+        file_cache(other)._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
         seen.append(other.cache_stats()["evictions"])
         other.close()
 
@@ -253,7 +254,7 @@ async def test_a_process_that_reads_first_holds_its_lock_while_it_writes(
         other = new_cache(new_source(), path, max_size=2 * MAX_SIZE)
         other.get_sync("other")
         drain(other)
-        other._view.values._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
+        file_cache(other)._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
         other.close()
 
     writing.happens = in_another_process
@@ -306,7 +307,7 @@ async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
 
     monkeypatch.setattr(data_file, "copy", copy_and_write)
     now_ns = store._view.values.clock().now_ns()
-    store._view.values._database.run(space.move_last, now_ns)
+    file_cache(store)._database.run(space.move_last, now_ns)
 
     assert await read(store, "2") == b"n" * MIB
     assert store.cache_stats()["damaged"] == 0
@@ -333,7 +334,7 @@ async def test_a_value_stays_where_it_is_if_the_place_it_is_moved_to_was_given_b
 
     monkeypatch.setattr(data_file, "copy", copy_and_be_taken_for_dead)
     now_ns = store._view.values.clock().now_ns()
-    store._view.values._database.run(space.move_last, now_ns)
+    file_cache(store)._database.run(space.move_last, now_ns)
 
     assert await read(store, "2") == bytes([2]) * MIB
     assert store.cache_stats()["damaged"] == 0

@@ -384,7 +384,7 @@ async def test_who_cannot_tell_other_processes_of_a_write_says_so_once_and_knows
         during = await read_all(SURFACES["async"], store)
 
     assert during == VALUES | dict.fromkeys(KEYS[:2], b"written")
-    told = [each for each in caplog.messages if "other processes may answer" in each]
+    told = [each for each in caplog.messages if "other processes may serve" in each]
     assert [str(path) in each for each in told] == [True]
 
 

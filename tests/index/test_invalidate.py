@@ -13,6 +13,7 @@ from tests.fakes import (
     WhileWriting,
     buffer,
     cached_keys,
+    file_cache,
     open_file,
     read,
     writers,
@@ -52,7 +53,7 @@ async def test_the_tombstone_of_a_write_in_flight_is_not_removed_when_there_are_
     _, store = source_and_store(path)
     monkeypatch.setattr(invalidate, "MAX_TOMBSTONES", 2)
     begun: list[int] = []
-    values = store._view.values
+    values = file_cache(store)
     now_ns = values.clock().now_ns()
     values._database.run(invalidate.begin_write, "source", [KEYS[0]], now_ns, begun)
     for key in KEYS[1:]:
@@ -90,7 +91,7 @@ async def test_a_removal_that_never_ends_expires_after_an_hour_however_many_begi
     path: Path, held_time: HeldTime
 ) -> None:
     source, store = source_and_store(path)
-    values = store._view.values
+    values = file_cache(store)
     values._database.run(removals.begin_removal, "source", values.clock().now_ns())
     for _ in range(2):
         held_time.step(1801)
@@ -149,7 +150,7 @@ async def test_values_of_a_write_are_not_cached_once_a_folder_was_removed_betwee
     source = CountingStore(MemoryStore())
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source", max_size=5 * mib)
     writing = WhileWriting(monkeypatch)
-    database = store._view.values._database
+    database = file_cache(store)._database
 
     trim = evict.trim
 

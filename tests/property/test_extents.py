@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import STRESS
+from tests.fakes import STRESS, file_cache
 from tests.fault.sources import new_cache
 from zarr_cache.disk.data_file import BLOCK, HEADER, Extent
 from zarr_cache.index import extents
@@ -256,4 +256,4 @@ def test_space_is_a_list_of_intervals(path: Path, monkeypatch: pytest.MonkeyPatc
         assert connection.execute("SELECT * FROM free_extent").fetchall() == []
         assert extents.length(connection) == HEADER
 
-    store._view.values._database.run(drive)
+    file_cache(store)._database.run(drive)

@@ -38,7 +38,7 @@ def next_process(store: CacheStore, source: CountingStore, kept: MemoryStore) ->
 
 
 @pytest.mark.parametrize("cache_set_data", [True, False])
-async def test_an_answer_that_a_write_has_overtaken_is_not_left_for_the_next_process(
+async def test_a_response_that_a_write_has_overtaken_is_not_left_for_the_next_process(
     cache_set_data: bool,
 ) -> None:
     source, kept = HeldStore(source_of(OLD)), MemoryStore()
@@ -68,7 +68,7 @@ class HeldKeeper(MemoryStore):
         await super().set(key, value, byte_range)
 
 
-async def test_a_write_that_overtakes_an_answer_while_it_is_put_away_is_what_stays() -> None:
+async def test_a_write_that_overtakes_a_response_while_it_is_written_is_what_stays() -> None:
     gate = Gate()
     source, kept = HeldStore(source_of(OLD)), HeldKeeper(gate)
     store = cached(source, kept)
@@ -85,7 +85,7 @@ async def test_a_write_that_overtakes_an_answer_while_it_is_put_away_is_what_sta
     assert await read(store, "k") == NEW
 
 
-async def test_a_thread_does_not_wait_for_a_task_that_is_putting_an_answer_away() -> None:
+async def test_a_thread_does_not_wait_for_a_task_that_is_writing_a_response() -> None:
     put_away = Gate()
     source = HeldStore(source_of(OLD))
     store = cached(source, HeldKeeper(put_away))
@@ -105,7 +105,7 @@ async def test_a_thread_does_not_wait_for_a_task_that_is_putting_an_answer_away(
     assert store.cache_stats()["faults"] == 0
 
 
-async def test_a_write_in_a_thread_that_finds_a_task_putting_an_answer_away_is_what_stays() -> None:
+async def test_a_write_in_a_thread_that_finds_a_task_writing_a_response_is_what_stays() -> None:
     put_away = Gate()
     source, kept = CountingStore(source_of(OLD)), HeldKeeper(put_away)
     store = cached(source, kept)
@@ -155,7 +155,7 @@ def lengths(kept: MemoryStore) -> int:
 
 
 @pytest.mark.parametrize("surface", ["read", "write"])
-async def test_the_index_knows_what_was_being_put_away_when_the_task_was_cancelled(
+async def test_the_index_knows_what_was_being_written_when_the_task_was_cancelled(
     surface: str,
 ) -> None:
     held = MemoryStore()
@@ -194,7 +194,7 @@ async def test_a_removal_that_is_cancelled_leaves_nothing_for_the_next_process()
     assert [await read(after, key) for key in ("a/0", "a/1")] == [None, None]
 
 
-async def test_what_could_not_be_deleted_is_deleted_with_what_goes_next() -> None:
+async def test_what_could_not_be_deleted_is_deleted_with_the_next() -> None:
     source = CountingStore(MemoryStore({"a": buffer(OLD), "b": buffer(OLD)}))
     held = MemoryStore()
     kept = FailingStore(held)
@@ -210,7 +210,7 @@ async def test_what_could_not_be_deleted_is_deleted_with_what_goes_next() -> Non
     assert await read(next_process(store, source, held), "a") is None
 
 
-async def test_what_could_not_be_put_away_for_certain_does_not_stay() -> None:
+async def test_what_could_not_be_written_for_certain_does_not_stay() -> None:
     source = CountingStore(MemoryStore({"a": buffer(OLD), "b": buffer(OLD)}))
     held = MemoryStore()
     kept = FailingStore(held)
@@ -229,7 +229,7 @@ async def test_what_could_not_be_put_away_for_certain_does_not_stay() -> None:
 
 @pytest.fixture(params=["folder", "dictionary", "object"])
 def make_kept(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    """Makes a store for what is kept: another object each time, or not, and always the same one."""
+    """Makes a cache store: another object each time, or not, and always the same store."""
     memory = MemoryStore()
     makers: dict[str, Callable[[], Store]] = {
         "folder": lambda: LocalStore(tmp_path / "kept"),
@@ -245,7 +245,7 @@ def two(source: Store, make_kept: Callable[[], Store]) -> tuple[CacheStore, Cach
     return one, other
 
 
-async def test_what_was_kept_before_a_write_of_the_other_is_not_read_after_it(
+async def test_what_was_cached_before_a_write_of_the_other_is_not_read_after_it(
     make_kept: Callable[[], Store],
 ) -> None:
     one, other = two(CountingStore(source_of(OLD)), make_kept)
@@ -258,7 +258,7 @@ async def test_what_was_kept_before_a_write_of_the_other_is_not_read_after_it(
     assert await read(one, "k") == NEW
 
 
-async def test_a_range_that_was_kept_before_a_write_of_the_other_is_not_read_after_it(
+async def test_a_range_that_was_cached_before_a_write_of_the_other_is_not_read_after_it(
     make_kept: Callable[[], Store],
 ) -> None:
     one, other = two(CountingStore(source_of(OLD)), make_kept)
@@ -282,7 +282,7 @@ async def test_what_the_other_deleted_is_not_read(make_kept: Callable[[], Store]
     assert [await read(one, key) for key in ("a/k", "b")] == [None, None]
 
 
-async def test_an_absence_is_not_believed_after_a_write_of_the_other(
+async def test_an_absence_is_not_served_after_a_write_of_the_other(
     make_kept: Callable[[], Store],
 ) -> None:
     one, other = two(CountingStore(MemoryStore()), make_kept)
@@ -317,7 +317,7 @@ def two_sources(kept: Store) -> tuple[CacheStore, CacheStore]:
     )
 
 
-async def test_a_value_of_one_source_takes_the_place_of_that_of_another() -> None:
+async def test_a_value_of_one_source_replaces_that_of_another() -> None:
     kept = MemoryStore()
     one, other = two_sources(kept)
     responses = [await read(store, "k") for store in (one, other, one)]
@@ -330,7 +330,7 @@ async def test_a_value_of_one_source_takes_the_place_of_that_of_another() -> Non
     assert list(one.verify()) == list(other.verify()) == []
 
 
-async def test_a_write_to_one_source_leaves_what_is_kept_of_the_other() -> None:
+async def test_a_write_to_one_source_leaves_what_is_cached_of_the_other() -> None:
     one, other = two_sources(MemoryStore())
     await read(one, "k")
 
@@ -341,7 +341,9 @@ async def test_a_write_to_one_source_leaves_what_is_kept_of_the_other() -> None:
     assert one.cache_stats()["hits"] == 1
 
 
-async def test_a_value_that_is_being_put_away_stays_when_the_key_of_another_source_goes() -> None:
+async def test_a_value_that_is_being_written_stays_when_the_key_of_another_source_is_deleted() -> (
+    None
+):
     kept = HeldStore(MemoryStore())
     one, other = two_sources(kept)
     await other.delete("k")
@@ -357,7 +359,7 @@ async def test_a_value_that_is_being_put_away_stays_when_the_key_of_another_sour
     assert one.cache_stats()["hits"] == 1
 
 
-async def test_a_value_that_another_source_takes_the_place_of_while_it_is_read_is_a_miss() -> None:
+async def test_a_value_that_another_source_replaces_while_it_is_read_is_a_miss() -> None:
     held = MemoryStore()
     kept = HeldStore(held)
     one, other = two_sources(kept)
@@ -372,7 +374,7 @@ async def test_a_value_that_another_source_takes_the_place_of_while_it_is_read_i
     assert one.cache_stats()["damaged"] == 0
 
 
-async def test_what_was_there_before_is_believed_as_long_as_there_is_one_source() -> None:
+async def test_what_was_there_before_is_served_as_long_as_there_is_one_source() -> None:
     kept = MemoryStore({"k": buffer(b"who knows whose" * 20)})
     one, other = two_sources(kept)
     before = await read(one, "k")
@@ -398,7 +400,7 @@ KEYS_OF_OTHER = ("a/b/k", "a/k", "c/k")
 
 
 async def with_values_of_other(kept: Store) -> tuple[CacheStore, CacheStore]:
-    """CacheStores of two sources, and all that is kept is of the other."""
+    """CacheStores of two sources, where all that is cached is of the other."""
     one = CacheStore(MemoryStore(), cache_store=kept, namespace="one")
     source = CountingStore(MemoryStore({key: buffer(NEW) for key in KEYS_OF_OTHER}))
     other = CacheStore(source, cache_store=kept, namespace="other")
@@ -415,7 +417,7 @@ async def assert_other_has_its_values(one: CacheStore, other: CacheStore, kept: 
         assert store.cache_stats()["faults"] == store.cache_stats()["damaged"] == 0
 
 
-async def test_all_keys_of_a_source_go_twice_and_those_of_another_stay(
+async def test_all_keys_of_a_source_are_deleted_twice_and_those_of_another_stay(
     kept_in_files: Store,
 ) -> None:
     one, other = await with_values_of_other(kept_in_files)
@@ -426,7 +428,7 @@ async def test_all_keys_of_a_source_go_twice_and_those_of_another_stay(
     await assert_other_has_its_values(one, other, kept_in_files)
 
 
-async def test_a_folder_of_a_source_goes_after_one_in_it_and_that_of_another_stays(
+async def test_a_folder_of_a_source_is_deleted_after_one_in_it_and_that_of_another_stays(
     kept_in_files: Store,
 ) -> None:
     one, other = await with_values_of_other(kept_in_files)
@@ -438,7 +440,7 @@ async def test_a_folder_of_a_source_goes_after_one_in_it_and_that_of_another_sta
     await assert_other_has_its_values(one, other, kept_in_files)
 
 
-async def test_a_key_goes_and_the_folder_of_that_name_of_another_source_stays(
+async def test_a_key_is_deleted_and_the_folder_of_that_name_of_another_source_stays(
     kept_in_files: Store,
 ) -> None:
     one, other = await with_values_of_other(kept_in_files)
@@ -450,7 +452,7 @@ async def test_a_key_goes_and_the_folder_of_that_name_of_another_source_stays(
     await assert_other_has_its_values(one, other, kept_in_files)
 
 
-async def test_a_key_goes_and_the_folder_that_is_not_known_of_yet_stays(
+async def test_a_key_is_deleted_and_a_folder_that_is_not_listed_yet_stays(
     kept_in_files: Store,
 ) -> None:
     _, other = await with_values_of_other(kept_in_files)
@@ -474,7 +476,7 @@ async def test_an_empty_folder_is_no_value_that_could_not_be_deleted(kept_in_fil
     assert store.cache_stats()["faults"] == 0
 
 
-async def test_a_value_goes_where_a_store_has_others_below_its_name() -> None:
+async def test_a_value_is_deleted_where_a_store_has_others_below_its_name() -> None:
     kept = MemoryStore()
     source = MemoryStore({key: buffer(OLD) for key in ("a", "a/b")})
     store = CacheStore(source, cache_store=kept, namespace="source")
@@ -485,7 +487,7 @@ async def test_a_value_goes_where_a_store_has_others_below_its_name() -> None:
     assert set(kept._store_dict) == {"a/b"}
 
 
-async def test_what_no_key_ends_with_in_a_store_of_files_is_not_kept() -> None:
+async def test_what_no_key_ends_with_in_a_store_of_files_is_not_cached() -> None:
     kept = MemoryStore({"b/": buffer(NEW)})
     source = MemoryStore({key: buffer(OLD) for key in ("", "a/", "b/")})
     store = CacheStore(source, cache_store=kept, namespace="source")
@@ -497,7 +499,7 @@ async def test_what_no_key_ends_with_in_a_store_of_files_is_not_kept() -> None:
     assert set(kept._store_dict) == {"b/"}
 
 
-async def test_a_value_that_cannot_be_deleted_keeps_no_other_from_it() -> None:
+async def test_a_value_that_cannot_be_deleted_stops_the_deletion_of_no_other() -> None:
     keys = ["a", "b", "c"]
     source = CountingStore(MemoryStore({key: buffer(OLD) for key in keys}))
     held = MemoryStore()

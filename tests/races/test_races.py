@@ -100,7 +100,7 @@ async def turns(number: int = 30) -> None:
 
 
 def in_threads(number: int, call: Callable[[], Any]) -> list[Any]:
-    """The answers of so many threads that call at once."""
+    """The results of so many threads that call at once."""
     barrier = threading.Barrier(number)
 
     def call_with_the_others() -> Any:
@@ -221,8 +221,8 @@ def everything(source: Store) -> dict[str, bytes]:
     return {key: value.to_bytes() for key, value in source._store_dict.items()}
 
 
-async def all_answers(store: Store) -> list[object]:
-    """Everything that can be asked about `KEY`, of a store that is read-only."""
+async def all_reads(store: Store) -> list[object]:
+    """The results of all reads of `KEY`, from a store that is read-only."""
     ranges: list[ByteRequest] = [
         RangeByteRequest(0, 3),
         SuffixByteRequest(3),
@@ -250,7 +250,7 @@ METHODS: dict[object, str] = {read_part: "get", read_pieces: "get_ranges"}
 @of_each_writer
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize(("slow_read", "method"), READS)
-async def test_a_slow_read_does_not_put_the_old_answer_back(
+async def test_a_slow_read_does_not_put_the_old_value_back(
     slow_read: Callable[[Store], Awaitable[None]],
     method: str,
     write: Callable[[Store], Awaitable[None]],
@@ -267,10 +267,10 @@ async def test_a_slow_read_does_not_put_the_old_answer_back(
     gate.open()
     await slow
 
-    truth = await all_answers(source._store)
-    assert await all_answers(reader) == truth
-    assert await all_answers(writer.with_read_only(read_only=True)) == truth
-    assert await all_answers(reader.with_read_only(read_only=True)) == truth
+    truth = await all_reads(source._store)
+    assert await all_reads(reader) == truth
+    assert await all_reads(writer.with_read_only(read_only=True)) == truth
+    assert await all_reads(reader.with_read_only(read_only=True)) == truth
 
 
 @of_each_writer
@@ -294,9 +294,9 @@ async def test_a_slow_read_does_not_put_an_absence_back(
     gate.open()
     await slow
 
-    truth = await all_answers(source._store)
-    assert await all_answers(reader) == truth
-    assert await all_answers(writer.with_read_only(read_only=True)) == truth
+    truth = await all_reads(source._store)
+    assert await all_reads(reader) == truth
+    assert await all_reads(writer.with_read_only(read_only=True)) == truth
 
 
 @of_each_writer
@@ -307,17 +307,17 @@ async def test_what_was_cached_before_a_write_is_not_read_after_it(
     source = CountingStore(memory())
     reader = cached(source, path)
     writer = writer_of(reader, lambda: cached(source, path))
-    before = await all_answers(reader)
+    before = await all_reads(reader)
 
     await write(writer)
 
     assert before == [OLD[:3], OLD[-3:], OLD[1:], True, OLD]
-    assert await all_answers(reader) == await all_answers(source._store)
+    assert await all_reads(reader) == await all_reads(source._store)
 
 
 @pytest.mark.parametrize("ask", [read_part, read_pieces])
 @pytest.mark.parametrize("write", [set_, delete])
-async def test_a_read_that_began_after_a_write_does_not_get_what_was_asked_for_before_it(
+async def test_a_read_that_began_after_a_write_does_not_get_what_was_requested_before_it(
     ask: Callable[[Store], Awaitable[bytes | None]],
     write: Callable[[Store], Awaitable[None]],
     make: Maker,
@@ -338,14 +338,14 @@ async def test_a_read_that_began_after_a_write_does_not_get_what_was_asked_for_b
 
 @pytest.mark.parametrize("is_failing", [False, True])
 @pytest.mark.parametrize("write", [delete, delete_dir, clear])
-async def test_what_is_read_while_keys_are_removed_is_not_believed_after_it(
+async def test_what_is_read_while_keys_are_removed_is_not_served_after_it(
     write: Callable[[Store], Awaitable[None]], is_failing: bool, make: Maker
 ) -> None:
     failing = FailingStore(memory())
     source = HeldStore(failing)
     store = make(source)
     if is_failing:
-        # As of a server that does what it was asked for, and whose answer is lost.
+        # As of a server that does what was requested, and whose response is lost.
         failing.fail(write.__name__, is_done_first=True)
     gate = source.hold_before(write.__name__)
     removal = asyncio.ensure_future(write(store))
@@ -372,7 +372,7 @@ async def test_a_folder_is_cached_again_when_its_removal_has_ended(path: Path) -
 
 
 @of_each_writer
-async def test_nothing_is_kept_of_a_source_while_one_of_two_removals_is_under_way(
+async def test_nothing_is_cached_of_a_source_while_one_of_two_removals_is_in_flight(
     writer_of: Callable[..., CacheStore], path: Path
 ) -> None:
     source = HeldStore(memory(other=OLD))
@@ -395,7 +395,7 @@ async def test_nothing_is_kept_of_a_source_while_one_of_two_removals_is_under_wa
 
 
 @of_each_writer
-async def test_nothing_is_kept_of_a_key_while_one_of_two_writes_of_it_is_under_way(
+async def test_nothing_is_cached_of_a_key_while_one_of_two_writes_of_it_is_in_flight(
     writer_of: Callable[..., CacheStore], path: Path
 ) -> None:
     source = HeldStore(memory())
@@ -419,23 +419,23 @@ async def test_nothing_is_kept_of_a_key_while_one_of_two_writes_of_it_is_under_w
 
 
 @of_each_writer
-async def test_an_absence_believed_before_a_write_is_not_after_it(
+async def test_an_absence_served_before_a_write_is_not_after_it(
     writer_of: Callable[..., CacheStore], path: Path
 ) -> None:
     source = CountingStore(MemoryStore())
     store = cached(source, path)
     reader = store.with_read_only(read_only=True)
     writer = writer_of(store, lambda: cached(source, path))
-    before = await all_answers(reader)
+    before = await all_reads(reader)
 
     await writer.set(KEY, buffer(NEW))
 
     assert before == [None, None, None, False, None]
-    assert await all_answers(reader) == await all_answers(source._store)
+    assert await all_reads(reader) == await all_reads(source._store)
 
 
 @of_each_writer
-async def test_what_is_read_during_a_write_is_not_believed_after_it(
+async def test_what_is_read_during_a_write_is_not_served_after_it(
     writer_of: Callable[..., CacheStore], path: Path
 ) -> None:
     source = HeldStore(memory())
@@ -444,17 +444,17 @@ async def test_what_is_read_during_a_write_is_not_believed_after_it(
     gate = source.hold_before("set")
     write = asyncio.ensure_future(set_(writer))
     await gate.reached()
-    during = await all_answers(reader)
+    during = await all_reads(reader)
     gate.open()
     await write
 
     assert during[-1] == OLD
-    assert await all_answers(reader) == await all_answers(source._store)
+    assert await all_reads(reader) == await all_reads(source._store)
 
 
 @of_each_writer
 @pytest.mark.parametrize("hold", [HeldStore.hold_before, HeldStore.hold_after])
-async def test_after_two_writes_at_once_the_source_is_believed(
+async def test_after_two_writes_at_once_the_value_of_the_source_is_read(
     hold: Callable[..., Any], writer_of: Callable[..., CacheStore], path: Path
 ) -> None:
     source = HeldStore(memory())
@@ -505,7 +505,7 @@ async def test_a_write_to_another_key_between_two_misses_makes_no_second_request
     assert source.requests == {"get": 1, "set": 1}
 
 
-async def test_a_hit_cannot_be_changed_by_who_is_given_it(make: Maker) -> None:
+async def test_a_hit_cannot_be_changed_by_its_reader(make: Maker) -> None:
     held = np.frombuffer(bytearray(OLD), np.uint8)
     source = MemoryStore({KEY: cpu.Buffer.from_array_like(held)})
     store = make(source)
@@ -559,7 +559,7 @@ async def all_pieces(store: Store, *asked: ByteRequest) -> None:
         pass
 
 
-async def test_what_came_of_ranges_before_one_failed_is_handed_on_and_kept(make: Maker) -> None:
+async def test_what_came_of_ranges_before_one_failed_is_returned_and_cached(make: Maker) -> None:
     source = CountingStore(EndsEarly({KEY: buffer(OLD)}))
     store = make(source)
     came = await pieces(store, RangeByteRequest(0, 3), RangeByteRequest(8, 9))
@@ -627,7 +627,7 @@ async def test_partial_values_of_which_the_source_says_that_there_is_no_file_are
     assert responses == [None, None]
 
 
-async def test_ranges_that_others_are_fetching_are_not_fetched_again(make: Maker) -> None:
+async def test_ranges_that_other_tasks_are_fetching_are_not_fetched_again(make: Maker) -> None:
     async def ranges(store: Store, *requests: RangeByteRequest) -> dict[int, bytes]:
         batches = store.get_ranges(KEY, requests, prototype=PROTOTYPE)
         return {n: found.to_bytes() async for batch in batches for n, found in batch if found}
@@ -770,7 +770,7 @@ async def test_a_sync_read_on_an_event_loop_does_not_wait_for_a_thread(path: Pat
     assert await leader == buffer(OLD)
 
 
-def test_a_read_that_ctrl_c_has_ended_at_once_keeps_nobody_waiting(
+def test_a_read_that_ctrl_c_has_ended_at_once_leaves_no_thread_waiting(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     join = Flights.join
@@ -789,7 +789,7 @@ def test_a_read_that_ctrl_c_has_ended_at_once_keeps_nobody_waiting(
     assert store.get_sync(KEY) == buffer(OLD)
 
 
-async def test_the_follower_of_a_failed_leader_gets_its_answer(make: Maker) -> None:
+async def test_the_follower_of_a_failed_leader_gets_its_value(make: Maker) -> None:
     failing = FailingStore(memory())
     source = HeldStore(failing)
     store = make(source)
@@ -808,7 +808,7 @@ async def test_the_follower_of_a_failed_leader_gets_its_answer(make: Maker) -> N
     assert source.requests == {"get": 2}
 
 
-async def test_the_followers_of_a_cancelled_leader_get_their_answer(make: Maker) -> None:
+async def test_the_followers_of_a_cancelled_leader_get_their_value(make: Maker) -> None:
     source = HeldStore(memory())
     store = make(source)
     first = source.hold_before("get")
@@ -841,7 +841,7 @@ async def test_a_cancelled_follower_does_not_cancel_its_leader(make: Maker) -> N
     assert source.requests == {"get": 1}
 
 
-def test_the_thread_that_follows_a_failed_thread_gets_its_answer(path: Path) -> None:
+def test_the_thread_that_follows_a_failed_thread_gets_its_value(path: Path) -> None:
     failing = FailingStore(memory())
     source = HeldStore(failing)
     store = cached(source, path)
@@ -872,7 +872,7 @@ async def test_an_error_is_not_remembered_as_an_absence(make: Maker) -> None:
 
 @pytest.mark.parametrize("is_done_first", [False, True])
 @pytest.mark.parametrize("write", WRITES)
-async def test_after_a_write_that_failed_the_source_is_believed(
+async def test_after_a_write_that_failed_the_value_of_the_source_is_read(
     write: Callable[[Store], Awaitable[None]], is_done_first: bool, make: Maker
 ) -> None:
     source = FailingStore(memory(other=OLD))
@@ -888,7 +888,9 @@ async def test_after_a_write_that_failed_the_source_is_believed(
     }
 
 
-async def test_after_set_many_that_failed_in_part_the_source_is_believed(make: Maker) -> None:
+async def test_after_set_many_that_failed_in_part_the_value_of_the_source_is_read(
+    make: Maker,
+) -> None:
     source = FailingStore(memory(other=OLD, third=OLD))
     store = make(source)
     keys = (KEY, "other", "third")
@@ -921,7 +923,7 @@ async def test_what_the_source_goes_on_to_write_after_a_cancellation_is_seen(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    # What was there before is still there, and must not be kept.
+    # What was there before is still there, and must not be cached.
     before = [await read(store, KEY), await read(store, KEY, RangeByteRequest(0, 3))]
     gate.open()
     await source.settled()
@@ -971,7 +973,7 @@ def test_a_write_cancelled_before_it_has_begun_ends_no_other(path: Path) -> None
         asyncio.run(cut_off(b"other", partial(turns, steps)))
     before = asyncio.run(read(store, KEY))
     store.flush()
-    # What the first one asked for is done now.
+    # The first one is carried out now.
     asyncio.run(source._store.set(KEY, buffer(NEW)))
 
     assert before == OLD
@@ -998,7 +1000,7 @@ async def test_a_key_that_is_written_to_every_half_hour_is_cached_again_after_a_
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_after_a_write_that_failed_the_source_is_asked_for_an_hour(
+async def test_after_a_write_that_failed_reads_go_to_the_source_for_an_hour(
     write: Callable[[Store], Awaitable[None]], path: Path, held_time: HeldTime
 ) -> None:
     source = FailingStore(memory())
@@ -1043,7 +1045,7 @@ async def test_a_write_that_fails_after_more_than_an_hour_leaves_nothing_old(
     assert await read(store, KEY) == everything(source).get(KEY)
 
 
-async def test_a_folder_whose_removal_was_killed_is_not_kept_as_it_was(path: Path) -> None:
+async def test_a_folder_whose_removal_was_killed_is_not_served_as_it_was(path: Path) -> None:
     source = HeldStore(memory())
     killed = cached(source, path)
     gate = source.hold_before("delete_dir")
@@ -1084,7 +1086,7 @@ async def test_a_folder_whose_remover_was_killed_a_day_ago_is_cached_again(
     assert requests == {}
 
 
-async def test_what_is_kept_beside_a_folder_that_is_being_removed_is_read(make: Maker) -> None:
+async def test_what_is_cached_beside_a_folder_that_is_being_removed_is_read(make: Maker) -> None:
     source = HeldStore(memory(other=OLD))
     store = make(source)
     await read(store, "other")
@@ -1102,7 +1104,7 @@ async def test_what_is_kept_beside_a_folder_that_is_being_removed_is_read(make: 
     assert requests == {}
 
 
-async def test_a_value_that_was_removed_before_its_write_has_ended_is_not_kept(
+async def test_a_value_that_was_removed_before_its_write_has_ended_is_not_cached(
     make: Maker,
 ) -> None:
     source = HeldStore(memory())
@@ -1174,7 +1176,7 @@ async def test_a_key_whose_writer_was_killed_a_day_ago_is_cached_again(
 # clear_cache() and close() meanwhile
 
 
-async def test_what_is_fetched_while_the_cache_is_cleared_is_answered_and_not_kept(
+async def test_what_is_fetched_while_the_cache_is_cleared_is_returned_and_not_cached(
     path: Path,
 ) -> None:
     source = HeldStore(memory())
@@ -1190,7 +1192,7 @@ async def test_what_is_fetched_while_the_cache_is_cleared_is_answered_and_not_ke
 
 
 @pytest.mark.parametrize(("slow_read", "method"), READS)
-async def test_a_read_that_is_under_way_at_close_is_answered(
+async def test_a_read_that_is_in_flight_at_close_returns_its_value(
     slow_read: Callable[[Store], Awaitable[None]], method: str, make: Maker
 ) -> None:
     source = HeldStore(memory())
@@ -1205,7 +1207,7 @@ async def test_a_read_that_is_under_way_at_close_is_answered(
     assert await read(store, KEY) == OLD
 
 
-async def test_a_write_that_is_under_way_at_close_is_done(path: Path) -> None:
+async def test_a_write_that_is_in_flight_at_close_is_done(path: Path) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
     gate = source.hold_after("set")
@@ -1279,7 +1281,7 @@ async def test_nothing_is_torn_or_locked_after_a_cancellation_at_any_await(
     await asyncio.wait({asyncio.ensure_future(cancelled())})
     after = {key: await read(store, key) for key in (KEY, "other")}
     held = everything(source)
-    # A source may go on with a write that was cut off. After an hour it is taken for dead.
+    # A source may go on with a write that was cut off. After an hour its lease has expired.
     held_time.step(3601)
     await store.set(KEY, buffer(b"last"))
     left = {key: await read(store, key) for key in everything(source)}
@@ -1294,7 +1296,7 @@ async def test_nothing_is_torn_or_locked_after_a_cancellation_at_any_await(
 
 @pytest.mark.parametrize("turn", range(8))
 @pytest.mark.parametrize("operation", [whole, part, parts, existence, size])
-async def test_the_follower_of_a_read_cancelled_at_any_await_gets_its_answer(
+async def test_the_follower_of_a_read_cancelled_at_any_await_gets_its_value(
     operation: Callable[[Store], Awaitable[None]], turn: int, make: Maker
 ) -> None:
     async def cancelled() -> None:
@@ -1302,7 +1304,7 @@ async def test_the_follower_of_a_read_cancelled_at_any_await_gets_its_answer(
 
     store = make(YieldingStore(memory()))
     leader = asyncio.ensure_future(cancelled())
-    followers = [asyncio.ensure_future(all_answers(store)) for _ in range(3)]
+    followers = [asyncio.ensure_future(all_reads(store)) for _ in range(3)]
     await asyncio.wait({leader})
 
     expected = [OLD[:3], OLD[-3:], OLD[1:], True, OLD]
@@ -1409,10 +1411,10 @@ def test_no_read_that_begins_after_a_write_returned_sees_what_was_there_before(
     assert cached_bytes(path) <= (max_size or 54)
 
 
-async def test_a_write_that_could_not_be_recorded_is_seen_though_the_old_value_was_kept_meanwhile(
+async def test_a_write_that_could_not_be_recorded_is_seen_though_the_old_value_was_cached_meanwhile(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A read while the source was written to had removed the old value, asked for it and kept it.
+    # A read while the source was written to had removed the old value, fetched it and cached it.
     monkeypatch.setattr("zarr_cache.file.connection.BUSY_TIMEOUT_SECONDS", 0.01)
     source = HeldStore(memory())
     store = cached(source, path)

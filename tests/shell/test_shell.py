@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, assert_accounts, buffer, open_file, read
+from tests.fakes import CountingStore, assert_accounts, buffer, file_cache, open_file, read
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Shell:
     def run(self, statement: str) -> list[str]:
         """Lines that the shell prints, with nothing but words, numbers and commas."""
         # The shell waits for no lock, and pages may be given back just now.
-        self.store._view.values._writer.stop()
+        file_cache(self.store)._writer.stop()
         result = subprocess.run(
             [*self._command, statement], check=True, capture_output=True, text=True
         )

@@ -15,7 +15,7 @@ import pytest
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import MemoryStore
 
-from tests.fakes import STRESS, buffer, read
+from tests.fakes import STRESS, buffer, file_cache, read
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.sources import new_cache
 from zarr_cache.disk import data_read
@@ -134,7 +134,7 @@ async def test_what_is_moved_to_the_front_meanwhile_is_read_all_the_same(path: P
     for key in KEYS:
         await read(store, key)
     store.flush()
-    run = store._view.values._database.run
+    run = file_cache(store)._database.run
     for key in KEYS[::2]:
         await store.delete(key)
     before = run(extents.length)

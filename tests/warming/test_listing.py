@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
-from tests.fakes import buffer
+from tests.fakes import buffer, file_cache
 from tests.warming.arrays import cached, rows
 from zarr_cache import CacheStore, coverage, warm
 from zarr_cache.core.flow import run
@@ -40,7 +40,7 @@ def test_only_the_keys_below_the_prefix_are_walked(path: Path) -> None:
         plans.extend(detail for *_, detail in rows)
 
     _, store, _ = cached(rows(1), path)
-    store._view.values._database.run(explain)
+    file_cache(store)._database.run(explain)
 
     walks = [plan for plan in plans if plan.startswith(("SEARCH entry", "SCAN entry"))]
     assert "(namespace=? AND key>? AND key<?)" in walks[0]

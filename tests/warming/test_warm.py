@@ -27,6 +27,7 @@ from tests.fakes import (
     HeldStore,
     cached_bytes,
     cached_keys,
+    file_cache,
     restart,
     values,
 )
@@ -480,7 +481,7 @@ def test_a_cache_that_fails_stops_the_run(path: Path, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise sqlite_full()
 
-    monkeypatch.setattr(store._view.values, "_keep", fail)
+    monkeypatch.setattr(file_cache(store)._queue, "_keep", fail)
     with pytest.warns(CacheWarning, match="the cache has failed"):
         report = warm_and_close(array, store)
 

@@ -1,4 +1,4 @@
-"""What a process keeps over one cache file or another store: lookups, write-behind, failures.
+"""The cached values in a cache file or in another store: lookups, write-behind, failures.
 
 Imports ``index`` and what is below it.
 """

@@ -1,4 +1,4 @@
-"""What happened, counted for this process and, as far as it lasts, for the file."""
+"""Counters of hits and misses, and the uses and counts that wait to be written to the file."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import os
 import threading
 import weakref
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
 
 
 MAX_PENDING = 1024
 
-
-LONGEST_PENDING_NS = 10 * 10**9
-
+MAX_PENDING_NS = 10 * 10**9
 
 MAX_TOUCHES = 100_000
 
 
 class Pending:
-    """Uses and counts that wait to be written into the file, so that a hit writes nothing.
+    """Uses and counts that wait to be written to the file, so that a hit writes nothing.
 
     Any thread may call.
 
     Attributes
     ----------
     counted
-        Those who have counted something since `gather`.
+        Those that have counted since `gather`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._touches: dict[int, int] = {}
-        # Stamps of the first use since these were last taken, and of the last.
+        # Timestamps of the first use since these were last taken, and of the last.
         self._since = self._until = 0
         self._counts: dict[str, Counter[str]] = {}
         self.counted: set[Statistics] = set()
@@ -46,11 +45,11 @@ class Pending:
 
     @property
     def are_due(self) -> bool:
-        """Whether it is time to write them: there are many, or the first is old."""
-        return len(self._touches) >= MAX_PENDING or self._until - self._since >= LONGEST_PENDING_NS
+        """Whether it is time to write the uses: there are many, or the first is old."""
+        return len(self._touches) >= MAX_PENDING or self._until - self._since >= MAX_PENDING_NS
 
     def touch(self, entry: int, used_at: int) -> bool:
-        """Note a use of the entry; return whether they `are_due`."""
+        """Record a use of the entry; return whether the uses `are_due`."""
         with self._lock:
             if not self._touches:
                 self._since = used_at
@@ -60,51 +59,55 @@ class Pending:
             return self.are_due
 
     def take_touches(self) -> dict[int, int]:
-        """The uses noted since the last call."""
+        """The uses recorded since the last call."""
         with self._lock:
             touches, self._touches = self._touches, {}
             self._since = self._until
         return touches
 
-    def put_back(self, touches: dict[int, int]) -> None:
-        """Undo `take_touches`: what took them has not been able to write them."""
+    @contextmanager
+    def writing_touches(self) -> Iterator[dict[int, int]]:
+        """The uses recorded since they were last taken; they wait again if the block raises."""
+        touches = self.take_touches()
+        try:
+            yield touches
+        except BaseException:
+            with self._lock:
+                self._touches = {**touches, **self._touches}
+            raise
+
+    @contextmanager
+    def writing_counts(self) -> Iterator[dict[str, dict[str, int]]]:
+        """The counts since they were last taken; they wait again if the block raises.
+
+        By namespace, with each of `PERSISTED`.
+        """
+        self.gather()
         with self._lock:
-            self._touches = {**touches, **self._touches}
+            counts, self._counts = self._counts, {}
+        try:
+            yield {name: dict(added) for name, added in counts.items() if any(added.values())}
+        except BaseException:
+            with self._lock:
+                for namespace, added in counts.items():
+                    self._counts.setdefault(namespace, Counter()).update(added)
+            raise
 
     def gather(self) -> None:
-        """Take over what was counted, so that nobody is kept here only because it has counted."""
+        """Take over what was counted, so that no `Statistics` is kept only because it counted."""
         with self._lock:
             for _ in range(len(self.counted)):
-                # Before it is asked: if it counts meanwhile, it is here again.
+                # Removed before its counts are read: if it counts meanwhile, it is added again.
                 statistics = self.counted.pop()
                 counts = self._counts.setdefault(statistics.namespace, Counter())
                 counts.update(statistics.take())
 
-    def take_counts(self) -> dict[str, dict[str, int]]:
-        """What was counted since the last call, by namespace, with each of `LASTING`."""
-        self.gather()
-        with self._lock:
-            counts, self._counts = self._counts, {}
-        return {
-            namespace: dict(added) for namespace, added in counts.items() if any(added.values())
-        }
 
-    def put_back_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Undo `take_counts`."""
-        with self._lock:
-            for namespace, added in counts.items():
-                self._counts.setdefault(namespace, Counter()).update(added)
-
-
-LASTING = ("hits", "misses", "bytes_served", "bytes_fetched", "evictions", "expirations")
-
-
+PERSISTED = ("hits", "misses", "bytes_served", "bytes_fetched", "evictions", "expirations")
 """What is added up in the file: the columns of the table ``statistics``."""
-
 
 # One for all: it is held for an addition only, and the child of a fork needs another.
 _counting = threading.Lock()
-
 
 _all: weakref.WeakSet[Statistics] = weakref.WeakSet()
 
@@ -113,7 +116,7 @@ def _after_fork() -> None:
     global _counting  # noqa: PLW0603 - the child of a fork may have inherited it held
     _counting = threading.Lock()
     for statistics in _all:
-        # What the parent has counted is the parent's to add up in the file.
+        # What the parent has counted, the parent adds up in the file.
         statistics.take()
 
 
@@ -127,16 +130,16 @@ class Statistics:
     Parameters
     ----------
     namespace
-        Whose hits and misses these are.
+        The namespace of these hits and misses.
     counted
-        Tells where those wait whose counts are to be added up in the file.
+        Returns the set of those whose counts wait to be added up in the file.
     """
 
     def __init__(self, namespace: str, counted: Callable[[], set[Statistics]]) -> None:
         self.namespace = namespace
         self._counted = counted
         self._counts: defaultdict[str, int] = defaultdict(int)
-        self._taken = dict.fromkeys(LASTING, 0)
+        self._taken = dict.fromkeys(PERSISTED, 0)
         _all.add(self)
 
     def add(self, **numbers: int) -> None:
@@ -148,7 +151,7 @@ class Statistics:
         self._counted().add(self)
 
     def hit(self, nbytes: int) -> None:
-        """Add one to the hits, and so many bytes served: ``add`` for what happens most."""
+        """Count a hit and its bytes: ``add`` for what happens most."""
         counts = self._counts
         with _counting:
             counts["hits"] += 1
@@ -156,9 +159,9 @@ class Statistics:
         self._counted().add(self)
 
     def take(self) -> dict[str, int]:
-        """What has come to each of `LASTING` since the last call."""
+        """What each of `PERSISTED` has grown by since the last call."""
         with _counting:
-            now = {name: self._counts[name] for name in LASTING}
+            now = {name: self._counts[name] for name in PERSISTED}
             before, self._taken = self._taken, now
         return {name: number - before[name] for name, number in now.items()}
 

@@ -1,4 +1,4 @@
-"""When the cache file fails: warn, stop asking it for a while, and try again."""
+"""Failures of the cache: one warning of each kind, and a circuit breaker with back-off."""
 
 from __future__ import annotations
 
@@ -30,21 +30,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MIN_OPEN_NS = 1_000_000_000
+"""How long the circuit stays open after a first failure."""
 
-FIRST_NS = 1_000_000_000
-
-
-"""How long the file is left alone after it has failed."""
-
-
-LONGEST_NS = 60 * 1_000_000_000
+MAX_OPEN_NS = 60 * 1_000_000_000
+"""The circuit stays open for twice as long after each trial that fails, up to this."""
 
 
-"""After each trial that fails as well, it is left alone for twice as long, up to this."""
-
-
-class Breaker:
-    """Lets operations through while they succeed, and after a failure one now and then.
+class CircuitBreaker:
+    """Refuses operations for a while after a failure, then lets one of them try.
 
     Any thread may call.
     """
@@ -52,68 +46,74 @@ class Breaker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._error: CacheError | None = None
-        self._wait_ns = FIRST_NS
-        self._until_ns = -LONGEST_NS
+        self._open_ns = MIN_OPEN_NS
+        self._until_ns = -MAX_OPEN_NS
         self._is_trying = False
 
     @property
     def is_closed(self) -> bool:
-        """Whether operations go through."""
+        """Whether the last operation succeeded, so that all are let through."""
         return self._error is None
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing is to be tried just now."""
+        """Whether no operation may try now."""
         return self._error is not None and clock.monotonic_ns() < self._until_ns
 
-    def look(self) -> None:
-        """As `check`, for one who will not try: whoever does is not kept from it."""
-        error = self._error
-        if error is not None and self.is_open:
-            raise CircuitOpenError(f"{error} (left alone for a while)")
-
-    def check(self) -> None:
-        """Return if an operation may be tried.
+    def raise_if_open(self) -> None:
+        """Return if an operation may try, and leave the trial to another caller.
 
         Raises
         ------
         CircuitOpenError
-            Not now; the message tells why.
+            None may; the message says why.
+        """
+        error = self._error
+        if error is not None and self.is_open:
+            raise CircuitOpenError(f"{error} (circuit open)")
+
+    def check(self) -> None:
+        """Return if the caller may try; it reports a success or a failure.
+
+        Raises
+        ------
+        CircuitOpenError
+            It may not; the message says why.
         """
         if self._error is None:
             return
         with self._lock:
-            self.look()
-            # Who comes meanwhile does not try as well.
-            self._until_ns = clock.monotonic_ns() + self._wait_ns
+            self.raise_if_open()
+            # One trial at a time: it is open for the other callers.
+            self._until_ns = clock.monotonic_ns() + self._open_ns
             self._is_trying = True
 
-    def try_again(self) -> None:
-        """Let the next operation be tried, however short ago the last one failed."""
+    def half_open(self) -> None:
+        """Let the next operation try, however recent the last failure is."""
         with self._lock:
             self._until_ns = 0
 
-    def failed(self, error: CacheError) -> None:
-        """Let no operation through for a while."""
+    def record_failure(self, error: CacheError) -> None:
+        """Open the circuit."""
         with self._lock:
             now_ns = clock.monotonic_ns()
             is_new = self._error is None
             if not is_new and not self._is_trying:
-                # It had begun before the one that failed first had ended.
+                # This operation had begun before the first failure.
                 return
-            if now_ns - self._until_ns < LONGEST_NS:
-                # Also if something that takes less has succeeded in between: on a full disk, what
-                # needs no room does.
-                self._wait_ns = min(2 * self._wait_ns, LONGEST_NS)
+            if now_ns - self._until_ns < MAX_OPEN_NS:
+                # Even if another operation has succeeded in between: on a full disk, one that
+                # needs no space succeeds.
+                self._open_ns = min(2 * self._open_ns, MAX_OPEN_NS)
             else:
-                self._wait_ns = FIRST_NS
+                self._open_ns = MIN_OPEN_NS
             self._error, self._is_trying = error, False
-            self._until_ns = now_ns + self._wait_ns
+            self._until_ns = now_ns + self._open_ns
         if is_new:
-            logger.warning("%s; left alone, and tried again after a while", error)
+            logger.warning("%s; circuit open: retried with back-off", error)
 
-    def succeeded(self) -> None:
-        """Let every operation through."""
+    def record_success(self) -> None:
+        """Close the circuit."""
         if self._error is None:
             return
         with self._lock:
@@ -123,61 +123,61 @@ class Breaker:
 
 
 class CacheWarning(UserWarning):
-    """The cache has failed, and the source was asked instead."""
+    """The cache has failed, and reads go to the source."""
 
 
 class Faults:
-    """Warns of the first fault of each kind, and counts all."""
+    """Counts failures, and warns of the first of each kind."""
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
         self._warned: set[type[CacheError]] = set()
-        self._untold: deque[CacheError] = deque()
+        self._unreported: deque[CacheError] = deque()
 
     def note(self, error: CacheError) -> None:
-        """Count the fault, and warn of it unless one like it has been warned of."""
+        """Count the failure, and warn of it unless one of its kind has been warned of."""
         self._statistics.add(faults=1)
         self._warn(error)
 
-    def note_later(self, error: CacheError) -> None:
-        """Count the fault, which no reader waits for; `tell` warns of it."""
+    def note_in_background(self, error: CacheError) -> None:
+        """Count the failure of a background write; `report` warns of it."""
         self._statistics.add(faults=1)
-        self._untold.append(error)
+        self._unreported.append(error)
 
     @property
     def has_unreported(self) -> bool:
-        """Whether there is something to `tell`."""
-        return bool(self._untold)
+        """Whether `report` has a failure to warn of."""
+        return bool(self._unreported)
 
-    def tell(self) -> None:
-        """Warn of what has been noted for later."""
-        while self._untold:
-            self._warn(self._untold.popleft())
+    def report(self) -> None:
+        """Warn of the failures of background writes."""
+        while self._unreported:
+            self._warn(self._unreported.popleft())
 
     def _warn(self, error: CacheError) -> None:
-        # Of the fault on whose account the file is left alone has been warned.
+        # An open circuit is no news: the failure that opened it has been warned of.
         if isinstance(error, CircuitOpenError) or type(error) in self._warned:
             return
         self._warned.add(type(error))
         warnings.warn(
-            f"the cache has failed, the source is asked instead: {error}",
+            f"the cache has failed, reads go to the source: {error}",
             CacheWarning,
             stacklevel=2,
         )
 
 
-class Guarded:
-    """Runs operations on a database through a breaker of its own.
+class GuardedDatabase:
+    """Runs operations on a database through a circuit breaker.
 
     Attributes
     ----------
     breaker
-        What lets operations through, or keeps them from the database.
+        The circuit breaker, of this object alone.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
 
     def flow[**P, T](
         self,
@@ -193,8 +193,8 @@ class Guarded:
                 partial(self._database.run_async, operation, *args, **kwargs),
             )
         except CacheError as error:
-            raise self.failed(error) from error
-        self.breaker.succeeded()
+            raise self.record_failure(error) from error
+        self.breaker.record_success()
         return result
 
     def run[**P, T](
@@ -210,26 +210,25 @@ class Guarded:
         try:
             result = self._database.run(operation, *args, **kwargs)
         except CacheError as error:
-            raise self.failed(error) from error
+            raise self.record_failure(error) from error
         if not breaker.is_closed:
-            breaker.succeeded()
+            breaker.record_success()
         return result
 
-    def failed(self, error: CacheError) -> CacheError:
-        """See to it that the fault costs the next reads no time; return what there is to tell."""
+    def record_failure(self, error: CacheError) -> CacheError:
+        """Quarantine a damaged file, or open the circuit; return the error for the caller."""
         if isinstance(error, (OutOfMemoryError, DataFileError)):
-            # The fault of one value, or of large ones: the database has not failed.
+            # One value failed, or all large ones: the database did not.
             return error
         if isinstance(error, FileDamagedError):
             try:
-                aside = self._database.quarantine(error)
+                quarantined = self._database.quarantine(error)
             except CacheError as failure:
                 error = failure
             else:
-                begun = "another is begun in its place"
-                where = f"it is now {aside}, and {begun}" if aside else begun
-                return FileDamagedError(f"{error}; {where}")
+                renamed = f"it is now {quarantined}, and " if quarantined else ""
+                return FileDamagedError(f"{error}; {renamed}a new file takes its place")
         is_known = not self.breaker.is_closed
-        self.breaker.failed(error)
-        # A trial that fails, maybe in another way, is no news.
+        self.breaker.record_failure(error)
+        # A trial that fails, even in another way, is no news.
         return CircuitOpenError(str(error)) if is_known else error

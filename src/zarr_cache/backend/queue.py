@@ -1,4 +1,4 @@
-"""Responses that wait to be written to the file, and are read from here meanwhile."""
+"""The write-behind queue: responses wait here to be written, and lookups find them meanwhile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from zarr_cache.core.errors import CacheError
 from zarr_cache.index import admit as index_admit
 from zarr_cache.index import extents, values
 from zarr_cache.index.evict import Evictions, evict_ahead
@@ -13,181 +14,236 @@ from zarr_cache.index.large_values import max_bytes, written
 from zarr_cache.index.uses import write_counts, write_touches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from zarr_cache.backend.counters import Pending
+    from zarr_cache.backend.failures import GuardedDatabase
     from zarr_cache.file.connection import Connection
+    from zarr_cache.file.database import Database
     from zarr_cache.index.admit import Admission, Response
     from zarr_cache.index.values import Keep
 
 
-MAX_TOGETHER = 64
+MAX_BATCH = 64
+"""At most this many responses are written in one transaction."""
 
 
 class WriteBehindQueue:
-    """Answers that wait to be kept. Whoever comes to write takes many of them along.
+    """Responses that wait to be written, many in one transaction.
 
-    A transaction costs several times what one more entry in it does, and none of that is the
-    reader's to wait for. What waits is at hand all the same: `response` tells.
+    A transaction costs several times what one more entry in it does, and no reader waits for it.
 
     Any thread may call.
+
+    Parameters
+    ----------
+    pending
+        Uses that wait are written before the responses, since eviction goes by them. Counts are
+        written with them: a process that always has responses to write would write none otherwise.
+    keep
+        Writes the bytes of a small value.
 
     Attributes
     ----------
     nbytes
-        Bytes of those that wait or are being written.
+        Bytes of the responses that wait or are being written.
     bytes_being_written
-        Bytes of those that are being written just now.
+        Bytes of those that are being written at the moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, database: Database, writes: GuardedDatabase, pending: Pending, keep: Keep
+    ) -> None:
+        self._database = database
+        self._writes = writes
+        self._pending = pending
+        self._keep = keep
         self._lock = threading.Lock()
+        # Held by the thread that writes a batch.
         self._turn = threading.Lock()
         self._waiting: deque[Admission] = deque()
-        self._taken: list[Admission] = []
+        self._dequeued: list[Admission] = []
         self._by_key: dict[tuple[str, str], Admission] = {}
         self.nbytes = 0
         self.bytes_being_written = 0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def add(self, admission: Admission) -> None:
-        """Let it wait."""
+        """Put a response at the end of the queue."""
         with self._lock:
             self._waiting.append(admission)
             self._by_key[admission.namespace, admission.key] = admission
             self.nbytes += admission.response.size
 
     def response(self, namespace: str, key: str) -> Response | None:
-        """The last answer for the key that waits, or is being kept just now."""
+        """The last response for the key that waits or is being written."""
         admission = self._by_key.get((namespace, key))
         return None if admission is None or admission.is_cancelled else admission.response
 
     def touch(self, namespace: str, key: str, used_at: int) -> None:
-        """Note a use of what waits for the key."""
+        """Record a use of the last response for the key."""
         with self._lock:
             admission = self._by_key.get((namespace, key))
             if admission is not None:
                 admission.used_at = used_at
 
-    def forget(self, namespace: str, key: str) -> None:
-        """Do not keep what waits for the key."""
+    def cancel(self, namespace: str, key: str) -> None:
+        """Write no response for the key that is in the queue."""
         with self._lock:
-            # What is being written as well: it has no entry yet that could be removed.
-            for admission in (*self._waiting, *self._taken):
+            # Nor those that are being written: they have no entry yet that could be removed.
+            for admission in (*self._waiting, *self._dequeued):
                 if (admission.namespace, admission.key) == (namespace, key):
                     admission.is_cancelled = True
 
-    def take(self, connection: Connection | None = None) -> list[Admission]:
-        """Some of those that wait, but not so many that the next waits for long.
+    def write_waiting(self) -> None:
+        """Write the responses that wait now, and report the outcome of each.
 
-        They are at hand until `release`.
+        A response that is added meanwhile is written by the thread that adds it, or by the
+        background thread. Otherwise this would not end as long as responses come.
+        """
+        if self._database.is_gone():
+            # The file was deleted: what waits makes no new one.
+            self._drop_all()
+            return
+        left = len(self._waiting)
+        while left > 0:
+            batch: list[Admission] = []
+            failure = None
+            try:
+                now_ns = self._database.clock().now_ns()
+                self._writes.run(self._write_batch, batch, now_ns)
+            except CacheError as error:
+                failure = error
+                if not batch:
+                    batch = self._dequeue()
+                    self._release(batch)
+            finally:
+                # Also after Ctrl-C: other threads may wait for these.
+                for each in batch:
+                    each.end(failure)
+            if not batch:
+                break  # other threads have dequeued them
+            left -= len(batch)
+
+    def drain(self) -> None:
+        """Wait until no response is being written."""
+        with self._turn:
+            pass
+
+    def _drop_all(self) -> None:
+        """Write none of the responses, nor the uses of entries of a file that is gone."""
+        while batch := self._dequeue():
+            self._release(batch)
+            for each in batch:
+                each.end(None)
+        self._pending.take_touches()
+
+    def _dequeue(self, connection: Connection | None = None) -> list[Admission]:
+        """The first of the responses, so few that the next one does not wait for long.
+
+        Lookups find them until `_release`.
 
         Parameters
         ----------
         connection
-            To what they are to be kept in; None if they are not.
+            That of the file they are written to; None if they are not written.
         """
-        taken: list[Admission] = []
+        batch: list[Admission] = []
         small = large = 0
         with self._lock:
-            while self._waiting and len(taken) < MAX_TOGETHER:
+            while self._waiting and len(batch) < MAX_BATCH:
                 first = self._waiting[0]
                 size = first.response.size
                 if connection is not None and extents.is_large(connection, size):
                     large += size
                 else:
                     small += size
-                if taken and (small > values.MAX_BYTES or large > max_bytes(first.limits)):
+                if batch and (small > values.MAX_BYTES or large > max_bytes(first.limits)):
                     break
-                taken.append(self._waiting.popleft())
-            self._taken += taken
-            self.bytes_being_written += sum(admission.response.size for admission in taken)
-        return taken
+                batch.append(self._waiting.popleft())
+            self._dequeued += batch
+            self.bytes_being_written += sum(admission.response.size for admission in batch)
+        return batch
 
-    def release(self, taken: Iterable[Admission], pending: Pending) -> None:
-        """They are in the file, or never will be."""
+    def _release(self, batch: Iterable[Admission]) -> None:
+        """Remove responses that have been written, or never will be."""
         with self._lock:
-            for admission in taken:
-                if admission not in self._taken:
+            for admission in batch:
+                if admission not in self._dequeued:
                     continue
-                self._taken.remove(admission)
+                self._dequeued.remove(admission)
                 is_used = admission.used_at > admission.used_at_in_file
                 if admission.entry is not None and is_used:
-                    # While it was written.
-                    pending.touch(admission.entry, admission.used_at)
+                    # While it was being written.
+                    self._pending.touch(admission.entry, admission.used_at)
                 self.nbytes -= admission.response.size
                 self.bytes_being_written -= admission.response.size
                 place = (admission.namespace, admission.key)
                 if self._by_key.get(place) is admission:
                     del self._by_key[place]
 
-    def drain(self) -> None:
-        """Wait until nothing is being kept."""
-        with self._turn:
-            pass
-
-    def admit_some(
-        self,
-        connection: Connection,
-        ended: list[Admission],
-        pending: Pending,
-        keep: Keep,
-        now_ns: int,
-    ) -> None:
-        """Keep some of those that wait, in one transaction; large values are written before it.
+    def _write_batch(self, connection: Connection, batch: list[Admission], now_ns: int) -> None:
+        """Write some of the responses: an operation.
 
         Parameters
         ----------
-        ended
-            Is filled with those that were kept, or that could not be if this raises.
-        pending
-            Uses that wait to be written: they are first, since eviction goes by them. Counts go
-            along: a process that always has something to keep would write none by themselves.
-        keep
-            Where the bytes of small values go.
+        batch
+            Is filled with those that were written, or that could not be if this raises.
         now_ns
             When this was called, by the clock of the file.
         """
         with self._turn:
-            # When the file was opened anew, the same ones are tried once more.
-            if not ended:
-                ended += self.take(connection)
-            if not ended:
+            # When the file was opened again, the operation is repeated with the same batch.
+            if not batch:
+                batch += self._dequeue(connection)
+            if not batch:
                 return
-            touches, counts = pending.take_touches(), pending.take_counts()
             removed = Evictions()
             try:
-                first = ended[0]
-                limits = first.limits
-                wanted = [each for each in ended if not each.is_cancelled]
-                large = index_admit.large_values(connection, wanted)
-                failure = extents.why_unusable(connection) if large else None
-                coming = index_admit.bytes_coming(
-                    connection, limits, [] if failure is not None else wanted
-                )
-                evict_ahead(connection, limits, touches, removed, coming)
-                with written(
-                    connection, first.namespace, limits, touches, large, now_ns, removed, failure
-                ) as values_written:
-                    if removed.evicted or removed.evicted_ranges or removed.expired:
-                        first.removed = first.removed_before = removed
-                    with connection.writing_much():
-                        write_touches(connection, touches)
-                        for admission in ended:
-                            if not admission.is_cancelled:
-                                index_admit.admit(connection, admission, keep, values_written)
-                        write_counts(connection, counts)
-                        values_written.release(connection)
+                with (
+                    self._pending.writing_touches() as touches,
+                    self._pending.writing_counts() as counts,
+                ):
+                    self._admit(connection, batch, touches, counts, now_ns, removed)
             except BaseException:
-                pending.put_back(touches)
-                pending.put_back_counts(counts)
-                for admission in ended:
+                for admission in batch:
                     admission.entry = None
                     admission.removed = admission.removed_before
-                if ended and (removed.evicted or removed.evicted_ranges or removed.expired):
-                    ended[0].removed = removed
+                if _has_any(removed):
+                    batch[0].removed = removed
                 raise
             finally:
-                self.release(ended, pending)
+                self._release(batch)
+
+    def _admit(
+        self,
+        connection: Connection,
+        batch: list[Admission],
+        touches: dict[int, int],
+        counts: Mapping[str, Mapping[str, int]],
+        now_ns: int,
+        removed: Evictions,
+    ) -> None:
+        """Write the batch in one transaction, and its large values before that."""
+        first = batch[0]
+        limits = first.limits
+        wanted = [each for each in batch if not each.is_cancelled]
+        large = index_admit.large_values(connection, wanted)
+        failure = extents.why_unusable(connection) if large else None
+        coming = index_admit.bytes_coming(connection, limits, [] if failure is not None else wanted)
+        evict_ahead(connection, limits, touches, removed, coming)
+        with written(
+            connection, first.namespace, limits, touches, large, now_ns, removed, failure
+        ) as values_written:
+            if _has_any(removed):
+                first.removed = first.removed_before = removed
+            with connection.writing_much():
+                write_touches(connection, touches)
+                for admission in batch:
+                    if not admission.is_cancelled:
+                        index_admit.admit(connection, admission, self._keep, values_written)
+                write_counts(connection, counts)
+                values_written.release(connection)
+
+
+def _has_any(removed: Evictions) -> bool:
+    return bool(removed.evicted or removed.evicted_ranges or removed.expired)

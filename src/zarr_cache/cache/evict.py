@@ -48,7 +48,7 @@ def evict_before_write(view: SourceView, key: str) -> Flow[None]:
 
 def evict_stale(view: SourceView) -> Flow[None]:
     """Write what waits, then evict, before the cache is reported on."""
-    yield from view.values.known(view.namespace)
+    yield from view.values.ensure_listed(view.namespace)
     view.values.flush()
     # The cause of a failed write is logged where writes are tried.
     with contextlib.suppress(CacheError):
@@ -58,6 +58,4 @@ def evict_stale(view: SourceView) -> Flow[None]:
 def clear_cache(view: SourceView) -> Flow[None]:
     """Remove what is cached of the source, and admit no response that is being fetched."""
     view.open_source()
-    mark = view.values.marked_ns(view.namespace)
-    yield from view.values.fence_prefix(view.namespace, "")
-    yield from view.values.revalidate(view.namespace, mark)
+    yield from view.values.clear(view.namespace)

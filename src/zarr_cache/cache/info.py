@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zarr_cache.backend.other_store import StoreCache
+from zarr_cache.backend.store_cache import StoreCache
 from zarr_cache.cache import evict, notebook
 from zarr_cache.cache.parameters import class_of
 from zarr_cache.cache.sqlite_store import SqliteStore
@@ -137,7 +137,7 @@ class CacheInfo:
         """
         view = self._view
         view.values.flush()
-        view.faults.tell()
+        view.faults.report()
         counts = view.statistics
         total = counts["hits"] + counts["misses"]
         return {

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import WrapperStore
 
-from zarr_cache.backend.file_cache import FileCache
-from zarr_cache.backend.other_store import StoreCache
+from zarr_cache.backend.registry import file_cache_of, store_cache_of
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cache.view import SourceView
 from zarr_cache.core import private
@@ -15,6 +14,8 @@ from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
+
+    from zarr_cache.backend.value_cache import ValueCache
 
 
 def check_cache_store(cache_store: Store) -> None:
@@ -63,14 +64,14 @@ def checked_namespace(namespace: object) -> str | None:
     return namespace
 
 
-def cache_in(cache_store: Store) -> FileCache:
+def cache_in(cache_store: Store) -> ValueCache:
     """The cache of this process in `cache_store`, shared by all CacheStores that use it."""
     if isinstance(cache_store, SqliteStore):
-        return FileCache.of(cache_store.database)
-    return StoreCache.over(cache_store, name_of)
+        return file_cache_of(cache_store.database)
+    return store_cache_of(cache_store, name_of)
 
 
-def refuse_itself(source: Store, values: FileCache, namespace: str) -> None:
+def refuse_itself(source: Store, values: ValueCache, namespace: str) -> None:
     """Refuse a CacheStore as the source that has the same keys in the same cache.
 
     Raises

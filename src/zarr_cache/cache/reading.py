@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 
 CACHED_KINDS = frozenset({"value", "absent"})
-
-
 """The kinds of entries that hold a response of the source."""
 
 
@@ -76,7 +74,7 @@ def lookup(
     if not view.may_be_cached(key):
         return None
     if view.faults.has_unreported:
-        view.faults.tell()
+        view.faults.report()
     values = view.values
     try:
         while True:
@@ -112,8 +110,8 @@ def lookup(
 def _prepare(view: SourceView) -> Flow[None]:
     """Name the source, open the file, and remove entries that a failed write made invalid."""
     view.open_source()
-    yield from view.values.opened()
-    if view.values.is_invalidated(view.namespace):
+    yield from view.values.ensure_open()
+    if view.values.invalidated.is_invalidated(view.namespace):
         yield from evict.clear_cache(view)
 
 

@@ -28,14 +28,9 @@ if TYPE_CHECKING:
 
 
 FAILED = "chunk read failed"
-
-
 """The message of the group that zarr's ``get_ranges`` raises."""
 
-
 type Batches = list[list[tuple[int, Buffer | None]]]
-
-
 """Batches of buffers, each with the index of its byte range."""
 
 

@@ -343,7 +343,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         return (
             _store_supports_sync_io(self._store)
             and _store_supports_sync_io(self._cache)
-            and self._view.values.is_known
+            and self._view.values.is_listed
         )
 
     async def set(self, key: str, value: Buffer) -> None:

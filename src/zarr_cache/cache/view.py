@@ -19,23 +19,17 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.backend.file_cache import FileCache
+    from zarr_cache.backend.value_cache import ValueCache
     from zarr_cache.core.ages import Age
     from zarr_cache.index.evict import Evictions
     from zarr_cache.index.lookup import Data
 
 
 DEFAULT_ABSENT_SECONDS = 60
-
-
 """For how long a read-only view serves a cached absence, unless the user gave another age."""
 
-
 URL_CHARACTERS = frozenset("#%?")
-
-
 """Characters that mean something else in a URL than in a key."""
-
 
 _private_views: weakref.WeakSet[SourceView] = weakref.WeakSet()
 
@@ -81,7 +75,7 @@ class SourceView:
     """
 
     source: Store
-    values: FileCache
+    values: ValueCache
     namespace: str
     settings: Settings
     statistics: Statistics
@@ -126,7 +120,7 @@ class SourceView:
         return (
             self.values.is_open
             and not self.must_be_named
-            and not self.values.is_invalidated(self.namespace)
+            and not self.values.invalidated.is_invalidated(self.namespace)
         )
 
     def may_be_cached(self, key: str) -> bool:
@@ -181,7 +175,7 @@ class SourceView:
             if number:
                 self.values.report_eviction(self.settings.max_size)
             if evictions.failure is not None:
-                self.faults.note_later(evictions.failure)
+                self.faults.note_in_background(evictions.failure)
 
     def record_outcome(self, result: Evictions | CacheError | None) -> None:
         """Record the outcome of a background write: its evictions, or an error.
@@ -189,13 +183,13 @@ class SourceView:
         The next operation reports the error.
         """
         if isinstance(result, CacheError):
-            self.faults.note_later(result)
+            self.faults.note_in_background(result)
         else:
             self.count_evictions(result)
 
 
 def view_of(
-    source: Store, values: FileCache, settings: Settings, namespace: str, *, is_given: bool
+    source: Store, values: ValueCache, settings: Settings, namespace: str, *, is_given: bool
 ) -> SourceView:
     """The view of `source` through the cache.
 

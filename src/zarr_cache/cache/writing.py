@@ -111,10 +111,10 @@ def _record_or_invalidate(
     Then the whole namespace is invalidated.
     """
     try:
-        yield from view.values.opened()
+        yield from view.values.ensure_open()
         yield from operation(view.values.clock().timestamp_ns())
     except CacheError as error:
-        yield from view.values.invalidate(namespace)
+        yield from view.values.invalidated.invalidate(namespace)
         view.faults.note(error)
         return False
     return True
@@ -255,7 +255,7 @@ def _end_removal(view: SourceView, namespace: str) -> Flow[None]:
 def _invalidate_folder(view: SourceView, namespace: str, folder: str) -> Flow[bool]:
     """Remove the entries of a folder, and refuse responses being fetched; False if that failed."""
     return _record_or_invalidate(
-        view, namespace, lambda _: view.values.fence_prefix(namespace, folder)
+        view, namespace, lambda _: view.values.invalidate_prefix(namespace, folder)
     )
 
 
@@ -264,5 +264,5 @@ def _clear_cache(view: SourceView) -> Flow[None]:
     try:
         yield from evict.clear_cache(view)
     except CacheError as error:
-        yield from view.values.invalidate(view.namespace)
+        yield from view.values.invalidated.invalidate(view.namespace)
         view.faults.note(error)

@@ -8,10 +8,7 @@ from typing import Literal
 
 EVER, NEVER = -(2**63), 2**63 - 1
 
-
 type Age = float | Literal["infinity"] | None
-
-
 """Seconds; ``"infinity"`` or None: for ever."""
 
 

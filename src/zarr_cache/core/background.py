@@ -11,20 +11,12 @@ if TYPE_CHECKING:
 
 
 IDLE_SECONDS = 2.0
-
-
 """After so long without work the thread ends; the next work starts another."""
 
-
 QUIET_SECONDS = 0.01
-
-
 """Work begins once no more has come for this long: busy readers need the interpreter."""
 
-
 MAX_DELAY_SECONDS = 0.2
-
-
 """Work begins no later than this after the first of it."""
 
 

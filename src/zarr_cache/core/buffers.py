@@ -37,32 +37,18 @@ def to_buffer(prototype: BufferPrototype | None, data: bytes | ByteArray) -> Buf
 
 
 MIN_REUSED = 128 * 1024
-
-
 """Smaller blocks are kept by malloc itself."""
 
-
 MAX_UNUSED = 32 * 2**20
-
-
 """At most so many bytes are kept for the next values."""
 
-
 MAX_TRIED = 8
-
-
 """At most so many blocks are tried for one that fits."""
 
-
 STEP = 256 * 1024
-
-
 """Memory is taken in multiples of this: the next value may be a little larger."""
 
-
 _unused: deque[ByteArray] = deque()
-
-
 """The last one that was used may be in the processor's cache: it is taken first."""
 
 

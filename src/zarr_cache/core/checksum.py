@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
 
 BLOCK = 64 * 1024
-
-
 """Bytes under one checksum: a range read verifies up to this much more than it returns."""
 
-
 LENGTH = 8
-
-
 """Bytes of a checksum."""
 
 

@@ -46,8 +46,6 @@ def resumed_ns(newest_ns: int, written_ns: int) -> int:
 
 
 TIMESTAMPS_END = 2**62
-
-
 """Every timestamp is below this: as nanoseconds since the Unix epoch, the year 2116."""
 
 

@@ -156,7 +156,6 @@ class CircuitOpenError(StorageError):
 LeftAloneError = CircuitOpenError
 """The earlier name of `CircuitOpenError`."""
 
-
 _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_BUSY: FileLockedError,
     sqlite3.SQLITE_LOCKED: FileLockedError,
@@ -168,7 +167,6 @@ _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_CONSTRAINT: FileDamagedError,
     sqlite3.SQLITE_MISMATCH: FileDamagedError,
 }
-
 
 _WAY_OUT = {
     sqlite3.SQLITE_READONLY: (
@@ -205,8 +203,6 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
 
 
 FAILURES = (sqlite3.Error, MemoryError, UnicodeError, FileDamagedError)
-
-
 """What an operation raises when the file fails it. Python encodes keys, some of which are no text,
 and decodes SQLite's messages, some of which quote bytes of a damaged schema that are none."""
 

@@ -15,8 +15,6 @@ import weakref
 from typing import Any
 
 PREFIX = "private:"
-
-
 """How the name begins of a source that does not outlive the process."""
 
 
@@ -30,14 +28,11 @@ class _Names:
 
 _names = _Names()
 
-
 # By the id of an object and a part of it: weak references to those that hold it, and its number.
 # They outlive a fork: the name of an object in the child differs by the token alone.
 _holders: dict[tuple[int, str], dict[int, weakref.ref[Any]]] = {}
 
-
 _numbers: dict[tuple[int, str], int] = {}
-
 
 _next_number = itertools.count(1)
 

@@ -7,10 +7,7 @@ from decimal import Decimal
 from numbers import Integral
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
 """What `format_size` writes, each 1024 of the one before."""
-
 
 # Not a letter alone: G is 2**30 to some programs and 10**9 to others.
 _FACTORS = {
@@ -19,7 +16,6 @@ _FACTORS = {
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgtp", 1)},
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgtp", 1)},
 }
-
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
 

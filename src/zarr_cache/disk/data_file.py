@@ -34,47 +34,27 @@ if sys.platform != "win32":
 
 
 BLOCK = 4096
-
-
 """Extents begin and end at multiples of this: a page of the system's cache, and of most disks."""
 
-
 HEADER = BLOCK
-
-
 """Bytes of the header. The first extent begins behind it."""
 
-
 MAGIC = b"zarr-cache data\0"
-
-
 """The beginning of the header. The identity follows."""
-
 
 IDENTITY_BYTES = 16
 
-
 MAX_COPIED = 512 * 1024
-
-
 """At most so many bytes are copied at a time."""
-
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
-
 LOCKS_AT = 1 << 60
-
-
 """The locks of writers are at this place and behind it, where no file has bytes."""
 
-
 OWNERS = 1 << 40
-
-
 """A writer takes a number below this."""
 
 

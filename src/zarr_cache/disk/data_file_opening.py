@@ -42,13 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 IS_SUPPORTED = hasattr(os, "preadv") and hasattr(os, "pwrite")
-
-
 """Whether the system reads and writes at a place. Where not, as on Windows, there is no data file,
 and values of every size are in the database."""
-
 
 IDENTITY = """
 SELECT identity

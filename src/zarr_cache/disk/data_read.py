@@ -19,40 +19,23 @@ if TYPE_CHECKING:
 
 
 MAX_UNTRIED = 2**20
-
-
 """Of more than this, one block is tried first: Linux starts to read what is not in memory all the
 same, and to start with some MiB blocks the event loop."""
 
-
 MAX_IN_MEMORY = 8 * 2**20
-
-
 """So many bytes that are in memory are copied on the event loop, which takes a millisecond or two;
 more are copied in another thread."""
 
-
 MAX_UNCHECKED = 2**20
-
-
 """For so many bytes memory is taken without comparing them with the length of the file."""
 
-
 MAX_ON_LOOP = 2 * 2**20
-
-
 """Where the system does not say whether bytes are in memory, so many are read on the event loop."""
 
-
 NOWAIT = getattr(os, "RWF_NOWAIT", 0)
-
-
 """The flag with which Linux reads only what is in memory, see preadv2(2); 0 elsewhere."""
 
-
 UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-
-
 """Errors of a system or a file system that does not know the flag; tmpfs is one."""
 
 

@@ -38,10 +38,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
     }
 )
 
-
 MOUNTS = Path("/proc/self/mounts")
-
-
 """Where Linux lists the mounted file systems, see proc(5)."""
 
 

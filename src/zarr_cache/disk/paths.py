@@ -24,8 +24,6 @@ if sys.platform != "win32":
 
 
 BUSY_TIMEOUT_SECONDS = 5.0
-
-
 """How long a statement waits for another connection's lock."""
 
 
@@ -159,8 +157,6 @@ def quarantine_path(path: Path) -> Path:
 
 
 VARIABLE = "ZARR_CACHE_PATH"
-
-
 """The environment variable that names it."""
 
 

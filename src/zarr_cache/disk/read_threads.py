@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
 
 MAX_THREADS = min(16, 4 * (os.cpu_count() or 1))
-
-
 """So many reads run at once: enough to keep a disk busy, and not so many that the event loop cannot
 run."""
-
 
 _pool: ThreadPoolExecutor | None = None
 

@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
 
 OLDEST_SQLITE = (3, 40)
-
-
 """An older one may report the schema of a file as damage."""
 
-
 PAGE_SIZE = 4 * 1024
-
-
 """Bytes of a page of a new file: rows are small. See docs/decisions/0013."""
 
 
@@ -49,49 +44,28 @@ def mmap_bytes() -> int:
 
 
 MMAP_BYTES = mmap_bytes()
-
-
 """How much of the file is read through memory mapping. SQLite caps it at its own limit.
 See docs/decisions/0010.
 """
 
-
 WAL_BYTES = 4 * 2**20
-
-
 """The WAL is written back into the file when it has grown to this length, and cut to it."""
 
-
 LONG_WAL_BYTES = 8 * 2**20
-
-
 """From this length on, writes wait until the WAL can be truncated. While a reader keeps it so long,
 nothing is written."""
 
-
 MAX_WAL_BYTES = LONG_WAL_BYTES + WAL_BYTES + 2**19
-
-
 """The WAL is no longer than this: one transaction, of some small values and rows, more."""
 
-
 MAX_ROW_BYTES = 64 * 2**20
-
-
 """Longer than any row: a part of a value, or a key, and some numbers."""
 
-
 CHECKPOINT_SECONDS = 2.0
-
-
 """How long a writer waits for readers, so that the WAL can be truncated."""
 
-
 CHECKPOINT_TURN_SECONDS = 0.2
-
-
 """How long of this at a time: meanwhile no other connection can write."""
-
 
 _PRAGMAS = f"""
 PRAGMA trusted_schema = OFF;

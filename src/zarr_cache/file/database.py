@@ -168,7 +168,6 @@ class MemoryDatabase:
 
 _all: weakref.WeakSet[MemoryDatabase] = weakref.WeakSet()
 
-
 # Those whose locks the thread that forks holds.
 _held: list[MemoryDatabase] = []
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 forking = threading.Lock()
-
-
 """Held from before a fork until after it: no operation begins."""
 
 

@@ -24,38 +24,28 @@ if TYPE_CHECKING:
 
 
 APPLICATION_ID = 0x5A43_4131
-
-
 """``PRAGMA application_id`` of our files: "ZCA1" in ASCII."""
-
 
 # https://www.sqlite.org/fileformat2.html#the_database_header
 _MAGIC = b"SQLite format 3\0"
 
-
 _HEADER_BYTES = 100
-
 
 _APPLICATION_ID_AT = slice(68, 72)
 
-
 _VERSION_AT = slice(60, 64)
-
+# How many rows of the schema the first page has, where it is a leaf of the tree.
+_CELLS_AT = slice(103, 105)
 
 # https://www.sqlite.org/fileformat2.html#the_write_ahead_log: a header, and one for each page.
 _FIRST_PAGE_OF_WAL_AT = 32 + 24
 
-
 # In the first pages of each of our files, also when the header is damaged.
 _OUR_SCHEMA = (b"CREATE TABLE namespace (", b"CREATE TABLE entry (", b"CREATE TABLE value (")
 
-
 _SCHEMA_BYTES = 64 * 1024
 
-
 MAX_SCHEMA_ROW_BYTES = 2**20
-
-
 """No user writes a longer text of a table or view, and SQLite holds each in memory."""
 
 
@@ -88,7 +78,6 @@ SELECT count(*)
 FROM sqlite_schema
 WHERE type = 'table' AND name IN ('counter', 'entry', 'namespace', 'total', 'usage', 'value')
 """
-
 
 ALL_OUR_TABLES = 6
 
@@ -189,11 +178,12 @@ def _identity_in_wal(wal: Path) -> _Identity:
     """The identity of a file that is empty without its WAL, whose first page is the file's."""
     with wal.open("rb") as file:
         file.seek(_FIRST_PAGE_OF_WAL_AT)
-        header = file.read(_HEADER_BYTES)
-    if len(header) < _HEADER_BYTES:
+        page = file.read(_CELLS_AT.stop)
+    if len(page) < _CELLS_AT.stop:
         return _Identity()
-    application_id = int.from_bytes(header[_APPLICATION_ID_AT])
-    return _Identity(application_id, int.from_bytes(header[_VERSION_AT]), objects=1)
+    # A process that creates a file writes a page without tables before the one of our schema.
+    fields = (_APPLICATION_ID_AT, _VERSION_AT, _CELLS_AT)
+    return _Identity(*(int.from_bytes(page[field]) for field in fields))
 
 
 def _identity(path: Path, how: str) -> _Identity:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 
 MARK_SECONDS = 0.1
-
-
 """How long `mark` waits for a process that removes a marker, which takes no time at all."""
 
 

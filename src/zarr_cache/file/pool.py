@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 
 RECHECK_SECONDS = 0.05
-
-
 """How often a waiting thread checks for itself: Ctrl-C may have come before it was notified."""
 
 

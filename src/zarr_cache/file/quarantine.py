@@ -26,7 +26,6 @@ FROM total
 WHERE kind = 'stored' AND entries > 0
 """
 
-
 # The same without any index or total. Walks all entries.
 STORED_ROW = """
 SELECT 1

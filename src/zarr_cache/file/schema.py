@@ -23,7 +23,6 @@ SELECT CAST(type AS BLOB), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql 
 FROM sqlite_schema
 """
 
-
 # Every lookup joins these. Numbers that leave no room to count on from are as bad as no row. The
 # bytes that the budget limits are there twice, as a total and by namespace: a total that is too
 # small would let the file grow by the difference, for ever. As floats, which do not overflow.
@@ -57,14 +56,10 @@ WHERE 4 <> (
 )
 """
 
-
 # What SQLite itself makes for ANALYZE.
 MADE_BY_SQLITE = {"sqlite_stat1", "sqlite_stat4"}
 
-
 MAX_NAMED = 3
-
-
 """A message names so many differences."""
 
 

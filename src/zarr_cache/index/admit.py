@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 
 MAX_ABSENT = 100_000
-
-
 """At most this many absent entries are kept in a file."""
-
 
 # The row keeps its revision, which is that of the last write to the key. The response is refused if
 # the row is newer, if the key was written since, or if a write is in flight whose lease has not
@@ -57,7 +54,6 @@ WHERE revision <= :revision
 RETURNING id
 """
 
-
 # It keeps its revision: responses from before the last write are still refused.
 EVICT_OLD_VALUE = """
 UPDATE entry
@@ -66,7 +62,6 @@ SET kind = 'tombstone',
 WHERE id = :entry AND kind = 'value'
 """
 
-
 SIZE_NOW = """
 SELECT size
 FROM entry
@@ -74,7 +69,6 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
   AND kind = 'value'
 """
-
 
 FORGET = """
 DELETE FROM entry
@@ -87,13 +81,11 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
 RETURNING key
 """
 
-
 DISCARD = """
 DELETE FROM entry
 WHERE id = :entry AND checksum IS :checksum AND kind IS NOT 'stored'
 RETURNING key
 """
-
 
 ADOPT = """
 INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
@@ -103,7 +95,6 @@ WHERE name = :namespace
 ON CONFLICT DO NOTHING
 """
 
-
 # Another store has one value for a key, whatever the namespace.
 REMOVE_FROM_OTHER_NAMESPACES = """
 DELETE FROM entry
@@ -111,7 +102,6 @@ WHERE namespace IN (SELECT id FROM namespace WHERE name <> :namespace)
   AND key = :key
   AND kind = 'value'
 """
-
 
 HAS_VALUE = """
 SELECT 1
@@ -204,7 +194,7 @@ def _is_wanted(connection: Connection, admission: Admission) -> bool:
     """Whether the response would be admitted now; the value it replaces may be evicted for it."""
     found = lookup.lookup_metadata(connection, admission.namespace, admission.key)
     response, limits = admission.response, admission.limits
-    if admission.is_cancelled or response.instead_of(found) is found:
+    if admission.is_cancelled or response.overlay_on(found) is found:
         return False
     if found.kind == "value" and limits.are_exceeded(cached_bytes(connection) + response.size):
         # There is no space for both: evict the value that is replaced, not another one.
@@ -332,7 +322,7 @@ class Response(NamedTuple):
         """Bytes of the value."""
         return 0 if self.data is None else self.data.size
 
-    def instead_of(
+    def overlay_on(
         self, found: EntryState, request: ByteRequest | None = None, fresh_after: int | None = None
     ) -> EntryState:
         """The result of a lookup once this is admitted, instead of `found`.

@@ -28,17 +28,11 @@ if TYPE_CHECKING:
 
 
 LATEST = 2**63 - 1
-
-
 """A time after every use."""
 
-
 MAX_AT_ONCE = 64
-
-
 """At most this many entries are removed in one transaction: other processes can write in between,
 and the WAL stays short. In a large file, each may be on five pages of its own."""
-
 
 # Values that are being written count as well.
 CACHED_BYTES = """
@@ -46,7 +40,6 @@ SELECT entries, bytes + (SELECT coalesce(sum(bytes), 0) FROM reservation)
 FROM total
 WHERE kind = 'value'
 """
-
 
 # The least recently used of a kind, as many as are above the limit.
 TRIM = """
@@ -59,7 +52,6 @@ WHERE id IN (
     LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :limit)
 )
 """
-
 
 # Walks the index by use from the oldest entry, and stops when enough is freed or when the oldest
 # range entry in memory is older: the cost depends on what is evicted, not on what stays.
@@ -90,7 +82,6 @@ DELETE FROM entry
 WHERE id IN (SELECT id FROM victim)
 RETURNING key
 """
-
 
 EXPIRE = """
 DELETE FROM entry
@@ -335,10 +326,7 @@ def expire(connection: Connection, namespace: str, limits: Limits, evictions: Ev
 
 
 MAX_UNUSED_NS = 7 * 24 * 3600 * 10**9
-
-
 """A private namespace that was not used for a week was left by a killed process."""
-
 
 UNUSED_NAMESPACES = """
 SELECT name
@@ -352,7 +340,6 @@ WHERE name >= :prefix
   )
 """
 
-
 REMOVE_BATCH = """
 DELETE FROM entry
 WHERE id IN (
@@ -363,7 +350,6 @@ WHERE id IN (
 )
 RETURNING id
 """
-
 
 REMOVE_NAMESPACE = """
 DELETE FROM namespace

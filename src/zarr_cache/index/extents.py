@@ -25,53 +25,37 @@ if TYPE_CHECKING:
 
 
 MIN_BYTES = 64 * 1024
-
-
 """Values of so many bytes or more are in the data file. Rounded up to `BLOCK` they take at most a
 sixteenth more than their bytes. See docs/decisions/0013."""
 
-
 LEASE_NS = 60 * 1_000_000_000
-
-
 """After this time the lease of a reservation has expired, even if its process seems to live."""
 
-
 ROOM = 12 * 2**20
-
-
 """The data file may be so much longer than the space of `max_size` bytes of values."""
 
-
 FREED_START = 1 << 62
-
-
 """The `start` of an extent that is about to be freed: after that of all others."""
-
 
 RESERVE = """
 INSERT INTO reservation (id, bytes, owner, until)
 VALUES (:id, :bytes, :owner, :until)
 """
 
-
 RESERVATIONS = """
 SELECT id, owner, until
 FROM reservation
 """
-
 
 RESERVED_BYTES = """
 SELECT coalesce(sum(bytes), 0)
 FROM reservation
 """
 
-
 RELEASE = """
 DELETE FROM reservation
 WHERE id = :id
 """
-
 
 BEST_FIT = """
 SELECT offset, length
@@ -81,7 +65,6 @@ ORDER BY length, offset
 LIMIT 1
 """
 
-
 LARGEST = """
 SELECT offset, length
 FROM free_extent
@@ -89,12 +72,10 @@ ORDER BY length DESC, offset
 LIMIT 1
 """
 
-
 TAKE_WHOLE = """
 DELETE FROM free_extent
 WHERE offset = :offset
 """
-
 
 TAKE_FRONT = """
 UPDATE free_extent
@@ -103,7 +84,6 @@ SET offset = offset + :length,
 WHERE offset = :offset
 """
 
-
 GROW = """
 UPDATE data_file
 SET length = length + :length
@@ -111,19 +91,16 @@ WHERE :max_length IS NULL OR length + :length <= :max_length
 RETURNING length - :length
 """
 
-
 ADD = """
 INSERT INTO extent (entry, start, offset, length)
 VALUES (:entry, :start, :offset, :length)
 """
-
 
 IS_RESERVED = """
 SELECT 1
 FROM reservation
 WHERE id = :id
 """
-
 
 GIVE_EXTENTS = """
 UPDATE extent
@@ -132,18 +109,15 @@ SET entry = :entry,
 WHERE entry = -:id AND start < :freed
 """
 
-
 DELETE = """
 DELETE FROM extent
 WHERE entry = :entry
 """
 
-
 LENGTH = """
 SELECT length
 FROM data_file
 """
-
 
 FREE_BYTES = """
 SELECT coalesce(sum(length), 0)

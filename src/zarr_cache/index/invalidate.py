@@ -29,20 +29,15 @@ if TYPE_CHECKING:
 
 type Parameters = dict[str, str | int]
 
-
 MAX_TOMBSTONES = 10_000
-
-
 """At most this many tombstones are in a file. When one is removed, a trigger raises the fence of
 its namespace to its revision."""
-
 
 NEXT_REVISION = """
 UPDATE counter
 SET revision = revision + 1
 RETURNING revision
 """
-
 
 # No response fetched from here on is admitted until the write has ended. While writes are in
 # flight, `stored_at` is when the first of them began: the lease of a write that never ends expires
@@ -69,7 +64,6 @@ WHERE kind IS NOT 'stored'
 RETURNING id
 """
 
-
 # The value of the source is known only if no other write to the key has begun since, and no folder
 # has been removed.
 END_WRITE_WITH_VALUE = """
@@ -94,14 +88,12 @@ WHERE namespace = (
 RETURNING id
 """
 
-
 # Whether no folder has been removed since the revision that `fence` stands for.
 IS_CURRENT = """
 SELECT 1
 FROM namespace
 WHERE name = :namespace AND fence <= :fence
 """
-
 
 END_WRITE = """
 INSERT INTO entry (

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 
 MAX_BYTES = 16 * 2**20
-
-
 """At most so many bytes of large values are written at a time, and at most half of `max_size`,
 unless one alone has more. Meanwhile the values that they replace count for the budget as well."""
 

@@ -25,25 +25,15 @@ if TYPE_CHECKING:
 
 type Data = bytes | ByteArray
 
-
 WRITE_LEASE_NS = 3600 * 1_000_000_000
-
-
 """After this time the lease of a write that has not ended has expired: its process has died."""
 
-
 HAVE_BYTES = frozenset({"value", "stored"})
-
-
 """The kinds of entries that have bytes."""
 
-
 MAX_INLINE_BYTES = 64 * 1024
-
-
 """Values of up to this many bytes are read with the facts, in one statement.
 See docs/decisions/0002."""
-
 
 NEW_NAMESPACE = """
 INSERT INTO namespace (name, fence)
@@ -52,7 +42,6 @@ FROM counter
 WHERE true
 ON CONFLICT DO NOTHING
 """
-
 
 # Parameters by position: a dict of names costs a fifth of the whole, and for numbers (?1) Python
 # 3.12.1 warns. The lengths of blobs are checked before they are read, whatever the file claims. The
@@ -85,13 +74,11 @@ LEFT JOIN extent
 WHERE counter.id = 1
 """
 
-
 IS_THERE = """
 SELECT 1
 FROM entry
 WHERE id = :entry
 """
-
 
 CHECKSUMS = """
 SELECT checksums
@@ -363,10 +350,7 @@ WHERE entry.kind = 'value' AND entry.stored_at > :fresh_after
    OR entry.kind = 'absent' AND entry.stored_at > :absent_fresh_after
 """
 
-
 type Kept = tuple[int, int | None]
-
-
 """The number of an entry, and the size of its value; None if the source has no such key."""
 
 

@@ -35,14 +35,12 @@ WHERE id IN (
 RETURNING key, kind
 """
 
-
 RAISE_FENCE = """
 UPDATE namespace
 SET fence = :revision
 WHERE name = :namespace
 RETURNING id
 """
-
 
 # As with the writes in flight of a key, the lease of a removal that never ends expires an hour
 # after the first began, however many begin meanwhile.
@@ -52,7 +50,6 @@ SET removals = CASE WHEN removals_since > :expired_before THEN removals + 1 ELSE
     removals_since = CASE WHEN removals_since > :expired_before THEN removals_since ELSE :now END
 WHERE name = :namespace
 """
-
 
 END_REMOVAL = """
 UPDATE namespace

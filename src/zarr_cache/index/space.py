@@ -20,7 +20,6 @@ JOIN namespace ON namespace.id = usage.namespace
 WHERE namespace.name = :namespace
 """
 
-
 TOTAL = """
 SELECT kind, bytes
 FROM total
@@ -48,16 +47,10 @@ def usage(connection: Connection, namespace: str) -> Usage:
 
 
 MAX_MOVED_BYTES = 8 * 2**20
-
-
 """At most so many bytes of the data file are moved at a time."""
 
-
 MAX_CUT_LATER = 2**20
-
-
 """So many bytes after the last extent are left for the next values."""
-
 
 LAST = """
 SELECT entry, start, offset, length, (SELECT checksum FROM entry WHERE id = extent.entry)
@@ -65,7 +58,6 @@ FROM extent
 ORDER BY offset DESC
 LIMIT 1
 """
-
 
 # The space may have been given to another value since, under the same number of an entry.
 IS_SAME = """
@@ -78,13 +70,11 @@ WHERE entry = :entry
   AND (SELECT checksum FROM entry WHERE id = :entry) = :checksum
 """
 
-
 SHORTEN = """
 UPDATE extent
 SET length = :length
 WHERE entry = :entry AND start = :start
 """
-
 
 MARK_FREED = """
 UPDATE extent
@@ -205,20 +195,12 @@ def has_much_to_cut(connection: Connection) -> bool:
 
 
 MAX_VACUUM_BYTES = 2**20
-
-
 """At most so many bytes are given back in one transaction: other processes can write in between."""
 
-
 MAX_FREE_BYTES = 4 * 2**20
-
-
 """So many bytes may stay free in a file that is in use, for the next entries."""
 
-
 INCREMENTAL = 2
-
-
 """``PRAGMA auto_vacuum`` of a file that can give pages back."""
 
 

@@ -25,12 +25,8 @@ if TYPE_CHECKING:
 
 NAMESPACE = ""
 
-
 PAGE = 1000
-
-
 """Number of keys that one statement of a listing reads."""
-
 
 PUT = """
 INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
@@ -47,13 +43,11 @@ WHERE :replace
 RETURNING id
 """
 
-
 DELETE = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key = :key
 """
-
 
 DELETE_PREFIX = """
 DELETE FROM entry
@@ -62,14 +56,12 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key < coalesce(:end, x'')
 """
 
-
 SIZE = """
 SELECT size
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key = :key
 """
-
 
 SIZE_OF_PREFIX = """
 SELECT coalesce(sum(size), 0)
@@ -78,7 +70,6 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = '')
   AND key >= :prefix
   AND key < coalesce(:end, x'')
 """
-
 
 KEYS = """
 SELECT key

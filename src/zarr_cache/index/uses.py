@@ -14,30 +14,22 @@ if TYPE_CHECKING:
 
 
 MAX_AT_ONCE = 128
-
-
 """At most this many uses are written in one transaction of a file with many entries, where each
 changes two pages of its own: the WAL stays short."""
 
-
 FEW_ENTRIES = 16_384
-
-
 """The rows and indexes of so few entries have no more pages than `MAX_AT_ONCE` uses change."""
-
 
 ENTRIES = """
 SELECT sum(entries)
 FROM total
 """
 
-
 TOUCH = """
 UPDATE entry
 SET used_at = :used_at
 WHERE id = :entry AND used_at < :used_at AND kind IN ('value', 'absent')
 """
-
 
 ADD_STATISTICS = """
 UPDATE statistics

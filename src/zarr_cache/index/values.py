@@ -18,29 +18,21 @@ if TYPE_CHECKING:
 
 
 PART = 64 * checksum.BLOCK
-
-
 """Bytes of a part. Far below SQLite's limit for one blob, 10^9 bytes, and a whole number of blocks.
 See docs/decisions/0002."""
 
-
 MAX_BYTES = 512 * 1024
-
-
 """At most so many bytes of small values are written in one transaction: the WAL stays short."""
-
 
 INSERT_PART = """
 INSERT INTO value (entry, part, checksums, data)
 VALUES (:entry, :part, :checksums, :data)
 """
 
-
 DELETE_PARTS = """
 DELETE FROM value
 WHERE entry = :entry
 """
-
 
 # `length` of a blob does not read it.
 FIND_PART = """
@@ -49,13 +41,11 @@ FROM value
 WHERE entry = :entry AND part = :part
 """
 
-
 LENGTH_OF_PARTS = """
 SELECT coalesce(sum(length(data)), 0)
 FROM value
 WHERE entry = :entry AND part BETWEEN :first AND :last
 """
-
 
 # An extent that begins before `start` may reach into the bytes asked for: only the last one can.
 EXTENTS = """
@@ -76,7 +66,6 @@ WHERE entry = :entry
 ORDER BY start
 """
 
-
 CHECKSUMS = """
 SELECT part, CASE WHEN length(checksums) <= 512 THEN checksums END
 FROM value
@@ -84,10 +73,7 @@ WHERE entry = :entry AND part BETWEEN :first AND :last
 ORDER BY part
 """
 
-
 type Keep = Callable[[sqlite3.Connection, int, int, ByteArray], None]
-
-
 """Writes the bytes of an entry that has none: `write`, or `write_checksums`."""
 
 

@@ -15,27 +15,19 @@ if TYPE_CHECKING:
 
 
 MAX_ROWS = 10
-
-
 """At most this many namespaces of a file are shown."""
-
 
 _CARD = "max-width:44em;line-height:1.5;overflow-wrap:anywhere"
 
-
 _GRID = "display:grid;grid-template-columns:max-content 1fr;column-gap:1.5em"
-
 
 _FRAME = (
     "height:.7em;margin:.3em 0;border:1px solid currentColor;border-radius:.4em;overflow:hidden"
 )
 
-
 _FILLED = "height:100%;background:currentColor;opacity:.55"
 
-
 _NAME = "opacity:.75"
-
 
 _NOTICE = "border-left:3px solid currentColor;padding-left:.6em;margin:.3em 0"
 

@@ -25,19 +25,12 @@ if TYPE_CHECKING:
 
 type Find = Callable[[Connection], list[Problem]]
 
-
 type Fix = Callable[[Connection, list[Problem]], None]
 
-
 END = TIMESTAMPS_END
-
-
 """Timestamps and counts are below it."""
 
-
 REVISIONS_END = END - 2**32
-
-
 """Revisions are below it, so that writes can increment each of them."""
 
 

@@ -31,7 +31,6 @@ ORDER BY used_at DESC, id DESC
 LIMIT 1
 """  # noqa: S608 - a constant of ours
 
-
 REMOVE = f"""
 DELETE FROM entry
 WHERE id IN (

@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 
 type Sort = Literal["key", "size", "stored", "used"]
 
-
 COUNT = f"""
 SELECT count(*), coalesce(sum(entry.size), 0)
 {SELECTED}
 """
-
 
 _LIST = f"""
 SELECT
@@ -39,7 +37,6 @@ SELECT
 {SELECTED}
 """
 
-
 # A statement for each order: a parameter cannot name a column.
 LISTS: dict[tuple[Sort, bool], str] = {
     ("key", False): f"{_LIST} ORDER BY namespace.name, entry.key LIMIT :most",
@@ -51,7 +48,6 @@ LISTS: dict[tuple[Sort, bool], str] = {
     ("used", False): f"{_LIST} ORDER BY entry.used_at DESC, entry.id DESC LIMIT :most",
     ("used", True): f"{_LIST} ORDER BY entry.used_at, entry.id LIMIT :most",
 }
-
 
 # The oldest and the newest are at the ends of the index entry_by_age.
 NAMESPACES = """
@@ -67,7 +63,6 @@ JOIN usage ON usage.namespace = namespace.id
 ORDER BY namespace.name
 """
 
-
 STATISTICS = """
 SELECT
     namespace.name,
@@ -81,7 +76,6 @@ FROM statistics
 JOIN namespace ON namespace.id = statistics.namespace
 """
 
-
 STALE = """
 SELECT namespace.name, count(*), sum(entry.size)
 FROM entry
@@ -89,7 +83,6 @@ JOIN namespace ON namespace.id = entry.namespace
 WHERE entry.kind = 'value' AND entry.stored_at <= :fresh_after
 GROUP BY namespace.id
 """
-
 
 # What is evicted before an entry is read from the index entry_by_use alone.
 EXPLAIN = """

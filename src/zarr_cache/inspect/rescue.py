@@ -32,28 +32,22 @@ if TYPE_CHECKING:
 
 type Parts = dict[int, tuple[int, Any]]
 
-
 NAMESPACES = """
 SELECT id, name
 FROM namespace NOT INDEXED
 """
-
 
 ENTRIES = """
 SELECT id, namespace, key, kind, size, stored_at, checksum
 FROM entry NOT INDEXED
 """
 
-
 PARTS = """
 SELECT rowid, entry, part, CASE WHEN length(checksums) <= 512 THEN checksums END
 FROM value NOT INDEXED
 """
 
-
 ORDERS = ("ORDER BY rowid", "ORDER BY rowid DESC")
-
-
 """Rows on both sides of an unreadable page are read."""
 
 

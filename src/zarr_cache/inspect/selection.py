@@ -9,10 +9,7 @@ from zarr_cache.core.keys import prefix_end
 from zarr_cache.index.evict import LATEST
 
 CACHED = ("value", "absent")
-
-
 """The kinds of entry that hold a response of a source."""
-
 
 # Part of a statement, with the `Selection.parameters`.
 SELECTED = """

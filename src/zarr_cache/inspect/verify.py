@@ -19,18 +19,13 @@ if TYPE_CHECKING:
 
 type Totals = dict[tuple[int | None, str], tuple[int, int]]
 
-
 MAX_MESSAGES = 100
-
-
 """SQLite reports at most this many problems of pages and indexes."""
-
 
 COUNTER = """
 SELECT id, revision, fence
 FROM counter
 """
-
 
 HIGHEST_REVISION = """
 SELECT max(
@@ -40,25 +35,21 @@ SELECT max(
 )
 """
 
-
 FENCES = """
 SELECT id, name, fence
 FROM namespace
 WHERE fence NOT BETWEEN 0 AND :end - 1
 """
 
-
 USAGE = """
 SELECT namespace, kind, entries, bytes
 FROM usage
 """
 
-
 TOTAL = """
 SELECT kind, entries, bytes
 FROM total
 """
-
 
 # Not sum(), which raises if wrong sizes add up to more than 64 bits.
 COUNTED = """
@@ -71,28 +62,23 @@ FROM entry
 GROUP BY namespace, kind
 """
 
-
 NAMES = """
 SELECT id, name
 FROM namespace
 """
 
-
 # No trigger reacts to a DELETE: only an UPDATE of usage changes total.
 CLEAR_TOTALS = ("DELETE FROM usage", "DELETE FROM total")
-
 
 SET_USAGE = """
 INSERT INTO usage (namespace, kind, entries, bytes)
 VALUES (:namespace, :kind, :entries, :bytes)
 """
 
-
 SET_TOTAL = """
 INSERT INTO total (kind, entries, bytes)
 VALUES (:kind, :entries, :bytes)
 """
-
 
 VALUES = """
 SELECT entry.id, namespace.name, entry.key
@@ -102,7 +88,6 @@ WHERE entry.id > :after AND entry.kind = 'value'
 ORDER BY entry.id
 LIMIT :most
 """
-
 
 STATISTICS = """
 SELECT
@@ -119,12 +104,10 @@ FROM namespace
 FULL JOIN statistics ON statistics.namespace = namespace.id
 """
 
-
 REMOVE_STATISTICS = """
 DELETE FROM statistics
 WHERE namespace = :row
 """
-
 
 ADD_STATISTICS = """
 INSERT INTO statistics (namespace)

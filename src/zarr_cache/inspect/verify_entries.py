@@ -20,19 +20,12 @@ if TYPE_CHECKING:
 
 
 MAX_ENTRIES = 256
-
-
 """At most this many entries are verified in one transaction."""
 
-
 MAX_BYTES = 64 * 2**20
-
-
 """A transaction that has verified this many bytes verifies no further entry."""
 
-
 KINDS = ("stored", "value", "absent", "tombstone")
-
 
 SIZES = """
 SELECT id, size
@@ -41,7 +34,6 @@ WHERE id > :after
 ORDER BY id
 LIMIT :most
 """
-
 
 ENTRIES = """
 SELECT
@@ -61,7 +53,6 @@ WHERE entry.id > :after AND entry.id <= :last
 ORDER BY entry.id
 """
 
-
 # The lengths are in the row: no bytes are read here.
 PARTS = """
 SELECT part, length(data), length(checksums)
@@ -70,14 +61,12 @@ WHERE entry = :entry
 ORDER BY part
 """
 
-
 EXTENTS = """
 SELECT start, length
 FROM extent
 WHERE entry = :entry
 ORDER BY start
 """
-
 
 ORPHANS = """
 SELECT rowid, entry, part
@@ -87,12 +76,10 @@ ORDER BY rowid
 LIMIT :most
 """
 
-
 REMOVE_ORPHAN = """
 DELETE FROM value
 WHERE rowid = :row
 """
-
 
 # Values stored with SqliteStore stay, whatever is wrong with them: only their owner removes them.
 # They are in the namespace with the empty name, also when their kind is wrong.

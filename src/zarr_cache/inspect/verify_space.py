@@ -19,7 +19,6 @@ SELECT id, identity, length
 FROM data_file
 """
 
-
 # In the order of the file; each byte behind the header should occur once.
 SPACE = """
 SELECT offset, length, entry
@@ -29,7 +28,6 @@ SELECT offset, length, NULL
 FROM free_extent
 ORDER BY offset
 """
-
 
 ORPHANS = """
 SELECT entry, offset, length
@@ -41,18 +39,15 @@ WHERE CASE
 END
 """
 
-
 REMOVE_EXTENTS = """
 DELETE FROM extent
 WHERE entry = :row
 """
 
-
 REMOVE_ENTRY = """
 DELETE FROM entry
 WHERE id = :row AND kind = 'value'
 """
-
 
 RESERVATIONS = """
 SELECT id, bytes, owner, until
@@ -60,12 +55,10 @@ FROM reservation
 WHERE bytes NOT BETWEEN 0 AND :end - 1 OR until NOT BETWEEN 0 AND :end - 1
 """
 
-
 REMOVE_RESERVATION = """
 DELETE FROM reservation
 WHERE id = :row
 """
-
 
 EXTENTS = """
 SELECT offset, length
@@ -73,17 +66,14 @@ FROM extent
 ORDER BY offset
 """
 
-
 CLEAR_FREE = """
 DELETE FROM free_extent
 """
-
 
 SET_FREE = """
 INSERT INTO free_extent (offset, length)
 VALUES (:offset, :length)
 """
-
 
 SET_LENGTH = """
 UPDATE data_file

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
-    from zarr_cache.backend.other_store import StoreCache
+    from zarr_cache.backend.store_cache import StoreCache
 
 
 def verify_store(
@@ -32,9 +32,8 @@ def verify_store(
     repair
         Whether to remove what is wrong, from both.
     """
-    # The first lookup fills the index.
-    run(kept.lookup_metadata(namespace, ""))
-    run_operation = kept._database.run  # noqa: SLF001 - only here
+    run(kept.ensure_listed(namespace))
+    run_operation = kept.database.run
     yield from find_damage(run_operation)
     yield from verify_rows(run_operation, has_bytes=False, repair=repair)
     after = 0

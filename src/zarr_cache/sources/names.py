@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 type Naming[S] = Callable[[S], str | Store | None]
 
-
 _registered: dict[type, Naming[Any]] = {}
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # Query parameters that choose between two values of one path, and are no secrets.
 _CHOOSING = frozenset({"generation", "snapshot", "version", "version_id", "versionid"})
 
-
 # Query parameters that grant access and choose nothing, whatever their value. A parameter that is
 # in neither list may do either.
 _SECRET = frozenset({
@@ -28,9 +27,7 @@ _SECRET = frozenset({
     "secret", "sig", "signature", "subscription-key", "token",
 })  # fmt: skip
 
-
 _SECRET_PREFIXES = ("x-amz-", "x-goog-")
-
 
 # Query parameters that belong to a signature and say for whom, for what and until when it is valid:
 # Azure's SAS, CloudFront, and version 2 of S3 and of Google.
@@ -39,14 +36,12 @@ _OF_SIGNATURE = frozenset({
     "sip", "ske", "skoid", "sks", "skt", "sktid", "skv", "sp", "spr", "sr", "srt", "ss", "st", "sv",
 })  # fmt: skip
 
-
 # Headers that do not choose between two values of one URL.
 _NEUTRAL_HEADERS = frozenset({
     "accept", "accept-encoding", "accept-language", "api-key", "authorization", "cache-control",
     "connection", "from", "origin", "pragma", "private-token", "proxy-authorization", "referer",
     "user-agent", "x-api-key", "x-auth-token",
 })  # fmt: skip
-
 
 # Regions of S3 in which a bucket may have the name of a bucket elsewhere: the partitions of
 # https://docs.aws.amazon.com/whitepapers/latest/aws-fault-isolation-boundaries/partitions.html

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 
 FIRST_SNAPSHOT = "1CECHNKREP0F1RSTCMT0"
-
-
 """The first snapshot of every Icechunk repository. All other ids are 96 random bits."""
 
 

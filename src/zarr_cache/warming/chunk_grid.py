@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 
 type AnyArray = zarr.Array[Any] | zarr.AsyncArray[Any]
 
-
 type OneSelection = int | slice | EllipsisType | Sequence[int] | npt.NDArray[Any]
 
-
 type Selection = OneSelection | tuple[OneSelection, ...]
-
-
 """As for zarr's ``oindex``: for each dimension an index, a slice, indices, or a mask."""
 
 

@@ -58,8 +58,8 @@ def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
 
 def list_cached(cached: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
     """The cached and fresh entries of this view, of the keys with this prefix."""
-    yield from cached.values.opened()
-    if cached.values.is_invalidated(cached.namespace):
+    yield from cached.values.ensure_open()
+    if cached.values.invalidated.is_invalidated(cached.namespace):
         # The next read removes the entries of the namespace.
         return {}
     limits = cached.limits()

@@ -16,26 +16,15 @@ if TYPE_CHECKING:
 
 
 SHADES = "·░▒▓█"
-
-
 """Without colours: a cell with no cached chunk, three in between, and one with all cached."""
 
-
 ASCII_SHADES = ".-+*#"
-
-
 """The same for a terminal without Unicode."""
 
-
 COLOURS = ("#71717a", "#31688e", "#21918c", "#35b779", "#fde725")
-
-
 """The same as colours, visible on light and on dark: grey, and a part of viridis."""
 
-
 NOTHING = -1
-
-
 """The shade of a cell without a chunk."""
 
 

@@ -20,22 +20,14 @@ if TYPE_CHECKING:
 
 
 ON_WHITE, ON_DARK = "#e4e4e7", "#3f3f46"
-
-
 """They replace the first of `COLOURS` in pictures."""
-
 
 MARGIN = 16
 
-
 LINE = 18
 
-
 WIDTH = 640
-
-
 """Width of a picture in pixels; more if the grid has more columns."""
-
 
 LARGEST_CELL = 24
 

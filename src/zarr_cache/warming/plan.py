@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 
 MAX_SIZES = 32
-
-
 """A dry run estimates the bytes of an array from the sizes of this many chunks."""
-
 
 MISSING, CACHED, ABSENT = range(3)
 

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 type Where = Console | bool | None
 
-
 REFRESH_SECONDS = 0.1
-
-
 """The bar in a notebook is updated no more often."""
 
 

@@ -9,7 +9,6 @@ from zarr_cache.core.sizes import format_size
 
 type Stop = Literal["budget", "fault", "gone"]
 
-
 _REASONS: dict[Stop, str] = {
     "budget": "max_size has no room for more of them",
     "fault": "the cache failed; a CacheWarning names the cause",

@@ -159,7 +159,7 @@ class WarmRun:
             )
             raise error from None
         left, gone = await self._count_left()
-        self._cached.faults.tell()
+        self._cached.faults.report()
         return WarmReport(
             chunks=count_all(self._parts),
             cached=cached,

@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
 type Node = zarr.Array[Any] | zarr.Group
 
-
 type AsyncNode = zarr.AsyncArray[Any] | zarr.AsyncGroup
-
 
 # Metadata documents of an array and of a group, by Zarr format.
 ARRAY_DOCUMENTS = {2: (".zarray", ".zattrs"), 3: ("zarr.json",)}
-
 
 GROUP_DOCUMENTS = {2: (".zgroup", ".zattrs", ".zmetadata"), 3: ("zarr.json",)}
 

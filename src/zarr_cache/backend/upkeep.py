@@ -1,0 +1,131 @@
+"""Upkeep of a database in the background: writes what waits, frees space, removes leftovers."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from zarr_cache.core import private
+from zarr_cache.core.errors import CacheError, CircuitOpenError
+from zarr_cache.core.flow import run
+from zarr_cache.index import evict, space, uses
+
+if TYPE_CHECKING:
+    from zarr_cache.backend.counters import Pending
+    from zarr_cache.backend.failures import GuardedDatabase
+    from zarr_cache.backend.queue import WriteBehindQueue
+    from zarr_cache.core.flow import Flow
+    from zarr_cache.file.database import Database
+
+
+logger = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """What the background thread does for a database, while readers go on.
+
+    Parameters
+    ----------
+    is_shared
+        Whether other processes use the database, and a killed one may have left entries in it that
+        were private to it.
+
+    Attributes
+    ----------
+    max_size
+        The last budget that a caller gave; the data file is shortened by it.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        reads: GuardedDatabase,
+        writes: GuardedDatabase,
+        queue: WriteBehindQueue,
+        pending: Pending,
+        *,
+        is_shared: bool,
+    ) -> None:
+        self._database = database
+        self._reads = reads
+        self._writes = writes
+        self._queue = queue
+        self._pending = pending
+        self._may_have_leftovers = is_shared
+        self.max_size: int | None = None
+
+    def run(self) -> None:
+        """Do all that there is to do."""
+        self.write_waiting()
+        self.remove_leftovers()
+        if self._database.is_gone():
+            return
+        try:
+            while self._reads.run(space.has_much_free):
+                self._writes.run(space.give_back)
+                self.write_waiting()
+            self._shorten_data_file()
+        except CacheError as error:
+            logger.info("free space stays in the file: %s", error)
+
+    def write_waiting(self) -> None:
+        """Write the responses that wait now, and the uses if they are due."""
+        self._queue.write_waiting()
+        if self._pending.are_due:
+            self.write_pending_now()
+
+    def write_pending(self) -> Flow[None]:
+        """Write the uses and counts that wait."""
+        with self._pending.writing_counts() as counts:
+            if not counts and not len(self._pending):
+                return
+            with self._pending.writing_touches() as touches:
+                yield from self._writes.flow(uses.write, counts, touches)
+
+    def write_pending_now(self) -> None:
+        """Write the uses and counts that wait, in this thread; a failure is logged."""
+        if self._database.is_gone():
+            return
+        try:
+            run(self.write_pending())
+        except CircuitOpenError:
+            pass  # the failure that opened the circuit has been logged
+        except CacheError as error:
+            # What may be lost is the order of some uses: no reason for a program not to end.
+            logger.warning("uses and counts could not be written: %s", error)
+
+    def remove_leftovers(self) -> None:
+        """Remove the private entries of processes that were killed, once for each process."""
+        if self._may_have_leftovers and not self._database.is_gone():
+            self._may_have_leftovers = False
+            self._remove_private(private.PREFIX, unused_ns=evict.MAX_UNUSED_NS)
+
+    def remove_own_private(self) -> None:
+        """Remove the private entries of this process: no later process can use them."""
+        self._remove_private(private.own_prefix())
+
+    def _remove_private(self, prefix: str, unused_ns: int = 0) -> None:
+        """Remove the namespaces with this prefix of which no entry was used for so long."""
+        if self._database.is_gone():
+            return
+        try:
+            unused_since = self._database.clock().now_ns() - unused_ns
+            useless = self._reads.run(evict.unused_namespaces, prefix, unused_since)
+            for name in useless:
+                while self._writes.run(evict.remove_namespace, name):
+                    pass
+            is_too_long = bool(useless) and self._reads.run(space.has_much_to_cut)
+            if is_too_long:
+                self._writes.run(space.cut)
+        except CacheError as error:
+            # They are evicted as the least recently used.
+            logger.info("entries that are private to a process could not be removed: %s", error)
+
+    def _shorten_data_file(self) -> None:
+        """Move what is at the end of the data file to the front, if the file is too long."""
+        while self._reads.run(space.is_too_long, self.max_size):
+            if not self._writes.run(space.move_last, self._database.clock().now_ns()):
+                break
+            self.write_waiting()
+        if self._reads.run(space.has_much_to_cut):
+            self._writes.run(space.cut)

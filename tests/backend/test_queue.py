@@ -1,0 +1,82 @@
+"""Responses that wait are written together, and no flush waits for those that come later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from zarr.storage import MemoryStore
+
+from tests.fakes import CountingStore, buffer, cached_keys, file_cache
+from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.backend.queue import MAX_BATCH
+from zarr_cache.core.flow import run
+from zarr_cache.index.admit import Response
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_a_flush_ends_although_each_response_that_is_written_brings_another(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(path), namespace="source")
+    values = file_cache(store)
+    run(values.ensure_open())
+    # No other thread writes.
+    monkeypatch.setattr(values._writer, "wake", lambda **_: None)
+    brought: list[str] = []
+
+    def bring(_: object = None) -> None:
+        if len(brought) == 1000:
+            return
+        brought.append(f"k{len(brought)}")
+        now = values.clock()
+        response = Response(np.zeros(1, np.uint8), now.now_ns(), now.timestamp_ns(), 2**61)
+        run(values.admit("source", brought[-1], response, store._view.limits(), bring))
+
+    bring()
+    store.flush()
+
+    assert brought == ["k0", "k1"]
+
+
+def test_closing_writes_all_that_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {f"k{number}" for number in range(2 * MAX_BATCH + 1)}
+    source = MemoryStore({key: buffer(key.encode()) for key in keys})
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    monkeypatch.setattr(file_cache(store)._writer, "wake", lambda **_: None)
+    for key in keys:
+        store.get_sync(key)
+
+    store.close()
+
+    assert cached_keys(path) == keys
+
+
+def test_lookups_find_a_response_that_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = CountingStore(MemoryStore({"k": buffer(b"value")}))
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    monkeypatch.setattr(file_cache(store)._writer, "wake", lambda **_: None)
+
+    values = [store.get_sync("k"), store.get_sync("k")]
+
+    assert values == [buffer(b"value")] * 2
+    assert source.requests.total() == 1
+
+
+def test_a_response_that_is_cancelled_is_not_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = MemoryStore({key: buffer(key.encode()) for key in "ab"})
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+    monkeypatch.setattr(file_cache(store)._writer, "wake", lambda **_: None)
+    for key in "ab":
+        store.get_sync(key)
+
+    file_cache(store)._queue.cancel("source", "a")
+    store.flush()
+
+    assert cached_keys(path) == {"b"}
