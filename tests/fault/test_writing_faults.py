@@ -275,7 +275,7 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
 
 
 def marks(path: Path) -> list[Path]:
-    return list(path.parent.glob(f"{path.name}-distrust-*"))
+    return list(path.parent.glob(f"{path.name}-invalid-*"))
 
 
 @each_surface

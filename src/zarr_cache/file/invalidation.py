@@ -26,7 +26,7 @@ MARK_SECONDS = 0.1
 def marker_of(path: Path, namespace: str) -> Path:
     """The marker of a namespace of the file."""
     digest = hashlib.blake2b(namespace.encode("utf-8", "surrogateescape"), digest_size=8)
-    return path.with_name(f"{path.name}-distrust-{digest.hexdigest()}")
+    return path.with_name(f"{path.name}-invalid-{digest.hexdigest()}")
 
 
 def mark(path: Path, namespace: str) -> None:
