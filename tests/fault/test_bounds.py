@@ -30,6 +30,7 @@ from tests.fault.real import HANG_SECONDS, held
 from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, read_sync, told
 from zarr_cache import SqliteStore
 from zarr_cache.backend.counters import MAX_PENDING
+from zarr_cache.core.flow import run
 from zarr_cache.file import connection
 from zarr_cache.index import evict, invalidate, space, uses
 from zarr_cache.index.admit import Admission, Response
@@ -316,7 +317,7 @@ async def test_values_that_are_kept_once_more_take_no_room_from_others(path: Pat
         await read(store, key)
     drain(store)
     values, limits = file_cache(store), store._view.limits()
-    revision = values.lookup_metadata_nowait("source", "large/0").revision
+    revision = run(values.lookup_metadata("source", "large/0")).revision
     # As two processes have them that missed at once, and one key twice.
     for key in [f"large/{n % 20}" for n in range(30)]:
         now = values.clock()

@@ -570,22 +570,6 @@ async def test_what_came_of_ranges_before_one_failed_is_returned_and_cached(make
     assert source.requests == {}
 
 
-async def test_the_follower_of_ranges_that_failed_fails_as_its_leader_does(make: Maker) -> None:
-    source = HeldStore(EndsEarly({KEY: buffer(OLD)}))
-    store = make(source)
-    gate = source.hold_before("get_ranges")
-    leader = asyncio.ensure_future(all_pieces(store, RangeByteRequest(8, 9)))
-    await gate.reached()
-    follower = asyncio.ensure_future(all_pieces(store, RangeByteRequest(8, 9)))
-    await turns()
-    gate.open()
-    await asyncio.wait([leader, follower])
-
-    for each in (leader.exception(), follower.exception()):
-        assert isinstance(each, ExceptionGroup)
-        assert [type(error) for error in each.exceptions] == [OSError]
-
-
 @pytest.mark.parametrize("number", [1, 2])
 async def test_partial_values_that_fail_raise_what_the_source_does(
     number: int, make: Maker
@@ -625,26 +609,6 @@ async def test_partial_values_of_which_the_source_says_that_there_is_no_file_are
     )
 
     assert responses == [None, None]
-
-
-async def test_ranges_that_other_tasks_are_fetching_are_not_fetched_again(make: Maker) -> None:
-    async def ranges(store: Store, *requests: RangeByteRequest) -> dict[int, bytes]:
-        batches = store.get_ranges(KEY, requests, prototype=PROTOTYPE)
-        return {n: found.to_bytes() async for batch in batches for n, found in batch if found}
-
-    source = HeldStore(memory())
-    store = make(source)
-    first, second, third = (RangeByteRequest(n, n + 2) for n in (0, 3, 6))
-    gate = source.hold_after("get_ranges")
-    one = asyncio.ensure_future(ranges(store, first, second))
-    await gate.reached()
-    other = asyncio.ensure_future(ranges(store, second, third))
-    await turns()
-    gate.open()
-
-    assert await one == {0: OLD[0:2], 1: OLD[3:5]}
-    assert await other == {0: OLD[3:5], 1: OLD[6:8]}
-    assert source.requests == {"get_ranges": 2}
 
 
 @pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
 
-from zarr_cache.core import keys as core_keys
 from zarr_cache.core.errors import StorageError
 from zarr_cache.core.flow import call, call_async, to_its_end
 from zarr_cache.index import admit
@@ -20,19 +19,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.checksum import ByteArray
     from zarr_cache.core.flow import Flow
-    from zarr_cache.file.connection import Connection
     from zarr_cache.file.database import Database
-
-
-HAS_VALUES_BELOW = """
-SELECT 1
-FROM entry
-WHERE namespace IN (SELECT id FROM namespace)
-  AND key >= :first
-  AND key < :end
-  AND kind = 'value'
-LIMIT 1
-"""
 
 
 def is_name(key: str) -> bool:
@@ -52,18 +39,14 @@ class StoreValues:
     ----------
     index
         The database with the entries of these values: none of a value that has one is deleted.
-
-    Attributes
-    ----------
-    is_listed
-        Whether the index has all that the store holds. Until then, any key may be a folder.
     """
 
     def __init__(self, store: Store, index: Database) -> None:
         self._store = store
         self._index = index
-        self.is_listed = not store.supports_listing
-        # Keys of which the store may hold bytes that no entry stands for.
+        # Keys of which the store may hold bytes. No other is deleted: it may name a folder.
+        self._held: set[str] = set()
+        # Those of them that no entry stands for.
         self._to_delete: set[str] = set()
         self._being_written: set[str] = set()
 
@@ -73,7 +56,9 @@ class StoreValues:
 
     def sizes(self) -> Flow[list[tuple[str, int]]]:
         """Each key that the store lists, with the size of its value."""
-        return self._checked(call_async(self._store, _sizes))
+        sizes = yield from self._checked(call_async(self._store, _sizes))
+        self._held.update(key for key, _ in sizes)
+        return sizes
 
     def get(self, key: str) -> Flow[Buffer | None]:
         """The value, or None if there is none."""
@@ -99,6 +84,7 @@ class StoreValues:
     def set(self, key: str, data: ByteArray) -> Flow[None]:
         """Write the value, within `writing`."""
         buffer = cpu.Buffer.from_array_like(data)
+        self._held.add(key)
         self._to_delete.discard(key)
         try:
             yield from self._checked(
@@ -115,7 +101,7 @@ class StoreValues:
 
     def delete(self, keys: Iterable[str]) -> Flow[None]:
         """Delete these values, and those that could not be deleted before, if none has an entry."""
-        self._to_delete.update(filter(is_name, keys))
+        self._to_delete.update(self._held.intersection(keys))
         if self._to_delete:
             yield from to_its_end(self._delete_all)
 
@@ -136,45 +122,21 @@ class StoreValues:
             raise failure
 
     def _delete_one(self, key: str) -> Flow[None]:
-        """Delete a value; a folder of that name stays, with all that is in it."""
-        if self._may_be_folder(key) and (yield from self.get(key)) is None:
-            return
-        try:
-            yield from self._checked(
-                call(
-                    self._store,
-                    lambda store: store.delete_sync(key),
-                    lambda store: store.delete(key),
-                )
+        yield from self._checked(
+            call(
+                self._store,
+                lambda store: store.delete_sync(key),
+                lambda store: store.delete(key),
             )
-        except StorageError:
-            # As fsspec's local file system refuses to delete an empty folder.
-            if (yield from self.get(key)) is not None:
-                raise
-
-    def _may_be_folder(self, key: str) -> bool:
-        """Whether there are values below the key, or may be.
-
-        A store of files has no value of that name then, and some delete the folder: a `LocalStore`
-        does. In other stores there may be both.
-        """
-        folder = f"{key}/"
-        return (
-            not self.is_listed
-            or any(each.startswith(folder) for each in tuple(self._being_written))
-            or self._index.run(_has_values_below, folder)
         )
+        if key not in self._being_written:
+            self._held.discard(key)
 
     def _checked[T](self, called: Flow[T]) -> Flow[T]:
         try:
             return (yield from called)
         except Exception as error:
             raise StorageError(f"{self._store}: {type(error).__name__}: {error}") from error
-
-
-def _has_values_below(connection: Connection, folder: str) -> bool:
-    parameters = {"first": folder, "end": core_keys.prefix_end(folder)}
-    return connection.execute(HAS_VALUES_BELOW, parameters).fetchone() is not None
 
 
 async def _sizes(store: Store) -> list[tuple[str, int]]:

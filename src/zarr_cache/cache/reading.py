@@ -178,7 +178,7 @@ def fetch(
                 view.count_miss()
                 return buffer
         if leads and flights.ended != ended:
-            is_cached, buffer = yield from lookup_again(view, key, request)
+            is_cached, buffer = yield from _lookup_again(view, key, request)
             if is_cached:
                 flight.complete(buffer)
                 return buffer
@@ -192,7 +192,7 @@ def fetch(
     return buffer
 
 
-def lookup_again(
+def _lookup_again(
     view: SourceView, key: str, request: ByteRequest | None
 ) -> Flow[tuple[bool, Buffer | None]]:
     """Whether a response has been cached since the lookup that missed, and that response."""

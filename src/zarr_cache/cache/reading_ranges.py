@@ -13,7 +13,6 @@ from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call, run_async
-from zarr_cache.core.single_flight import Flight
 from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
 
 if TYPE_CHECKING:
@@ -69,7 +68,6 @@ def get_ranges(
         byte_range.check(request)
     if not byte_ranges:
         return RangeBatches([], None)
-    ended = view.values.flights.ended
     result = yield from reading.lookup(view, key, with_data=False)
     if result is None:
         indexes = list(range(len(byte_ranges)))
@@ -80,7 +78,7 @@ def get_ranges(
     cached = yield from _serve_ranges(view, key, byte_ranges, result)
     missing = [index for index in range(len(byte_ranges)) if index not in cached]
     fetched = yield from _fetch_ranges(
-        view, key, byte_ranges, missing, result.state, ended, settings
+        view, key, byte_ranges, missing, result.state.revision, settings
     )
     batches, error = _to_prototype(prototype, fetched)
     if cached:
@@ -123,86 +121,22 @@ def _fetch_ranges(
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     missing: list[int],
-    state: EntryState,
-    ended: int,
-    settings: dict[str, int],
-) -> Flow[RangeBatches]:
-    """Read the missing ranges in one request, except those that other callers are fetching."""
-    flights = view.values.flights
-    flight_keys = {
-        index: (view.namespace, key, byte_ranges[index], state.fence) for index in missing
-    }
-    mine: dict[int, Flight[Buffer | None]] = {index: Flight() for index in missing}
-    try:
-        joined = {
-            index: flights.join(flight_key, mine[index])
-            for index, flight_key in flight_keys.items()
-        }
-        led = {index: flight for index, flight in joined.items() if flight is mine[index]}
-        batches: Batches = []
-        for index, flight in led.items() if flights.ended != ended else ():
-            is_cached, buffer = yield from reading.lookup_again(view, key, byte_ranges[index])
-            if is_cached:
-                flight.complete(buffer)
-                batches.append([(index, buffer)])
-        uncached = {index: flight for index, flight in led.items() if not flight.is_set}
-        fetched, error = yield from _lead_ranges(
-            view, key, byte_ranges, uncached, state.revision, settings
-        )
-    finally:
-        for index, flight in mine.items():
-            flights.end(flight_keys[index], flight)
-    batches += fetched
-    for index in missing:
-        if index not in led and error is None:
-            flight = joined[index]
-            try:
-                buffer = yield from _follow_range(view, key, byte_ranges[index], flight, state)
-            except Exception as failure:  # noqa: BLE001 - whatever the source raises
-                error = ExceptionGroup(FAILED, [failure])
-            else:
-                batches.append([(index, buffer)])
-    return RangeBatches(batches, error)
-
-
-def _lead_ranges(
-    view: SourceView,
-    key: str,
-    byte_ranges: Sequence[ByteRequest | None],
-    led: dict[int, Flight[Buffer | None]],
     revision: int,
     settings: dict[str, int],
 ) -> Flow[RangeBatches]:
-    """Read the ranges whose flights this caller leads, and admit them."""
-    if not led:
+    """Read the missing ranges in one request, and admit them."""
+    if not missing:
         return RangeBatches([], None)
     asked_at = view.values.clock().now_ns()
-    read, unsafe = yield from _read_source(view, key, byte_ranges, list(led), settings)
-    buffers = [indexed for batch in read.batches for indexed in batch]
-    # All flights complete before the first range is admitted, so that no follower waits for that.
-    for index, buffer in buffers:
-        led[index].complete(buffer)
-    responses = [(byte_ranges[index], buffer) for index, buffer in buffers if index not in unsafe]
+    read, unsafe = yield from _read_source(view, key, byte_ranges, missing, settings)
+    responses = [
+        (byte_ranges[index], buffer)
+        for batch in read.batches
+        for index, buffer in batch
+        if index not in unsafe
+    ]
     yield from reading.admit(view, key, responses, revision, asked_at)
     return read
-
-
-def _follow_range(
-    view: SourceView,
-    key: str,
-    request: ByteRequest | None,
-    flight: Flight[Buffer | None],
-    state: EntryState,
-) -> Flow[Buffer]:
-    """Wait for the range that another caller is fetching; if its fetch fails, fetch it here."""
-    is_complete, buffer = yield from flight.wait()
-    if is_complete:
-        view.count_miss()
-    else:
-        buffer = yield from reading.fetch(view, key, request, state, view.values.flights.ended)
-    if buffer is None:
-        raise FileNotFoundError(key)
-    return buffer
 
 
 def _read_source(

@@ -77,7 +77,6 @@ def write(
     except BaseException:
         # Again, for an hour from now: the write may have taken long.
         yield from _begin_write(view, namespace, keys, begun)
-        yield from _abandon(view, keys)
         if not is_recorded:
             yield from _clear_cache(view)
         raise
@@ -155,14 +154,6 @@ def _end_write(
         view.count_evictions(evictions)
     except CacheError as error:
         # The write stays in flight: nothing is admitted for the keys until its lease expires.
-        view.faults.note(error)
-
-
-def _abandon(view: SourceView, keys: Sequence[str]) -> Flow[None]:
-    """Remove the values of the keys of a failed write, if another store holds them."""
-    try:
-        yield from view.values.abandon_write(keys)
-    except CacheError as error:
         view.faults.note(error)
 
 
