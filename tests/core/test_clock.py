@@ -17,7 +17,6 @@ from zarr_cache.core import clock
 from zarr_cache.core.clock import PersistentClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tests.fakes import HeldTime
@@ -25,27 +24,32 @@ if TYPE_CHECKING:
 MAX_AGE = 100
 
 
-def standing_at(ns: int) -> Callable[[], int]:
-    return lambda: ns
+def started_at(held_time: HeldTime, wall_ns: int, *, floor_ns: int = 0) -> PersistentClock:
+    """A clock that is started while the wall clock stands there."""
+    held_time.wall_ns = wall_ns
+    return PersistentClock(floor_ns=floor_ns)
 
 
-def test_time_begins_at_the_wall_clock() -> None:
-    started = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
+def test_time_begins_at_the_wall_clock(held_time: HeldTime) -> None:
+    started = started_at(held_time, 1_000)
 
     assert started.now_ns() == 1_000
 
 
-def test_time_goes_on_when_the_wall_clock_was_set_back_between_two_sessions() -> None:
-    before = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
-    after = PersistentClock(
-        floor_ns=before.timestamp_ns(), wall=standing_at(200), monotonic=standing_at(0)
-    )
+def test_time_goes_on_when_the_wall_clock_was_set_back_between_two_sessions(
+    held_time: HeldTime,
+) -> None:
+    timestamp_ns = started_at(held_time, 1_000).timestamp_ns()
+    held_time.monotonic_ns = 0
+    after = started_at(held_time, 200, floor_ns=timestamp_ns)
 
-    assert after.now_ns() >= before.now_ns() == 1_000
+    assert after.now_ns() >= 1_000
 
 
-def test_time_jumps_with_a_wall_clock_that_went_forward_between_two_sessions() -> None:
-    after = PersistentClock(floor_ns=1_000, wall=standing_at(5_000), monotonic=standing_at(0))
+def test_time_jumps_with_a_wall_clock_that_went_forward_between_two_sessions(
+    held_time: HeldTime,
+) -> None:
+    after = started_at(held_time, 5_000, floor_ns=1_000)
 
     assert after.now_ns() == 5_000
 
@@ -59,27 +63,27 @@ def test_a_wall_clock_that_is_set_during_a_session_changes_nothing(held_time: He
     assert session.now_ns() == begun_at + 3 * 10**9
 
 
-def test_now_is_the_same_while_no_time_passes() -> None:
-    held = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
+def test_now_is_the_same_while_no_time_passes(held_time: HeldTime) -> None:
+    held = started_at(held_time, 1_000)
 
     assert held.now_ns() == held.now_ns()
 
 
-def test_now_is_not_before_the_last_stamp() -> None:
-    held = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
+def test_now_is_not_before_the_last_stamp(held_time: HeldTime) -> None:
+    held = started_at(held_time, 1_000)
     timestamps = [held.timestamp_ns() for _ in range(10)]
 
     assert held.now_ns() == timestamps[-1]
 
 
-def test_the_first_stamp_is_after_every_stamp_in_the_file() -> None:
-    resumed = PersistentClock(floor_ns=1_000, wall=standing_at(200), monotonic=standing_at(7))
+def test_the_first_stamp_is_after_every_stamp_in_the_file(held_time: HeldTime) -> None:
+    resumed = started_at(held_time, 200, floor_ns=1_000)
 
     assert resumed.timestamp_ns() > 1_000
 
 
-def test_stamps_of_a_clock_that_stands_still_never_tie() -> None:
-    held = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
+def test_stamps_of_a_clock_that_stands_still_never_tie(held_time: HeldTime) -> None:
+    held = started_at(held_time, 1_000)
     timestamps = [held.timestamp_ns() for _ in range(1_000)]
 
     assert all(one < other for one, other in pairwise(timestamps))
@@ -126,7 +130,7 @@ def test_without_a_clock_that_counts_suspend_the_monotonic_one_keeps_pace(
 ) -> None:
     monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
     monkeypatch.delattr(time, "CLOCK_UPTIME_RAW", raising=False)
-    monkeypatch.setattr(time, "monotonic_ns", standing_at(42))
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 42)
 
     assert clock.monotonic_ns() == 42
 
@@ -264,8 +268,8 @@ async def test_a_process_that_opens_the_file_again_takes_its_time_anew(
     assert source.requests.total() == 2
 
 
-def test_a_stamp_that_is_none_does_not_set_the_clock() -> None:
-    held = PersistentClock(floor_ns=0, wall=standing_at(1_000), monotonic=standing_at(7))
+def test_a_stamp_that_is_none_does_not_set_the_clock(held_time: HeldTime) -> None:
+    held = started_at(held_time, 1_000)
 
     assert not held.catch_up(2**63 - 1)
     assert held.now_ns() == 1_000

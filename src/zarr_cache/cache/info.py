@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from zarr_cache.inspect.problem import Problem
 
 
+OWN_COUNTS = (
+    "absent_hits", "expirations", "faults", "damaged", "bytes_served", "bytes_fetched"
+)  # fmt: skip
+"""The counts that zarr's CacheStore does not have."""
+
+
 class CacheInfo:
     """The part of `CacheStore` that reports on the cache."""
 
@@ -141,17 +147,10 @@ class CacheInfo:
         counts = view.statistics
         total = counts["hits"] + counts["misses"]
         return {
-            "hits": counts["hits"],
-            "misses": counts["misses"],
-            "evictions": counts["evictions"],
+            **{name: counts[name] for name in ("hits", "misses", "evictions")},
             "total_requests": total,
             "hit_rate": counts["hits"] / total if total else 0.0,
-            "absent_hits": counts["absent_hits"],
-            "expirations": counts["expirations"],
-            "faults": counts["faults"],
-            "damaged": counts["damaged"],
-            "bytes_served": counts["bytes_served"],
-            "bytes_fetched": counts["bytes_fetched"],
+            **{name: counts[name] for name in OWN_COUNTS},
         }
 
     def verify(self, *, repair: bool = False) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from zarr_cache.index.admit import Response
 from zarr_cache.sources.names import folder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from zarr.core.buffer import Buffer
 
@@ -67,39 +67,45 @@ def write(
     items = [(key, value) for key, value in items if is_storable(key)]
     keys = [key for key, _ in items]
     begun: list[int] = []
+
+    def begin() -> Flow[bool]:
+        return _record_or_invalidate(
+            view, namespace, lambda now_ns: view.values.begin_write(namespace, keys, now_ns, begun)
+        )
+
+    def end() -> Flow[None]:
+        # Unless this write has not begun: that would end another writer's.
+        if begun and keys:
+            yield from _end_write(view, namespace, items, begun[0])
+
+    yield from _change(view, begin, to_source, end)
+
+
+def _change(
+    view: SourceView,
+    begin: Callable[[], Flow[bool]],
+    in_source: Flow[None],
+    end: Callable[[], Flow[None]],
+) -> Flow[None]:
+    """Change the source between `begin`, False if that could not be recorded, and `end`."""
     is_recorded = True
     try:
-        is_recorded = yield from _begin_write(view, namespace, keys, begun)
-        yield from to_source
+        is_recorded = yield from begin()
+        yield from in_source
     except GeneratorExit:
-        # Waiting is no longer possible. The tombstones stay, and reads go to the source.
+        # Waiting is no longer possible. What has begun stays so, and reads go to the source.
         raise
     except BaseException:
-        # Again, for an hour from now: the write may have taken long.
-        yield from _begin_write(view, namespace, keys, begun)
+        # Again, for an hour from now: the change may have taken long.
+        yield from begin()
         if not is_recorded:
             yield from _clear_cache(view)
         raise
-    responses: dict[str, Response] = {}
-    if begun and view.settings.cache_set_data:
-        responses = _written_values(view, items, begun[0])
-    yield from _end_write(view, namespace, keys, responses, begun)
+    yield from end()
     if not is_recorded:
-        # The keys have no tombstones. A concurrent read may have removed all entries for that
-        # reason, and then admitted the old value.
+        # A concurrent read may have removed all entries because the namespace is invalidated, and
+        # then admitted the old value.
         yield from _clear_cache(view)
-
-
-def _begin_write(
-    view: SourceView, namespace: str, keys: Sequence[str], begun: list[int]
-) -> Flow[bool]:
-    """Invalidate the keys before the source is written; False if the cache has failed.
-
-    Until `_end_write`, no response is admitted for them. The revision is appended to `begun`.
-    """
-    return _record_or_invalidate(
-        view, namespace, lambda now_ns: view.values.begin_write(namespace, keys, now_ns, begun)
-    )
 
 
 def _record_or_invalidate(
@@ -133,18 +139,11 @@ def _written_values(
 
 
 def _end_write(
-    view: SourceView,
-    namespace: str,
-    keys: Sequence[str],
-    responses: Mapping[str, Response],
-    begun: Sequence[int],
+    view: SourceView, namespace: str, items: Sequence[tuple[str, Buffer | None]], begun: int
 ) -> Flow[None]:
-    """Admit responses for the keys again, first those that were written.
-
-    Nothing happens if this write has not begun: it would end another writer's.
-    """
-    if not (begun and keys):
-        return
+    """Admit responses for the keys again, first those that were written."""
+    responses = _written_values(view, items, begun) if view.settings.cache_set_data else {}
+    keys = [key for key, _ in items]
     yield from evict.evict_before_write(view, keys[0])
     try:
         now_ns = view.values.clock().timestamp_ns()
@@ -206,48 +205,32 @@ def _remove_folder(view: SourceView, folder: str, from_source: Flow[None]) -> Fl
         # No key in it can be cached.
         yield from from_source
         return
-    namespace = view.namespace
-    is_begun, is_recorded = False, True
-    try:
-        is_begun = yield from _begin_removal(view, namespace)
-        is_recorded = is_begun and (yield from _invalidate_folder(view, namespace, folder))
-        yield from from_source
-    except GeneratorExit:
-        raise
-    except BaseException:
-        yield from _begin_removal(view, namespace)
-        yield from _invalidate_folder(view, namespace, folder)
-        if not is_recorded:
-            yield from _clear_cache(view)
-        raise
-    # A response that was fetched meanwhile may be from before or after the removal.
-    yield from _invalidate_folder(view, namespace, folder)
-    if is_begun:
-        yield from _end_removal(view, namespace)
-    if not is_recorded:
-        yield from _clear_cache(view)
+    namespace, values = view.namespace, view.values
+    is_begun = False
 
+    def begin() -> Flow[bool]:
+        nonlocal is_begun
+        is_begun = yield from _record_or_invalidate(
+            view, namespace, lambda now_ns: values.begin_removal(namespace, now_ns)
+        )
+        return is_begun and (yield from invalidate())
 
-def _begin_removal(view: SourceView, namespace: str) -> Flow[bool]:
-    """Admit no response of the source, in any process; False if the cache has failed."""
-    return _record_or_invalidate(
-        view, namespace, lambda now_ns: view.values.begin_removal(namespace, now_ns)
-    )
+    def invalidate() -> Flow[bool]:
+        return _record_or_invalidate(
+            view, namespace, lambda _: values.invalidate_prefix(namespace, folder)
+        )
 
+    def end() -> Flow[None]:
+        # A response that was fetched meanwhile may be from before or after the removal.
+        yield from invalidate()
+        if is_begun:
+            try:
+                yield from values.end_removal(namespace)
+            except CacheError as error:
+                # The removal stays in flight until its lease expires.
+                view.faults.note(error)
 
-def _end_removal(view: SourceView, namespace: str) -> Flow[None]:
-    try:
-        yield from view.values.end_removal(namespace)
-    except CacheError as error:
-        # The removal stays in flight until its lease expires.
-        view.faults.note(error)
-
-
-def _invalidate_folder(view: SourceView, namespace: str, folder: str) -> Flow[bool]:
-    """Remove the entries of a folder, and refuse responses being fetched; False if that failed."""
-    return _record_or_invalidate(
-        view, namespace, lambda _: view.values.invalidate_prefix(namespace, folder)
-    )
+    yield from _change(view, begin, from_source, end)
 
 
 def _clear_cache(view: SourceView) -> Flow[None]:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-
-if TYPE_CHECKING:
     type ByteArray = npt.NDArray[np.uint8]
 
 
@@ -47,14 +45,7 @@ def of_facts(namespace: str, key: str, kind: str, size: int, stored_at: int) -> 
 def of_blocks(identity_checksum: int, first: int, data: bytes | ByteArray) -> bytes:
     """The checksums of the blocks in `data`, `LENGTH` bytes each, big-endian.
 
-    Parameters
-    ----------
-    identity_checksum
-        Checksum of the facts, from `of_facts`.
-    first
-        Number of the block in the value that `data` begins with: a block in another place is wrong.
-    data
-        Bytes from the beginning of a block on. The last block may be short.
+    `first` is the number of the block that `data` begins with: a block in another place is wrong.
     """
     if 0 < len(data) <= BLOCK:
         return xxh3_64_digest(data, identity_checksum + first)

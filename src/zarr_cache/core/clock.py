@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def wall_ns() -> int:
@@ -33,13 +29,8 @@ def resumed_ns(newest_ns: int, written_ns: int) -> int:
     """From where time continues in a file with this newest timestamp.
 
     A timestamp ahead of the wall clock is from before that was set back. The time since the file
-    was written, which the wall clock still measures, is added: otherwise time would stand still
-    between sessions until the wall clock has caught up.
-
-    Parameters
-    ----------
-    written_ns
-        When the file was last written, by the wall clock.
+    was written (`written_ns`, by the wall clock) is added: otherwise time would stand still between
+    sessions until the wall clock has caught up.
     """
     now_ns = wall_ns()
     return newest_ns if newest_ns <= now_ns else newest_ns + max(0, now_ns - written_ns)
@@ -54,46 +45,29 @@ class PersistentClock:
 
     The monotonic clock keeps pace but forgets its origin at each start; the wall clock keeps its
     origin but can be set back. This one takes its origin from the wall clock when a file is
-    opened, and its pace from the monotonic clock.
-
-    Parameters
-    ----------
-    floor_ns
-        If the wall clock is behind this, time resumes here. See `resumed_ns`.
-    wall
-        Returns the wall clock's time in nanoseconds.
-    monotonic
-        Returns the monotonic clock's time in nanoseconds.
+    opened, and its pace from the monotonic clock. If the wall clock is behind `floor_ns`, time
+    resumes there: see `resumed_ns`.
     """
 
-    def __init__(
-        self,
-        *,
-        floor_ns: int,
-        wall: Callable[[], int] | None = None,
-        monotonic: Callable[[], int] | None = None,
-    ) -> None:
-        # Looked up here and not in the signature, so that a test can hold the module's clocks.
-        self._wall_ns = wall or wall_ns
-        self._monotonic_ns = monotonic or monotonic_ns
-        self._offset_ns = max(self._wall_ns(), floor_ns) - self._monotonic_ns()
+    def __init__(self, *, floor_ns: int) -> None:
+        self._offset_ns = max(wall_ns(), floor_ns) - monotonic_ns()
         self._last_ns = floor_ns
         self._lock = threading.Lock()
 
     def now_ns(self) -> int:
         """The time. Equal to that of an earlier call if no time has passed."""
-        return max(self._monotonic_ns() + self._offset_ns, self._last_ns)
+        return max(monotonic_ns() + self._offset_ns, self._last_ns)
 
     def timestamp_ns(self) -> int:
         """The time, later than every timestamp before: two uses in one process never tie."""
         with self._lock:
-            self._last_ns = max(self._monotonic_ns() + self._offset_ns, self._last_ns + 1)
+            self._last_ns = max(monotonic_ns() + self._offset_ns, self._last_ns + 1)
             return self._last_ns
 
     def restart(self, *, floor_ns: int) -> None:
         """Take the origin again, as at opening; time does not go back."""
         with self._lock:
-            offset_ns = max(self._wall_ns(), floor_ns) - self._monotonic_ns()
+            offset_ns = max(wall_ns(), floor_ns) - monotonic_ns()
             self._offset_ns = max(self._offset_ns, offset_ns)
             self._last_ns = max(self._last_ns, floor_ns)
 

@@ -14,15 +14,7 @@ class CacheError(Exception):
 
 
 class ForeignFileError(CacheError):
-    """The file is not a cache file and is left untouched: name another one.
-
-    Parameters
-    ----------
-    path
-        The file.
-    found
-        What it is instead.
-    """
+    """The file is not a cache file and is left untouched: name another one."""
 
     def __init__(self, path: Path, *, found: str) -> None:
         super().__init__(
@@ -33,14 +25,10 @@ class ForeignFileError(CacheError):
 class NewerSchemaError(CacheError):
     """The file was written by a later release and is left untouched: upgrade, or name another.
 
-    Parameters
+    Attributes
     ----------
-    path
-        The file.
-    found
-        Schema version of the file.
-    known
-        Newest schema version that this release knows.
+    found, known
+        Schema version of the file, and the newest that this release knows.
     """
 
     def __init__(self, path: Path, *, found: int, known: int) -> None:
@@ -111,13 +99,6 @@ class NetworkFileSystemError(StorageError):
 
     SQLite's write-ahead log needs memory that the processes of one machine share, and locks, which
     such file systems often only pretend to have (https://www.sqlite.org/wal.html).
-
-    Parameters
-    ----------
-    path
-        The file.
-    file_system
-        Type of the file system.
     """
 
     def __init__(self, path: Path, file_system: str) -> None:
@@ -133,13 +114,6 @@ class HardLinkedFileError(StorageError):
     SQLite names the WAL after the file, so each name would have a WAL of its own, and a process
     that uses one name would not see writes through another
     (https://www.sqlite.org/howtocorrupt.html, 2.5).
-
-    Parameters
-    ----------
-    path
-        The file, or what SQLite keeps beside it.
-    names
-        How many names it has.
     """
 
     def __init__(self, path: Path, names: int) -> None:

@@ -20,11 +20,6 @@ class LazyFuture[T]:
 
     Mostly no caller waits for it. So a future, of which two would be a tenth of the time of a miss,
     is made for the first caller that waits.
-
-    Attributes
-    ----------
-    is_set
-        Whether there is a result.
     """
 
     __slots__ = ("_future", "_lock", "_result", "is_set")
@@ -66,18 +61,13 @@ class LazyFuture[T]:
 
 
 class Flight[T](LazyFuture[tuple[bool, T | None]]):
-    """A fetch under way: whether it has brought a response, and the response.
-
-    Attributes
-    ----------
-    is_of_thread
-        Whether a thread leads it, and no task of an event loop.
-    """
+    """A fetch under way: whether it has brought a response, and the response."""
 
     __slots__ = ("is_of_thread",)
 
     def __init__(self) -> None:
         super().__init__()
+        # Whether a thread leads it, and no task of an event loop.
         self.is_of_thread = running_loop() is None
 
     def complete(self, response: T) -> None:
