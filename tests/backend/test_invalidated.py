@@ -27,9 +27,10 @@ def test_a_marker_invalidates_for_all_processes(path: Path) -> None:
 
 
 def test_revalidation_removes_the_marker(path: Path) -> None:
-    invalidated = InvalidatedNamespaces(SqliteStore(path).database)
+    database = SqliteStore(path).database
+    invalidated = InvalidatedNamespaces(database)
     run(invalidated.invalidate("source"))
-    run(invalidated.revalidate("source", invalidated.marked_ns("source")))
+    run(invalidated.revalidate("source", database.marked_ns("source")))
 
     assert not invalidated.is_invalidated("source")
 

@@ -45,7 +45,7 @@ from zarr_cache import CacheStore, CacheWarning, SqliteStore
 from zarr_cache.core.single_flight import Flights
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from zarr.abc.store import ByteRequest, Store
@@ -579,36 +579,6 @@ async def test_partial_values_that_fail_raise_what_the_source_does(
 
     with pytest.raises(OSError, match=KEY):
         await store.get_partial_values(PROTOTYPE, asked)
-
-
-class HasNoRanges(MemoryStore):
-    """A source that says itself, and not in a group, that there is no such file."""
-
-    async def get_ranges(
-        self,
-        key: str,
-        byte_ranges: Sequence[ByteRequest | None],
-        *,
-        prototype: BufferPrototype,
-        **settings: Any,
-    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
-        if key not in self._store_dict:
-            raise FileNotFoundError(key)
-        ranges = super().get_ranges(key, byte_ranges, prototype=prototype, **settings)
-        async for batch in ranges:
-            yield batch
-
-
-async def test_partial_values_of_which_the_source_says_that_there_is_no_file_are_none(
-    make: Maker,
-) -> None:
-    store = make(HasNoRanges())
-
-    responses = await store.get_partial_values(
-        PROTOTYPE, [(KEY, RangeByteRequest(0, 1)), (KEY, RangeByteRequest(5, 7))]
-    )
-
-    assert responses == [None, None]
 
 
 @pytest.mark.parametrize("kind", [CountingStore, AsyncOnlyStore])

@@ -144,11 +144,6 @@ class Faults:
         self._statistics.add(faults=1)
         self._unreported.append(error)
 
-    @property
-    def has_unreported(self) -> bool:
-        """Whether `report` has a failure to warn of."""
-        return bool(self._unreported)
-
     def report(self) -> None:
         """Warn of the failures of background writes."""
         while self._unreported:
@@ -204,15 +199,12 @@ class GuardedDatabase:
         **kwargs: P.kwargs,
     ) -> T:
         """Run the operation in this thread."""
-        breaker = self.breaker
-        if not breaker.is_closed:
-            breaker.check()
+        self.breaker.check()
         try:
             result = self._database.run(operation, *args, **kwargs)
         except CacheError as error:
             raise self.record_failure(error) from error
-        if not breaker.is_closed:
-            breaker.record_success()
+        self.breaker.record_success()
         return result
 
     def record_failure(self, error: CacheError) -> CacheError:

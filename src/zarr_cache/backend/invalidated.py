@@ -51,14 +51,11 @@ class InvalidatedNamespaces:
         """Whether a write to this source could not be recorded."""
         return namespace in self._unmarked or self._database.is_marked(namespace)
 
-    def marked_ns(self, namespace: str) -> int | None:
-        """What to pass to `revalidate`, from before the entries of the namespace were removed."""
-        return self._database.marked_ns(namespace)
-
     def revalidate(self, namespace: str, marked_ns: int | None) -> Flow[None]:
         """Let entries of the namespace be served again: those from before the write are removed.
 
-        A marker that is newer than `marked_ns` stays: it stands for another write.
+        A marker that is newer than `marked_ns`, which is `Database.marked_ns` from before they were
+        removed, stays: it stands for another write.
         """
         self._forget(namespace)
         if marked_ns is not None:

@@ -256,11 +256,7 @@ class StoreCache(ValueCache):
         limits: Limits,
     ) -> Flow[Evictions]:
         self._namespaces.add(namespace)
-        responses = {
-            key: response
-            for key, response in responses.items()
-            if response.data is None or is_name(key)
-        }
+        responses = {key: response for key, response in responses.items() if is_name(key)}
         with self._values.writing(responses):
             yield from self._write_bytes(namespace, responses)
             removed = yield from super().end_write(namespace, keys, responses, now_ns, limits)

@@ -338,7 +338,7 @@ class ValueCache:
 
         No response that is being fetched is admitted.
         """
-        marked_ns = self.invalidated.marked_ns(namespace)
+        marked_ns = self._database.marked_ns(namespace)
         yield from self.invalidate_prefix(namespace, "")
         try:
             yield from self.invalidated.revalidate(namespace, marked_ns)

@@ -157,17 +157,8 @@ class CacheInfo:
         """Yield each problem of the cache, of every namespace in it; nothing if there is none.
 
         As `SqliteStore.verify`, for the whole file. With another store as `cache_store`, each value
-        in it is compared with the index in memory.
-
-        Parameters
-        ----------
-        repair
-            Whether to remove what is wrong. It is fetched again when it is read.
-
-        Yields
-        ------
-        Problem
-            A fact that is wrong.
+        in it is compared with the index in memory. With `repair`, what is wrong is removed, and
+        fetched again when it is read.
 
         Raises
         ------

@@ -73,8 +73,7 @@ def lookup(
     """Look the key up in the cache; None if the cache cannot hold the key, or has failed."""
     if not view.may_be_cached(key):
         return None
-    if view.faults.has_unreported:
-        view.faults.report()
+    view.faults.report()
     values = view.values
     try:
         while True:

@@ -1,18 +1,17 @@
-"""Reads of several byte ranges: of one key in one request, and of many keys concurrently."""
+"""Reads of several byte ranges of one key: those that are not cached are one request."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.core.buffer import cpu
 
 from zarr_cache.cache import reading
 from zarr_cache.cache.reading import LookupResult, to_prototype
 from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer
 from zarr_cache.core.errors import CacheError
-from zarr_cache.core.flow import call, run_async
+from zarr_cache.core.flow import call
 from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
 
 if TYPE_CHECKING:
@@ -69,29 +68,30 @@ def get_ranges(
     if not byte_ranges:
         return RangeBatches([], None)
     result = yield from reading.lookup(view, key, with_data=False)
-    if result is None:
-        indexes = list(range(len(byte_ranges)))
-        read, _ = yield from _read_source(view, key, byte_ranges, indexes, settings)
-        return _to_prototype(prototype, read)
-    if reading.serve_absence(view, key, result):
-        return RangeBatches([], ExceptionGroup(FAILED, [FileNotFoundError(key)]))
-    cached = yield from _serve_ranges(view, key, byte_ranges, result)
-    missing = [index for index in range(len(byte_ranges)) if index not in cached]
-    fetched = yield from _fetch_ranges(
-        view, key, byte_ranges, missing, result.state.revision, settings
-    )
-    batches, error = _to_prototype(prototype, fetched)
+    cached: dict[int, Data] = {}
+    if result is not None:
+        if reading.serve_absence(view, key, result):
+            return RangeBatches([], ExceptionGroup(FAILED, [FileNotFoundError(key)]))
+        cached = yield from _serve_ranges(view, key, byte_ranges, result)
+    batches: Batches = []
     if cached:
-        batches.insert(0, [(index, to_buffer(prototype, data)) for index, data in cached.items()])
+        batches.append([(index, to_buffer(prototype, data)) for index, data in cached.items()])
+    missing = [index for index in range(len(byte_ranges)) if index not in cached]
+    if not missing:
+        return RangeBatches(batches, None)
+    asked_at = 0 if result is None else view.values.clock().now_ns()
+    (fetched, error), unsafe = yield from _read_source(view, key, byte_ranges, missing, settings)
+    if result is not None:
+        responses = [
+            (byte_ranges[index], buffer)
+            for batch in fetched
+            for index, buffer in batch
+            if index not in unsafe
+        ]
+        yield from reading.admit(view, key, responses, result.state.revision, asked_at)
+    for batch in fetched:
+        batches.append([(index, to_prototype(prototype, buffer)) for index, buffer in batch])
     return RangeBatches(batches, error)
-
-
-def _to_prototype(prototype: BufferPrototype, read: RangeBatches) -> RangeBatches:
-    batches = [
-        [(index, to_prototype(prototype, buffer)) for index, buffer in batch]
-        for batch in read.batches
-    ]
-    return RangeBatches(batches, read.error)
 
 
 def _serve_ranges(
@@ -114,29 +114,6 @@ def _serve_ranges(
         if data is not None:
             cached[index] = data
     return cached
-
-
-def _fetch_ranges(
-    view: SourceView,
-    key: str,
-    byte_ranges: Sequence[ByteRequest | None],
-    missing: list[int],
-    revision: int,
-    settings: dict[str, int],
-) -> Flow[RangeBatches]:
-    """Read the missing ranges in one request, and admit them."""
-    if not missing:
-        return RangeBatches([], None)
-    asked_at = view.values.clock().now_ns()
-    read, unsafe = yield from _read_source(view, key, byte_ranges, missing, settings)
-    responses = [
-        (byte_ranges[index], buffer)
-        for batch in read.batches
-        for index, buffer in batch
-        if index not in unsafe
-    ]
-    yield from reading.admit(view, key, responses, revision, asked_at)
-    return read
 
 
 def _read_source(
@@ -181,43 +158,3 @@ def _read_source(
         unsafe = {index for index in indexes if reader.may_be_wrong(byte_ranges[index])}
     batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
     return RangeBatches(batches, error), unsafe
-
-
-async def get_many(
-    view: SourceView, requests: Sequence[tuple[str, BufferPrototype, ByteRequest | None]]
-) -> list[Buffer | None]:
-    """The bytes of each request; None for absent keys. All ranges of a key are one request.
-
-    An error is the one that `reading.get` would raise.
-    """
-    by_key: dict[str, list[int]] = {}
-    for index, (key, _, _) in enumerate(requests):
-        by_key.setdefault(key, []).append(index)
-    buffers: list[Buffer | None] = [None] * len(requests)
-
-    async def read_key(key: str, indexes: list[int]) -> None:
-        if len(indexes) == 1:
-            (index,) = indexes
-            buffers[index] = await run_async(reading.get(view, *requests[index]))
-            return
-        byte_ranges = [requests[index][2] for index in indexes]
-        flow = get_ranges(view, key, byte_ranges, default_buffer_prototype(), {})
-        batches, error = await run_async(flow)
-        for batch in batches:
-            for position, buffer in batch:
-                index = indexes[position]
-                buffers[index] = to_prototype(requests[index][1], buffer)
-        _raise_unless_absent(error)
-
-    await asyncio.gather(*(read_key(key, indexes) for key, indexes in by_key.items()))
-    return buffers
-
-
-def _raise_unless_absent(error: Exception | None) -> None:
-    """Raise the first error that does not report an absent key, which a source may raise alone."""
-    if isinstance(error, ExceptionGroup):
-        _, others = error.split(FileNotFoundError)
-        if others is not None:
-            raise others.exceptions[0] from error
-    elif error is not None and not isinstance(error, FileNotFoundError):
-        raise error

@@ -266,11 +266,6 @@ class SqliteStore(Store):
         """Bytes of all values below the folder `prefix`, which are not read."""
         return await self._run_async(stored.size_of_prefix, _folder(prefix))
 
-    async def is_empty(self, prefix: str) -> bool:
-        """Whether there is no key below the folder `prefix`."""
-        folder = _folder(prefix)
-        return not await self._run_async(stored.keys, folder, keys.prefix_end(folder), 1)
-
     async def list(self) -> AsyncIterator[str]:
         """Every key, sorted."""
         async for key in self.list_prefix(""):

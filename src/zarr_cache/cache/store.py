@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
@@ -310,14 +311,14 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
     ) -> list[Buffer | None]:
         """The bytes of each request, in order; None for absent keys."""
-        requests = [(key, prototype, request) for key, request in key_ranges]
-        return await reading_ranges.get_many(self._view, requests)
+        reads = (self.get(key, prototype, request) for key, request in key_ranges)
+        return await asyncio.gather(*reads)
 
     async def _get_many(
         self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
     ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
         requests = list(requests)
-        buffers = await reading_ranges.get_many(self._view, requests)
+        buffers = await asyncio.gather(*(self.get(*request) for request in requests))
         for (key, _, _), buffer in zip(requests, buffers, strict=True):
             yield key, buffer
 
