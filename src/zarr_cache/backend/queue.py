@@ -38,7 +38,7 @@ class WriteBehindQueue:
     Parameters
     ----------
     pending
-        Uses that wait are written before the responses, since eviction goes by them. Counts are
+        Uses that wait are written before the responses, since eviction depends on them. Counts are
         written with them: a process that always has responses to write would write none otherwise.
     keep
         Writes the bytes of a small value.

@@ -117,8 +117,7 @@ class StoreCache(ValueCache):
             # Unless another value has replaced it since.
             again = yield from super().lookup_metadata(namespace, key)
             return found._replace(is_damaged=True) if again.row == found.row else again
-        start, stop = byte_range.span(request, found.size)
-        return found._replace(data=data[start:stop])
+        return _part(found._replace(data=data), request)
 
     def _is_right(self, namespace: str, key: str, found: EntryState, data: bytes) -> bool:
         """Whether these are the bytes that the entry was made for."""
@@ -139,10 +138,8 @@ class StoreCache(ValueCache):
     def lookup_many(
         self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
     ) -> Flow[list[EntryState]]:
-        found: list[EntryState] = []
-        for request in requests:
-            found += [(yield from self.lookup(namespace, key, request, fresh_after))]
-        return found
+        found = yield from self.lookup(namespace, key, None, fresh_after)
+        return [_part(found, request) for request in requests]
 
     @override
     def list_cached(
@@ -190,7 +187,7 @@ class StoreCache(ValueCache):
             self._queue.add(mine)
             self._upkeep.write_waiting()
         if mine.removed is None:
-            # The key was written since; whoever wrote it waits for this before it returns.
+            # The key was written since; its writer waits for this before it returns.
             yield from self._values.delete([key])
 
     def _write_bytes(self, namespace: str, responses: Mapping[str, Response]) -> Flow[None]:
@@ -289,3 +286,9 @@ class StoreCache(ValueCache):
                     f"{self.store}: a task of an event loop is at work on it, which a call that is "
                     "not awaited does not wait for"
                 )
+
+
+def _part(found: EntryState, request: ByteRequest | None) -> EntryState:
+    """The same with the bytes of the request alone."""
+    start, stop = byte_range.span(request, found.size)
+    return found if found.data is None else found._replace(data=found.data[start:stop])

@@ -55,7 +55,7 @@ class Upkeep:
         self.max_size: int | None = None
 
     def run(self) -> None:
-        """Do all that there is to do."""
+        """Write what waits, remove leftovers, and give free space back."""
         self.write_waiting()
         self.remove_leftovers()
         if self._database.is_gone():

@@ -229,11 +229,11 @@ class ValueCache:
         reads = [each.read for each in found if each.read is not None]
         if not reads:
             return found
-        brought = iter((yield from step(partial(read_all, reads), partial(read_in_pool, reads))))
+        loaded = iter((yield from step(partial(read_all, reads), partial(read_in_pool, reads))))
         for index, (each, request) in enumerate(zip(found, requests, strict=True)):
             if each.read is None:
                 continue
-            data = next(brought)
+            data = next(loaded)
             if data is not None:
                 found[index] = each._replace(data=data, read=None)
             else:

@@ -161,7 +161,7 @@ class SqliteStore(Store):
 
         Every stored fact is compared with what it describes: checksums with bytes, sizes with
         lengths, totals with sums, indexes with tables, the schema with what the scripts make. The
-        whole file is read, in short transactions and with little memory. Others may write
+        whole file is read, in short transactions and with little memory. Other processes may write
         meanwhile, but the WAL is not written back during SQLite's ``integrity_check``.
 
         Parameters

@@ -14,7 +14,7 @@ IDLE_SECONDS = 2.0
 """After so long without work the thread ends; the next work starts another."""
 
 QUIET_SECONDS = 0.01
-"""Work begins once no more has come for this long: busy readers need the interpreter."""
+"""Work begins once no more has arrived for this long: busy readers need the interpreter."""
 
 MAX_DELAY_SECONDS = 0.2
 """Work begins no later than this after the first of it."""
@@ -26,7 +26,7 @@ class BackgroundWorker:
     Parameters
     ----------
     work
-        Does what there is to do. Raises nothing.
+        Does all the work there is. Raises nothing.
     """
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class BackgroundWorker:
         self._has_work = self._is_urgent = self._is_gathering = False
 
     def wake(self, *, is_urgent: bool = False) -> None:
-        """See to it that the work is done soon; if it is urgent, at once."""
+        """Have the work done soon; if it is urgent, at once."""
         with self._lock:
             self._has_work = True
             self._is_urgent |= is_urgent
@@ -59,7 +59,7 @@ class BackgroundWorker:
         self._work()
 
     def stop(self) -> None:
-        """End the thread once what there is to do now is done; what comes later starts another."""
+        """End the thread after the present work; later work starts another."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._changed.notify_all()
@@ -67,14 +67,14 @@ class BackgroundWorker:
             thread.join()
 
     def _run(self) -> None:
-        mine, goes_on = threading.current_thread(), True
-        while goes_on:
+        mine, continues = threading.current_thread(), True
+        while continues:
             with self._lock:
                 if not self._wait_for_work(mine):
                     return
                 self._gather(mine)
-                # While others always bring more, this round is the last all the same.
-                goes_on = self._thread is mine
+                # After `stop` this round is the last, even if other threads always add more.
+                continues = self._thread is mine
             try:
                 self._work()
             except BaseException:
@@ -95,7 +95,7 @@ class BackgroundWorker:
         return True
 
     def _gather(self, mine: threading.Thread) -> None:
-        """Wait while more work comes."""
+        """Wait while more work arrives."""
         deadline = time.monotonic() + MAX_DELAY_SECONDS
         self._is_gathering = True
         while self._thread is mine and not self._is_urgent and time.monotonic() <= deadline:

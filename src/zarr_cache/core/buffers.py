@@ -66,7 +66,7 @@ def _take(nbytes: int) -> ByteArray | None:
     """A block that is long enough and not much longer; None if there is none.
 
     Each step is one call of the deque. So neither another thread is in its way nor a block that
-    the garbage collector brings back in between.
+    the garbage collector returns in between.
     """
     passed: list[ByteArray] = []
     found = None

@@ -19,7 +19,7 @@ PREFIX = "private:"
 
 
 class _Names:
-    """What the names of this process are made with; made anew in the child of a fork."""
+    """What the names of this process are made with; replaced in the child of a fork."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a weak reference may call back while it is held
@@ -28,11 +28,9 @@ class _Names:
 
 _names = _Names()
 
-# By the id of an object and a part of it: weak references to those that hold it, and its number.
+# By the id of an object and a part of it: its number, and weak references to those that hold it.
 # They outlive a fork: the name of an object in the child differs by the token alone.
-_holders: dict[tuple[int, str], dict[int, weakref.ref[Any]]] = {}
-
-_numbers: dict[tuple[int, str], int] = {}
+_held: dict[tuple[int, str], tuple[int, dict[int, weakref.ref[Any]]]] = {}
 
 _next_number = itertools.count(1)
 
@@ -52,28 +50,21 @@ def name_of(holder: object, identity: object, detail: str = "") -> str:
     key, of = (id(identity), detail), id(holder)
 
     def release(_: object) -> None:
-        _release(key, of)
+        with _names.lock:
+            _, holders = _held[key]
+            del holders[of]
+            if not holders:
+                del _held[key]
 
     with _names.lock:
-        number = _numbers.get(key)
+        number, holders = _held.get(key) or (next(_next_number), {})
         try:
-            reference = weakref.ref(holder, release)
+            holders[of] = weakref.ref(holder, release)
+            _held[key] = number, holders
         except TypeError:
-            # Nothing would say when the id stands for another object.
+            # Nothing would say when the id stands for another object: the name is used once.
             number = next(_next_number)
-        else:
-            if number is None:
-                number = _numbers[key] = next(_next_number)
-            _holders.setdefault(key, {})[of] = reference
     return f"{own_prefix()}{number}"
-
-
-def _release(key: tuple[int, str], holder: int) -> None:
-    with _names.lock:
-        holders = _holders[key]
-        del holders[holder]
-        if not holders:
-            del _holders[key], _numbers[key]
 
 
 def is_private(name: str) -> bool:

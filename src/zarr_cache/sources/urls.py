@@ -29,7 +29,7 @@ _SECRET = frozenset({
 
 _SECRET_PREFIXES = ("x-amz-", "x-goog-")
 
-# Query parameters that belong to a signature and say for whom, for what and until when it is valid:
+# Query parameters that belong to a signature and state its holder, its scope and its expiry:
 # Azure's SAS, CloudFront, and version 2 of S3 and of Google.
 _OF_SIGNATURE = frozenset({
     "awsaccesskeyid", "expires", "googleaccessid", "key-pair-id", "policy", "sdd", "se", "si",
