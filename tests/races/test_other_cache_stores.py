@@ -55,6 +55,21 @@ async def test_a_response_that_a_write_has_overtaken_is_not_left_for_the_next_pr
     assert await read(store, "k") == NEW
 
 
+async def test_nothing_is_left_for_the_next_process_while_the_source_is_written() -> None:
+    source, kept = HeldStore(source_of(OLD)), MemoryStore()
+    store = cached(source, kept)
+    await read(store, "k")
+    gate = source.hold_before("set")
+    writing = asyncio.create_task(store.set("k", buffer(NEW)))
+    await gate.reached()
+    left = dict(kept._store_dict)
+    gate.open()
+    await writing
+
+    assert left == {}
+    assert await read(next_process(store, source, kept), "k") == NEW
+
+
 class HeldKeeper(MemoryStore):
     """Keeps values, and stops at a gate before the first."""
 
