@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import open_file
-from zarr_cache.file.invalidation import mark
+from zarr_cache.file.invalidation import Markers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +94,7 @@ def test_a_damaged_value_is_reported_and_not_changed(command: Command, filled: P
 
 
 def test_an_invalidated_value_is_reported(command: Command, filled: Path) -> None:
-    mark(filled, "era5")
+    Markers(filled).mark("era5")
     result = command("explain", "t/c/0", *ERA5)
     others = command.json("explain", "t/c/0", "--namespace", "sst")
 

@@ -21,7 +21,7 @@ from tests.fault.sources import (
     read_until_kept,
     told,
 )
-from zarr_cache.file.invalidation import mark, marked_ns
+from zarr_cache.file.invalidation import Markers
 
 if sys.platform != "win32":
     import fcntl
@@ -150,7 +150,7 @@ async def test_a_mark_that_cannot_be_removed_yet_costs_one_wait_and_goes_later(
     await read_all(surface, store)
     drain(store)
     # As another process leaves it that could not record a write.
-    mark(path, "source")
+    Markers(path).mark("source")
     with locked(path.parent, fcntl.LOCK_EX):
         during = [await read_all(surface, store) for _ in range(5)]
         fences = statements.number("UPDATE namespace")
@@ -162,5 +162,5 @@ async def test_a_mark_that_cannot_be_removed_yet_costs_one_wait_and_goes_later(
     assert [*during, *after] == [VALUES] * 8
     assert fences == 1
     assert source.requests.total() == 0
-    assert marked_ns(path, "source") is None
+    assert Markers(path).marked_ns("source") is None
     assert len(told(warned)) == 1

@@ -9,49 +9,49 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import buffer
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
-from zarr_cache.file.invalidation import mark, marked_ns, unmark
+from zarr_cache.file.invalidation import Markers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def test_a_mark_is_of_one_namespace(path: Path) -> None:
-    mark(path, "one")
-    ours = marked_ns(path, "one")
-    theirs = marked_ns(path, "other")
+    Markers(path).mark("one")
+    ours = Markers(path).marked_ns("one")
+    theirs = Markers(path).marked_ns("other")
 
     assert ours is not None
     assert theirs is None
 
 
 def test_a_mark_goes_when_it_is_the_one_that_was_seen(path: Path) -> None:
-    mark(path, "one")
-    seen = marked_ns(path, "one")
+    Markers(path).mark("one")
+    seen = Markers(path).marked_ns("one")
     assert seen is not None
-    unmark(path, "one", seen)
+    Markers(path).unmark("one", seen)
 
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_mark_that_was_made_again_stays(path: Path) -> None:
-    mark(path, "one")
-    seen = marked_ns(path, "one")
+    Markers(path).mark("one")
+    seen = Markers(path).marked_ns("one")
     assert seen is not None
     # Another write cannot be recorded while the process that found the marker removes entries.
-    mark(path, "one")
-    unmark(path, "one", seen)
+    Markers(path).mark("one")
+    Markers(path).unmark("one", seen)
 
-    assert marked_ns(path, "one") not in (None, seen)
+    assert Markers(path).marked_ns("one") not in (None, seen)
 
 
 def test_a_mark_that_another_process_has_removed_is_no_fault(path: Path) -> None:
-    unmark(path, "one", 1)
+    Markers(path).unmark("one", 1)
 
-    assert marked_ns(path, "one") is None
+    assert Markers(path).marked_ns("one") is None
 
 
 def test_a_mark_is_for_its_owner_alone(path: Path) -> None:
-    mark(path, "one")
+    Markers(path).mark("one")
     (name,) = path.parent.iterdir()
 
     assert name.stat().st_mode & 0o777 == 0o600

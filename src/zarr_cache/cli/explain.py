@@ -18,7 +18,7 @@ from zarr_cache.cli.terminal import (
 )
 from zarr_cache.core import ages
 from zarr_cache.core.sizes import format_size
-from zarr_cache.file.invalidation import marked_ns
+from zarr_cache.file.invalidation import Markers
 from zarr_cache.index import evict, lookup
 from zarr_cache.inspect import report
 from zarr_cache.inspect.report import Explanation
@@ -107,7 +107,7 @@ def explain(
 
 
 def _is_invalidated(each: Explanation, path: Path) -> bool:
-    return each.kind in CACHED and marked_ns(path.resolve(), each.namespace) is not None
+    return each.kind in CACHED and Markers(path.resolve()).is_marked(each.namespace)
 
 
 def _fresh_until(each: Explanation, max_age: float | None, now: int) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Concatenate, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Concatenate
 
 from zarr_cache.core.clock import PersistentClock
 from zarr_cache.file import migrate
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from zarr_cache.core.errors import FileDamagedError
 
 
-class Database(Protocol):
+class Database(ABC):
     """Runs operations: functions whose first parameter is a connection.
+
+    The methods below `run_async` are those of a database that no other process uses.
 
     Attributes
     ----------
@@ -37,24 +40,27 @@ class Database(Protocol):
         that is known of the old one is true of the new one.
     """
 
-    before_close: list[Callable[[], None]]
-    before_end: list[Callable[[], None]]
-    before_pause: list[Callable[[], None]]
-    after_fork: list[Callable[[], None]]
-    after_loss: list[Callable[[], None]]
+    def __init__(self) -> None:
+        self.before_close: list[Callable[[], None]] = []
+        self.before_end: list[Callable[[], None]] = []
+        self.before_pause: list[Callable[[], None]] = []
+        self.after_fork: list[Callable[[], None]] = []
+        self.after_loss: list[Callable[[], None]] = []
 
-    @property
-    def is_open(self) -> bool:
-        """Whether operations can begin at once."""
+    @abstractmethod
+    def clock(self) -> PersistentClock:
+        """The clock of the timestamps in this database."""
 
+    @abstractmethod
     def run[**P, T](
         self,
         operation: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run the operation in this thread."""
+        """Run ``operation(connection, *args, **kwargs)`` in this thread."""
 
+    @abstractmethod
     async def run_async[**P, T](
         self,
         operation: Callable[Concatenate[Connection, P], T],
@@ -63,32 +69,36 @@ class Database(Protocol):
     ) -> T:
         """Run the operation without holding up the event loop."""
 
-    def clock(self) -> PersistentClock:
-        """The clock of the timestamps in this database."""
+    @property
+    def is_open(self) -> bool:
+        """Whether operations can begin at once."""
+        return True
 
     def is_gone(self) -> bool:
         """Whether the file was deleted: no other is made for what is queued."""
+        return False
 
-    def is_marked(self, namespace: str) -> bool:
-        """Whether the namespace has an invalidation marker: none of its entries is valid.
+    def is_marked(self, namespace: str) -> bool:  # noqa: ARG002 - of a file
+        """Whether the namespace has an invalidation marker, see `file.invalidation`."""
+        return False
 
-        A process that could not record a write to the source has made it.
-        """
-
-    def mark(self, namespace: str) -> bool:
+    def mark(self, namespace: str) -> bool:  # noqa: ARG002 - of a file
         """Invalidate the namespace in every process; False if no marker could be of use."""
+        return False
 
-    def marked_ns(self, namespace: str) -> int | None:
+    def marked_ns(self, namespace: str) -> int | None:  # noqa: ARG002 - of a file
         """The time of the marker, by which a later one differs; None if there is none."""
+        return None
 
-    def unmark(self, namespace: str, since_ns: int) -> None:
+    def unmark(self, namespace: str, since_ns: int) -> None:  # noqa: B027 - there is none
         """Remove this marker: the entries of the namespace have been removed since."""
 
     def quarantine(self, error: FileDamagedError) -> Path | None:
         """Rename the damaged file, so that the next operation starts with an empty one."""
+        raise error
 
 
-class MemoryDatabase:
+class MemoryDatabase(Database):
     """A database in memory, of this process alone.
 
     Attributes
@@ -98,16 +108,11 @@ class MemoryDatabase:
     """
 
     def __init__(self) -> None:
-        self.before_close: list[Callable[[], None]] = []
-        self.before_end: list[Callable[[], None]] = []
-        self.before_pause: list[Callable[[], None]] = []
-        self.after_fork: list[Callable[[], None]] = []
-        self.after_loss: list[Callable[[], None]] = []
+        super().__init__()
         self.lock = threading.Lock()
         self._connection = connect(":memory:", WriteLock())
         migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
         self._clock = PersistentClock(floor_ns=0)
-        self.is_open = True
         weakref.finalize(self, self._connection.close)
         _all.add(self)
 
@@ -115,7 +120,7 @@ class MemoryDatabase:
         return "in memory"
 
     def clock(self) -> PersistentClock:
-        """The clock of the timestamps in it."""
+        """As of `Database`."""
         return self._clock
 
     def run[**P, T](
@@ -124,7 +129,7 @@ class MemoryDatabase:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run ``operation(connection, *args, **kwargs)`` in this thread."""
+        """As of `Database`."""
         with self.lock:
             try:
                 return operation(self._connection, *args, **kwargs)
@@ -141,29 +146,6 @@ class MemoryDatabase:
     ) -> T:
         """Run the operation in this thread: nothing here waits for a disk."""
         return self.run(operation, *args, **kwargs)
-
-    def is_gone(self) -> bool:
-        """False: it lives as long as the process."""
-        return False
-
-    def is_marked(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
-        """False: no other process could make a marker."""
-        return False
-
-    def mark(self, namespace: str) -> bool:  # noqa: ARG002 - as in a file
-        """False: no other process uses it."""
-        return False
-
-    def marked_ns(self, namespace: str) -> int | None:  # noqa: ARG002 - as in a file
-        """None: there are no markers."""
-        return None
-
-    def unmark(self, namespace: str, since_ns: int) -> None:
-        """Do nothing: there are no markers."""
-
-    def quarantine(self, error: FileDamagedError) -> Path | None:
-        """Raise the error: there is no file to rename."""
-        raise error
 
 
 _all: weakref.WeakSet[MemoryDatabase] = weakref.WeakSet()

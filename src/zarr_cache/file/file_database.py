@@ -14,6 +14,7 @@ from zarr_cache.core.flow import in_thread
 from zarr_cache.disk.paths import locked_folder
 from zarr_cache.disk.presence import Change
 from zarr_cache.file.connection import Connection, data_file
+from zarr_cache.file.database import Database
 from zarr_cache.file.forks import Registry, forking
 from zarr_cache.file.invalidation import Markers
 from zarr_cache.file.loop_connections import LoopConnections
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class FileDatabase:
+class FileDatabase(Database):
     """A cache file in this process. Opened at the first operation, and again after `close`.
 
     Get one from `of`, so that there is one for each file: two would not know of each other's range
@@ -48,15 +49,12 @@ class FileDatabase:
     registry: ClassVar[Registry[FileDatabase]]
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self.before_close: list[Callable[[], None]] = []
-        self.before_end: list[Callable[[], None]] = []
-        self.before_pause: list[Callable[[], None]] = []
-        self.after_fork: list[Callable[[], None]] = []
-        self.after_loss: list[Callable[[], None]] = []
-        self._markers = Markers(path)
-        # Bound, which calls no further function: it is called at each operation.
-        self.is_marked = self._markers.is_marked
+        self._markers = markers = Markers(path)
+        # Bound, which calls no further function: `is_marked` is called at each operation.
+        self.is_marked, self.unmark = markers.is_marked, markers.unmark  # type: ignore[method-assign]
+        self.marked_ns = markers.marked_ns  # type: ignore[method-assign]
         self._start_closed()
 
     def __str__(self) -> str:
@@ -117,40 +115,31 @@ class FileDatabase:
         StorageError
             SQLite refused; what the operation had written is rolled back.
         """
-        lease = ConnectionLease()
-        try:
+        is_reopened = False
+        while True:
+            lease = ConnectionLease()
             try:
-                return operation(self._take(lease), *args, **kwargs)
-            finally:
-                lease.has_ended = True
-                self._pool.put_back(lease)
-        except FAILURES as error:
-            own = self._file.translated(error)
-            if not isinstance(own, FileReadOnlyError):
-                raise own from error
-        return self._run_reopened(operation, *args, **kwargs)
+                try:
+                    return operation(self._take(lease), *args, **kwargs)
+                finally:
+                    lease.has_ended = True
+                    self._pool.put_back(lease)
+            except FAILURES as error:
+                if is_reopened:
+                    raise self._file.translated_again(error) from error
+                own = self._file.translated(error)
+                if not isinstance(own, FileReadOnlyError):
+                    raise own from error
+            self._reopen()
+            is_reopened = True
 
-    def _run_reopened[**P, T](
-        self,
-        operation: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """As `run`, after a write was refused: the file may have been opened at a bad time."""
+    def _reopen(self) -> None:
+        """Open the file again after a write was refused: it may have been opened at a bad time."""
         with self._pool.lock:
             self._pool.wait_until_unused()
             # If one connection was opened for reading only, so were all others.
             self._close_all()
             self._open()
-        lease = ConnectionLease()
-        try:
-            try:
-                return operation(self._take(lease), *args, **kwargs)
-            finally:
-                lease.has_ended = True
-                self._pool.put_back(lease)
-        except FAILURES as error:
-            raise self._file.translated_again(error) from error
 
     def _take(self, lease: ConnectionLease) -> Connection:
         """A connection to the file that the path names now, which is opened if need be."""
@@ -204,14 +193,6 @@ class FileDatabase:
     def mark(self, namespace: str) -> bool:
         """As `Markers.mark`; False, too, for a file that is not ours, which no process opens."""
         return not self._file.is_refused and self._markers.mark(namespace)
-
-    def marked_ns(self, namespace: str) -> int | None:
-        """As `Markers.marked_ns`."""
-        return self._markers.marked_ns(namespace)
-
-    def unmark(self, namespace: str, since_ns: int) -> None:
-        """As `Markers.unmark`."""
-        self._markers.unmark(namespace, since_ns)
 
     def quarantine(self, error: FileDamagedError) -> Path | None:
         """Rename the damaged file, so that the next operation starts with an empty one.
@@ -347,10 +328,10 @@ class FileDatabase:
                 if connection in pool.connections and connection.in_transaction:
                     # As in `put_back`.
                     pool.discard(connection)
-        if not is_usable:
-            # Closed, or of a file that is gone, while this waited for its turn.
-            return self.run(operation, *args, **kwargs)
-        return self._run_reopened(operation, *args, **kwargs)
+        # Closed, or of a file that is gone, while this waited for its turn; or for reading only.
+        if is_usable:
+            self._reopen()
+        return self.run(operation, *args, **kwargs)
 
     def close(self) -> None:
         """Write what waits and close every connection; the next operation opens the file again.

@@ -29,50 +29,8 @@ def marker_of(path: Path, namespace: str) -> Path:
     return path.with_name(f"{path.name}-invalid-{digest.hexdigest()}")
 
 
-def mark(path: Path, namespace: str) -> None:
-    """Make the marker, or give the one that is there another time.
-
-    Raises
-    ------
-    OSError
-        It cannot be made.
-    """
-    name = marker_of(path, namespace)
-    with contextlib.ExitStack() as stack:
-        # Without the lock rather than not at all: the process that holds it may be suspended.
-        with contextlib.suppress(FileLockedError):
-            stack.enter_context(locked_folder(path, is_shared=True, seconds=MARK_SECONDS))
-        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        os.close(os.open(name, flags, 0o600))
-        now = time.time_ns()
-        os.utime(name, ns=(now, now))
-
-
-def marked_ns(path: Path, namespace: str) -> int | None:
-    """The time of the marker, by which a later one differs; None if there is none."""
-    try:
-        return marker_of(path, namespace).stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def unmark(path: Path, namespace: str, since_ns: int) -> None:
-    """Remove the marker, unless it has been made again since.
-
-    Raises
-    ------
-    FileLockedError
-        As `locked_folder`.
-    OSError
-        It cannot be removed.
-    """
-    with locked_folder(path, is_shared=False):
-        if marked_ns(path, namespace) == since_ns:
-            marker_of(path, namespace).unlink()
-
-
 class Markers:
-    """The invalidation markers of one file, with the errors of this package."""
+    """The invalidation markers of one file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -89,17 +47,27 @@ class Markers:
     def mark(self, namespace: str) -> bool:
         """Invalidate the namespace in every process; False if there is no folder for a marker.
 
+        Makes the marker, or gives the one that is there another time.
+
         Raises
         ------
         StorageError
             The marker cannot be made.
         """
-        try:
-            mark(self._path, namespace)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise StorageError(f"{self._path}: {error}") from error
+        name = marker_of(self._path, namespace)
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with contextlib.ExitStack() as stack:
+            # Without the lock rather than not at all: the process that holds it may be suspended.
+            with contextlib.suppress(FileLockedError):
+                stack.enter_context(locked_folder(self._path, is_shared=True, seconds=MARK_SECONDS))
+            try:
+                os.close(os.open(name, flags, 0o600))
+                now = time.time_ns()
+                os.utime(name, ns=(now, now))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            except OSError as error:
+                raise StorageError(f"{self._path}: {error}") from error
         return True
 
     def marked_ns(self, namespace: str) -> int | None:
@@ -108,24 +76,29 @@ class Markers:
         Raises
         ------
         StorageError
-            The system does not say.
+            The system does not report it.
         """
         try:
-            return marked_ns(self._path, namespace)
+            return marker_of(self._path, namespace).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise StorageError(f"{self._path}: {error}") from error
 
     def unmark(self, namespace: str, since_ns: int) -> None:
-        """Remove this marker: the entries of the namespace have been removed since.
+        """Remove the marker, unless it has been made again since.
 
         Raises
         ------
         StorageError
             It cannot be removed.
         """
-        try:
-            unmark(self._path, namespace, since_ns)
-        except OSError as error:
-            raise StorageError(
-                f"{self._path}: an invalidation marker cannot be removed: {error}"
-            ) from error
+        with locked_folder(self._path, is_shared=False):
+            if self.marked_ns(namespace) != since_ns:
+                return
+            try:
+                marker_of(self._path, namespace).unlink()
+            except OSError as error:
+                raise StorageError(
+                    f"{self._path}: an invalidation marker cannot be removed: {error}"
+                ) from error
