@@ -196,13 +196,7 @@ def create(path: Path, identity: bytes, mode: int) -> OpenFile:
 
 
 def write(file: OpenFile, path: Path, extents: Iterable[Extent], data: ByteArray) -> None:
-    """Write the bytes of a value into its extents, of which the last may be longer than the rest.
-
-    Raises
-    ------
-    FileFullError, FileReadOnlyError, StorageError
-        The system refuses.
-    """
+    """Write the bytes of a value into its extents; the last extent may be longer than the rest."""
     at = 0
     try:
         for place, length in extents:
@@ -214,13 +208,7 @@ def write(file: OpenFile, path: Path, extents: Iterable[Extent], data: ByteArray
 
 
 def copy(file: OpenFile, path: Path, source: int, extents: Iterable[Extent]) -> None:
-    """Write the bytes from `source` on into other extents.
-
-    Raises
-    ------
-    StorageError
-        They cannot be read or written.
-    """
+    """Write the bytes from `source` on into other extents."""
     try:
         for place, length in extents:
             for start in range(0, length, MAX_COPIED):

@@ -53,14 +53,9 @@ FROM data_file
 
 
 class DataFile:
-    """The data file of one cache file, opened when it is needed.
+    """The data file of the cache file at `path`, opened when it is needed.
 
     Any thread may call.
-
-    Parameters
-    ----------
-    path
-        The cache file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -213,13 +208,7 @@ class DataFile:
 
 
 def remove_orphan(path: Path, connection: sqlite3.Connection) -> None:
-    """Remove the data file of a cache file that is gone.
-
-    Parameters
-    ----------
-    path, connection
-        Of the cache file that has been made in its place. Its own data file stays.
-    """
+    """Remove the data file of a cache file that is gone, in whose place this one has been made."""
     beside, identity = data_file_of(path), _identity(connection)
     with contextlib.suppress(OSError, StorageError, ForeignFileError):
         found = open_file(beside)

@@ -83,11 +83,6 @@ class Read:
         """The requested bytes, verified; None if they must be read from the disk.
 
         None as well for so many bytes that to copy them would block the event loop.
-
-        Raises
-        ------
-        DamagedValueError
-            They are not those that were written.
         """
         if self._nbytes > (MAX_IN_MEMORY if NOWAIT else MAX_ON_LOOP):
             return None
@@ -121,13 +116,7 @@ class Read:
         return True
 
     def wait(self) -> ByteArray:
-        """The requested bytes, verified, read by this thread.
-
-        Raises
-        ------
-        DamagedValueError
-            They are not those that were written.
-        """
+        """The requested bytes, verified, read by this thread."""
         array = buffers.array(self._nbytes)
         at = 0
         for place, length in self.extents:

@@ -43,13 +43,7 @@ MOUNTS = Path("/proc/self/mounts")
 
 
 def refuse_network(path: Path) -> None:
-    """Raise if the file would lie on a network file system, where SQLite's WAL does not work.
-
-    Raises
-    ------
-    NetworkFileSystemError
-        The message names the file system.
-    """
+    """Raise if the file would lie on a network file system, where SQLite's WAL does not work."""
     file_system = _file_system_of(path)
     if file_system in _NETWORK_FILE_SYSTEMS:
         raise NetworkFileSystemError(path, file_system)

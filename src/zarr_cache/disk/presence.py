@@ -52,13 +52,7 @@ class Presence:
         self._state = self._state or state
 
     def change(self) -> Change | None:
-        """What has happened to the file; None if nothing has.
-
-        Raises
-        ------
-        StorageError
-            The system does not say.
-        """
+        """What has happened to the file; None if nothing has."""
         try:
             found = os.stat(self._name)  # noqa: PTH116 - at every operation: a Path costs as much again
         except FileNotFoundError:

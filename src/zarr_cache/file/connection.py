@@ -29,13 +29,7 @@ PAGE_SIZE = 4 * 1024
 
 
 def mmap_bytes() -> int:
-    """The value of ``$ZARR_CACHE_MMAP_BYTES``, or 0.
-
-    Raises
-    ------
-    ValueError
-        It says no size.
-    """
+    """The value of ``$ZARR_CACHE_MMAP_BYTES``, or 0; a ValueError if it is no size."""
     named = os.environ.get("ZARR_CACHE_MMAP_BYTES")
     try:
         return parse_size(named) if named else 0
@@ -161,13 +155,7 @@ class Connection(sqlite3.Connection):
 
     @contextlib.contextmanager
     def writing_much(self) -> Iterator[None]:
-        """As `writing`, with a WAL that is not long when the transaction begins.
-
-        Raises
-        ------
-        FileLockedError
-            As `keep_wal_short`.
-        """
+        """As `writing`, after `keep_wal_short`: the WAL is not long when the transaction begins."""
         while True:
             self.keep_wal_short()
             with self.writing():
@@ -244,17 +232,7 @@ def deleted(wal: Path | None) -> sqlite3.OperationalError:
 def connect(database: str, write_lock: WriteLock, *, uri: bool = False) -> Connection:
     """A connection in autocommit mode that any thread may use, one at a time.
 
-    Parameters
-    ----------
-    database
-        Path or, with `uri`, a ``file:`` URI (https://www.sqlite.org/uri.html).
-    write_lock
-        What the writers of this process to this database share.
-
-    Raises
-    ------
-    StorageError
-        SQLite is older than `OLDEST_SQLITE`.
+    `database` is a path or, with `uri`, a ``file:`` URI (https://www.sqlite.org/uri.html).
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StorageError(

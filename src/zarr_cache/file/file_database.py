@@ -78,13 +78,7 @@ class FileDatabase(Database):
         return self._pool.is_open
 
     def clock(self) -> PersistentClock:
-        """The clock of the file, which begins at opening.
-
-        Raises
-        ------
-        CacheError
-            The file cannot be opened.
-        """
+        """The clock of the file, which begins at opening."""
         return self._clock or self._open()
 
     def _open(self) -> PersistentClock:
@@ -218,13 +212,7 @@ class FileDatabase(Database):
             return self.quarantine_with_stored(error)
 
     def quarantine_with_stored(self, error: FileDamagedError) -> Path | None:
-        """As `quarantine`, also a file with values that were stored with SqliteStore.
-
-        Raises
-        ------
-        CacheError
-            It stays where it is: it is not ours any more, or cannot be renamed.
-        """
+        """As `quarantine`, also a file with values that were stored with SqliteStore."""
         with self._pool.lock:
             try:
                 self._pool.wait_until_unused()
@@ -272,13 +260,7 @@ class FileDatabase(Database):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run ``operation(connection, *args, **kwargs)`` on the thread of this event loop.
-
-        Raises
-        ------
-        StorageError
-            As from `run`.
-        """
+        """Run ``operation(connection, *args, **kwargs)`` on the thread of this event loop."""
         loop = asyncio.get_running_loop()
         while True:
             mine = self._loops.get(loop)

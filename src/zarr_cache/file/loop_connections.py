@@ -35,11 +35,6 @@ class LoopConnection(aiosqlite.Connection):
         The loop whose tasks use it, and no other: then no request reaches a thread that has ended.
     connection
         What it runs operations on.
-
-    Attributes
-    ----------
-    connection : Connection
-        The same.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
@@ -57,13 +52,7 @@ class LoopConnection(aiosqlite.Connection):
         return is_started and self._thread.is_alive() and not self._is_ending
 
     async def start(self) -> None:
-        """Start the thread; a cancellation leaves nothing behind.
-
-        Raises
-        ------
-        RuntimeError
-            No thread can be started.
-        """
+        """Start the thread; a cancellation leaves nothing behind."""
         try:
             await self
         except BaseException:
@@ -133,17 +122,7 @@ class LoopConnection(aiosqlite.Connection):
 
 
 class LoopConnections:
-    """The connections of the event loops that use a file, each made when its loop first needs it.
-
-    Parameters
-    ----------
-    pool
-        The connections to the file, of which these are some.
-    open_file
-        Opens the file, unless it is open.
-    take
-        Takes a connection from the pool, as `ConnectionPool.take`, and opens the file for that.
-    """
+    """The connections of the event loops that use a file: one each, made at its first need."""
 
     def __init__(
         self,

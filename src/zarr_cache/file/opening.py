@@ -75,13 +75,7 @@ class OpenedFile:
         self._held_stored = False
 
     def open(self) -> tuple[Connection, int]:
-        """The first connection to the file, and the time from which the file's clock continues.
-
-        Raises
-        ------
-        CacheError
-            As `open_file`.
-        """
+        """The first connection to the file, and the time from which the file's clock continues."""
         try:
             # Before it is opened: if it is another by then, the next operation finds out.
             self.presence.remember(paths.file_id_of(self.path))
@@ -125,13 +119,7 @@ class OpenedFile:
         return resumes_at_ns
 
     def connect(self, *, is_first: bool) -> Connection:
-        """Another connection to the file, after it was opened.
-
-        Parameters
-        ----------
-        is_first
-            Whether all others have been closed meanwhile.
-        """
+        """Another connection to the file; `is_first` if all others have been closed meanwhile."""
         if self.is_read_only:
             connection = open_read_only(self.path, self._write_lock)
         else:
@@ -198,20 +186,12 @@ def open_file(path: Path, write_lock: WriteLock) -> Connection:
 
     Raises
     ------
-    ForeignFileError, NewerSchemaError
-        The file is left byte for byte as it was.
-    HardLinkedFileError
-        It has more than one name.
-    FileDamagedError
-        It is ours, and its header or its schema is damaged.
-    MigrationError
-        The file still has the schema that it had.
     NetworkFileSystemError
         SQLite's WAL does not work where the path is.
-    FileReadOnlyError
-        As `open_read_only`.
+    MigrationError
+        The file still has the schema that it had.
     StorageError
-        A user has added tables, indexes or triggers to it; or SQLite is too old.
+        SQLite is too old; or as `refuse_foreign`, `schema.check_file` and `open_read_only`.
     """
     refuse_network(path)
     while True:
@@ -312,10 +292,7 @@ FROM (
 def floor_ns(connection: sqlite3.Connection, written_ns: int) -> int:
     """The earliest time from which a clock of the file may continue.
 
-    Parameters
-    ----------
-    written_ns
-        When the file was last written, see `paths.written_ns`; from before it was opened.
+    `written_ns` is `paths.written_ns` of the file, from before it was opened.
     """
     (newest_ns,) = connection.execute(NEWEST).fetchone()
     return resumed_ns(newest_ns, written_ns)

@@ -44,11 +44,6 @@ class ConnectionPool:
 
     Methods that say so are called with `lock` held.
 
-    Parameters
-    ----------
-    connect
-        Makes another connection. Called with `lock` held.
-
     Attributes
     ----------
     lock
@@ -90,13 +85,7 @@ class ConnectionPool:
             self._changed.wait(RECHECK_SECONDS)
 
     def take(self, lease: ConnectionLease) -> Connection:
-        """A connection for an operation; `put_back` takes it once `lease` has ended. Holds `lock`.
-
-        Raises
-        ------
-        sqlite3.Error, StorageError
-            None is idle, and no other can be made.
-        """
+        """A connection for an operation, until `put_back`; holds `lock`."""
         if not self._idle:
             # Ctrl-C may have come before they were put back.
             for ended in [each for each in self.leases if each.has_ended]:
@@ -144,12 +133,7 @@ class ConnectionPool:
     def clear(self, kept: set[Connection]) -> set[Connection]:
         """Have no connections any more; return those that are unused, for the caller to close.
 
-        Holds `lock`.
-
-        Parameters
-        ----------
-        kept
-            Those that another owner closes, namely the event loops'.
+        Holds `lock`. The event loops close theirs, `kept`, themselves.
         """
         leases = {each for each in self.leases if not each.has_ended}
         used = kept | {each.connection for each in leases}

@@ -58,26 +58,13 @@ def finds_stored(path: Path, write_lock: WriteLock) -> bool | None:
 def quarantine(path: Path, file_id: tuple[int, int] | None) -> Path | None:
     """Rename a damaged file of ours, its WAL and its data file, so that an empty one can be made.
 
-    Nothing in this process may have it open.
-
-    Parameters
-    ----------
-    file_id
-        Of the file in which the damage was found.
-
-    Returns
-    -------
-    Path or None
-        Its name now. None when the path names another file by now: another process was first.
+    Nothing in this process may have it open. Returns its name now; None if the path does not name
+    the file with this `file_id` any more: another process was first.
 
     Raises
     ------
     ForeignFileError
         The file is not ours any more, and is left as it is.
-    FileLockedError
-        As `locked_folder`.
-    OSError
-        It cannot be renamed.
     """
     with locked_folder(path, is_shared=False):
         if file_id is None or file_id_of(path) != file_id:
@@ -101,14 +88,10 @@ def quarantine(path: Path, file_id: tuple[int, int] | None) -> Path | None:
 
 
 def drop_wal(path: Path, wal: FileId | None) -> None:
-    """Remove the WAL of a file that the path names no more, in a `locked_folder`.
+    """Remove this WAL of a file that the path names no more, in a `locked_folder`.
 
-    SQLite takes a WAL for that of any file beside it, and would write it over that file.
-
-    Parameters
-    ----------
-    wal
-        Of the WAL to remove. One that another process has made since stays.
+    SQLite takes a WAL for that of any file beside it, and would write it over that file. A WAL that
+    another process has made since stays.
     """
     if wal is None or file_id_of(wal_of(path)) != wal:
         return
@@ -131,13 +114,6 @@ def drop_orphans(path: Path) -> None:
 
     SQLite would remove the WAL, but take the index for that of the new file. Processes that still
     have the earlier file open share that index, and it says what is in another WAL.
-
-    Raises
-    ------
-    FileLockedError
-        As `locked_folder`.
-    OSError
-        It cannot be removed.
     """
     with locked_folder(path, is_shared=False):
         if has_orphans(path):

@@ -161,12 +161,8 @@ def under_limits(
 ) -> Iterator[Evictions]:
     """Run the block, inside a write transaction, so that the limits hold at its end.
 
-    Stale entries are removed before the block, the least recently used are evicted after it.
-
-    Parameters
-    ----------
-    evictions
-        The entries removed are added to it.
+    Stale entries are removed before the block, the least recently used are evicted after it. Both
+    are added to `evictions`.
     """
     evictions = Evictions() if evictions is None else evictions
     expire(connection, namespace, limits, evictions)
@@ -179,12 +175,8 @@ def apply_limits(
 ) -> Evictions:
     """Evict and expire until the limits hold, in as many transactions as it takes.
 
-    The limits may be new: a smaller `max_size`.
-
-    Parameters
-    ----------
-    touches
-        Time of the last use by entry, not written yet: the order of eviction depends on them.
+    The limits may be new: a smaller `max_size`. The order of eviction depends on `touches`, the
+    last uses that are not written yet.
     """
     evictions = Evictions()
     touches = uses.write_batches(connection, touches)
@@ -205,17 +197,10 @@ def evict_ahead(
     evictions: Evictions,
     coming: int,
 ) -> None:
-    """Evict for values that are about to be admitted, until one transaction can evict the rest.
+    """Evict for `coming` bytes of new values, until one transaction can evict the rest.
 
     One large value may replace thousands of small ones, which is too much for the transaction that
     admits it.
-
-    Parameters
-    ----------
-    touches
-        Time of the last use by entry, not written yet: the order of eviction depends on them.
-    coming
-        Bytes of the values that are about to be admitted.
     """
     if limits.max_size is None:
         return
@@ -236,17 +221,9 @@ def evict_ahead(
 def evict_to_fit(
     connection: Connection, limits: Limits, evictions: Evictions, coming: int = 0
 ) -> bool:
-    """Evict, in one transaction, until the rest is within the budget.
+    """Evict, in one transaction, until the rest and `coming` bytes are within the budget.
 
-    Parameters
-    ----------
-    coming
-        Bytes of the values that are about to be admitted, which are in no total yet.
-
-    Returns
-    -------
-    bool
-        Whether the rest is: stored entries, and values that are being written, are not evicted.
+    False if that cannot be: stored entries, and values that are being written, are not evicted.
     """
     while not evict_batch(connection, limits, evictions, coming):
         pass
@@ -297,10 +274,7 @@ def _cached(connection: Connection) -> tuple[int, int]:
 def trim(connection: Connection, kind: str, limit: int, expired_before: int) -> None:
     """Remove the least recently used entries of a kind without bytes, until `limit` are left.
 
-    Parameters
-    ----------
-    expired_before
-        The tombstone of a write in flight that began after this time is not removed.
+    The tombstone of a write in flight that began after `expired_before` is not removed.
     """
     parameters = {"kind": kind, "limit": limit, "expired_before": expired_before}
     connection.execute(TRIM, parameters)
@@ -370,10 +344,7 @@ def unused_namespaces(connection: Connection, prefix: str, unused_since: int) ->
 def remove_namespace(connection: Connection, namespace: str) -> bool:
     """Remove at most `MAX_AT_ONCE` entries of a namespace, and the namespace with the last of them.
 
-    Returns
-    -------
-    bool
-        Whether entries are left.
+    Returns whether entries are left.
     """
     with connection.writing_much():
         parameters = {"namespace": namespace, "limit": MAX_AT_ONCE}

@@ -126,17 +126,7 @@ FROM free_extent
 
 
 class Reservation(NamedTuple):
-    """Space that is reserved for one value.
-
-    Attributes
-    ----------
-    id
-        Its number in the table.
-    file
-        The data file.
-    extents
-        The space, in the order of the bytes of the value.
-    """
+    """Space that is reserved for one value, in the order of its bytes."""
 
     id: int
     file: OpenFile
@@ -247,13 +237,7 @@ def _take(connection: Connection, free: Extent, length: int) -> Extent:
 
 
 def release_expired(connection: Connection, now_ns: int) -> None:
-    """Free the reservations whose lease has expired or whose process has died.
-
-    Parameters
-    ----------
-    now_ns
-        Now, or an earlier time: then fewer leases count as expired.
-    """
+    """Free the reservations whose lease has expired or whose process has died."""
     data = connection.data_file
     if data is None:
         return
@@ -282,10 +266,7 @@ def write(
 ) -> list[bytes]:
     """Write the bytes of a value into its reserved space, in no transaction.
 
-    Returns
-    -------
-    list of bytes
-        The checksums of each part, for `give`.
+    Returns the checksums of each part, for `give`.
     """
     assert connection.data_file is not None  # noqa: S101 - nothing is reserved without one
     data_file.write(reserved.file, connection.data_file.path, reserved.extents, data)

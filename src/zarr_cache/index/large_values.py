@@ -43,10 +43,6 @@ class LargeValue(NamedTuple):
     ----------
     id
         By which `WrittenValues` has it.
-    identity_checksum
-        The checksum of the facts of its future entry.
-    data
-        Its bytes.
     is_wanted
         Whether it would be admitted now: called in the transaction that reserves space for it.
     """
@@ -104,17 +100,13 @@ def written(
 ) -> Iterator[WrittenValues]:
     """Write large values, for the transaction in the block; if that fails, release their space.
 
+    To make space, stale entries of the namespace are removed and the least recently used are
+    evicted; both are added to `evictions`.
+
     Parameters
     ----------
-    namespace, limits
-        To make space, stale entries of this namespace are removed and the least recently used are
-        evicted.
-    touches
-        Uses that are not written yet: the order of eviction depends on them.
     now_ns
         When this process began to write, by the clock of the file.
-    evictions
-        The entries removed are added to it.
     failure
         Why none of them can be written, if that is known.
     """

@@ -226,13 +226,7 @@ def _read(
     identity_checksum: int,
     request: ByteRequest | None,
 ) -> Read:
-    """The read of the data file for the request: whole blocks, each with its checksum.
-
-    Raises
-    ------
-    DamagedValueError
-        An extent or a checksum is missing.
-    """
+    """The read of the data file for the request: whole blocks, each with its checksum."""
     start, stop = byte_range.span(request, found.size)
     if start >= stop:
         return Read(file, [], identity_checksum, 0, b"", 0, 0)
@@ -276,13 +270,7 @@ def _facts(
 def _bytes(
     connection: Connection, found: EntryState, identity_checksum: int, request: ByteRequest | None
 ) -> Data:
-    """The bytes of the request, from the table ``value``, verified.
-
-    Raises
-    ------
-    DamagedValueError
-        They are not those that were written with the facts, or were removed meanwhile.
-    """
+    """The bytes of the request, from the table ``value``, verified."""
     sums = b"" if found.checksums is None else found.checksums
     if not isinstance(sums, bytes):
         raise DamagedValueError("the checksums are no blob")
@@ -360,11 +348,6 @@ def list_cached(
     """The fresh entries of the keys that begin with `prefix`; no value is read.
 
     Walks the entries below the prefix: some seconds for a million.
-
-    Parameters
-    ----------
-    fresh_after, absent_fresh_after
-        A value, an absence, that was stored at this time or earlier is stale.
     """
     parameters = {
         "namespace": namespace,

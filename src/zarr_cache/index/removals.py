@@ -85,12 +85,8 @@ def end_removal(connection: Connection, namespace: str) -> None:
 def invalidate_prefix(connection: Connection, namespace: str, prefix: str) -> list[str]:
     """Remove the entries of all keys that begin with `prefix`, and refuse responses in flight.
 
-    In as many transactions as it takes: there may be a million entries.
-
-    Returns
-    -------
-    list of str
-        The keys of the values removed. Absences and tombstones have no bytes anywhere.
+    In as many transactions as it takes: there may be a million entries. Returns the keys of the
+    values removed: absences and tombstones have no bytes anywhere.
     """
     with connection.writing_much():
         revision = next_revision(connection, namespace)

@@ -93,13 +93,8 @@ def is_too_long(connection: Connection, max_size: int | None) -> bool:
 def move_last(connection: Connection, now_ns: int) -> bool:
     """Move bytes from the end of the data file to free space before it: an operation.
 
-    At most `MAX_MOVED_BYTES`. No lock is held while they are copied. A reader finds them at the old
-    offset, or looks them up again.
-
-    Returns
-    -------
-    bool
-        Whether anything was moved.
+    At most `MAX_MOVED_BYTES`; False if nothing was moved. No lock is held while they are copied. A
+    reader finds them at the old offset, or looks them up again.
     """
     with connection.writing_much():
         last = connection.execute(LAST).fetchone()

@@ -46,14 +46,9 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
 def write(
     connection: Connection, counts: Mapping[str, Mapping[str, int]], touches: Mapping[int, int]
 ) -> None:
-    """Write the uses and counts, in short transactions.
+    """Write the counts by namespace and column, and the time of the last use by entry.
 
-    Parameters
-    ----------
-    counts
-        By namespace and column of `statistics`, the number to add.
-    touches
-        Time of the last use, by entry.
+    In short transactions.
     """
     touches = write_batches(connection, touches)
     with connection.writing_much():
@@ -62,13 +57,7 @@ def write(
 
 
 def write_batches(connection: Connection, touches: Mapping[int, int]) -> Mapping[int, int]:
-    """Write the uses in batches, but for the last batch, which the caller writes with its own rows.
-
-    Returns
-    -------
-    Mapping of int to int
-        The last batch.
-    """
+    """Write the uses in batches; return the last batch, for the caller to write with its rows."""
     if len(touches) <= MAX_AT_ONCE or _has_few_entries(connection):
         return touches
     *batches, last = batched(touches.items(), MAX_AT_ONCE)

@@ -112,13 +112,7 @@ def write_row(
 
 
 def verify(identity_checksum: int, first: int, data: bytes, checksums: bytes) -> None:
-    """Raise unless `data` has the checksums that were written with it.
-
-    Raises
-    ------
-    DamagedValueError
-        A block differs.
-    """
+    """Raise a DamagedValueError unless `data` has the checksums that were written with it."""
     if checksum.of_blocks(identity_checksum, first, data) != checksums:
         raise DamagedValueError(f"block {first} or one after it")
 
@@ -210,11 +204,6 @@ def read_blob(
         Checksum of the facts: the seed of the checksums.
     first
         Number of the block in the value that the part begins with.
-
-    Raises
-    ------
-    DamagedValueError
-        They differ from those written.
     """
     # Whole blocks, since a checksum is over a block.
     one, last = start // checksum.BLOCK, -(-stop // checksum.BLOCK)
@@ -255,11 +244,6 @@ def locate(
     ----------
     start, stop
         Each the start of a block, or the end of the value.
-
-    Raises
-    ------
-    DamagedValueError
-        An extent or a checksum is missing.
     """
     extents = []
     at = start

@@ -54,10 +54,7 @@ class Step(NamedTuple):
 def too_much(connection: Connection, selection: Selection, max_size: int) -> Selection | None:
     """The least recently used values, without which the others have at most `max_size` bytes.
 
-    Returns
-    -------
-    Selection or None
-        None if all values fit.
+    None if all values fit.
     """
     of_values = selection._replace(kinds=("value",))
     parameters = of_values.parameters() | {"max_size": max_size}
@@ -68,15 +65,7 @@ def too_much(connection: Connection, selection: Selection, max_size: int) -> Sel
 def remove(connection: Connection, selection: Selection, after: int = 0) -> Step:
     """Remove the next `MAX_AT_ONCE` entries of the selection, in the order of their rows.
 
-    Parameters
-    ----------
-    after
-        From the step before.
-
-    Raises
-    ------
-    ValueError
-        The selection has other kinds than `CACHED`.
+    `after` is from the step before.
     """
     if not set(selection.kinds) <= set(CACHED):
         raise ValueError(f"only {CACHED} can be removed, not {selection.kinds}")

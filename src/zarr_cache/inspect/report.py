@@ -176,10 +176,7 @@ def now_ns(connection: Connection, path: Path) -> int:
 def namespaces(connection: Connection, fresh_after: int | None) -> list[NamespaceReport]:
     """The contents and counts of the file, by namespace.
 
-    Parameters
-    ----------
-    fresh_after
-        A value stored at this time or earlier is stale. None: do not count stale values.
+    A value stored at `fresh_after` or earlier is stale; with None, stale values are not counted.
     """
     with connection.reading():
         rows = connection.execute(NAMESPACES).fetchall()

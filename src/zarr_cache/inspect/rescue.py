@@ -79,14 +79,9 @@ class Entry(NamedTuple):
 
 
 def copy_stored(quarantined: Path, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
-    """Copy the stored values that match their checksums; yield the others.
+    """Put the stored values that match their checksums; yield the others.
 
-    Parameters
-    ----------
-    quarantined
-        The quarantined file, which is not changed.
-    put
-        Stores a value under a key.
+    The quarantined file is not changed.
     """
     try:
         with contextlib.closing(_connect(quarantined)) as connection, any_text(connection):

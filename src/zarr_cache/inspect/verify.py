@@ -121,11 +121,6 @@ def verify(run: Run) -> Iterator[Problem]:
     """Yield what is wrong in a file, in many short transactions if it is large.
 
     The entries of a damaged database are not verified: a repair replaces all of it.
-
-    Parameters
-    ----------
-    run
-        As `Database.run`.
     """
     try:
         yield from find_damage(run) or verify_rows(run)
@@ -148,17 +143,10 @@ def verify_rows(run: Run, *, repair: bool = False, has_bytes: bool = True) -> It
 
     Parameters
     ----------
-    run
-        As for `verify`.
     repair
         Whether to remove wrong entries and to recompute the totals.
     has_bytes
         Whether the bytes of the entries are in the files, or only their checksums.
-
-    Raises
-    ------
-    FileDamagedError
-        The database itself is damaged.
     """
     yield from verify_space(run, repair=repair)
     yield from verify_entries(run, has_bytes=has_bytes, repair=repair)

@@ -21,17 +21,7 @@ if TYPE_CHECKING:
 def verify_store(
     kept: StoreCache, store: Store, namespace: str, *, repair: bool = False
 ) -> Iterator[Problem]:
-    """Yield the problems of the index, of the values in the store, and of both together.
-
-    Parameters
-    ----------
-    kept
-        The cache with the index.
-    store, namespace
-        The store that holds the values, and their namespace.
-    repair
-        Whether to remove what is wrong, from both.
-    """
+    """Yield the problems of the index, of the values in the store, and of both together."""
     run(kept.ensure_listed(namespace))
     run_operation = kept.database.run
     yield from find_damage(run_operation)

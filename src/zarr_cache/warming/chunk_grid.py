@@ -100,13 +100,7 @@ def _by_dimension(selection: Selection, ndim: int) -> list[Any]:
 
 
 def _touched(selected: object, sizes: Sequence[int], dimension: int) -> npt.NDArray[np.intp]:
-    """Indices along one dimension of the chunks that the selection touches, ascending.
-
-    Parameters
-    ----------
-    sizes
-        Lengths of the chunks along the dimension.
-    """
+    """Indices along one dimension of the chunks of these lengths that are touched, ascending."""
     ends = np.cumsum(sizes, dtype=np.int64)
     length = int(ends[-1]) if len(ends) else 0
     if isinstance(selected, slice):

@@ -72,13 +72,7 @@ def list_cached(cached: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
 
 
 def source_of(store: Store) -> SourceView:
-    """The view of the source that the CacheStore works on.
-
-    Raises
-    ------
-    TypeError
-        `store` is not a CacheStore.
-    """
+    """The view of the source that the CacheStore works on."""
     if not isinstance(store, CacheStore):
         raise TypeError(
             f"{store!r} caches nothing: open the array or group through a CacheStore, "

@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 
 class Budget:
-    """The budget, and how much of it the selection uses.
-
-    Parameters
-    ----------
-    max_size
-        Bytes; None for no limit.
-    """
+    """The budget, and how much of it the selection uses."""
 
     def __init__(self, max_size: int | None) -> None:
         self._max_size = max_size
@@ -94,13 +88,7 @@ class Progress(NamedTuple):
 
 
 class WarmRun:
-    """One run over the parts, through one store.
-
-    Parameters
-    ----------
-    report
-        Called with the progress, at the beginning and after each value.
-    """
+    """One run over the parts, through one store; `report` is called after each value."""
 
     def __init__(
         self,

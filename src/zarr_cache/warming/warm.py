@@ -182,25 +182,7 @@ async def warm_async(
     dry_run: bool = False,
     progress: Where = None,
 ) -> WarmReport | WarmPlan:
-    """As `warm`, on the running event loop, for arrays and groups of ``zarr.api.asynchronous``.
-
-    Parameters
-    ----------
-    array_or_group
-        An ``AsyncArray`` or ``AsyncGroup`` opened through a `CacheStore`.
-    selection, max_concurrency, dry_run, progress
-        As of `warm`.
-
-    Returns
-    -------
-    WarmReport or, with `dry_run`, WarmPlan
-        As from `warm`.
-
-    Raises
-    ------
-    TypeError, IndexError, ValueError, CacheError
-        As from `warm`.
-    """
+    """As `warm`, on the running event loop, for arrays and groups of ``zarr.api.asynchronous``."""
     source_of(array_or_group.store)
     arrays, groups = [], []
     if isinstance(array_or_group, zarr.AsyncArray):
