@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from warnings import WarningMessage
 
     from tests.fakes import HeldTime
+    from zarr_cache.file.connection import Connection
 
 MIB = 2**20
 
@@ -54,6 +55,12 @@ with pytest.MonkeyPatch.context() as patch:
     store.get_sync("large")
     store.flush()
 """
+
+
+def reserved_bytes(connection: Connection) -> int:
+    """Bytes of the values that are being written."""
+    (nbytes,) = connection.execute("SELECT coalesce(sum(bytes), 0) FROM reservation").fetchone()
+    return int(nbytes)
 
 
 def new_source() -> CountingStore:
@@ -103,7 +110,7 @@ async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
         for key in ("other", "middle"):
             other.get_sync(key)
         drain(other)
-        file_cache(other)._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
+        file_cache(other)._database.run(lambda db: seen.append(reserved_bytes(db)))
         seen.append(other.cache_stats()["evictions"])
         other.close()
 
@@ -254,7 +261,7 @@ async def test_a_process_that_reads_first_holds_its_lock_while_it_writes(
         other = new_cache(new_source(), path, max_size=2 * MAX_SIZE)
         other.get_sync("other")
         drain(other)
-        file_cache(other)._database.run(lambda db: seen.append(extents.reserved_bytes(db)))
+        file_cache(other)._database.run(lambda db: seen.append(reserved_bytes(db)))
         other.close()
 
     writing.happens = in_another_process

@@ -172,13 +172,6 @@ COUNTED = {
     "usage that is missing": ("DELETE FROM usage WHERE kind = 'absent'", "usage"),
     "usage of no namespace": ("INSERT INTO usage VALUES (99, 'value', 1, 0)", "usage"),
     "a total": ("UPDATE total SET entries = entries + 1 WHERE kind = 'stored'", "total"),
-    "statistics that are missing": ("DELETE FROM statistics", "statistics"),
-    "statistics below zero": ("UPDATE statistics SET hits = -1", "statistics"),
-    "statistics of no namespace": ("INSERT INTO statistics (namespace) VALUES (99)", "statistics"),
-    "a reservation until no time": (
-        "INSERT INTO reservation VALUES (7, 1, 1, -1)",
-        "reservation",
-    ),
     "space that is lost": ("DELETE FROM free_extent", "extent"),
     "free space that overlaps": (
         "UPDATE free_extent SET offset = offset - 4096, length = length + 4096",

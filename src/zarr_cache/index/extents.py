@@ -47,11 +47,6 @@ SELECT id, owner, until
 FROM reservation
 """
 
-RESERVED_BYTES = """
-SELECT coalesce(sum(bytes), 0)
-FROM reservation
-"""
-
 RELEASE = """
 DELETE FROM reservation
 WHERE id = :id
@@ -155,12 +150,6 @@ def max_length_of(max_size: int | None) -> int | None:
     Less than 1.07 times that and 16 MiB, which the documentation promises.
     """
     return None if max_size is None else max_size * 17 // 16 + ROOM
-
-
-def reserved_bytes(connection: Connection) -> int:
-    """Bytes of the values that are being written, by this process or another."""
-    (nbytes,) = connection.execute(RESERVED_BYTES).fetchone()
-    return int(nbytes)
 
 
 def reserve(

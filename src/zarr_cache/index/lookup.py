@@ -74,12 +74,6 @@ LEFT JOIN extent
 WHERE counter.id = 1
 """
 
-IS_THERE = """
-SELECT 1
-FROM entry
-WHERE id = :entry
-"""
-
 CHECKSUMS = """
 SELECT checksums
 FROM value
@@ -161,11 +155,6 @@ def nothing(connection: Connection) -> None:
 def lookup_metadata(connection: Connection, namespace: str, key: str) -> EntryState:
     """Look the key up, without its bytes."""
     return _facts(connection, namespace, key, ages.NEVER, -1)[0]
-
-
-def is_there(connection: Connection, entry: int) -> bool:
-    """Whether an entry has this number."""
-    return connection.execute(IS_THERE, {"entry": entry}).fetchone() is not None
 
 
 def checksums(connection: Connection, entry: int) -> bytes | None:

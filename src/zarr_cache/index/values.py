@@ -82,21 +82,14 @@ def write(
 ) -> None:
     """Write `data` as the bytes of the entry, which has none so far."""
     for part, piece in parts(data):
-        write_part(connection, entry, identity_checksum, part, piece)
+        sums = checksum.of_blocks(identity_checksum, part * PART // checksum.BLOCK, piece)
+        write_row(connection, entry, part, sums, piece.data)
 
 
 def parts(data: ByteArray) -> Iterator[tuple[int, ByteArray]]:
     """The parts of a value, with their numbers."""
     for part, start in enumerate(range(0, data.size, PART)):
         yield part, data[start : start + PART]
-
-
-def write_part(
-    connection: sqlite3.Connection, entry: int, identity_checksum: int, part: int, piece: ByteArray
-) -> None:
-    """Write one of the `parts` of a value, which the entry does not have so far."""
-    sums = checksum.of_blocks(identity_checksum, part * PART // checksum.BLOCK, piece)
-    write_row(connection, entry, part, sums, piece.data)
 
 
 def write_row(

@@ -43,11 +43,11 @@ class Problem:
     what
         Which fact is wrong. Of the file: ``"file"``, ``"schema"``, ``"page"`` (a page, an index, or
         anything else that SQLite's ``integrity_check`` finds), ``"counter"``, ``"total"``. Of a
-        namespace: ``"namespace"``, ``"usage"``, ``"statistics"``. Of an entry: ``"entry"`` (its
-        namespace is missing), ``"size"``, ``"stored_at"``, ``"used_at"``, ``"revision"``,
+        namespace: ``"namespace"``, ``"usage"``. Of an entry: ``"entry"`` (its namespace is
+        missing), ``"size"``, ``"stored_at"``, ``"used_at"``, ``"revision"``,
         ``"writes_in_flight"``, ``"checksum"`` (of the facts), ``"bytes"``. ``"orphan"``: bytes
         without an entry. Of the data file: ``"data_file"`` (its row), ``"extent"`` (space that
-        overlaps, is lost, belongs to no value, or is outside the file), ``"reservation"``.
+        overlaps, is lost, belongs to no value, or is outside the file).
     found, expected
         The value in the file, and what it should be.
     namespace, key

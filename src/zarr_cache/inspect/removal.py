@@ -59,7 +59,7 @@ def too_much(connection: Connection, selection: Selection, max_size: int) -> Sel
     of_values = selection._replace(kinds=("value",))
     parameters = of_values.parameters() | {"max_size": max_size}
     row = connection.execute(NEWEST_VICTIM, parameters).fetchone()
-    return None if row is None else of_values.until(*row)
+    return None if row is None else of_values._replace(used_by=row[0], last=row[1])
 
 
 def remove(connection: Connection, selection: Selection, after: int = 0) -> Step:

@@ -73,10 +73,6 @@ class Entry(NamedTuple):
         types = (type(self.key), type(self.size), type(self.stored_at))
         return types == (str, int, int) and self.size >= 0 and self.checksum == self.seed
 
-    def age(self) -> tuple[int, int]:
-        """Sorts entries of one key by age, the oldest first."""
-        return (self.stored_at, self.id)
-
 
 def copy_stored(quarantined: Path, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
     """Put the stored values that match their checksums; yield the others.
@@ -116,7 +112,8 @@ def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iter
             parts[number][part] = (row, sums)
     yield from map(_unread, dict.fromkeys(unread))
     # There are two rows of a key if a damaged index hid the first from a write.
-    right = sorted((entry for entry in entries if entry.is_right), key=Entry.age)
+    right = [entry for entry in entries if entry.is_right]
+    right.sort(key=lambda entry: (entry.stored_at, entry.id))
     newest = {entry.key: entry for entry in right}
     for entry in entries:
         problem = partial(Problem, namespace=NAMESPACE, key=entry.key, row=entry.id)

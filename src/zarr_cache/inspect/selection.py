@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from zarr_cache.core.keys import prefix_end
 from zarr_cache.index.evict import LATEST
@@ -59,10 +59,6 @@ class Selection(NamedTuple):
             "used_by": self.used_by,
             "last": self.last,
         }
-
-    def until(self, used_by: int, last: int) -> Self:
-        """The part of it that was last used at that time or before."""
-        return self._replace(used_by=used_by, last=last)
 
 
 class Amount(NamedTuple):

@@ -11,13 +11,13 @@ from zarr_cache.inspect.verify_entries import KINDS, MAX_ENTRIES, verify_entries
 from zarr_cache.inspect.verify_space import find_in_row, verify_space
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from zarr_cache.file.connection import Connection
     from zarr_cache.inspect.problem import Run
 
 
-type Totals = dict[tuple[int | None, str], tuple[int, int]]
+type Totals = dict[tuple[Any, str], tuple[int, int]]
 
 MAX_MESSAGES = 100
 """SQLite reports at most this many problems of pages and indexes."""
@@ -41,13 +41,12 @@ FROM namespace
 WHERE fence NOT BETWEEN 0 AND :end - 1
 """
 
-USAGE = """
+# A total has no namespace.
+TOTALS = """
 SELECT namespace, kind, entries, bytes
 FROM usage
-"""
-
-TOTAL = """
-SELECT kind, entries, bytes
+UNION ALL
+SELECT NULL, kind, entries, bytes
 FROM total
 """
 
@@ -89,33 +88,6 @@ ORDER BY entry.id
 LIMIT :most
 """
 
-STATISTICS = """
-SELECT
-    coalesce(namespace.id, statistics.namespace),
-    namespace.name,
-    namespace.id IS NOT NULL,
-    hits,
-    misses,
-    bytes_served,
-    bytes_fetched,
-    evictions,
-    expirations
-FROM namespace
-FULL JOIN statistics ON statistics.namespace = namespace.id
-"""
-
-REMOVE_STATISTICS = """
-DELETE FROM statistics
-WHERE namespace = :row
-"""
-
-ADD_STATISTICS = """
-INSERT INTO statistics (namespace)
-SELECT id
-FROM namespace
-WHERE id = :row
-"""
-
 
 def verify(run: Run) -> Iterator[Problem]:
     """Yield what is wrong in a file, in many short transactions if it is large.
@@ -152,7 +124,6 @@ def verify_rows(run: Run, *, repair: bool = False, has_bytes: bool = True) -> It
     yield from verify_entries(run, has_bytes=has_bytes, repair=repair)
     yield from verify_orphans(run, repair=repair)
     yield from run(checked, _find_totals, _fix_totals if repair else None)
-    yield from run(checked, _find_statistics, _fix_statistics if repair else None)
 
 
 def next_values(connection: Connection, after: int) -> list[tuple[int, str, str]]:
@@ -194,43 +165,35 @@ def _find_namespaces(connection: Connection) -> list[Problem]:
     ]
 
 
-def _counted(connection: Connection) -> tuple[Totals, Totals]:
-    """The right ``usage`` and ``total``: (entries, bytes) by namespace and kind, and by kind.
+def _counted(connection: Connection) -> Totals:
+    """The right rows of ``usage`` and, without a namespace, of ``total``: entries and bytes.
 
     Entries whose namespace is missing are in neither.
     """
     namespaces = [namespace for (namespace,) in connection.execute("SELECT id FROM namespace")]
-    usage: Totals = {(each, kind): (0, 0) for each in namespaces for kind in KINDS}
-    total: Totals = {(None, kind): (0, 0) for kind in KINDS}
+    totals = {(each, kind): (0, 0) for each in (None, *namespaces) for kind in KINDS}
     for namespace, kind, entries, nbytes in connection.execute(COUNTED):
-        if (namespace, kind) in usage:
-            usage[namespace, kind] = (entries, nbytes)
-            before = total[None, kind]
-            total[None, kind] = (before[0] + entries, before[1] + nbytes)
-    return usage, total
+        if namespace is not None and (namespace, kind) in totals:
+            totals[namespace, kind] = (entries, nbytes)
+            before = totals[None, kind]
+            totals[None, kind] = (before[0] + entries, before[1] + nbytes)
+    return totals
 
 
 def _find_totals(connection: Connection) -> list[Problem]:
     names = dict(connection.execute(NAMES).fetchall())
-    usage, total = _counted(connection)
-    found_usage = {(n, kind): totals for n, kind, *totals in connection.execute(USAGE)}
-    found_total = {(None, kind): totals for kind, *totals in connection.execute(TOTAL)}
+    counted = _counted(connection)
+    found = {(n, kind): tuple(totals) for n, kind, *totals in connection.execute(TOTALS)}
     return [
-        *_compare("usage", found_usage, usage, names),
-        *_compare("total", found_total, total, {}),
+        Problem(
+            "total" if row[0] is None else "usage",
+            _as_text(row[1], found.get(row)),
+            _as_text(row[1], counted.get(row)),
+            names.get(row[0]),
+        )
+        for row in {**counted, **found}
+        if found.get(row) != counted.get(row)
     ]
-
-
-def _compare(
-    what: str, found: Mapping[Any, list[Any]], counted: Totals, names: Mapping[int, str]
-) -> Iterator[Problem]:
-    for namespace, kind in {**counted, **found}:
-        actual = found.get((namespace, kind))
-        expected = counted.get((namespace, kind))
-        if actual is None or tuple(actual) != expected:
-            yield Problem(
-                what, _as_text(kind, actual), _as_text(kind, expected), names.get(namespace)
-            )
 
 
 def _as_text(kind: str, totals: Sequence[Any] | None) -> str:
@@ -238,32 +201,13 @@ def _as_text(kind: str, totals: Sequence[Any] | None) -> str:
 
 
 def _fix_totals(connection: Connection, _: list[Problem]) -> None:
-    usage, total = _counted(connection)
-    if not all(0 <= nbytes < END for _, nbytes in total.values()):
+    totals = _counted(connection)
+    if not all(0 <= nbytes < END for _, nbytes in totals.values()):
         # A value stored with SqliteStore has a wrong size, and is not removed. A file with such a
         # total would be refused when it is opened.
         return
     for statement in CLEAR_TOTALS:
         connection.execute(statement)
-    for (namespace, kind), (entries, nbytes) in usage.items():
+    for (namespace, kind), (entries, nbytes) in totals.items():
         row = {"namespace": namespace, "kind": kind, "entries": entries, "bytes": nbytes}
-        connection.execute(SET_USAGE, row)
-    for (_namespace, kind), (entries, nbytes) in total.items():
-        connection.execute(SET_TOTAL, {"kind": kind, "entries": entries, "bytes": nbytes})
-
-
-def _find_statistics(connection: Connection) -> list[Problem]:
-    problems = []
-    for row, name, has_namespace, *numbers in connection.execute(STATISTICS):
-        if not has_namespace:
-            problems.append(Problem("statistics", numbers, "an existing namespace", row=row))
-        elif not all(number is not None and 0 <= number < END for number in numbers):
-            expected = f"numbers from 0 to {END - 1}"
-            problems.append(Problem("statistics", numbers, expected, name, row=row))
-    return problems
-
-
-def _fix_statistics(connection: Connection, problems: list[Problem]) -> None:
-    for problem in problems:
-        connection.execute(REMOVE_STATISTICS, {"row": problem.row})
-        connection.execute(ADD_STATISTICS, {"row": problem.row})
+        connection.execute(SET_TOTAL if namespace is None else SET_USAGE, row)

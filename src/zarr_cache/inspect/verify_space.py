@@ -49,17 +49,6 @@ DELETE FROM entry
 WHERE id = :row AND kind = 'value'
 """
 
-RESERVATIONS = """
-SELECT id, bytes, owner, until
-FROM reservation
-WHERE bytes NOT BETWEEN 0 AND :end - 1 OR until NOT BETWEEN 0 AND :end - 1
-"""
-
-REMOVE_RESERVATION = """
-DELETE FROM reservation
-WHERE id = :row
-"""
-
 EXTENTS = """
 SELECT offset, length
 FROM extent
@@ -82,7 +71,7 @@ SET length = :length
 
 
 def verify_space(run: Run, *, repair: bool) -> Iterator[Problem]:
-    """Yield what is wrong with the extents, the free extents and the reservations."""
+    """Yield what is wrong with the extents and the free extents."""
     yield from run(checked, _find, _fix if repair else None)
 
 
@@ -99,19 +88,7 @@ def find_in_row(connection: Connection) -> list[Problem]:
 
 
 def _find(connection: Connection) -> list[Problem]:
-    return [
-        *_find_reservations(connection),
-        *_find_orphans(connection),
-        *_find_space(connection),
-    ]
-
-
-def _find_reservations(connection: Connection) -> list[Problem]:
-    expected = f"bytes and a time from 0 to {END - 1}"
-    return [
-        Problem("reservation", row, expected, row=row[0])
-        for row in connection.execute(RESERVATIONS, {"end": END})
-    ]
+    return [*_find_orphans(connection), *_find_space(connection)]
 
 
 def _find_orphans(connection: Connection) -> list[Problem]:
@@ -157,12 +134,9 @@ def _find_space(connection: Connection) -> list[Problem]:
 def _fix(connection: Connection, problems: list[Problem]) -> None:
     """Remove the values whose space is wrong, and recompute the free space."""
     for problem in problems:
-        row = {"row": problem.row}
-        if problem.what == "reservation":
-            connection.execute(REMOVE_RESERVATION, row)
-        elif problem.row is not None:
-            connection.execute(REMOVE_ENTRY, row)
-            connection.execute(REMOVE_EXTENTS, row)
+        if problem.row is not None:
+            connection.execute(REMOVE_ENTRY, {"row": problem.row})
+            connection.execute(REMOVE_EXTENTS, {"row": problem.row})
     connection.execute(CLEAR_FREE)
     at = HEADER
     for offset, length in connection.execute(EXTENTS).fetchall():
