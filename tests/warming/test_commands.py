@@ -201,7 +201,7 @@ def test_a_map_is_drawn_as_a_picture(command: Command, tmp_path: Path, ending: s
         ),
         (
             ("map", "--array", "s", "--slice", "0,0"),
-            "--slice '0,0': too many indices; {grid}",
+            "--slice '0,0': 2 indices are too many for an array of 1 dimensions; {grid}",
         ),
         (
             ("map", "--array", "s", "--output", "map.gif"),

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from zarr_cache.cli.file import data_bytes, existing, opened_to_write, wal_bytes
+from zarr_cache.cli.file import existing, opened_to_write, size_of
 from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import print_json, say
 from zarr_cache.core.sizes import format_size
+from zarr_cache.disk.paths import data_file_of, wal_of
 from zarr_cache.index import space as index_space
 from zarr_cache.index.space import checkpoint, give_back, space
 
@@ -49,4 +50,4 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
 
 def _bytes_on_disk(path: Path) -> int:
     """Bytes of the file, its data file and its WAL."""
-    return path.stat().st_size + data_bytes(path) + wal_bytes(path)
+    return sum(map(size_of, (path, data_file_of(path), wal_of(path))))

@@ -1,7 +1,6 @@
 """``zarr-cache explain``."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -79,6 +78,7 @@ def explain(
     Exits with 1 if a read would not be served from the file.
     """
     path = existing(cache_file)
+    markers = Markers(path)
     with opened_to_read(path) as connection:
         now = report.now_ns(connection, path)
         room = None if max_size is None else max_size - evict.cached_bytes(connection)
@@ -87,7 +87,7 @@ def explain(
                 each,
                 # Reads and verifies the bytes, and records no use.
                 lookup.lookup(connection, each.namespace, key).is_damaged,
-                _is_invalidated(each, path),
+                each.kind in CACHED and markers.is_marked(each.namespace),
                 now,
                 _fresh_until(each, max_age, now),
                 room,
@@ -104,10 +104,6 @@ def explain(
         _print(key, explained, below.entries)
     if not any(each.is_answer for each in explained):
         raise typer.Exit(1)
-
-
-def _is_invalidated(each: Explanation, path: Path) -> bool:
-    return each.kind in CACHED and Markers(path.resolve()).is_marked(each.namespace)
 
 
 def _fresh_until(each: Explanation, max_age: float | None, now: int) -> int | None:

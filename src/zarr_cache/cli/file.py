@@ -43,16 +43,9 @@ def existing(path: Path | None) -> Path:
     return path
 
 
-def wal_bytes(path: Path) -> int:
-    """Bytes of the WAL of the file; 0 if it has none."""
-    wal = paths.wal_of(path)
-    return wal.stat().st_size if wal.exists() else 0
-
-
-def data_bytes(path: Path) -> int:
-    """Bytes of the data file of the file; 0 if it has none."""
-    data = paths.data_file_of(path)
-    return data.stat().st_size if data.exists() else 0
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 @contextlib.contextmanager
@@ -128,7 +121,7 @@ def opened_to_write(path: Path) -> Iterator[SqliteStore]:
     An error, also of the block, becomes one line on stderr and exit code 1.
     """
     with errors_on_one_line(path):
-        if path.stat().st_size == 0 and not wal_bytes(path):
+        if path.stat().st_size == 0 and not size_of(paths.wal_of(path)):
             # Opening an empty file would make it a cache file.
             raise CacheError(f"{path}: an empty file: nothing was ever cached in it")
         store = SqliteStore(path)

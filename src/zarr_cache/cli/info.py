@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zarr_cache.cli.file import data_bytes, existing, opened_to_read, wal_bytes
+from zarr_cache.cli.file import existing, opened_to_read, size_of
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
 from zarr_cache.cli.terminal import (
     Column,
@@ -16,6 +16,7 @@ from zarr_cache.cli.terminal import (
 )
 from zarr_cache.core import ages
 from zarr_cache.core.sizes import format_size
+from zarr_cache.disk.paths import data_file_of, wal_of
 from zarr_cache.index import extents
 from zarr_cache.index.space import space
 from zarr_cache.inspect import report
@@ -45,8 +46,8 @@ def info(
             {
                 "path": str(path),
                 "file_bytes": path.stat().st_size,
-                "data_bytes": data_bytes(path),
-                "wal_bytes": wal_bytes(path),
+                "data_bytes": size_of(data_file_of(path)),
+                "wal_bytes": size_of(wal_of(path)),
                 "free_bytes": free_bytes,
                 "cached_bytes": cached,
                 "max_size": max_size,
@@ -58,8 +59,20 @@ def info(
     _print_file(path, free_bytes, cached, max_size)
     known = [each for each in namespaces if any(each.entries.values()) or each.hit_rate is not None]
     if known:
-        columns, rows = _table(known, max_size or cached, with_stale=max_age is not None)
+        with_stale = max_age is not None
+        columns = [
+            Column("values", is_number=True),
+            Column("bytes", is_number=True),
+            Column("share"),
+            Column("absent", is_number=True),
+            Column("hits", is_number=True),
+            Column("oldest"),
+            Column("newest"),
+            *([Column("stale", is_number=True)] if with_stale else []),
+            Column("namespace"),
+        ]
         say("")
+        rows = [_row(each, max_size or cached, with_stale=with_stale) for each in known]
         print_table(columns, rows)
 
 
@@ -67,7 +80,8 @@ def _print_file(path: Path, free_bytes: int, cached: int, max_size: int | None) 
     say(f"{path}")
     say(
         f"on disk: database {format_size(path.stat().st_size)}, "
-        f"data file {format_size(data_bytes(path))}, WAL {format_size(wal_bytes(path))}; "
+        f"data file {format_size(size_of(data_file_of(path)))}, "
+        f"WAL {format_size(size_of(wal_of(path)))}; "
         f"{format_size(free_bytes)} of them are free"
     )
     if max_size is None:
@@ -80,33 +94,12 @@ def _print_file(path: Path, free_bytes: int, cached: int, max_size: int | None) 
         )
 
 
-def _table(
-    namespaces: list[NamespaceReport], whole: int, *, with_stale: bool
-) -> tuple[list[Column], list[list[str]]]:
-    columns = [
-        Column("values", is_number=True),
-        Column("bytes", is_number=True),
-        Column("share"),
-        Column("absent", is_number=True),
-        Column("hits", is_number=True),
-        Column("oldest"),
-        Column("newest"),
-        Column("namespace"),
-    ]
-    rows = [_row(each, whole) for each in namespaces]
-    if with_stale:
-        columns.insert(-1, Column("stale", is_number=True))
-        for row, each in zip(rows, namespaces, strict=True):
-            stale = each.stale
-            row.insert(-1, f"{stale.entries:,} ({format_size(stale.bytes)})" if stale else "-")
-    return columns, rows
-
-
-def _row(each: NamespaceReport, whole: int) -> list[str]:
+def _row(each: NamespaceReport, whole: int, *, with_stale: bool) -> list[str]:
     is_stored = each.namespace == ""
     kind = "stored" if is_stored else "value"
     size = each.bytes.get(kind, 0)
     share = None if is_stored or not whole else size / whole
+    stale = f"{each.stale.entries:,} ({format_size(each.stale.bytes)})" if each.stale else "-"
     return [
         f"{each.entries.get(kind, 0):,}",
         format_size(size),
@@ -115,6 +108,7 @@ def _row(each: NamespaceReport, whole: int) -> list[str]:
         percent(each.hit_rate),
         local_time(each.oldest),
         local_time(each.newest),
+        *([stale] if with_stale else []),
         STORED_HERE if is_stored else each.namespace,
     ]
 

@@ -1,7 +1,6 @@
 """``zarr-cache ls``."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,22 +24,9 @@ MAX_IN_TERMINAL = 100
 """Without ``--limit``, at most this many entries are listed in a terminal."""
 
 
-class Kind(StrEnum):
-    """Kinds of entry that can be listed."""
+Kind = Literal["value", "absent", "stored", "tombstone"]
 
-    VALUE = "value"
-    ABSENT = "absent"
-    STORED = "stored"
-    TOMBSTONE = "tombstone"
-
-
-class SortBy(StrEnum):
-    """Orders of a listing."""
-
-    KEY = "key"
-    SIZE = "size"
-    STORED = "stored"
-    USED = "used"
+SortBy = Literal["key", "size", "stored", "used"]
 
 
 def ls(
@@ -54,7 +40,7 @@ def ls(
     ] = None,
     sort: Annotated[
         SortBy, typer.Option(help="By key, or the largest, last stored or last used first.")
-    ] = SortBy.KEY,
+    ] = "key",
     is_reversed: Annotated[
         bool, typer.Option("--reverse", "-r", help="Reverse the order.")
     ] = False,
@@ -69,15 +55,12 @@ def ls(
 ) -> None:
     """List the entries of the file."""
     path = existing(cache_file)
-    kinds = tuple(str(each) for each in kind or (Kind.VALUE, Kind.ABSENT, Kind.STORED))
-    selection = Selection(namespace, prefix, kinds)
+    selection = Selection(namespace, prefix, tuple(kind or ("value", "absent", "stored")))
     if limit is None and is_terminal() and not as_json:
         limit = MAX_IN_TERMINAL
     most = limit or None
     with opened_to_read(path) as connection:
-        found = report.entries(
-            connection, selection, sort.value, is_reversed=is_reversed, most=most
-        )
+        found = report.entries(connection, selection, sort, is_reversed=is_reversed, most=most)
         is_cut = most is not None and len(found) == most
         in_all = report.amount(connection, selection).entries if is_cut else len(found)
     if as_json:

@@ -1,7 +1,6 @@
 """``zarr-cache map``."""
 
 from pathlib import Path
-from types import EllipsisType
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from zarr_cache.cli.file import existing
 from zarr_cache.cli.options import CacheFile
 from zarr_cache.cli.terminal import fail, say
 from zarr_cache.warming import coverage_map, coverage_picture
+from zarr_cache.warming.chunk_grid import by_dimension
 from zarr_cache.warming.coverage import coverage
 from zarr_cache.warming.coverage_map import CoverageMap
 
@@ -65,7 +65,7 @@ def map_(
             covered = coverage(node)
             names = getattr(node.metadata, "dimension_names", None)
             try:
-                chosen = _without_ellipsis(selected, covered.ndim)
+                chosen = tuple(by_dimension(selected, covered.ndim))
                 return coverage_map.map_of(
                     covered, node.path or url, names, slice_of=chosen, most=most
                 )
@@ -87,14 +87,3 @@ def map_(
     except OSError as error:
         fail(f"{output}: {error.strerror or error}")
     say(f"{output}: {drawn.caption[0]}")
-
-
-def _without_ellipsis(
-    selected: tuple[int | slice | EllipsisType, ...], ndim: int
-) -> tuple[int | slice, ...]:
-    """One index or slice for each dimension."""
-    given = [each for each in selected if each is not ...]
-    if len(given) > ndim or len(selected) - len(given) > 1:
-        raise IndexError("too many indices")
-    at = selected.index(...) if ... in selected else len(given)
-    return (*given[:at], *[slice(None)] * (ndim - len(given)), *given[at:])

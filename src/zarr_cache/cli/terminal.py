@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_PARTS = "▏▎▍▌▋▊▉█"
-
 _UNITS = (("days", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -110,12 +108,11 @@ def _print_plain(lines: Sequence[Sequence[str]], columns: Sequence[Column]) -> N
 
 def bar(share: float, width: int = 20) -> str:
     """A bar filled to `share` of its width, in characters that the output can show."""
-    filled = min(max(share, 0.0), 1.0) * width
+    filled = round(min(max(share, 0.0), 1.0) * width)
     console = Console()
-    if not console.is_terminal or not console.encoding.startswith("utf"):
-        return ("#" * round(filled)).ljust(width, ".")
-    whole, part = divmod(round(filled * len(_PARTS)), len(_PARTS))
-    return (_PARTS[-1] * whole + (_PARTS[part - 1] if part else "")).ljust(width)
+    if console.is_terminal and console.encoding.startswith("utf"):
+        return ("█" * filled).ljust(width, "░")
+    return ("#" * filled).ljust(width, ".")
 
 
 def percent(share: float | None) -> str:

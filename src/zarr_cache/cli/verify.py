@@ -1,8 +1,6 @@
 """``zarr-cache verify``."""
 
 import contextlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,7 +30,12 @@ def verify(
     """
     path = existing(cache_file)
     problems: list[Problem] = []
-    with _verified(path, repair=repair) as found:
+    with contextlib.ExitStack() as stack:
+        if repair:
+            found = stack.enter_context(opened_to_write(path)).verify(repair=True)
+        else:
+            connection = stack.enter_context(opened_to_read(path))
+            found = verification.verify(run_on(connection, path))
         for problem in found:
             problems.append(problem)
             if not as_json:
@@ -46,18 +49,6 @@ def verify(
         say(f"{path}: no problem found")
     if left:
         raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _verified(path: Path, *, repair: bool) -> Iterator[Iterator[Problem]]:
-    """The problems as they are found. Without `repair`, nothing is written."""
-    if repair:
-        with opened_to_write(path) as store:
-            yield store.verify(repair=True)
-        return
-
-    with opened_to_read(path) as connection:
-        yield verification.verify(run_on(connection, path))
 
 
 def _as_json(problem: Problem) -> dict[str, object]:

@@ -114,8 +114,8 @@ def refuse_foreign(path: Path) -> None:
             identity = _identity(path, "immutable=1")
         except sqlite3.DatabaseError as error:
             # Without the WAL: it may be that of a file that was here before, and SQLite would write
-            # it over this one.
-            if not _is_database_by_now(path):
+            # it over this one. Unless another process was making the file meanwhile.
+            if not _start_of(path).startswith(_MAGIC):
                 _refuse_what_is_no_database(path, error)
         else:
             _judge(path, identity)
@@ -159,11 +159,6 @@ def _kind_of(found: os.stat_result) -> str:
     return "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
 
 
-def _is_database_by_now(path: Path) -> bool:
-    """Whether it may be one that another process was making when it was read without locks."""
-    return _start_of(path).startswith(_MAGIC)
-
-
 def _refuse_what_is_no_database(path: Path, error: sqlite3.DatabaseError) -> None:
     if not is_code(error, sqlite3.SQLITE_NOTADB) or not any(_start_of(path)[:_HEADER_BYTES]):
         # Another process is making the file, if its page is all zeros.
@@ -200,7 +195,8 @@ def _identity(path: Path, how: str) -> _Identity:
         connection.execute("BEGIN")
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        count, ours = _objects(connection)
+        (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (ours,) = connection.execute(OUR_TABLES).fetchone()
     except sqlite3.DataError as error:
         if application_id == APPLICATION_ID:
             raise StorageError(
@@ -211,13 +207,6 @@ def _identity(path: Path, how: str) -> _Identity:
     finally:
         connection.close()
     return _Identity(application_id, version, count, ours)
-
-
-def _objects(connection: sqlite3.Connection) -> tuple[int, int]:
-    """How many tables, views... there are, and how many tables of our names."""
-    (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    (ours,) = connection.execute(OUR_TABLES).fetchone()
-    return count, ours
 
 
 def _judge(path: Path, identity: _Identity) -> None:

@@ -53,7 +53,7 @@ class StoredChunks:
     def __init__(self, array: AnyArray, selection: Selection = ...) -> None:
         self.prefix = f"{array.path}/" if array.path else ""
         self._encode = array.metadata.encode_chunk_key
-        each = _by_dimension(selection, array.ndim)
+        each = by_dimension(selection, array.ndim)
         self._places = [
             _touched(one, sizes, dimension)
             for dimension, (one, sizes) in enumerate(
@@ -83,7 +83,7 @@ def decoded_nbytes(array: AnyArray) -> int | None:
     return int(array.dtype.itemsize) * math.prod(shape)
 
 
-def _by_dimension(selection: Selection, ndim: int) -> list[Any]:
+def by_dimension(selection: Selection, ndim: int) -> list[Any]:
     """The selection of each dimension, with full slices for those that are not given."""
     each: list[Any] = list(selection) if isinstance(selection, tuple) else [selection]
     at = [place for place, one in enumerate(each) if one is Ellipsis]

@@ -24,6 +24,9 @@ ASCII_SHADES = ".-+*#"
 COLOURS = ("#71717a", "#31688e", "#21918c", "#35b779", "#fde725")
 """The same as colours, visible on light and on dark: grey, and a part of viridis."""
 
+LEGEND = ((len(SHADES) - 1, "cached"), (2, "in part"), (0, "not cached"))
+"""Shades and their meaning."""
+
 NOTHING = -1
 """The shade of a cell without a chunk."""
 
@@ -172,18 +175,13 @@ def as_text(drawn: CoverageMap, *, is_coloured: bool, letters: str = SHADES) -> 
     for line in lines:
         text.append_text(line)
         text.append("\n")
-    for shade, meaning in legend():
+    for shade, meaning in LEGEND:
         text.append("■" if is_coloured else letters[shade], COLOURS[shade] if is_coloured else "")
         text.append(f" {meaning}   ")
     text.rstrip()
     for caption in drawn.caption:
         text.append(f"\n{caption}")
     return text
-
-
-def legend() -> list[tuple[int, str]]:
-    """Shades and their meaning."""
-    return [(len(SHADES) - 1, "cached"), (2, "in part"), (0, "not cached")]
 
 
 def _shades(shades: npt.NDArray[np.int8], letters: str) -> Iterator[Text]:

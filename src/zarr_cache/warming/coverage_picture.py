@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from zarr_cache.warming.coverage_map import COLOURS, NOTHING, legend
+from zarr_cache.warming.coverage_map import COLOURS, LEGEND, NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from zarr_cache.warming.coverage_map import CoverageMap
 
 
-ON_WHITE, ON_DARK = "#e4e4e7", "#3f3f46"
-"""They replace the first of `COLOURS` in pictures."""
+ON_WHITE = ("#e4e4e7", *COLOURS[1:])
+"""`COLOURS` in pictures."""
+
+ON_DARK = "#3f3f46"
+"""The first of them on a dark page."""
 
 MARGIN = 16
 
@@ -75,7 +78,7 @@ def _layout(drawn: CoverageMap) -> Layout:
     labels = [Label(MARGIN, MARGIN + LINE // 2, drawn.title)]
     y = top + rows * cell + LINE
     x = MARGIN
-    for shade, meaning in legend():
+    for shade, meaning in LEGEND:
         boxes.append(Box(x, y - 9, 10, 10, shade))
         labels.append(Label(x + 16, y, meaning))
         x += 32 + 8 * len(meaning)
@@ -114,7 +117,7 @@ text {{ fill: #e4e4e7; }}
 def as_svg(drawn: CoverageMap) -> str:
     """The map as SVG with a transparent background, for light and dark pages."""
     layout = _layout(drawn)
-    shades = "\n".join(f".s{place} {{ fill: {each}; }}" for place, each in enumerate(_on_white()))
+    shades = "\n".join(f".s{place} {{ fill: {each}; }}" for place, each in enumerate(ON_WHITE))
     lines = [
         f'<rect class="s{box.shade}" x="{box.x}" y="{box.y}" '
         f'width="{box.width}" height="{box.height}"/>'
@@ -133,10 +136,6 @@ def as_svg(drawn: CoverageMap) -> str:
     return head + "\n".join([*lines, "</svg>", ""])
 
 
-def _on_white() -> tuple[str, ...]:
-    return (ON_WHITE, *COLOURS[1:])
-
-
 def has_pillow() -> bool:
     """Whether `save_png` can be called: Pillow is in the extra ``map``."""
     return importlib.util.find_spec("PIL") is not None
@@ -151,7 +150,7 @@ def save_png(drawn: CoverageMap, path: Path) -> None:
     draw = ImageDraw.Draw(image)
     for box in layout.boxes:
         end = (box.x + box.width - 1, box.y + box.height - 1)
-        draw.rectangle([(box.x, box.y), end], fill=_on_white()[box.shade])
+        draw.rectangle([(box.x, box.y), end], fill=ON_WHITE[box.shade])
     font = ImageFont.load_default(size=13)
     for label in layout.labels:
         draw.text((label.x, label.y), label.text, fill="#18181b", font=font, anchor="ls")

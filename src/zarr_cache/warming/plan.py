@@ -131,8 +131,12 @@ async def plan(
         part.states = part.states_of(kept)
         if part.is_chunks:
             cached_bytes += sum(kept[key][1] or 0 for key in part.keys(CACHED))
+            missing = part.count(MISSING)
             sizes = await _some_sizes(store, part, max_concurrency) if has_sizes else []
-            expected = _bytes_of(part, sizes)
+            if sizes:
+                expected: int | None = sum(sizes) * missing // len(sizes)
+            else:
+                expected = part.nbytes and part.nbytes * missing if missing else 0
             nbytes = None if nbytes is None or expected is None else nbytes + expected
             sizes_asked += len(sizes)
     return WarmPlan(
@@ -166,14 +170,6 @@ async def _some_sizes(store: CacheStore, part: Part, max_concurrency: int) -> li
     limit = asyncio.Semaphore(max_concurrency)
     keys = (key for number, key in enumerate(part.keys(MISSING)) if number in chosen)
     return await asyncio.gather(*map(size_of, keys))
-
-
-def _bytes_of(part: Part, sizes: Sequence[int]) -> int | None:
-    """Bytes of all missing chunks of the part, estimated from the sizes of some."""
-    missing = part.count(MISSING)
-    if sizes:
-        return sum(sizes) * missing // len(sizes)
-    return part.nbytes and part.nbytes * missing if missing else 0
 
 
 def _has_cheap_getsize(source: Store) -> bool:

@@ -6,17 +6,14 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from zarr_cache.core.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rich.progress import (
-        Progress,
-        Task,
-    )
-    from rich.text import Text
+    from rich.progress import Progress, Task
 
     from zarr_cache.warming.run import Progress as Reached
 
@@ -43,7 +40,7 @@ def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
     if console is None:
         yield lambda _: None
         return
-    # Importing rich takes a while, and reading arrays does not need it.
+    # Importing it takes a while, and reading arrays does not need it.
     from rich.progress import (  # noqa: PLC0415 - see above
         BarColumn,
         MofNCompleteColumn,
@@ -52,7 +49,6 @@ def shown(where: Where, title: str) -> Iterator[Callable[[Reached], None]]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-    from rich.text import Text  # noqa: PLC0415 - see above
 
     class BytesColumn(TextColumn):
         """Bytes fetched, and bytes per second."""
@@ -114,8 +110,6 @@ def _in_notebook(bar: Progress) -> Iterator[Callable[[], None]]:
 
 def _console(where: Where) -> Console | None:
     """The console for the bar, or None where it would not be visible."""
-    from rich.console import Console  # noqa: PLC0415 - as above
-
     if isinstance(where, Console):
         return where
     console = Console(stderr=True)

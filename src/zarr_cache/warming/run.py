@@ -112,21 +112,20 @@ class WarmRun:
 
     async def _touch_cached(self) -> None:
         """Record what is cached, and make it the most recently used, to be evicted last."""
+        values = self._cached.values
         for part in self._parts:
             kept = await part.list_cached(self._cached)
             part.states = part.states_of(kept)
             for entry, size in map(kept.__getitem__, part.keys(CACHED)):
                 self._budget.use(part, size or 0)
-                if self._store.max_size is not None:
-                    await self._touch(entry)
-
-    async def _touch(self, entry: int) -> None:
-        values = self._cached.values
-        if values.pending.touch(entry, values.clock().timestamp_ns()):
-            try:
-                await run_async(values.write_pending())
-            except CacheError as error:
-                self._cached.faults.note(error)
+                is_full = self._store.max_size is not None and values.pending.touch(
+                    entry, values.clock().timestamp_ns()
+                )
+                if is_full:
+                    try:
+                        await run_async(values.write_pending())
+                    except CacheError as error:
+                        self._cached.faults.note(error)
 
     async def fetch(self) -> WarmReport:
         """Fetch what is not cached, as far as the budget allows."""
@@ -147,6 +146,9 @@ class WarmRun:
             )
             raise error from None
         left, gone = await self._count_left()
+        if self._has_failed():
+            # At the last ones, or while those left were counted.
+            self._stopped = "fault"
         self._cached.faults.report()
         return WarmReport(
             chunks=count_all(self._parts),
@@ -155,14 +157,8 @@ class WarmRun:
             absent=count(self._parts, ABSENT),
             left=left,
             bytes_fetched=self._bytes_fetched,
-            stopped=self._reason(gone) if left else None,
+            stopped=(self._stopped or ("gone" if gone else None)) if left else None,
         )
-
-    def _reason(self, gone: int) -> Stop | None:
-        """Why chunks are left. The cache may have failed at the last ones."""
-        if self._has_failed():
-            return "fault"
-        return self._stopped or ("gone" if gone else None)
 
     def _has_failed(self) -> bool:
         return self._cached.statistics["faults"] > self._faults

@@ -16,14 +16,12 @@ from zarr_cache.warming.progress import shown
 from zarr_cache.warming.run import WarmRun
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Coroutine
 
     from zarr_cache.warming.chunk_grid import Selection
     from zarr_cache.warming.progress import Where
     from zarr_cache.warming.report import WarmPlan, WarmReport
 
-
-type Node = zarr.Array[Any] | zarr.Group
 
 type AsyncNode = zarr.AsyncArray[Any] | zarr.AsyncGroup
 
@@ -35,7 +33,7 @@ GROUP_DOCUMENTS = {2: (".zgroup", ".zattrs", ".zmetadata"), 3: ("zarr.json",)}
 
 @overload
 def warm(
-    array_or_group: Node,
+    array_or_group: zarr.Array[Any] | zarr.Group,
     selection: Selection = ...,
     *,
     max_concurrency: int | None = None,
@@ -46,7 +44,7 @@ def warm(
 
 @overload
 def warm(
-    array_or_group: Node,
+    array_or_group: zarr.Array[Any] | zarr.Group,
     selection: Selection = ...,
     *,
     max_concurrency: int | None = None,
@@ -57,7 +55,7 @@ def warm(
 
 @overload
 def warm(
-    array_or_group: Node,
+    array_or_group: zarr.Array[Any] | zarr.Group,
     selection: Selection = ...,
     *,
     max_concurrency: int | None = None,
@@ -67,7 +65,7 @@ def warm(
 
 
 def warm(
-    array_or_group: Node,
+    array_or_group: zarr.Array[Any] | zarr.Group,
     selection: Selection = ...,
     *,
     max_concurrency: int | None = None,
@@ -124,19 +122,14 @@ def warm(
     Exception
         Any error of the source. What was fetched before it stays cached.
     """
-    source_of(array_or_group.store)
-    arrays, groups = [], []
-    if isinstance(array_or_group, zarr.Array):
-        arrays = [array_or_group.async_array]
-    else:
-        _check_whole(selection)
-        members = [member for _, member in array_or_group.members(max_depth=None)]
-        arrays = [member.async_array for member in members if isinstance(member, zarr.Array)]
-        groups = [array_or_group, *(each for each in members if isinstance(each, zarr.Group))]
-    documents = _documents(array_or_group, arrays, groups)
+    node = (
+        array_or_group.async_array
+        if isinstance(array_or_group, zarr.Array)
+        else array_or_group._async_group  # noqa: SLF001 - no other name leads to it
+    )
     return _sync(
-        _warm(
-            array_or_group, arrays, documents, selection, max_concurrency, progress, dry_run=dry_run
+        warm_async(
+            node, selection, max_concurrency=max_concurrency, dry_run=dry_run, progress=progress
         )
     )
 
@@ -183,69 +176,42 @@ async def warm_async(
     progress: Where = None,
 ) -> WarmReport | WarmPlan:
     """As `warm`, on the running event loop, for arrays and groups of ``zarr.api.asynchronous``."""
-    source_of(array_or_group.store)
-    arrays, groups = [], []
-    if isinstance(array_or_group, zarr.AsyncArray):
-        arrays = [array_or_group]
-    else:
-        _check_whole(selection)
-        members = [member async for _, member in array_or_group.members(max_depth=None)]
-        arrays = [member for member in members if isinstance(member, zarr.AsyncArray)]
-        groups = [array_or_group, *(each for each in members if isinstance(each, zarr.AsyncGroup))]
-    documents = _documents(array_or_group, arrays, groups)
-    return await _warm(
-        array_or_group, arrays, documents, selection, max_concurrency, progress, dry_run=dry_run
-    )
-
-
-def _check_whole(selection: Selection) -> None:
-    if selection is not ...:
-        raise ValueError("a selection needs one array: warm the arrays of the group one by one")
-
-
-def _documents(
-    node: Node | AsyncNode,
-    arrays: Iterable[zarr.AsyncArray[Any]],
-    groups: Iterable[zarr.Group | zarr.AsyncGroup],
-) -> list[str]:
-    """Keys of the metadata of the groups above the node, from the top down, and of all of these."""
-    folders = node.path.split("/") if node.path else []
-    above = ["/".join(folders[:depth]) for depth in range(len(folders))]
-    zarr_format = node.metadata.zarr_format
-    keys = [
-        *((path, name) for path in above for name in GROUP_DOCUMENTS[zarr_format]),
-        *((each.path, name) for each in groups for name in GROUP_DOCUMENTS[zarr_format]),
-        *((each.path, name) for each in arrays for name in ARRAY_DOCUMENTS[zarr_format]),
-    ]
-    return [f"{path}/{name}" if path else name for path, name in keys]
-
-
-async def _warm(
-    node: Node | AsyncNode,
-    arrays: Iterable[zarr.AsyncArray[Any]],
-    documents: list[str],
-    selection: Selection,
-    max_concurrency: int | None,
-    progress: Where,
-    *,
-    dry_run: bool,
-) -> WarmReport | WarmPlan:
-    store: Any = node.store
+    store: Any = array_or_group.store
+    cached = source_of(store)
     if store.max_age_seconds == 0:
         raise ValueError("a CacheStore with max_age_seconds=0 caches nothing")
     if max_concurrency is None:
         max_concurrency = int(zarr.config.get("async.concurrency") or 1)
     if max_concurrency < 1:
         raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
-    cached = source_of(store)
+    nodes: list[AsyncNode] = [array_or_group]
+    if isinstance(array_or_group, zarr.AsyncGroup):
+        if selection is not ...:
+            raise ValueError("a selection needs one array: warm the arrays of the group one by one")
+        nodes += [node async for _, node in array_or_group.members(max_depth=None)]
+    documents = _documents(nodes)
     parts = [Part(documents, documents, nbytes=None, is_chunks=False)]
-    for array in arrays:
-        chunks = StoredChunks(array, selection)
-        parts.append(Part(chunks, [chunks.prefix], nbytes=decoded_nbytes(array), is_chunks=True))
+    for node in nodes:
+        if isinstance(node, zarr.AsyncArray):
+            chunks = StoredChunks(node, selection)
+            parts.append(Part(chunks, [chunks.prefix], nbytes=decoded_nbytes(node), is_chunks=True))
     if dry_run:
         return await plan(store, cached, parts, max_concurrency)
-    with shown(progress, node.path or "warming") as report:
+    with shown(progress, array_or_group.path or "warming") as report:
         return await WarmRun(store, cached, parts, max_concurrency, report).fetch()
+
+
+def _documents(nodes: list[AsyncNode]) -> list[str]:
+    """Keys of the metadata of the groups above the first node, from the top down, and of all."""
+    folders = nodes[0].path.split("/") if nodes[0].path else []
+    zarr_format = nodes[0].metadata.zarr_format
+    arrays = {node.path for node in nodes if isinstance(node, zarr.AsyncArray)}
+    above = ["/".join(folders[:depth]) for depth in range(len(folders))]
+    return [
+        f"{path}/{name}" if path else name
+        for path in (*above, *(node.path for node in nodes))
+        for name in (ARRAY_DOCUMENTS if path in arrays else GROUP_DOCUMENTS)[zarr_format]
+    ]
 
 
 def _sync[T](coroutine: Coroutine[Any, Any, T]) -> T:
