@@ -84,7 +84,7 @@ def test_in_a_terminal_the_bar_is_drawn_and_wide_columns_are_folded(command: Com
 
     assert result.exit_code == 0
     assert "####" not in result.stdout
-    assert "█████▊" in result.stdout
+    assert "██████░░░░" in result.stdout
 
 
 def test_a_file_in_which_nothing_is_cached_takes_three_lines(

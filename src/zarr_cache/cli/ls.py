@@ -1,5 +1,6 @@
 """``zarr-cache ls``."""
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 import typer
@@ -24,7 +25,8 @@ MAX_IN_TERMINAL = 100
 """Without ``--limit``, at most this many entries are listed in a terminal."""
 
 
-Kind = Literal["value", "absent", "stored", "tombstone"]
+# typer has no list of a Literal.
+Kind = StrEnum("Kind", ["value", "absent", "stored", "tombstone"])
 
 SortBy = Literal["key", "size", "stored", "used"]
 
@@ -55,7 +57,7 @@ def ls(
 ) -> None:
     """List the entries of the file."""
     path = existing(cache_file)
-    selection = Selection(namespace, prefix, tuple(kind or ("value", "absent", "stored")))
+    selection = Selection(namespace, prefix, tuple(map(str, kind or ("value", "absent", "stored"))))
     if limit is None and is_terminal() and not as_json:
         limit = MAX_IN_TERMINAL
     most = limit or None
