@@ -228,7 +228,7 @@ def test_a_file_is_closed_beside_a_loop_that_is_held_up(
     held_up.wait()
     database.close()
 
-    assert "closes its connection when it goes on" in caplog.text
+    assert "closes its connection later" in caplog.text
     goes_on.set()
     using.join()
     # Nobody has the file open: the log has gone into it.

@@ -106,7 +106,7 @@ class OpenFile:
             self._is_locked = _lock(self.descriptor, self.owner, "F_OFD_SETLK") is not None
 
     def is_alive(self, owner: int) -> bool:
-        """Whether a process holds the lock of a writer; True where the system does not say."""
+        """Whether a process holds the lock of a writer; True where that is unknown."""
         if owner == self.owner:
             return True
         found = _lock(self.descriptor, owner, "F_OFD_GETLK")

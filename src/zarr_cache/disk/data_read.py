@@ -30,7 +30,7 @@ MAX_UNCHECKED = 2**20
 """For so many bytes memory is taken without comparing them with the length of the file."""
 
 MAX_ON_LOOP = 2 * 2**20
-"""Where the system does not say whether bytes are in memory, so many are read on the event loop."""
+"""So many are read on the event loop where it is unknown whether they are in memory."""
 
 NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 """The flag with which Linux reads only what is in memory, see preadv2(2); 0 elsewhere."""
@@ -93,7 +93,7 @@ class Read:
         return self._verified(array) if is_read else None
 
     def _read_from_memory(self, array: ByteArray) -> bool | None:
-        """Read what is in memory; whether that is all, None if the system does not say."""
+        """Read what is in memory; whether that is all, None if the system cannot report it."""
         at = 0
         for place, length in self.extents:
             # Of a long extent one block is tried first, see `MAX_UNTRIED`.

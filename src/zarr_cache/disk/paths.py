@@ -68,7 +68,7 @@ def file_id_of(path: Path) -> FileId | None:
 
 
 def state_of(path: Path, found: os.stat_result) -> State:
-    """The state of a file, by what the system says of it now (`found`).
+    """The state of a file, from the result of ``stat`` (`found`).
 
     Its times have steps of some milliseconds. To open a file, to write and to close takes longer.
     """
@@ -93,7 +93,7 @@ def locked_folder(path: Path, *, is_shared: bool, seconds: float | None = None) 
     path
         A file in the folder.
     is_shared
-        Whether others may hold the lock at the same time, if they share it, too.
+        Whether other processes may share the lock.
     seconds
         How long to wait, if not as long as for any other lock.
 

@@ -63,7 +63,7 @@ class Presence:
             return Change.REPLACED
         size = found.st_size
         if size < self._size:
-            # The size stays: until the connections are closed, the next call must say the same.
+            # The size stays: until the connections are closed, the next call must report the same.
             return Change.SHRUNK if size else Change.EMPTIED
         if self._state is not None and self._state != state_of(self._path, found):
             return Change.WRITTEN
@@ -77,5 +77,5 @@ class Presence:
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:
-            pass  # the system does not say; opening the file reports why
+            pass  # unknown; opening the file reports why
         return False

@@ -249,7 +249,7 @@ def connect(database: str, write_lock: WriteLock, *, uri: bool = False) -> Conne
         factory=Connection,
     )
     connection.write_lock = write_lock
-    # No row of ours is longer, and none that says so is read.
+    # No row of ours is longer, whatever length a damaged one claims.
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     try:
         connection.executescript(_PRAGMAS)

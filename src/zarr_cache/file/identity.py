@@ -50,7 +50,7 @@ MAX_SCHEMA_ROW_BYTES = 2**20
 
 
 def is_ours(path: Path) -> bool:
-    """Whether the file was one of ours before it was damaged, as far as its first bytes say.
+    """Whether the file was one of ours before it was damaged, by its first bytes.
 
     Reads it by ``open()``, and closing that drops the locks that SQLite holds on the file in this
     process ("How To Corrupt An SQLite Database File", 2.2): not for a file that is in use.
@@ -62,7 +62,7 @@ def is_ours(path: Path) -> bool:
 
 
 def is_cut(path: Path) -> bool:
-    """Whether so little is left of the file that nothing says what it was."""
+    """Whether so little is left of the file that it cannot be identified."""
     start = _start_of(path)
     return len(start) < _HEADER_BYTES and _MAGIC.startswith(start[: len(_MAGIC)])
 
@@ -182,7 +182,7 @@ def _identity_in_wal(wal: Path) -> _Identity:
 
 
 def _identity(path: Path, how: str) -> _Identity:
-    """What the file says of itself."""
+    """The identity that SQLite reads from the file."""
     connection = sqlite3.connect(  # noqa: TID251 - without our pragmas, which would write
         f"{path.absolute().as_uri()}?{how}",
         uri=True,

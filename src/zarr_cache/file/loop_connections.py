@@ -113,8 +113,7 @@ class LoopConnection(aiosqlite.Connection):
                 closing.result(BUSY_TIMEOUT_SECONDS)
             except TimeoutError:
                 logger.warning(
-                    "an event loop has done nothing for %g s; it closes its connection when it "
-                    "goes on",
+                    "an event loop was blocked for %g s; it closes its connection later",
                     BUSY_TIMEOUT_SECONDS,
                 )
         else:

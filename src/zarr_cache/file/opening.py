@@ -143,7 +143,7 @@ class OpenedFile:
         own = self.translated(error)
         is_refused = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY
         if is_refused and not self.is_read_only and is_writable(self.path):
-            own = FileDamagedError(f"{self.path}: its header says that nothing may be written")
+            own = FileDamagedError(f"{self.path}: its header allows no writes")
             own.file_id = self.presence.file_id
         return own
 

@@ -41,7 +41,7 @@ def holds_stored(connection: Connection) -> bool:
 
 
 def finds_stored(path: Path, write_lock: WriteLock) -> bool | None:
-    """Whether a damaged file holds values stored with SqliteStore; None if nothing says."""
+    """Whether a damaged file holds values stored with SqliteStore; None if that cannot be read."""
     try:
         with contextlib.closing(connect(str(path), write_lock)) as connection:
             with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
@@ -51,7 +51,7 @@ def finds_stored(path: Path, write_lock: WriteLock) -> bool | None:
             with contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError):
                 return connection.execute(STORED_ROW).fetchone() is not None
     except FAILURES:
-        pass  # too damaged to say
+        pass  # too damaged
     return None
 
 
@@ -113,7 +113,7 @@ def drop_orphans(path: Path) -> None:
     """Remove what `has_orphans` finds, so that a file can be made there.
 
     SQLite would remove the WAL, but take the index for that of the new file. Processes that still
-    have the earlier file open share that index, and it says what is in another WAL.
+    have the earlier file open share that index, which describes another WAL.
     """
     with locked_folder(path, is_shared=False):
         if has_orphans(path):

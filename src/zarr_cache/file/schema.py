@@ -109,7 +109,7 @@ def check_file(connection: sqlite3.Connection, path: Path) -> None:
         A user has added objects and nothing else differs. The file is not damaged: it is neither
         used nor quarantined.
     FileDamagedError
-        Something differs otherwise. Either message says what.
+        Something differs otherwise. Either message names it.
     """
     connection.execute("BEGIN")
     try:

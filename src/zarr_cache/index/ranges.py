@@ -57,7 +57,7 @@ class RangeEntry:
         return not isinstance(self.request, RangeByteRequest)
 
     def slice_for(self, request: ByteRequest) -> tuple[int, int] | None:
-        """The interval of `data` that `request` asks for; None if not all of it is here."""
+        """The interval of `data` that `request` means; None if not all of it is here."""
         length = len(self.data)
         if isinstance(request, SuffixByteRequest):
             is_here = self.reaches_end and (request.suffix <= length or self.start == 0)

@@ -83,7 +83,7 @@ LIMIT :limit
 
 
 def read(connection: Connection, key: str, request: ByteRequest | None) -> Data | None:
-    """The bytes asked for, verified; None if there is no such key.
+    """The requested bytes, verified; None if there is no such key.
 
     Raises
     ------

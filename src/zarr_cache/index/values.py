@@ -47,7 +47,7 @@ FROM value
 WHERE entry = :entry AND part BETWEEN :first AND :last
 """
 
-# An extent that begins before `start` may reach into the bytes asked for: only the last one can.
+# An extent that begins before `start` may reach into the requested bytes: only the last one can.
 EXTENTS = """
 SELECT start, offset, length
 FROM extent
@@ -120,7 +120,7 @@ def read(
 ) -> bytes | ByteArray:
     """The bytes ``[start, stop)`` of the entry, verified.
 
-    Reads and verifies whole blocks: up to two blocks more than asked for. The caller holds a
+    Reads and verifies whole blocks: up to two blocks more than requested. The caller holds a
     transaction, so that all parts are of the same value.
 
     Raises

@@ -63,7 +63,7 @@ class Entry(NamedTuple):
     checksum: Any
 
     @property
-    def seed(self) -> int:
+    def identity_checksum(self) -> int:
         """The checksum of its facts if it was stored with `SqliteStore`."""
         return checksum.of_facts(NAMESPACE, self.key, "stored", self.size, self.stored_at)
 
@@ -71,7 +71,9 @@ class Entry(NamedTuple):
     def is_right(self) -> bool:
         """Whether it was stored with `SqliteStore`, and its facts match their checksum."""
         types = (type(self.key), type(self.size), type(self.stored_at))
-        return types == (str, int, int) and self.size >= 0 and self.checksum == self.seed
+        return (
+            types == (str, int, int) and self.size >= 0 and self.checksum == self.identity_checksum
+        )
 
 
 def copy_stored(quarantined: Path, put: Callable[[str, ByteArray], None]) -> Iterator[Problem]:
@@ -118,7 +120,7 @@ def _copy(connection: Connection, put: Callable[[str, ByteArray], None]) -> Iter
     for entry in entries:
         problem = partial(Problem, namespace=NAMESPACE, key=entry.key, row=entry.id)
         if not entry.is_right:
-            yield problem("checksum", entry.checksum, entry.seed)
+            yield problem("checksum", entry.checksum, entry.identity_checksum)
         elif newest[entry.key] is entry:
             try:
                 put(entry.key, _value(connection, entry, parts[entry.id]))
@@ -166,6 +168,8 @@ def _value(connection: Connection, entry: Entry, parts: Parts) -> ByteArray:
         if not isinstance(sums, bytes):
             raise DamagedValueError(f"the checksums of part {part} are no blob")
         first = start // checksum.BLOCK
-        data = values.read_blob(connection, row, entry.seed, first, length, sums, 0, length)
+        data = values.read_blob(
+            connection, row, entry.identity_checksum, first, length, sums, 0, length
+        )
         whole[start : start + length] = np.frombuffer(data, np.uint8)
     return whole

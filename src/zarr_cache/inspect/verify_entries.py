@@ -168,16 +168,20 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
             yield problem(what, number, f"from 0 to {end - 1}")
     if entry.writes_in_flight and entry.kind != "tombstone":
         yield problem("writes_in_flight", entry.writes_in_flight, 0)
-    seed = checksum.of_facts(entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at)
-    if entry.checksum != seed and entry.kind != "tombstone":
-        yield problem("checksum", entry.checksum, seed)
+    identity_checksum = checksum.of_facts(
+        entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at
+    )
+    if entry.checksum != identity_checksum and entry.kind != "tombstone":
+        yield problem("checksum", entry.checksum, identity_checksum)
         return
-    wrong = _wrong_value(connection, entry, seed, has_bytes=has_bytes)
+    wrong = _wrong_value(connection, entry, identity_checksum, has_bytes=has_bytes)
     if wrong is not None:
         yield problem("bytes", wrong, f"the {entry.size} bytes that were written")
 
 
-def _wrong_value(connection: Connection, entry: Entry, seed: int, *, has_bytes: bool) -> str | None:
+def _wrong_value(
+    connection: Connection, entry: Entry, identity_checksum: int, *, has_bytes: bool
+) -> str | None:
     """What is wrong with the bytes of an entry, or with the rows that locate them."""
     where = connection.execute(EXTENTS, {"entry": entry.id}).fetchall()
     is_in_database = has_bytes and not where
@@ -186,7 +190,7 @@ def _wrong_value(connection: Connection, entry: Entry, seed: int, *, has_bytes: 
     if wrong or not has_bytes:
         return wrong
     read = values.read if is_in_database else _read_from_data_file
-    return _wrong_bytes(connection, entry, seed, read)
+    return _wrong_bytes(connection, entry, identity_checksum, read)
 
 
 def _wrong_extents(entry: Entry, where: list[tuple[int, int]]) -> str | None:
@@ -224,7 +228,7 @@ def _wrong_parts(connection: Connection, entry: Entry, *, is_in_database: bool) 
 
 
 def _read_from_data_file(
-    connection: Connection, entry: int, seed: int, size: int, start: int, stop: int
+    connection: Connection, entry: int, identity_checksum: int, size: int, start: int, stop: int
 ) -> ByteArray:
     """As `values.read`, for bytes in the data file."""
     data = connection.data_file
@@ -232,17 +236,19 @@ def _read_from_data_file(
         raise DamagedValueError("there is no data file")
     where, sums = values.locate(connection, entry, size, start, stop)
     first = start // checksum.BLOCK
-    return Read(data.opened(connection), where, seed, first, sums, 0, stop - start).wait()
+    return Read(
+        data.opened(connection), where, identity_checksum, first, sums, 0, stop - start
+    ).wait()
 
 
 def _wrong_bytes(
-    connection: Connection, entry: Entry, seed: int, read: Callable[..., object]
+    connection: Connection, entry: Entry, identity_checksum: int, read: Callable[..., object]
 ) -> str | None:
     """What is wrong with the bytes, read a part at a time."""
     for start in range(0, entry.size, values.PART):
         stop = min(start + values.PART, entry.size)
         try:
-            read(connection, entry.id, seed, entry.size, start, stop)
+            read(connection, entry.id, identity_checksum, entry.size, start, stop)
         except DamagedValueError as error:
             return f"others: {error}"
     return None

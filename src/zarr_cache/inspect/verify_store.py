@@ -19,42 +19,42 @@ if TYPE_CHECKING:
 
 
 def verify_store(
-    kept: StoreCache, store: Store, namespace: str, *, repair: bool = False
+    cache: StoreCache, store: Store, namespace: str, *, repair: bool = False
 ) -> Iterator[Problem]:
     """Yield the problems of the index, of the values in the store, and of both together."""
-    run(kept.ensure_listed(namespace))
-    run_operation = kept.database.run
+    run(cache.ensure_listed(namespace))
+    run_operation = cache.database.run
     yield from find_damage(run_operation)
     yield from verify_rows(run_operation, has_bytes=False, repair=repair)
     after = 0
     while rows := run_operation(next_values, after):
         for _, name, key in rows:
-            found = run(kept.lookup(name, key, None, EVER))
+            found = run(cache.lookup(name, key, None, EVER))
             if found.is_damaged:
                 if repair:
-                    run(kept.discard(found))
+                    run(cache.discard(found))
                 expected = f"the {found.size} bytes that were written"
                 yield Problem("bytes", "others, or none", expected, name, key, is_repaired=repair)
         after = rows[-1][0]
     if store.supports_listing:
-        yield from _verify_listed(kept, store, namespace, repair=repair)
+        yield from _verify_listed(cache, store, namespace, repair=repair)
 
 
 def _verify_listed(
-    kept: StoreCache, store: Store, namespace: str, *, repair: bool
+    cache: StoreCache, store: Store, namespace: str, *, repair: bool
 ) -> Iterator[Problem]:
     """Yield the values in the store that are not in the index."""
     # Listed twice: a value is written to the store shortly before it is in the index.
-    unknown = _unknown(kept, store)
-    for key in sorted(unknown and unknown & _unknown(kept, store)):
+    unknown = _unknown(cache, store)
+    for key in sorted(unknown and unknown & _unknown(cache, store)):
         if repair:
             run(call_async(store, partial(_delete, key=key)))
         yield Problem("orphan", "a value", "a key of the index", namespace, key, is_repaired=repair)
 
 
-def _unknown(kept: StoreCache, store: Store) -> set[str]:
+def _unknown(cache: StoreCache, store: Store) -> set[str]:
     listed = run(call_async(store, _listed))
-    return {key for key in listed if not kept.has_value(key)}
+    return {key for key in listed if not cache.has_value(key)}
 
 
 async def _listed(store: Store) -> list[str]:
