@@ -85,7 +85,9 @@ class OpenFile:
         self.file_id = FileId(found.st_dev, found.st_ino)
         self.owner = int.from_bytes(os.urandom(8)) % OWNERS
         self._is_locked = False
-        _expect_no_order(descriptor)
+        if hasattr(os, "posix_fadvise"):
+            # The system reads no more than each request: the next value is anywhere.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
         self.close()
@@ -164,12 +166,6 @@ def open_file(path: Path) -> OpenFile | None:
     file = OpenFile(descriptor, is_writable=is_writable)
     _refuse_special(path, os.fstat(descriptor))
     return file
-
-
-def _expect_no_order(descriptor: int) -> None:
-    """Advise the system to read no more than each request: the next value is anywhere."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 def _refuse_special(path: Path, found: os.stat_result) -> None:

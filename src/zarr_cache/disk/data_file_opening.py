@@ -139,9 +139,11 @@ class DataFile:
         return None
 
     def _refuse_foreign(self, found: OpenFile, identity: bytes) -> None:
-        # An empty one belongs to no cache file: it was cut.
-        is_empty = size_of(found) == 0
-        if not (is_empty or is_header_of_ours(header_of(found), identity)):
+        """Raise unless it is a data file, of whichever cache file; it may be damaged or cut."""
+        header = header_of(found)
+        is_ours = MAGIC.startswith(header[: len(MAGIC)]) or header[len(MAGIC) :] == identity
+        # An empty one belongs to no cache file, nor does one of zeros.
+        if size_of(found) and any(header) and not is_ours:
             raise ForeignFileError(self.path, found="not a data file of this cache file")
 
     def is_replaced(self, file: OpenFile) -> bool:
@@ -216,12 +218,6 @@ def remove_orphan(path: Path, connection: sqlite3.Connection) -> None:
             header = header_of(found)
             if header.startswith(MAGIC) and header != MAGIC + identity:
                 beside.unlink()
-
-
-def is_header_of_ours(header: bytes, identity: bytes) -> bool:
-    """Whether a header is that of a data file, of this cache file or another; it may be damaged."""
-    is_cut = MAGIC.startswith(header[: len(MAGIC)])
-    return is_cut or not any(header) or header[len(MAGIC) :] == identity
 
 
 def _identity(connection: sqlite3.Connection) -> bytes:

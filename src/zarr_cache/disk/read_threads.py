@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
@@ -65,27 +64,20 @@ def in_two_threads[T, R](function: Callable[[T], R], items: Sequence[T]) -> list
     Returns, or raises the function's error, when no call is running any more.
     """
     half = len(items) // 2
-    is_begun = threading.Lock()
-
-    def first_half() -> list[R]:
-        is_mine = is_begun.acquire(blocking=False)
-        return [function(each) for each in items[:half]] if is_mine else []
-
+    queued = list(items[:half])
     try:
-        first = _threads().submit(first_half) if half else None
+        first = _threads().submit(lambda: [function(each) for each in queued]) if half else None
     except RuntimeError:
         # No thread can be started, for a limit or at the end of the interpreter. The call may be in
-        # the queue all the same, and must not start later.
-        is_begun.acquire(blocking=False)
+        # the queue all the same, and must do nothing later.
+        queued.clear()
         first = None
     try:
         rest = [function(each) for each in items[half if first else 0 :]]
     finally:
-        if first is not None and is_begun.acquire(blocking=False):
-            # Reads keep all the threads busy: it has not started, and will not.
-            first = None
-        elif first is not None:
+        # If reads keep all the threads busy, it has not started, and will not.
+        if first is not None and not first.cancel():
             wait([first])
-    if first is not None:
-        return [*first.result(), *rest]
-    return [*map(function, items[: len(items) - len(rest)]), *rest]
+    if first is None:
+        return rest
+    return [*(map(function, queued) if first.cancelled() else first.result()), *rest]

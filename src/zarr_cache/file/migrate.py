@@ -71,23 +71,16 @@ def migrate(
                     f"PRAGMA application_id = {application_id};"
                     f"PRAGMA user_version = {number};"
                 )
-        except sqlite3.OperationalError as error:
-            _roll_back(connection)
-            if not is_code(error, sqlite3.SQLITE_ERROR):
-                # Not of the script's making: a full disk, for one.
-                raise
-            raise MigrationError(f"migration {number:04d}: {error}") from error
-        except sqlite3.Error as error:
-            _roll_back(connection)
-            raise MigrationError(f"migration {number:04d}: {error}") from error
-        except BaseException:
-            _roll_back(connection)
+        except BaseException as error:
+            # SQLite has already rolled back after some errors, a full disk for one.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            # Other operational errors are not of the script's making.
+            is_operational = isinstance(error, sqlite3.OperationalError)
+            if isinstance(error, sqlite3.Error) and (
+                not is_operational or is_code(error, sqlite3.SQLITE_ERROR)
+            ):
+                raise MigrationError(f"migration {number:04d}: {error}") from error
             raise
         connection.execute("COMMIT")
     return version(connection)
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    # SQLite has already rolled back after some errors, a full disk for one.
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
