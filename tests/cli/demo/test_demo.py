@@ -252,7 +252,6 @@ def test_a_missing_extra_is_reported_with_its_remedy(monkeypatch: pytest.MonkeyP
     [
         pytest.param("*/served/mri.zarr/zarr.json", 0, id="writing the scan"),
         pytest.param("*/cache.sqlite", 0.4, id="reading chunks"),
-        pytest.param("*/result.zarr", 0, id="the new process is writing"),
     ],
 )
 def test_ctrl_c_ends_it_on_one_line_with_nothing_left_behind(
