@@ -216,6 +216,14 @@ FORGED = {
     ),
 }
 
+HARMLESS = [
+    "no entry",
+    "no statistics",
+    "statistics of almost all there is",
+    "reservations of all the budget",
+]
+"""Counts alone are wrong, or the next write removes it."""
+
 
 @pytest.mark.parametrize("statements", FORGED.values(), ids=FORGED)
 def test_what_rows_say_makes_no_read_wrong_or_fail(path: Path, statements: tuple[str, ...]) -> None:
@@ -233,7 +241,7 @@ def test_verify_tells_problems_of_a_forged_file_and_does_not_fail(
     problems = list(store.verify())
     list(store.verify(repair=True))
 
-    assert problems or statements == FORGED["no entry"]
+    assert problems or statements in [FORGED[name] for name in HARMLESS]
 
 
 WRITABLE = "PRAGMA writable_schema = ON"

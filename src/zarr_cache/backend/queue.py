@@ -229,7 +229,7 @@ class WriteBehindQueue:
         wanted = [each for each in batch if not each.is_cancelled]
         large = index_admit.large_values(connection, wanted)
         failure = extents.why_unusable(connection) if large else None
-        coming = 0 if failure is not None else sum(each.response.size for each in wanted)
+        coming = index_admit.bytes_coming(connection, limits, [] if failure is not None else wanted)
         evict_ahead(connection, limits, touches, removed, coming)
         with written(
             connection, first.namespace, limits, touches, large, now_ns, removed, failure

@@ -271,6 +271,12 @@ def data_file(path: Path) -> DataFile | None:
     return DataFile(path) if IS_SUPPORTED else None
 
 
+def prepare_new(connection: Connection) -> None:
+    """Set what holds only if it is set before the first page of a file is written."""
+    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+
+
 def switch_to_wal(connection: Connection) -> None:
     """Switch to write-ahead logging, which holds for the file from then on."""
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS

@@ -25,12 +25,12 @@ from zarr_cache.disk.paths import is_writable, locked_folder, state_of
 from zarr_cache.disk.presence import Presence
 from zarr_cache.file import migrate, schema
 from zarr_cache.file.connection import (
-    PAGE_SIZE,
     WriteLock,
     connect,
     connect_to,
     data_file,
     deleted,
+    prepare_new,
     switch_to_wal,
 )
 from zarr_cache.file.identity import APPLICATION_ID, refuse_foreign
@@ -219,9 +219,7 @@ def _open_to_write(path: Path, write_lock: WriteLock) -> Connection:
     try:
         schema.check_file(connection, path)
         if migrate.version(connection) < migrate.newest():
-            # These two hold only if they are set before the first page of a file is written.
-            connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            prepare_new(connection)
             # The WAL first: a migration that dies leaves nothing that must be rolled back.
             switch_to_wal(connection)
             migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())

@@ -62,6 +62,14 @@ SET kind = 'tombstone',
 WHERE id = :entry AND kind = 'value'
 """
 
+SIZE_NOW = """
+SELECT size
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND kind = 'value'
+"""
+
 FORGET = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
@@ -149,6 +157,22 @@ class Admission:
     def wait(self) -> Flow[None]:
         """Wait until it has ended."""
         return self._ended.wait()
+
+
+def bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admission]) -> int:
+    """Bytes that will be added. The values replaced are subtracted only if space is short."""
+    coming = sum(each.response.size for each in wanted)
+    if not limits.are_exceeded(cached_bytes(connection) + coming):
+        return coming
+    more: dict[tuple[str, str], int] = {}
+    for each in wanted:
+        owner = (each.namespace, each.key)
+        row = connection.execute(
+            SIZE_NOW, {"namespace": each.namespace, "key": each.key}
+        ).fetchone()
+        before = 0 if row is None else int(row[0])
+        more[owner] = max(more.get(owner, 0), each.response.size - before)
+    return sum(more.values())
 
 
 def large_values(connection: Connection, wanted: Sequence[Admission]) -> list[LargeValue]:
