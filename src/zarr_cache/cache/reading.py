@@ -54,6 +54,7 @@ def get(
     """The bytes of the request; None if there is no such key."""
     if request is not None:
         byte_range.check(request)
+    ended = view.values.flights.ended
     result = yield from lookup(view, key, request)
     if result is None:
         return to_prototype(prototype, (yield from _read_source(view, key, request)))
@@ -62,7 +63,7 @@ def get(
         return to_buffer(prototype, data)
     if serve_absence(view, key, result):
         return None
-    buffer = yield from fetch(view, key, request, result.state)
+    buffer = yield from fetch(view, key, request, result.state, ended)
     return to_prototype(prototype, buffer)
 
 
@@ -152,30 +153,55 @@ def serve_absence(view: SourceView, key: str, result: LookupResult) -> bool:
 
 
 def fetch(
-    view: SourceView, key: str, request: ByteRequest | None, state: EntryState
+    view: SourceView, key: str, request: ByteRequest | None, state: EntryState, ended: int
 ) -> Flow[Buffer | None]:
     """Read from the source, once for all callers with the same request, and admit the response.
 
-    `state` is from the lookup that missed. A caller whose lookup saw a later write to the key does
-    not share the response, and reads by itself.
+    Parameters
+    ----------
+    state
+        From the lookup that missed. A caller whose lookup saw a later write to the key does not
+        share the response, and reads by itself.
+    ended
+        `Flights.ended` from before that lookup.
     """
     flights = view.values.flights
     flight_key = (view.namespace, key, request, state.fence)
     mine: Flight[Buffer | None] = Flight()
     try:
         flight = flights.join(flight_key, mine)
-        if flight is not mine:
+        leads = flight is mine
+        if not leads:
             is_complete, buffer = yield from flight.wait()
             if is_complete:
                 view.count_miss()
                 return buffer
+        if leads and flights.ended != ended:
+            is_cached, buffer = yield from _lookup_again(view, key, request)
+            if is_cached:
+                flight.complete(buffer)
+                return buffer
         asked_at = view.values.clock().now_ns()
         buffer = yield from _read_source(view, key, request)
-        mine.complete(buffer)
+        if leads:
+            flight.complete(buffer)
         yield from admit(view, key, [(request, buffer)], state.revision, asked_at)
     finally:
         flights.end(flight_key, mine)
     return buffer
+
+
+def _lookup_again(
+    view: SourceView, key: str, request: ByteRequest | None
+) -> Flow[tuple[bool, Buffer | None]]:
+    """Whether a response has been cached since the lookup that missed, and that response."""
+    result = yield from lookup(view, key, request)
+    if result is None:
+        return False, None
+    data = serve_bytes(view, key, request, result)
+    if data is not None:
+        return True, to_buffer(cpu.buffer_prototype, data)
+    return serve_absence(view, key, result), None
 
 
 def _read_source(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:

@@ -85,11 +85,19 @@ class Flight[T](LazyFuture[tuple[bool, T | None]]):
 
 
 class Flights[K: Hashable, T]:
-    """The fetches under way in this process, by what they fetch."""
+    """The fetches under way in this process, by what they fetch.
+
+    Attributes
+    ----------
+    ended
+        How many have ended. If it is another number than before a lookup that missed, the response
+        may be cached by now.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[K, Flight[T]] = {}
+        self.ended = 0
 
     def join(self, key: K, mine: Flight[T]) -> Flight[T]:
         """The flight for `key`: `mine`, which the caller leads, or that of another.
@@ -103,5 +111,6 @@ class Flights[K: Hashable, T]:
         """End the flight: no caller joins any more, and those without a response fetch it."""
         with self._lock:
             if self._under_way.get(key) is mine:
+                self.ended += 1
                 del self._under_way[key]
         mine.abandon()
