@@ -23,8 +23,8 @@ from zarr.storage import WrapperStore
 
 from zarr_cache import CacheStore, SqliteStore, register_namespace
 from zarr_cache.backend import registry
+from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.store_cache import StoreCache
-from zarr_cache.backend.value_cache import ValueCache
 from zarr_cache.core import checksum
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import extents
@@ -681,10 +681,10 @@ def leave_process(store: Store) -> None:
         FileDatabase.registry.by_path.pop(cache.path, None)
 
 
-def file_cache(store: CacheStore) -> ValueCache:
+def file_cache(store: CacheStore) -> FileCache:
     """What this process has over the cache file of `store`."""
     cache = store._view.values
-    assert isinstance(cache, ValueCache)
+    assert isinstance(cache, FileCache)
     return cache
 
 

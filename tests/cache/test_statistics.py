@@ -13,7 +13,7 @@ from zarr.storage import LocalStore, MemoryStore
 from tests.fakes import CountingStore, buffer, open_file, read, restart
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.backend import registry
-from zarr_cache.backend.value_cache import ValueCache
+from zarr_cache.backend.file_cache import FileCache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -279,14 +279,14 @@ def test_threads_that_make_a_cache_at_once_share_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_is_in, second_is_here, may_go_on = (threading.Event() for _ in range(3))
-    begin = ValueCache._begin
+    begin = FileCache._begin
 
-    def held(self: ValueCache) -> None:
+    def held(self: FileCache) -> None:
         (second_is_here if first_is_in.is_set() else first_is_in).set()
         may_go_on.wait()
         begin(self)
 
-    monkeypatch.setattr(ValueCache, "_begin", held)
+    monkeypatch.setattr(FileCache, "_begin", held)
     monkeypatch.setattr(registry, "_lock", Contended(second_is_here))
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(caching, path)

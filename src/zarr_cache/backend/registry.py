@@ -7,8 +7,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.store_cache import StoreCache
-from zarr_cache.backend.value_cache import ValueCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,20 +31,20 @@ if hasattr(os, "register_at_fork"):
 
 
 # The hooks of a database keep its cache.
-_of_databases: weakref.WeakKeyDictionary[Database, weakref.ref[ValueCache]] = (
+_of_databases: weakref.WeakKeyDictionary[Database, weakref.ref[FileCache]] = (
     weakref.WeakKeyDictionary()
 )
 
 _of_stores: weakref.WeakSet[StoreCache] = weakref.WeakSet()
 
 
-def file_cache_of(database: Database) -> ValueCache:
+def file_cache_of(database: Database) -> FileCache:
     """The cache of this process in the database."""
     with _lock:
         reference = _of_databases.get(database)
         cache = reference() if reference else None
         if cache is None:
-            cache = ValueCache(database)
+            cache = FileCache(database)
             _of_databases[database] = weakref.ref(cache)
         return cache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, override
 
+from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.store_values import StoreValues, is_name
 from zarr_cache.backend.value_cache import ValueCache
 from zarr_cache.core import byte_range, checksum
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import ByteRequest, Store
 
+    from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.errors import CacheError
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
     from zarr_cache.index.lookup import EntryState, Kept
+    from zarr_cache.index.space import Usage
 
 
 class StoreCache(ValueCache):
@@ -55,15 +58,21 @@ class StoreCache(ValueCache):
     def __init__(self, store: Store) -> None:
         self.store = store
         self.database = MemoryDatabase()
+        self._index = FileCache(self.database, values.write_checksums, is_shared=False)
         self._values = StoreValues(store, self.database)
-        self.is_listed = not store.supports_listing
+        self._is_listed = not store.supports_listing
+        self.invalidated = self._index.invalidated
         # Of all sources whose values are in the store.
         self._namespaces: set[str] = set()
-        super().__init__(self.database, values.write_checksums, is_shared=False)
+        self._begin()
+        # After that of the index, which this reads.
+        self.database.after_fork.append(self._begin)
 
-    @override
     def _begin(self) -> None:
-        super()._begin()
+        """Start with an index that has just begun: at first, and in the child of a fork."""
+        self.ranges = self._index.ranges
+        self.flights = self._index.flights
+        self.pending = self._index.pending
         self._values.forget_writes()
         # Keys of which this process changes the value in the store, and () while it lists them.
         self._locked: Flights[tuple[str, ...], None] = Flights()
@@ -72,25 +81,43 @@ class StoreCache(ValueCache):
         """Whether the index has a value of this key, in whatever namespace."""
         return self.database.run(admit.has_value, key)
 
+    @property
+    @override
+    def is_open(self) -> bool:
+        return self._index.is_open
+
+    @override
+    def ensure_open(self) -> Flow[None]:
+        return self._index.ensure_open()
+
+    @property
+    @override
+    def is_listed(self) -> bool:
+        return self._is_listed
+
     @override
     def ensure_listed(self, namespace: str) -> Flow[None]:
         """Take what the store lists into the index, once; other callers wait until it is there."""
         self._namespaces.add(namespace)
-        if self.is_listed:
+        if self._is_listed:
             return
         lock = yield from self._acquire()
         try:
-            if not self.is_listed:
+            if not self._is_listed:
                 sizes = yield from self._values.sizes()
                 self.database.run(admit.adopt, namespace, sizes)
-                self.is_listed = True
+                self._is_listed = True
         finally:
             self._locked.end((), lock)
 
     @override
+    def clock(self) -> PersistentClock:
+        return self._index.clock()
+
+    @override
     def lookup_metadata(self, namespace: str, key: str) -> Flow[EntryState]:
         yield from self.ensure_listed(namespace)
-        return (yield from super().lookup_metadata(namespace, key))
+        return self._index.lookup_metadata_nowait(namespace, key)
 
     @override
     def lookup_nowait(
@@ -115,7 +142,7 @@ class StoreCache(ValueCache):
         data = None if buffer is None else buffer.to_bytes()
         if data is None or not self._is_right(namespace, key, found, data):
             # Unless another value has replaced it since.
-            again = yield from super().lookup_metadata(namespace, key)
+            again = self._index.lookup_metadata_nowait(namespace, key)
             return found._replace(is_damaged=True) if again.row == found.row else again
         return _part(found._replace(data=data), request)
 
@@ -147,7 +174,11 @@ class StoreCache(ValueCache):
     ) -> Flow[dict[str, Kept]]:
         yield from self.ensure_listed(namespace)
         arguments = (namespace, prefix, fresh_after, absent_fresh_after)
-        return (yield from super().list_cached(*arguments))
+        return (yield from self._index.list_cached(*arguments))
+
+    @override
+    def usage(self, namespace: str) -> Usage:
+        return self._index.usage(namespace)
 
     @override
     def admit(
@@ -158,7 +189,7 @@ class StoreCache(ValueCache):
         limits: Limits,
         on_done: Callable[[Evictions | CacheError | None], None],
     ) -> Flow[None]:
-        """As in a database; the response has been written when this returns."""
+        """Admit a response: see `ValueCache.admit`. It has been written when this returns."""
         mine = Admission(namespace, key, response, limits, on_done)
         try:
             lock = yield from self._acquire(key)
@@ -184,10 +215,9 @@ class StoreCache(ValueCache):
         with self._values.writing([] if response.data is None else [key]):
             yield from self._write_bytes(mine.namespace, {key: response})
             # In this thread: an index in memory is not worth another.
-            self._queue.add(mine)
-            self._upkeep.write_waiting()
+            self._index.admit_now(mine)
         if mine.removed is None:
-            # The key was written since; its writer waits for this before it returns.
+            # The key was written since; whoever wrote it waits for this before it returns.
             yield from self._values.delete([key])
 
     def _write_bytes(self, namespace: str, responses: Mapping[str, Response]) -> Flow[None]:
@@ -196,32 +226,59 @@ class StoreCache(ValueCache):
                 self.database.run(admit.remove_from_other_namespaces, namespace, key)
                 yield from self._values.set(key, response.data)
 
+    @property
+    @override
+    def bytes_being_written(self) -> int:
+        return self._index.bytes_being_written
+
+    @override
+    def touch(self, namespace: str, key: str, found: EntryState, used_at: int) -> None:
+        if found.entry is not None and self.pending.touch(found.entry, used_at):
+            self._index.write_pending_now()
+
+    @override
+    def flush(self) -> None:
+        self._index.flush()
+
+    @override
+    def write_pending(self) -> Flow[None]:
+        return self._index.write_pending()
+
     @override
     def enforce(self, namespace: str, limits: Limits) -> Flow[Evictions]:
         yield from self.ensure_listed(namespace)
-        removed = yield from super().enforce(namespace, limits)
+        removed = yield from self._index.enforce(namespace, limits)
         yield from self._values.delete([*removed.evicted, *removed.expired])
         return removed
 
     @override
+    def report_eviction(self, max_size: int | None) -> None:
+        self._index.report_eviction(max_size)
+
+    @override
     def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
-        forgotten = yield from super().forget(namespace, key, revision, stored_at)
+        forgotten = yield from self._index.forget(namespace, key, revision, stored_at)
         yield from self._values.delete(forgotten)
         return forgotten
 
     @override
     def discard(self, found: EntryState) -> Flow[list[str]]:
-        discarded = yield from super().discard(found)
+        discarded = yield from self._index.discard(found)
         yield from self._values.delete(discarded)
         return discarded
+
+    @override
+    def clear(self, namespace: str) -> Flow[None]:
+        yield from self.invalidate_prefix(namespace, "")
+        yield from self.invalidated.revalidate(namespace, None)
 
     @override
     def begin_write(
         self, namespace: str, keys: Sequence[str], now_ns: int, begun: list[int]
     ) -> Flow[None]:
-        """As in a database; the bytes are deleted, too: another process would serve them."""
+        """As in the interface; the bytes are deleted, too: another process would serve them."""
         yield from self.ensure_listed(namespace)
-        yield from super().begin_write(namespace, keys, now_ns, begun)
+        yield from self._index.begin_write(namespace, keys, now_ns, begun)
         yield from self._values.delete(keys)
 
     @override
@@ -256,16 +313,24 @@ class StoreCache(ValueCache):
         responses = {key: response for key, response in responses.items() if is_name(key)}
         with self._values.writing(responses):
             yield from self._write_bytes(namespace, responses)
-            removed = yield from super().end_write(namespace, keys, responses, now_ns, limits)
+            removed = yield from self._index.end_write(namespace, keys, responses, now_ns, limits)
         yield from self._values.delete([*removed.evicted, *removed.expired, *removed.invalidated])
         return removed
 
     @override
     def invalidate_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
         yield from self.ensure_listed(namespace)
-        removed = yield from super().invalidate_prefix(namespace, prefix)
+        removed = yield from self._index.invalidate_prefix(namespace, prefix)
         yield from self._values.delete(removed)
         return removed
+
+    @override
+    def begin_removal(self, namespace: str, now_ns: int) -> Flow[None]:
+        return self._index.begin_removal(namespace, now_ns)
+
+    @override
+    def end_removal(self, namespace: str) -> Flow[None]:
+        return self._index.end_removal(namespace)
 
     def _acquire(self, *place: str) -> Flow[Flight[None]]:
         """Wait until no other caller of this process has the lock of `place`, and hold it.

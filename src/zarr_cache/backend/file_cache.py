@@ -1,0 +1,386 @@
+"""The cache of values in one database: entries in a cache file, or an index in memory."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, override
+
+from zarr_cache.backend.counters import Pending
+from zarr_cache.backend.failures import GuardedDatabase
+from zarr_cache.backend.invalidated import InvalidatedNamespaces
+from zarr_cache.backend.queue import WriteBehindQueue
+from zarr_cache.backend.upkeep import Upkeep
+from zarr_cache.backend.value_cache import ValueCache
+from zarr_cache.core.background import BackgroundWorker
+from zarr_cache.core.errors import CacheError
+from zarr_cache.core.flow import running_loop, step, threaded
+from zarr_cache.core.single_flight import Flights
+from zarr_cache.core.sizes import format_size
+from zarr_cache.disk.read_threads import read_all, read_in_pool
+from zarr_cache.index import admit, evict, invalidate, lookup, removals, space, values
+from zarr_cache.index.admit import Admission
+from zarr_cache.index.ranges import RangeCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from zarr.abc.store import ByteRequest
+
+    from zarr_cache.core.clock import PersistentClock
+    from zarr_cache.core.flow import Flow
+    from zarr_cache.file.database import Database
+    from zarr_cache.index.admit import Response
+    from zarr_cache.index.evict import Evictions, Limits
+    from zarr_cache.index.lookup import EntryState, Kept
+    from zarr_cache.index.space import Usage
+    from zarr_cache.index.values import Keep
+
+
+logger = logging.getLogger(__name__)
+
+URGENT_BYTES = 8 * 2**20
+"""While responses of so many bytes wait, they are written without delay."""
+
+MAX_WAITING_BYTES = 32 * 2**20
+"""While responses of so many bytes wait, the caller that adds another waits with it."""
+
+MAX_RANGES_ON_LOOP = 64
+"""So many ranges of a value are looked up on an event loop; more would hold it up."""
+
+
+class FileCache(ValueCache):
+    """The values in one database, which every CacheStore over it shares.
+
+    Get one from `registry.file_cache_of`: two would not know of each other's range entries.
+
+    Parameters
+    ----------
+    database
+        The cache file, or a database in memory.
+    keep
+        Writes the bytes of a small value.
+    is_shared
+        Whether other processes use the database.
+    """
+
+    def __init__(
+        self, database: Database, keep: Keep = values.write, *, is_shared: bool = True
+    ) -> None:
+        self._database = database
+        self._keep = keep
+        self._is_shared = is_shared
+        self.invalidated = InvalidatedNamespaces(database)
+        self._begin()
+        # These keep this object as long as the database: what waits to be written is not lost with
+        # the last CacheStore.
+        database.before_close.append(self._close)
+        database.before_end.append(self._end)
+        database.before_pause.append(self._pause)
+        database.after_fork.append(self._begin)
+        database.after_loss.append(self._forget_file)
+
+    def _begin(self) -> None:
+        """Start empty: at first, and in the child of a fork, where locks may be held for ever."""
+        self.ranges = RangeCache()
+        self.flights = Flights()
+        self.pending = Pending()
+        # One for reads and one for writes: while the file is locked or full, hits go on.
+        self._reads = GuardedDatabase(self._database)
+        self._writes = GuardedDatabase(self._database)
+        self._queue = WriteBehindQueue(self._database, self._writes, self.pending, self._keep)
+        self._upkeep = Upkeep(
+            self._database,
+            self._reads,
+            self._writes,
+            self._queue,
+            self.pending,
+            is_shared=self._is_shared,
+        )
+        self._writer = BackgroundWorker(self._upkeep.run)
+        self._has_evicted = False
+
+    def _forget_file(self) -> None:
+        """Forget what is known of one file: it does not hold for another in its place."""
+        self.ranges.clear()
+        self.pending.take_touches()
+
+    def _close(self) -> None:
+        """Write what waits, before the file is closed."""
+        self._writer.stop()
+        # There is no later trial.
+        self._writes.breaker.half_open()
+        self._pause()
+
+    def _end(self) -> None:
+        """Write what waits at the end of the interpreter, and remove what was private to it."""
+        self._close()
+        self._upkeep.remove_own_private()
+
+    def _pause(self) -> None:
+        """Write what waits, unless the circuit is open."""
+        self._writer.stop()
+        self.flush()
+        self._upkeep.remove_leftovers()
+        self._upkeep.write_pending_now()
+
+    @property
+    @override
+    def is_open(self) -> bool:
+        return self._database.is_open
+
+    @override
+    def ensure_open(self) -> Flow[None]:
+        if not self._database.is_open:
+            yield from self._reads.flow(lookup.nothing)
+
+    @property
+    @override
+    def is_listed(self) -> bool:
+        """True: the file has its own index."""
+        return True
+
+    @override
+    def ensure_listed(self, namespace: str) -> Flow[None]:
+        """Open the file: it has its own index."""
+        return self.ensure_open()
+
+    @override
+    def clock(self) -> PersistentClock:
+        return self._database.clock()
+
+    @override
+    def lookup_metadata(self, namespace: str, key: str) -> Flow[EntryState]:
+        yield from self.ensure_open()
+        return self.lookup_metadata_nowait(namespace, key)
+
+    def lookup_metadata_nowait(self, namespace: str, key: str) -> EntryState:
+        """The result of `lookup_metadata`. The file must be open."""
+        waiting = self._queue.response(namespace, key)
+        found = self._reads.run(lookup.lookup_metadata, namespace, key)
+        return found if waiting is None else waiting.overlay_on(found)
+
+    @override
+    def lookup_nowait(
+        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+    ) -> EntryState | None:
+        # Before the file is read: a response that leaves the queue is in the file by then.
+        waiting = self._queue.response(namespace, key)
+        may_wait = running_loop() is None
+        found = self._reads.run(
+            lookup.lookup, namespace, key, request, fresh_after, may_wait=may_wait
+        )
+        if waiting is not None and found.data is None:
+            return waiting.overlay_on(found, request, fresh_after)
+        return found
+
+    @override
+    def lookup(
+        self,
+        namespace: str,
+        key: str,
+        request: ByteRequest | None,
+        fresh_after: int,
+        found: EntryState | None = None,
+    ) -> Flow[EntryState]:
+        arguments = (namespace, key, request, fresh_after)
+        if found is None:
+            yield from self.ensure_open()
+            found = self.lookup_nowait(*arguments)
+            assert found is not None  # noqa: S101 - only another store must be waited for
+        (found,) = yield from self._with_bytes([found], namespace, key, [request], fresh_after)
+        return found
+
+    @override
+    def lookup_many(
+        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
+    ) -> Flow[list[EntryState]]:
+        waiting = self._queue.response(namespace, key)
+        arguments = (namespace, key, requests, fresh_after)
+        may_wait = running_loop() is None
+        lookup_many = partial(lookup.lookup_many, may_wait=may_wait)
+        if len(requests) > MAX_RANGES_ON_LOOP:
+            found = yield from self._reads.flow(lookup_many, *arguments)
+        else:
+            found = self._reads.run(lookup_many, *arguments)
+        if waiting is not None:
+            found = [
+                each if each.data is not None else waiting.overlay_on(each, request, fresh_after)
+                for each, request in zip(found, requests, strict=True)
+            ]
+        return (yield from self._with_bytes(found, *arguments))
+
+    def _with_bytes(
+        self,
+        found: list[EntryState],
+        namespace: str,
+        key: str,
+        requests: Sequence[ByteRequest | None],
+        fresh_after: int,
+    ) -> Flow[list[EntryState]]:
+        """The same with the bytes that are on the disk: on the async surface read all at once."""
+        reads = [each.read for each in found if each.read is not None]
+        if not reads:
+            return found
+        brought = iter((yield from step(partial(read_all, reads), partial(read_in_pool, reads))))
+        for index, (each, request) in enumerate(zip(found, requests, strict=True)):
+            if each.read is None:
+                continue
+            data = next(brought)
+            if data is not None:
+                found[index] = each._replace(data=data, read=None)
+            else:
+                # Its space was given to another value meanwhile, or it is damaged.
+                arguments = (namespace, key, request, fresh_after)
+                found[index] = yield from self._reads.flow(lookup.lookup, *arguments)
+        return found
+
+    @override
+    def list_cached(
+        self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
+    ) -> Flow[dict[str, Kept]]:
+        # Responses that wait are cached as well.
+        yield from threaded(self.flush)
+        arguments = (namespace, prefix, fresh_after, absent_fresh_after)
+        return (yield from self._reads.flow(lookup.list_cached, *arguments))
+
+    @override
+    def usage(self, namespace: str) -> Usage:
+        return self._reads.run(space.usage, namespace)
+
+    @override
+    def admit(
+        self,
+        namespace: str,
+        key: str,
+        response: Response,
+        limits: Limits,
+        on_done: Callable[[Evictions | CacheError | None], None],
+    ) -> Flow[None]:
+        """Admit a response: see `ValueCache.admit`.
+
+        Waits only while responses of more than `MAX_WAITING_BYTES` wait.
+        """
+        if not self._writes.breaker.is_closed:
+            self._writes.breaker.raise_if_open()
+        self._upkeep.max_size = limits.max_size
+        mine = Admission(namespace, key, response, limits, on_done)
+        self._queue.add(mine)
+        nbytes = self._queue.nbytes
+        self._writer.wake(is_urgent=nbytes > URGENT_BYTES)
+        if nbytes > MAX_WAITING_BYTES:
+            yield from mine.wait()
+
+    def admit_now(self, admission: Admission) -> None:
+        """Admit a response, and write it before this returns, with the others that wait."""
+        self._queue.add(admission)
+        self._upkeep.write_waiting()
+
+    @property
+    @override
+    def bytes_being_written(self) -> int:
+        return self._queue.bytes_being_written
+
+    @override
+    def touch(self, namespace: str, key: str, found: EntryState, used_at: int) -> None:
+        if found.entry is None:
+            self._queue.touch(namespace, key, used_at)
+        elif self.pending.touch(found.entry, used_at) and not self._writes.breaker.is_open:
+            self._writer.wake()
+
+    @override
+    def flush(self) -> None:
+        self._upkeep.write_waiting()
+        self._queue.drain()
+
+    @override
+    def write_pending(self) -> Flow[None]:
+        return self._upkeep.write_pending()
+
+    def write_pending_now(self) -> None:
+        """Write the uses and counts that wait, in this thread; a failure is logged."""
+        self._upkeep.write_pending_now()
+
+    @override
+    def enforce(self, namespace: str, limits: Limits) -> Flow[Evictions]:
+        if not self._writes.breaker.is_closed:
+            # Before the uses are taken for nothing, at each hit.
+            self._writes.breaker.raise_if_open()
+        self._upkeep.max_size = limits.max_size
+        with self.pending.writing_touches() as touches:
+            removed = yield from self._writes.flow(evict.apply_limits, namespace, limits, touches)
+        if removed.evicted:
+            # The pages that are free now may be many.
+            self._writer.wake()
+        return removed
+
+    @override
+    def report_eviction(self, max_size: int | None) -> None:
+        if self._has_evicted or max_size is None:
+            return
+        self._has_evicted = True
+        logger.info(
+            "%s: max_size of %s is used up; the least recently used is evicted",
+            self._database,
+            format_size(max_size),
+        )
+
+    @override
+    def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
+        self._queue.cancel(namespace, key)
+        return self._writes.flow(
+            admit.forget, namespace, key, revision=revision, stored_at=stored_at
+        )
+
+    @override
+    def discard(self, found: EntryState) -> Flow[list[str]]:
+        return self._writes.flow(admit.discard, found)
+
+    @override
+    def clear(self, namespace: str) -> Flow[None]:
+        marked_ns = self._database.marked_ns(namespace)
+        yield from self.invalidate_prefix(namespace, "")
+        try:
+            yield from self.invalidated.revalidate(namespace, marked_ns)
+        except CacheError as error:
+            # Then the next reads need not try.
+            raise self._writes.record_failure(error) from error
+
+    @override
+    def begin_write(
+        self, namespace: str, keys: Sequence[str], now_ns: int, begun: list[int]
+    ) -> Flow[None]:
+        for key in keys:
+            self.ranges.remove_key(namespace, key)
+        return self._writes.flow(invalidate.begin_write, namespace, keys, now_ns, begun)
+
+    @override
+    def end_write(
+        self,
+        namespace: str,
+        keys: Sequence[str],
+        responses: Mapping[str, Response],
+        now_ns: int,
+        limits: Limits,
+    ) -> Flow[Evictions]:
+        self._upkeep.max_size = limits.max_size
+        end_write = partial(invalidate.end_write, keep=self._keep)
+        arguments = (namespace, keys, responses, now_ns, limits)
+        if not responses:
+            # Nothing is admitted for which an entry would have to be evicted.
+            return (yield from self._writes.flow(end_write, *arguments, {}))
+        with self.pending.writing_touches() as touches:
+            return (yield from self._writes.flow(end_write, *arguments, touches))
+
+    @override
+    def invalidate_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
+        self.ranges.remove(namespace, prefix)
+        return self._writes.flow(removals.invalidate_prefix, namespace, prefix)
+
+    @override
+    def begin_removal(self, namespace: str, now_ns: int) -> Flow[None]:
+        return self._writes.flow(removals.begin_removal, namespace, now_ns)
+
+    @override
+    def end_removal(self, namespace: str) -> Flow[None]:
+        return self._writes.flow(removals.end_removal, namespace)
