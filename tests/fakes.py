@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -306,6 +306,18 @@ class Gate:
         """As `wait`, for a thread."""
         self._arrived.set_result(None)
         self._opened.result()
+
+
+@asynccontextmanager
+async def stopped_at[T](gate: Gate, call: Awaitable[T]) -> AsyncIterator[asyncio.Future[T]]:
+    """Let the call stop at the gate while the block runs, and end after it."""
+    task = asyncio.ensure_future(call)
+    await gate.reached()
+    try:
+        yield task
+    finally:
+        gate.open()
+    await task
 
 
 class HeldStore(CountingStore):

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.conftest import SIZES, caching
-from tests.fakes import CountingStore, HeldStore, Statements, buffer, open_file, read, restart
+from tests.fakes import (
+    CountingStore,
+    HeldStore,
+    Statements,
+    buffer,
+    open_file,
+    read,
+    restart,
+    stopped_at,
+)
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.inspect import removal
 from zarr_cache.inspect.selection import Selection
@@ -201,12 +210,8 @@ async def test_what_was_being_fetched_when_it_was_cleared_is_not_kept(
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="era5")
     await read(store, "zarr.json")
     store.flush()
-    gate = source.hold_after("get")
-    reading = asyncio.create_task(read(store, "t/c/0"))
-    await gate.reached()
-    result = await asyncio.to_thread(command, "clear", "--yes")
-    gate.open()
-    await reading
+    async with stopped_at(source.hold_after("get"), read(store, "t/c/0")):
+        result = await asyncio.to_thread(command, "clear", "--yes")
     store.flush()
 
     assert result.exit_code == 0
@@ -234,13 +239,9 @@ async def test_what_a_write_has_made_invalid_stays_so_after_an_eviction(
 ) -> None:
     source = HeldStore(caching(path, "era5")._store)
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="era5")
-    gate = source.hold_after("get")
-    reading = asyncio.create_task(read(store, "t/c/0"))
-    await gate.reached()
-    await store.set("t/c/0", buffer(b"new"))
-    store.flush()
-    await asyncio.to_thread(command, "evict", "--namespace", "era5")
-    gate.open()
-    await reading
+    async with stopped_at(source.hold_after("get"), read(store, "t/c/0")):
+        await store.set("t/c/0", buffer(b"new"))
+        store.flush()
+        await asyncio.to_thread(command, "evict", "--namespace", "era5")
 
     assert await read(store, "t/c/0") == b"new"

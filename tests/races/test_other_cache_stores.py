@@ -9,12 +9,21 @@ import pytest
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
-from tests.fakes import CountingStore, FailingStore, Gate, HeldStore, buffer, leave_process, read
+from tests.fakes import (
+    CountingStore,
+    FailingStore,
+    Gate,
+    HeldStore,
+    buffer,
+    leave_process,
+    read,
+    stopped_at,
+)
 from zarr_cache import CacheStore, CacheWarning
 from zarr_cache.core.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from zarr.abc.store import Store
@@ -209,36 +218,6 @@ async def test_a_removal_that_is_cancelled_leaves_nothing_for_the_next_process()
     assert [await read(after, key) for key in ("a/0", "a/1")] == [None, None]
 
 
-async def test_what_could_not_be_deleted_is_deleted_with_the_next() -> None:
-    source = CountingStore(MemoryStore({"a": buffer(OLD), "b": buffer(OLD)}))
-    held = MemoryStore()
-    kept = FailingStore(held)
-    store = CacheStore(source, cache_store=kept, namespace="source")
-    assert [await read(store, key) for key in "ab"] == [OLD, OLD]
-    kept.fail("delete")
-    with pytest.warns(CacheWarning, match="failed, as the test asked"):
-        await store.delete("a")
-
-    await store.delete("b")
-
-    assert lengths(held) == 0
-    assert await read(next_process(store, source, held), "a") is None
-
-
-async def test_what_could_not_be_written_for_certain_does_not_stay() -> None:
-    source = CountingStore(MemoryStore({"a": buffer(OLD), "b": buffer(OLD)}))
-    held = MemoryStore()
-    kept = FailingStore(held)
-    store = CacheStore(source, cache_store=kept, namespace="source")
-    kept.fail("set", is_done_first=True)
-    with pytest.warns(CacheWarning, match="failed, as the test asked"):
-        assert await read(store, "a") == OLD
-
-    assert await read(store, "b") == OLD
-
-    assert store.cache_info()["file_size"] == lengths(held) == len(OLD)
-
-
 # Two CacheStores over one other store
 
 
@@ -260,29 +239,18 @@ def two(source: Store, make_kept: Callable[[], Store]) -> tuple[CacheStore, Cach
     return one, other
 
 
+@pytest.mark.parametrize("byte_range", [None, RangeByteRequest(0, 3)], ids=["value", "range"])
 async def test_what_was_cached_before_a_write_of_the_other_is_not_read_after_it(
-    make_kept: Callable[[], Store],
+    byte_range: RangeByteRequest | None, make_kept: Callable[[], Store]
 ) -> None:
     one, other = two(CountingStore(source_of(OLD)), make_kept)
-    before = [await read(one, "k"), await read(one, "k", RangeByteRequest(0, 3))]
+    before = await read(one, "k", byte_range)
 
     await other.set("k", buffer(NEW))
 
-    assert before == [OLD, OLD[:3]]
+    assert before == (OLD[:3] if byte_range else OLD)
     assert await read(one, "k", RangeByteRequest(0, 3)) == NEW[:3]
     assert await read(one, "k") == NEW
-
-
-async def test_a_range_that_was_cached_before_a_write_of_the_other_is_not_read_after_it(
-    make_kept: Callable[[], Store],
-) -> None:
-    one, other = two(CountingStore(source_of(OLD)), make_kept)
-    before = await read(one, "k", RangeByteRequest(0, 3))
-
-    await other.set("k", buffer(NEW))
-
-    assert before == OLD[:3]
-    assert await read(one, "k", RangeByteRequest(0, 3)) == NEW[:3]
 
 
 async def test_what_the_other_deleted_is_not_read(make_kept: Callable[[], Store]) -> None:
@@ -356,34 +324,13 @@ async def test_a_write_to_one_source_leaves_what_is_cached_of_the_other() -> Non
     assert one.cache_stats()["hits"] == 1
 
 
-async def test_a_value_that_is_being_written_stays_when_the_key_of_another_source_is_deleted() -> (
-    None
-):
-    kept = HeldStore(MemoryStore())
-    one, other = two_sources(kept)
-    await other.delete("k")
-    gate = kept.hold_after("set")
-    reading = asyncio.create_task(read(one, "k"))
-    await gate.reached()
-
-    await other.clear_cache()
-    gate.open()
-    await reading
-
-    assert await read(one, "k") == OLD
-    assert one.cache_stats()["hits"] == 1
-
-
 async def test_a_value_that_another_source_replaces_while_it_is_read_is_a_miss() -> None:
     held = MemoryStore()
     kept = HeldStore(held)
     one, other = two_sources(kept)
     await read(one, "k")
-    gate = kept.hold_before("get")
-    reading = asyncio.create_task(read(one, "k"))
-    await gate.reached()
-    assert await read(other, "k") == NEW
-    gate.open()
+    async with stopped_at(kept.hold_before("get"), read(one, "k")) as reading:
+        assert await read(other, "k") == NEW
 
     assert await reading == OLD
     assert one.cache_stats()["damaged"] == 0
@@ -432,37 +379,28 @@ async def assert_other_has_its_values(one: CacheStore, other: CacheStore, kept: 
         assert store.cache_stats()["faults"] == store.cache_stats()["damaged"] == 0
 
 
-async def test_all_keys_of_a_source_are_deleted_twice_and_those_of_another_stay(
-    kept_in_files: Store,
-) -> None:
-    one, other = await with_values_of_other(kept_in_files)
-
+async def delete_all(one: CacheStore) -> None:
     await one.clear()
     await one.clear_cache()
 
-    await assert_other_has_its_values(one, other, kept_in_files)
+
+async def delete_folders(one: CacheStore) -> None:
+    for folder in ("a/b/", "a/", "a"):
+        await one.delete_dir(folder)
 
 
-async def test_a_folder_of_a_source_is_deleted_after_one_in_it_and_that_of_another_stays(
-    kept_in_files: Store,
+async def delete_keys_named_as_folders(one: CacheStore) -> None:
+    for key in ("a", "a/b", ""):
+        await one.delete(key)
+
+
+@pytest.mark.parametrize("delete", [delete_all, delete_folders, delete_keys_named_as_folders])
+async def test_what_is_deleted_of_one_source_stays_of_another(
+    delete: Callable[[CacheStore], Awaitable[None]], kept_in_files: Store
 ) -> None:
     one, other = await with_values_of_other(kept_in_files)
 
-    await one.delete_dir("a/b/")
-    await one.delete_dir("a/")
-    await one.delete_dir("a")
-
-    await assert_other_has_its_values(one, other, kept_in_files)
-
-
-async def test_a_key_is_deleted_and_the_folder_of_that_name_of_another_source_stays(
-    kept_in_files: Store,
-) -> None:
-    one, other = await with_values_of_other(kept_in_files)
-
-    await one.delete("a")
-    await one.delete("a/b")
-    await one.delete("")
+    await delete(one)
 
     await assert_other_has_its_values(one, other, kept_in_files)
 

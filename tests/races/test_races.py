@@ -24,7 +24,6 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 from tests.fakes import (
     PROTOTYPE,
     STRESS,
-    AsyncOnlyStore,
     CancelledAt,
     CountingStore,
     DetachedStore,
@@ -39,6 +38,7 @@ from tests.fakes import (
     leave_process,
     open_file,
     read,
+    stopped_at,
     writers,
 )
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
@@ -198,6 +198,13 @@ WRITING = (
 )
 
 
+at_first = pytest.mark.parametrize("at_first", [{KEY: OLD}, {}], ids=["a value", "no value"])
+
+
+def source_of(values: dict[str, bytes]) -> MemoryStore:
+    return MemoryStore({key: buffer(value) for key, value in values.items()})
+
+
 def same(store: CacheStore, _: Callable[[], CacheStore]) -> CacheStore:
     return store
 
@@ -247,71 +254,50 @@ async def read_pieces(store: Store) -> bytes | None:
 METHODS: dict[object, str] = {read_part: "get", read_pieces: "get_ranges"}
 
 
-@of_each_writer
+@at_first
+@pytest.mark.parametrize("writer_of", [same, other_process])
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize(("slow_read", "method"), READS)
-async def test_a_slow_read_does_not_put_the_old_value_back(
+async def test_a_slow_read_does_not_put_the_old_response_back(
     slow_read: Callable[[Store], Awaitable[None]],
     method: str,
     write: Callable[[Store], Awaitable[None]],
     writer_of: Callable[..., CacheStore],
+    at_first: dict[str, bytes],
     path: Path,
 ) -> None:
-    source = HeldStore(memory())
-    reader = cached(source, path)
-    writer = writer_of(reader, lambda: cached(source, path))
-    gate = source.hold_after(method)
-    slow = asyncio.ensure_future(slow_read(reader))
-    await gate.reached()
-    await write(writer)
-    gate.open()
-    await slow
-
-    truth = await all_reads(source._store)
-    assert await all_reads(reader) == truth
-    assert await all_reads(writer.with_read_only(read_only=True)) == truth
-    assert await all_reads(reader.with_read_only(read_only=True)) == truth
-
-
-@of_each_writer
-@pytest.mark.parametrize("write", [set_, set_sync, set_many, set_anew])
-@pytest.mark.parametrize(("slow_read", "method"), READS)
-async def test_a_slow_read_does_not_put_an_absence_back(
-    slow_read: Callable[[Store], Awaitable[None]],
-    method: str,
-    write: Callable[[Store], Awaitable[None]],
-    writer_of: Callable[..., CacheStore],
-    path: Path,
-) -> None:
-    source = HeldStore(MemoryStore())
+    source = HeldStore(source_of(at_first))
     store = cached(source, path)
     reader = store.with_read_only(read_only=True)
     writer = writer_of(store, lambda: cached(source, path))
-    gate = source.hold_after(method)
-    slow = asyncio.ensure_future(slow_read(reader))
-    await gate.reached()
-    await write(writer)
-    gate.open()
-    await slow
+    async with stopped_at(source.hold_after(method), slow_read(reader)):
+        await write(writer)
 
     truth = await all_reads(source._store)
-    assert await all_reads(reader) == truth
+    assert await all_reads(store) == truth
     assert await all_reads(writer.with_read_only(read_only=True)) == truth
+    assert await all_reads(reader) == truth
 
 
+@at_first
 @of_each_writer
 @pytest.mark.parametrize("write", WRITES)
 async def test_what_was_cached_before_a_write_is_not_read_after_it(
-    write: Callable[[Store], Awaitable[None]], writer_of: Callable[..., CacheStore], path: Path
+    write: Callable[[Store], Awaitable[None]],
+    writer_of: Callable[..., CacheStore],
+    at_first: dict[str, bytes],
+    path: Path,
 ) -> None:
-    source = CountingStore(memory())
-    reader = cached(source, path)
-    writer = writer_of(reader, lambda: cached(source, path))
+    source = CountingStore(source_of(at_first))
+    store = cached(source, path)
+    reader = store.with_read_only(read_only=True)
+    writer = writer_of(store, lambda: cached(source, path))
+    expected = await all_reads(source._store)
     before = await all_reads(reader)
 
     await write(writer)
 
-    assert before == [OLD[:3], OLD[-3:], OLD[1:], True, OLD]
+    assert before == expected
     assert await all_reads(reader) == await all_reads(source._store)
 
 
@@ -324,13 +310,10 @@ async def test_a_read_that_began_after_a_write_does_not_get_what_was_requested_b
 ) -> None:
     source = HeldStore(memory())
     store = make(source, cache_set_data=False)
-    gate = source.hold_after(METHODS[ask])
-    slow = asyncio.ensure_future(ask(store))
-    await gate.reached()
-    await write(store)
-    async with asyncio.timeout(30):
-        after = await ask(store)
-    gate.open()
+    async with stopped_at(source.hold_after(METHODS[ask]), ask(store)) as slow:
+        await write(store)
+        async with asyncio.timeout(30):
+            after = await ask(store)
 
     assert await slow == OLD[:3]
     assert after == await ask(source._store)
@@ -378,60 +361,16 @@ async def test_nothing_is_cached_of_a_source_while_one_of_two_removals_is_in_fli
     source = HeldStore(memory(other=OLD))
     one = cached(source, path)
     other = writer_of(one, lambda: cached(source, path))
-    gate = source.hold_before("delete_dir")
-    slow = asyncio.ensure_future(one.delete_dir("a"))
-    await gate.reached()
-    await other.clear()
-    await source._store.set(KEY, buffer(OLD))
-    during = await read(other, KEY)
-    other.flush()
-    kept = cached_keys(path)
-    gate.open()
-    await slow
+    async with stopped_at(source.hold_before("delete_dir"), one.delete_dir("a")):
+        await other.clear()
+        await source._store.set(KEY, buffer(OLD))
+        during = await read(other, KEY)
+        other.flush()
+        kept = cached_keys(path)
 
     assert during == OLD
     assert kept == set()
     assert await read(other, KEY) is None
-
-
-@of_each_writer
-async def test_nothing_is_cached_of_a_key_while_one_of_two_writes_of_it_is_in_flight(
-    writer_of: Callable[..., CacheStore], path: Path
-) -> None:
-    source = HeldStore(memory())
-    one = cached(source, path)
-    other = writer_of(one, lambda: cached(source, path))
-    gate = source.hold_before("set")
-    slow = asyncio.ensure_future(one.set(KEY, buffer(b"slow")))
-    await gate.reached()
-    await other.set(KEY, buffer(b"quick"))
-    kept = [cached_keys(path)]
-    during = await read(other, KEY)
-    other.flush()
-    kept.append(cached_keys(path))
-    gate.open()
-    await slow
-
-    # The slow one may never end, and come to the source all the same.
-    assert kept == [set(), set()]
-    assert during == b"quick"
-    assert await read(other, KEY) == b"slow"
-
-
-@of_each_writer
-async def test_an_absence_served_before_a_write_is_not_after_it(
-    writer_of: Callable[..., CacheStore], path: Path
-) -> None:
-    source = CountingStore(MemoryStore())
-    store = cached(source, path)
-    reader = store.with_read_only(read_only=True)
-    writer = writer_of(store, lambda: cached(source, path))
-    before = await all_reads(reader)
-
-    await writer.set(KEY, buffer(NEW))
-
-    assert before == [None, None, None, False, None]
-    assert await all_reads(reader) == await all_reads(source._store)
 
 
 @of_each_writer
@@ -441,12 +380,8 @@ async def test_what_is_read_during_a_write_is_not_served_after_it(
     source = HeldStore(memory())
     reader = cached(source, path)
     writer = writer_of(reader, lambda: cached(source, path))
-    gate = source.hold_before("set")
-    write = asyncio.ensure_future(set_(writer))
-    await gate.reached()
-    during = await all_reads(reader)
-    gate.open()
-    await write
+    async with stopped_at(source.hold_before("set"), set_(writer)):
+        during = await all_reads(reader)
 
     assert during[-1] == OLD
     assert await all_reads(reader) == await all_reads(source._store)
@@ -454,20 +389,21 @@ async def test_what_is_read_during_a_write_is_not_served_after_it(
 
 @of_each_writer
 @pytest.mark.parametrize("hold", [HeldStore.hold_before, HeldStore.hold_after])
-async def test_after_two_writes_at_once_the_value_of_the_source_is_read(
+async def test_nothing_is_cached_of_a_key_while_one_of_two_writes_of_it_is_in_flight(
     hold: Callable[..., Any], writer_of: Callable[..., CacheStore], path: Path
 ) -> None:
     source = HeldStore(memory())
     one = cached(source, path)
     other = writer_of(one, lambda: cached(source, path))
-    gate = hold(source, "set")
-    slow = asyncio.ensure_future(one.set(KEY, buffer(b"slow")))
-    await gate.reached()
-    await other.set(KEY, buffer(b"quick"))
-    during = [await read(one, KEY), await read(other, KEY)]
-    gate.open()
-    await slow
+    async with stopped_at(hold(source, "set"), one.set(KEY, buffer(b"slow"))):
+        await other.set(KEY, buffer(b"quick"))
+        kept = [cached_keys(path)]
+        during = [await read(one, KEY), await read(other, KEY)]
+        other.flush()
+        kept.append(cached_keys(path))
 
+    # The slow one may never end, and come to the source all the same.
+    assert kept == [set(), set()]
     assert during == [b"quick", b"quick"]
     assert await read(one, KEY) == await read(other, KEY) == everything(source)[KEY]
 
@@ -475,16 +411,19 @@ async def test_after_two_writes_at_once_the_value_of_the_source_is_read(
 # One fetch
 
 
-async def test_tasks_that_miss_at_once_make_one_request(make: Maker) -> None:
+@pytest.mark.parametrize("byte_range", [None, RangeByteRequest(0, 3)], ids=["value", "range"])
+async def test_tasks_that_miss_at_once_make_one_request(
+    byte_range: RangeByteRequest | None, make: Maker
+) -> None:
     source = HeldStore(memory())
     store = make(source)
     gate = source.hold_after("get")
-    reads = [asyncio.ensure_future(read(store, KEY)) for _ in range(16)]
+    reads = [asyncio.ensure_future(read(store, KEY, byte_range)) for _ in range(16)]
     await gate.reached()
     await turns()
     gate.open()
 
-    assert await asyncio.gather(*reads) == [OLD] * 16
+    assert await asyncio.gather(*reads) == [OLD[:3] if byte_range else OLD] * 16
     assert source.requests == {"get": 1}
 
 
@@ -493,13 +432,10 @@ async def test_a_write_to_another_key_between_two_misses_makes_no_second_request
 ) -> None:
     source = HeldStore(memory())
     store = make(source)
-    gate = source.hold_after("get")
-    one = asyncio.ensure_future(read(store, KEY))
-    await gate.reached()
-    await store.set("other", buffer(NEW))
-    other = asyncio.ensure_future(read(store, KEY))
-    await turns()
-    gate.open()
+    async with stopped_at(source.hold_after("get"), read(store, KEY)) as one:
+        await store.set("other", buffer(NEW))
+        other = asyncio.ensure_future(read(store, KEY))
+        await turns()
 
     assert [await one, await other] == [OLD, OLD]
     assert source.requests == {"get": 1, "set": 1}
@@ -515,19 +451,6 @@ async def test_a_hit_cannot_be_changed_by_its_reader(make: Maker) -> None:
     assert hit is not None
     with pytest.raises(ValueError, match="read-only"):
         hit.as_numpy_array()[0] = 0
-
-
-async def test_tasks_that_miss_the_same_range_at_once_make_one_request(make: Maker) -> None:
-    source = HeldStore(memory())
-    store = make(source)
-    gate = source.hold_after("get")
-    reads = [asyncio.ensure_future(read(store, KEY, RangeByteRequest(0, 3))) for _ in range(16)]
-    await gate.reached()
-    await turns()
-    gate.open()
-
-    assert await asyncio.gather(*reads) == [OLD[:3]] * 16
-    assert source.requests == {"get": 1}
 
 
 class EndsEarly(MemoryStore):
@@ -593,43 +516,42 @@ def test_threads_that_miss_at_once_make_one_request(kind: type[CountingStore], p
     assert source.keys == keys
 
 
-def test_threads_that_wait_for_a_slow_source_make_one_request(path: Path) -> None:
+def by_the_sync_surface(store: CacheStore) -> bytes | None:
+    found = store.get_sync(KEY)
+    return None if found is None else found.to_bytes()
+
+
+def in_an_event_loop(store: CacheStore) -> bytes | None:
+    return asyncio.run(read(store, KEY))
+
+
+@pytest.mark.parametrize(
+    ("way", "method"), [(by_the_sync_surface, "get_sync"), (in_an_event_loop, "get")]
+)
+def test_threads_that_wait_for_a_slow_source_make_one_request(
+    way: Callable[[CacheStore], bytes | None], method: str, path: Path
+) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
-    gate = source.hold_after("get_sync")
-    with ThreadPoolExecutor(16) as threads:
-        reads = [threads.submit(store.get_sync, KEY) for _ in range(16)]
+    gate = source.hold_after(method)
+    with ThreadPoolExecutor(8) as threads:
+        reads = [threads.submit(way, store) for _ in range(8)]
         gate.wait_until_reached()
         gate.open()
         responses = [each.result() for each in reads]
 
-    assert [response.to_bytes() for response in responses if response] == [OLD] * 16
-    assert source.requests == {"get_sync": 1}
-
-
-def test_event_loops_that_miss_at_once_make_one_request(path: Path) -> None:
-    source = HeldStore(memory())
-    store = cached(source, path)
-    gate = source.hold_after("get")
-    with ThreadPoolExecutor(2) as threads:
-        reads = [threads.submit(asyncio.run, read(store, KEY)) for _ in range(2)]
-        gate.wait_until_reached()
-        gate.open()
-        responses = [each.result() for each in reads]
-
-    assert responses == [OLD, OLD]
-    assert source.requests == {"get": 1}
+    assert responses == [OLD] * 8
+    assert source.requests == {method: 1}
 
 
 async def test_a_task_waits_for_what_a_thread_fetches(path: Path) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
-    gate = source.hold_after("get_sync")
-    leader = asyncio.create_task(asyncio.to_thread(store.get_sync, KEY))
-    await gate.reached()
-    follower = asyncio.create_task(read(store, KEY))
-    await turns()
-    gate.open()
+    async with stopped_at(
+        source.hold_after("get_sync"), asyncio.to_thread(store.get_sync, KEY)
+    ) as leader:
+        follower = asyncio.create_task(read(store, KEY))
+        await turns()
 
     assert await leader == buffer(OLD)
     assert await follower == OLD
@@ -639,13 +561,8 @@ async def test_a_task_waits_for_what_a_thread_fetches(path: Path) -> None:
 async def test_a_thread_does_not_wait_for_what_a_task_fetches(path: Path) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
-    gate = source.hold_after("get")
-    leader = asyncio.create_task(read(store, KEY))
-    await gate.reached()
-
-    assert await asyncio.to_thread(store.get_sync, KEY) == buffer(OLD)
-
-    gate.open()
+    async with stopped_at(source.hold_after("get"), read(store, KEY)) as leader:
+        assert await asyncio.to_thread(store.get_sync, KEY) == buffer(OLD)
     assert await leader == OLD
     assert source.requests == {"get": 1, "get_sync": 1}
 
@@ -655,11 +572,8 @@ async def test_a_sync_read_on_the_event_loop_of_its_leader_does_not_wait_for_it(
 ) -> None:
     source = HeldStore(memory())
     store = make(source)
-    gate = source.hold_after("get")
-    leader = asyncio.ensure_future(read(store, KEY))
-    await gate.reached()
-    response = store.get_sync(KEY)
-    gate.open()
+    async with stopped_at(source.hold_after("get"), read(store, KEY)) as leader:
+        response = store.get_sync(KEY)
 
     assert response is not None
     assert response.to_bytes() == await leader == OLD
@@ -674,18 +588,15 @@ async def test_threads_that_an_event_loop_needs_do_not_all_wait_for_it(
     store = cached(source, path)
     await store.exists("other")
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
-    gate = source.hold_before("get")
-    leader = asyncio.ensure_future(read(store, KEY))
-    await gate.reached()
+    async with stopped_at(source.hold_before("get"), read(store, KEY)) as leader:
 
-    async def batch() -> Buffer | None:
-        # What zarr's fused pipeline does with a batch of chunks.
-        assert _store_supports_sync_io(store)
-        return await asyncio.to_thread(store.get_sync, KEY)
+        async def batch() -> Buffer | None:
+            # What zarr's fused pipeline does with a batch of chunks.
+            assert _store_supports_sync_io(store)
+            return await asyncio.to_thread(store.get_sync, KEY)
 
-    batches = [asyncio.ensure_future(batch()) for _ in range(2)]
-    await asyncio.wait(batches, return_when=asyncio.FIRST_COMPLETED)
-    gate.open()
+        batches = [asyncio.ensure_future(batch()) for _ in range(2)]
+        await asyncio.wait(batches, return_when=asyncio.FIRST_COMPLETED)
 
     assert await asyncio.gather(*batches) == [buffer(OLD)] * 2
     assert await leader == OLD
@@ -694,13 +605,10 @@ async def test_threads_that_an_event_loop_needs_do_not_all_wait_for_it(
 async def test_a_sync_read_on_an_event_loop_does_not_wait_for_a_thread(path: Path) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
-    gate = source.hold_after("get_sync")
-    leader = asyncio.create_task(asyncio.to_thread(store.get_sync, KEY))
-    await gate.reached()
-
-    assert store.get_sync(KEY) == buffer(OLD)
-
-    gate.open()
+    async with stopped_at(
+        source.hold_after("get_sync"), asyncio.to_thread(store.get_sync, KEY)
+    ) as leader:
+        assert store.get_sync(KEY) == buffer(OLD)
     assert await leader == buffer(OLD)
 
 
@@ -740,23 +648,6 @@ async def test_the_follower_of_a_failed_leader_gets_its_value(make: Maker) -> No
     assert await follower == OLD
     assert await read(store, KEY) == OLD
     assert source.requests == {"get": 2}
-
-
-async def test_the_followers_of_a_cancelled_leader_get_their_value(make: Maker) -> None:
-    source = HeldStore(memory())
-    store = make(source)
-    first = source.hold_before("get")
-    second = source.hold_before("get")
-    leader = asyncio.ensure_future(read(store, KEY))
-    await first.reached()
-    followers = [asyncio.ensure_future(read(store, KEY)) for _ in range(3)]
-    await turns()
-    leader.cancel()
-    await second.reached()
-    second.open()
-
-    assert await asyncio.gather(*followers) == [OLD] * 3
-    assert leader.cancelled() or leader.cancelling()
 
 
 async def test_a_cancelled_follower_does_not_cancel_its_leader(make: Maker) -> None:
@@ -820,20 +711,6 @@ async def test_after_a_write_that_failed_the_value_of_the_source_is_read(
     assert {key: await read(store, key) for key in (KEY, "other")} == {
         key: held.get(key) for key in (KEY, "other")
     }
-
-
-async def test_after_set_many_that_failed_in_part_the_value_of_the_source_is_read(
-    make: Maker,
-) -> None:
-    source = FailingStore(memory(other=OLD, third=OLD))
-    store = make(source)
-    keys = (KEY, "other", "third")
-    assert [await read(store, key) for key in keys] == [OLD] * 3
-    source.fail("_set_many", at=2)
-    with pytest.raises(OSError, match="failed, as the test asked"):
-        await store._set_many([(key, buffer(NEW)) for key in keys])
-
-    assert [await read(store, key) for key in keys] == [NEW, OLD, OLD]
 
 
 @pytest.mark.parametrize(
@@ -982,39 +859,33 @@ async def test_a_write_that_fails_after_more_than_an_hour_leaves_nothing_old(
 async def test_a_folder_whose_removal_was_killed_is_not_served_as_it_was(path: Path) -> None:
     source = HeldStore(memory())
     killed = cached(source, path)
-    gate = source.hold_before("delete_dir")
-    removal = asyncio.ensure_future(killed.delete_dir("a"))
-    await gate.reached()
-    leave_process(killed)
-    store = cached(source, path)
-    before = [await read(store, KEY), await read(store, KEY, RangeByteRequest(0, 3))]
-    # The source has done it when the process dies.
-    await source._store.delete_dir("a")
-    after = [await read(store, KEY), await read(store, KEY, RangeByteRequest(0, 3))]
-    gate.open()
-    await removal
+    async with stopped_at(source.hold_before("delete_dir"), killed.delete_dir("a")):
+        leave_process(killed)
+        store = cached(source, path)
+        before = [await read(store, KEY), await read(store, KEY, RangeByteRequest(0, 3))]
+        # The source has done it when the process dies.
+        await source._store.delete_dir("a")
+        after = [await read(store, KEY), await read(store, KEY, RangeByteRequest(0, 3))]
 
     assert before == [OLD, OLD[:3]]
     assert after == [None, None]
 
 
-async def test_a_folder_whose_remover_was_killed_a_day_ago_is_cached_again(
-    path: Path, held_time: HeldTime
+@pytest.mark.parametrize(("write", "method"), [(set_, "set"), (delete_dir, "delete_dir")])
+async def test_a_key_whose_writer_was_killed_a_day_ago_is_cached_again(
+    write: Callable[[Store], Awaitable[None]], method: str, path: Path, held_time: HeldTime
 ) -> None:
     source = HeldStore(memory())
     killed = cached(source, path)
-    gate = source.hold_before("delete_dir")
-    removal = asyncio.ensure_future(killed.delete_dir("a"))
-    await gate.reached()
-    leave_process(killed)
-    held_time.reboot(seconds=24 * 3600)
-    store = cached(source, path)
-    await read(store, KEY)
-    source.reset()
-    response = await read(store, KEY)
-    requests = dict(source.requests)
-    gate.open()
-    await removal
+    # What stands for the killed process ends after all, so that the test leaves nothing behind.
+    async with stopped_at(source.hold_before(method), write(killed)):
+        leave_process(killed)
+        held_time.reboot(seconds=24 * 3600)
+        store = cached(source, path)
+        await read(store, KEY)
+        source.reset()
+        response = await read(store, KEY)
+        requests = dict(source.requests)
 
     assert response == OLD
     assert requests == {}
@@ -1025,14 +896,10 @@ async def test_what_is_cached_beside_a_folder_that_is_being_removed_is_read(make
     store = make(source)
     await read(store, "other")
     store.flush()
-    gate = source.hold_before("delete_dir")
-    removal = asyncio.ensure_future(store.delete_dir("a"))
-    await gate.reached()
-    source.reset()
-    response = await read(store, "other")
-    requests = dict(source.requests)
-    gate.open()
-    await removal
+    async with stopped_at(source.hold_before("delete_dir"), store.delete_dir("a")):
+        source.reset()
+        response = await read(store, "other")
+        requests = dict(source.requests)
 
     assert response == OLD
     assert requests == {}
@@ -1043,12 +910,8 @@ async def test_a_value_that_was_removed_before_its_write_has_ended_is_not_cached
 ) -> None:
     source = HeldStore(memory())
     store = make(source)
-    gate = source.hold_after("set")
-    write = asyncio.ensure_future(set_(store))
-    await gate.reached()
-    await store.delete_dir("a")
-    gate.open()
-    await write
+    async with stopped_at(source.hold_after("set"), set_(store)):
+        await store.delete_dir("a")
 
     assert await read(store, KEY) is everything(source).get(KEY) is None
 
@@ -1058,15 +921,11 @@ async def test_a_write_into_a_folder_that_is_being_removed_is_for_the_source_to_
 ) -> None:
     source = HeldStore(memory())
     store = make(source)
-    gate = source.hold_before("delete_dir")
-    removal = asyncio.ensure_future(store.delete_dir("a"))
-    await gate.reached()
-    await store.set(KEY, buffer(NEW))
-    source.reset()
-    during = await read(store, KEY)
-    requests = source.requests.total()
-    gate.open()
-    await removal
+    async with stopped_at(source.hold_before("delete_dir"), store.delete_dir("a")):
+        await store.set(KEY, buffer(NEW))
+        source.reset()
+        during = await read(store, KEY)
+        requests = source.requests.total()
 
     assert during == NEW
     assert requests == 1
@@ -1084,29 +943,6 @@ async def test_a_key_with_the_name_of_a_folder_that_was_removed_is_gone_as_well(
     assert await read(store, "a") is None
 
 
-async def test_a_key_whose_writer_was_killed_a_day_ago_is_cached_again(
-    path: Path, held_time: HeldTime
-) -> None:
-    source = HeldStore(memory())
-    killed = cached(source, path)
-    gate = source.hold_after("set")
-    write = asyncio.ensure_future(set_(killed))
-    await gate.reached()
-    leave_process(killed)
-    held_time.reboot(seconds=24 * 3600)
-    store = cached(source, path)
-    await store.set(KEY, buffer(b"last"))
-    source.reset()
-    response = await read(store, KEY)
-    requests = dict(source.requests)
-    # What stands for the killed process ends only now, so that the test leaves nothing behind.
-    gate.open()
-    await write
-
-    assert response == b"last"
-    assert requests == {}
-
-
 # clear_cache() and close() meanwhile
 
 
@@ -1115,11 +951,8 @@ async def test_what_is_fetched_while_the_cache_is_cleared_is_returned_and_not_ca
 ) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
-    gate = source.hold_after("get")
-    slow = asyncio.ensure_future(read(store, KEY))
-    await gate.reached()
-    await store.clear_cache()
-    gate.open()
+    async with stopped_at(source.hold_after("get"), read(store, KEY)) as slow:
+        await store.clear_cache()
 
     assert await slow == OLD
     assert cached_keys(path) == set()
@@ -1131,12 +964,8 @@ async def test_a_read_that_is_in_flight_at_close_returns_its_value(
 ) -> None:
     source = HeldStore(memory())
     store = make(source)
-    gate = source.hold_after(method)
-    slow = asyncio.ensure_future(slow_read(store))
-    await gate.reached()
-    store.close()
-    gate.open()
-    await slow
+    async with stopped_at(source.hold_after(method), slow_read(store)):
+        store.close()
 
     assert await read(store, KEY) == OLD
 
@@ -1144,12 +973,8 @@ async def test_a_read_that_is_in_flight_at_close_returns_its_value(
 async def test_a_write_that_is_in_flight_at_close_is_done(path: Path) -> None:
     source = HeldStore(memory())
     store = cached(source, path)
-    gate = source.hold_after("set")
-    slow = asyncio.ensure_future(set_(store))
-    await gate.reached()
-    store.close()
-    gate.open()
-    await slow
+    async with stopped_at(source.hold_after("set"), set_(store)):
+        store.close()
 
     assert await read(store, KEY) == NEW
     assert writers(path) == 0
