@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import PROTOTYPE, CountingStore, buffer, file_cache, read
@@ -57,10 +58,31 @@ async def read_sync(store: Any, key: str, byte_range: ByteRequest | None = None)
 
 SURFACES: dict[str, Read] = {"async": read, "sync": read_sync}
 
+each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+
 
 async def read_all(surface: Read, store: Store, keys: Iterable[str] = KEYS) -> dict[str, Any]:
     """What the store answers, by key."""
     return {key: await surface(store, key) for key in keys}
+
+
+async def filled_cache(
+    path: Path, surface: Read = read, keys: Iterable[str] = KEYS
+) -> tuple[CountingStore, CacheStore]:
+    """A source, and a cache of it that holds the values of the keys."""
+    source = new_source()
+    store = new_cache(source, path)
+    await read_all(surface, store, keys)
+    drain(store)
+    return source, store
+
+
+async def write_some(store: Any) -> dict[str, Any]:
+    """Write through both surfaces and delete a key; what the source holds then."""
+    await store.set(KEYS[0], buffer(b"written"))
+    store.set_sync(KEYS[1], buffer(b"written"))
+    await store.delete(KEYS[2])
+    return VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
 
 
 async def read_until_kept(surface: Read, store: CacheStore) -> list[dict[str, Any]]:

@@ -11,15 +11,17 @@ import pytest
 from tests.fakes import PROTOTYPE, buffer, cached_bytes, is_cache_file, open_file, restart
 from tests.fault.children import run_child
 from tests.fault.sources import (
-    KEYS,
     LONGEST_SECONDS,
     SURFACES,
     VALUES,
     drain,
+    each_surface,
+    filled_cache,
     new_cache,
     new_source,
     read_all,
     told,
+    write_some,
 )
 from zarr_cache import SqliteStore
 from zarr_cache.core.errors import FileDamagedError
@@ -110,15 +112,12 @@ DAMAGES = [
     cut_in_half,
     every_index_page_of_another_kind,
 ]
-
-each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
 each_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 
 
 async def kept_file(path: Path) -> None:
     """Make a file that holds all values, and that nobody has open."""
-    store = new_cache(new_source(), path)
-    await read_all(SURFACES["async"], store)
+    _, store = await filled_cache(path)
     restart(store)
 
 
@@ -205,13 +204,10 @@ async def test_a_write_reaches_the_source_and_is_never_followed_by_what_was_befo
     damage(path)
     source = new_source()
     store = new_cache(source, path)
-    await store.set(KEYS[0], buffer(b"written"))
-    store.set_sync(KEYS[1], buffer(b"written"))
-    await store.delete(KEYS[2])
+    expected = await write_some(store)
     found = [await read_all(surface, store) for surface in SURFACES.values()]
     in_source = await read_all(SURFACES["async"], source)
 
-    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
     assert in_source == expected
     assert found == [expected] * 2
     assert len(told(warned)) <= 1, told(warned)
@@ -278,8 +274,7 @@ async def test_a_total_that_tells_of_nothing_stored_is_not_believed(
     await kept_file(path)
     with open_file(path) as db:
         db.executescript(statement)
-    store = new_cache(new_source(), path)
-    await read_all(SURFACES["async"], store)
+    _, store = await filled_cache(path)
     restart(store)
     others = others_in(tmp_path)
     list(SqliteStore(path).verify(repair=True))

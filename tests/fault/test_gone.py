@@ -18,9 +18,10 @@ from tests.fakes import (
 from tests.fault.sources import (
     KEYS,
     LONGEST_SECONDS,
-    SURFACES,
     VALUES,
     drain,
+    each_surface,
+    filled_cache,
     new_cache,
     new_source,
     read_all,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from tests.fakes import HeldTime
     from tests.fault.sources import Read
 
-pytestmark = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+pytestmark = each_surface
 
 THEIRS = b"a,b\n1,2\n" * 10_000
 
@@ -87,10 +88,7 @@ def path(tmp_path: Path) -> Path:
 async def test_a_file_that_is_gone_is_begun_anew(
     path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     go(path)
     source.reset()
     first = await read_all(surface, store)
@@ -109,10 +107,7 @@ async def test_a_file_that_is_gone_is_begun_anew(
 async def test_no_file_is_begun_for_what_was_still_to_be_written(
     path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    _, store = await filled_cache(path, surface)
     # Uses and counts wait.
     await read_all(surface, store)
     go(path)
@@ -129,9 +124,7 @@ async def test_no_file_is_begun_for_what_was_still_to_be_written(
 async def test_a_write_is_never_followed_by_what_was_before_it(
     path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
-    store = new_cache(new_source(), path)
-    await read_all(surface, store)
-    drain(store)
+    _, store = await filled_cache(path, surface)
     go(path)
     await store.set(KEYS[0], buffer(b"written"))
     found = [await surface(store, KEYS[0]) for _ in range(3)]
@@ -168,10 +161,7 @@ async def test_another_cache_file_in_its_place_is_used_as_it_is(
 async def test_a_foreign_file_in_its_place_is_left_as_it_is(
     path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    _, store = await filled_cache(path, surface)
     replaced_by_theirs(path)
     found = []
     for _ in range(3):
@@ -188,10 +178,7 @@ async def test_a_foreign_file_in_its_place_is_left_as_it_is(
 async def test_two_processes_that_lose_their_file_go_on_with_the_same_one(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     leave_process(store)
     other = new_cache(source, path)
     await read_all(surface, other)
@@ -209,10 +196,7 @@ async def test_two_processes_that_lose_their_file_go_on_with_the_same_one(
 async def test_a_write_after_the_log_alone_was_deleted_is_kept(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     wal_of(path)[0].unlink()
     await store.set(KEYS[0], buffer(b"written"))
     found = await surface(store, KEYS[0])

@@ -13,11 +13,10 @@ from tests.fakes import buffer, is_cache_file, leave_process, restart
 from tests.fault.sources import (
     KEYS,
     LONGEST_SECONDS,
-    SURFACES,
     VALUES,
-    drain,
+    each_surface,
+    filled_cache,
     new_cache,
-    new_source,
     read_all,
     read_until_kept,
     told,
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
     from tests.fakes import HeldTime
     from tests.fault.sources import Read
-
-each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
 
 
 @contextmanager
@@ -56,9 +53,7 @@ def put_a_copy_in_its_place(path: Path) -> None:
 async def test_a_write_by_one_name_is_never_followed_by_what_was_before_by_another(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    first = new_cache(source, path)
-    await read_all(surface, first)
+    source, first = await filled_cache(path, surface)
     restart(first)
     with linked(path) as other:
         stores = [new_cache(source, path), new_cache(source, other)]
@@ -76,9 +71,7 @@ async def test_a_write_by_one_name_is_never_followed_by_what_was_before_by_anoth
 async def test_a_copy_in_its_place_is_used(
     path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    first = new_cache(source, path)
-    await read_all(surface, first)
+    source, first = await filled_cache(path, surface)
     restart(first)
     store = new_cache(source, path)
     with linked(path):
@@ -98,10 +91,7 @@ async def test_a_copy_in_its_place_is_used(
 async def test_who_has_it_open_goes_on_when_a_backup_gives_it_another_name(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     source.reset()
     with linked(path):
         found = await read_all(surface, store)

@@ -12,9 +12,10 @@ import pytest
 from tests.fakes import assert_accounts, restart
 from tests.fault.sources import (
     LONGEST_SECONDS,
-    SURFACES,
     VALUES,
     drain,
+    each_surface,
+    filled_cache,
     new_cache,
     new_source,
     read_all,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there"),
-    pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES),
+    each_surface,
 ]
 
 PAGE = 16 * 1024
@@ -87,10 +88,7 @@ async def test_a_read_does_not_wait_for_a_process_that_is_suspended_while_it_set
 async def test_a_file_that_is_gone_is_begun_anew_when_a_process_that_was_suspended_goes_on(
     path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     deleted(path)
     with locked(path.parent, fcntl.LOCK_SH):
         found = await read_all(surface, store)
@@ -112,10 +110,7 @@ async def test_a_file_that_is_gone_is_begun_anew_when_a_process_that_was_suspend
 async def test_a_damaged_file_is_set_aside_when_a_process_that_was_suspended_goes_on(
     path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     restart(store)
     os.truncate(path, PAGE)
     store = new_cache(source, path)
@@ -145,10 +140,7 @@ async def test_a_mark_that_cannot_be_removed_yet_costs_one_wait_and_goes_later(
     short_waits: HeldTime,
     warned: list[WarningMessage],
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     # As another process leaves it that could not record a write.
     Markers(path).mark("source")
     with locked(path.parent, fcntl.LOCK_EX):

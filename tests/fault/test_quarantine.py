@@ -13,7 +13,15 @@ from zarr.storage import LocalStore
 from tests.fakes import buffer, restart
 from tests.fault.children import run_child
 from tests.fault.real import held, is_root, modes_that_apply, mounted_file
-from tests.fault.sources import SURFACES, VALUES, drain, new_cache, new_source, read_all, told
+from tests.fault.sources import (
+    VALUES,
+    drain,
+    each_surface,
+    new_cache,
+    new_source,
+    read_all,
+    told,
+)
 from zarr_cache.disk.paths import file_id_of, wal_of
 from zarr_cache.file.quarantine import quarantine
 
@@ -80,7 +88,7 @@ def give_away(path: Path) -> None:
 
 
 @pytest.mark.parametrize("renames", [1, 2, 3])
-@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@each_surface
 async def test_a_process_killed_while_it_sets_a_file_aside_brings_no_old_value_back(
     path: Path, surface: Read, renames: int, warned: list[WarningMessage]
 ) -> None:
@@ -113,7 +121,7 @@ def test_a_log_that_has_to_stay_where_it_is_keeps_its_file(path: Path) -> None:
     assert contents(path.parent) == before
 
 
-@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@each_surface
 async def test_a_new_file_shares_no_memory_with_the_one_that_somebody_still_has_open(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:

@@ -16,11 +16,13 @@ from tests.fault.sources import (
     SURFACES,
     VALUES,
     drain,
+    each_surface,
     new_cache,
     new_source,
     read_all,
     read_until_kept,
     told,
+    write_some,
 )
 from zarr_cache import SqliteStore, StorageError
 
@@ -80,7 +82,7 @@ async def fault(request: pytest.FixtureRequest, path: Path) -> Fault:
     return found
 
 
-@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@each_surface
 @pytest.mark.usefixtures("short_waits")
 async def test_what_is_there_is_served_nothing_is_kept_and_it_is_told_once(
     path: Path,
@@ -107,7 +109,7 @@ async def test_what_is_there_is_served_nothing_is_kept_and_it_is_told_once(
     assert re.search("readonly|cannot be written", told(warned)[0])
 
 
-@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@each_surface
 async def test_values_are_kept_again_when_the_file_can_be_written(
     path: Path,
     fault: Fault,
@@ -139,15 +141,12 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     source = new_source()
     store = new_cache(source, path)
     with fault.begin(path):
-        await store.set(KEYS[0], buffer(b"written"))
-        store.set_sync(KEYS[1], buffer(b"written"))
-        await store.delete(KEYS[2])
+        expected = await write_some(store)
         during = [await read_all(surface, store) for surface in SURFACES.values()]
         drain(store)
     short_waits.step(LONGEST_SECONDS)
     after = await read_until_kept(SURFACES["async"], store)
 
-    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
     assert during == [expected] * 2
     assert after == [expected] * 2
     assert len(told(warned)) == 1
@@ -163,7 +162,7 @@ ENDS = {"closed": "store.close()", "killed": "os._exit(0)"}
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=list(ENDS))
-@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@each_surface
 @pytest.mark.parametrize("fault", [FAULTS["the folder"], FAULTS["the disk"]], indirect=True)
 async def test_what_others_who_can_write_have_written_is_seen_also_while_it_is_open(
     path: Path, fault: Fault, surface: Read, end: str, warned: list[WarningMessage]

@@ -17,11 +17,13 @@ from tests.fault.sources import (
     LONGEST_SECONDS,
     SURFACES,
     VALUES,
+    each_surface,
     new_cache,
     new_source,
     read_all,
     read_until_kept,
     told,
+    write_some,
 )
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
 
@@ -156,9 +158,6 @@ async def kept(path: Path, fault: Fault, statements: Statements) -> list[str]:
     return KEPT
 
 
-each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
-
-
 @each_surface
 @pytest.mark.usefixtures("kept", "short_waits")
 async def test_every_read_is_right_and_counted_and_the_file_is_tried_once(
@@ -221,15 +220,12 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     source = new_source()
     store = new_cache(source, path)
     with fault.begin(path):
-        await store.set(KEYS[0], buffer(b"written"))
-        store.set_sync(KEYS[1], buffer(b"written"))
-        await store.delete(KEYS[2])
+        expected = await write_some(store)
         await store.delete_dir(KEYS[3])
         during = [await read_all(surface, store) for surface in SURFACES.values()]
     short_waits.step(LONGEST_SECONDS)
     after = [await read_all(surface, store) for surface in SURFACES.values()]
 
-    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
     assert during == [expected] * 2
     assert after == [expected] * 2
     assert len(told(warned)) == 1

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import leave_process, restart
-from tests.fault.sources import SURFACES, VALUES, drain, new_cache, new_source, read_all, told
+from tests.fault.sources import (
+    VALUES,
+    each_surface,
+    filled_cache,
+    new_cache,
+    new_source,
+    read_all,
+    told,
+)
 from zarr_cache import ForeignFileError, SqliteStore
 
 if TYPE_CHECKING:
@@ -56,7 +64,6 @@ def facts(path: Path) -> os.stat_result:
     return path.lstat()
 
 
-each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
 each_kind = pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 
 
@@ -96,9 +103,7 @@ async def test_reads_go_to_the_source_and_nothing_is_begun_in_its_place(
 async def test_also_when_it_is_put_there_while_the_file_is_open(
     path: Path, surface: Read, make: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
-    store = new_cache(new_source(), path)
-    await read_all(surface, store)
-    drain(store)
+    _, store = await filled_cache(path, surface)
     put_in_place(path, make)
     before = facts(path)
     found = [await read_all(surface, store) for _ in range(2)]
@@ -114,8 +119,7 @@ async def test_also_when_it_is_put_there_while_the_file_is_open(
 async def test_nor_is_a_pipe_opened_that_has_the_name_of_what_sqlite_keeps_beside_the_file(
     path: Path, surface: Read, suffix: str, warned: list[WarningMessage]
 ) -> None:
-    store = new_cache(new_source(), path)
-    await read_all(surface, store)
+    _, store = await filled_cache(path, surface)
     restart(store)
     named_pipe(path.with_name(path.name + suffix))
     found = await read_all(surface, new_cache(new_source(), path))
@@ -129,8 +133,7 @@ async def test_nor_is_a_pipe_opened_that_has_the_name_of_what_sqlite_keeps_besid
 async def test_what_a_link_beside_the_file_leads_to_keeps_its_bytes_and_its_mode(
     path: Path, surface: Read, suffix: str, warned: list[WarningMessage]
 ) -> None:
-    store = new_cache(new_source(), path)
-    await read_all(surface, store)
+    _, store = await filled_cache(path, surface)
     restart(store)
     victim = path.with_name("id_ed25519")
     forge_link(path, suffix, victim)

@@ -29,11 +29,13 @@ from tests.fault.sources import (
     VALUES,
     Read,
     drain,
+    each_surface,
+    filled_cache,
     new_cache,
-    new_source,
     read_all,
     read_until_kept,
     told,
+    write_some,
 )
 from zarr_cache import StorageError
 from zarr_cache.file import connection
@@ -111,9 +113,6 @@ def path(tmp_path: Path, fault: Fault) -> Iterator[Path]:
         assert_accounts(tmp_path / "cache.sqlite")
 
 
-each_surface = pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
-
-
 @each_surface
 @pytest.mark.usefixtures("short_waits")
 async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
@@ -123,10 +122,7 @@ async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
     statements: Statements,
     warned: list[WarningMessage],
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store, KEPT)
-    drain(store)
+    source, store = await filled_cache(path, surface, KEPT)
     source.reset()
     with fault.begin(path, statements):
         found = await read_until_kept(surface, store)
@@ -147,9 +143,7 @@ async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
 async def test_what_is_kept_is_told_meanwhile(
     path: Path, fault: Fault, statements: Statements
 ) -> None:
-    store = new_cache(new_source(), path)
-    await read_all(SURFACES["async"], store, KEPT)
-    drain(store)
+    _, store = await filled_cache(path, keys=KEPT)
     before = store.cache_info()
     with fault.begin(path, statements):
         told_meanwhile = [store.cache_info() for _ in range(3)]
@@ -163,9 +157,7 @@ async def test_what_is_kept_is_told_meanwhile(
 async def test_a_lock_is_waited_for_once_by_several_forks_and_once_by_who_closes(
     path: Path, fault: Fault, statements: Statements
 ) -> None:
-    store = new_cache(new_source(), path)
-    await read_all(SURFACES["async"], store, KEPT)
-    drain(store)
+    _, store = await filled_cache(path, keys=KEPT)
     database = FileDatabase.of(path)
     numbers = []
     with fault.begin(path, statements):
@@ -193,10 +185,7 @@ async def test_the_cache_works_again_by_itself_when_it_is_over(
     short_waits: HeldTime,
     warned: list[WarningMessage],
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store, KEPT)
-    drain(store)
+    source, store = await filled_cache(path, surface, KEPT)
     with fault.begin(path, statements):
         await read_all(surface, store)
         drain(store)
@@ -221,9 +210,7 @@ async def test_while_it_lasts_the_file_is_tried_now_and_then(
     short_waits: HeldTime,
     warned: list[WarningMessage],
 ) -> None:
-    store = new_cache(new_source(), path)
-    await read_all(surface, store, KEPT)
-    drain(store)
+    _, store = await filled_cache(path, surface, KEPT)
     tried = []
     with fault.begin(path, statements):
         for _ in range(12):
@@ -247,14 +234,9 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     short_waits: HeldTime,
     warned: list[WarningMessage],
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(SURFACES["async"], store)
-    drain(store)
+    source, store = await filled_cache(path)
     with fault.begin(path, statements):
-        await store.set(KEYS[0], buffer(b"written"))
-        store.set_sync(KEYS[1], buffer(b"written"))
-        await store.delete(KEYS[2])
+        expected = await write_some(store)
         during = [await read_all(surface, store) for surface in SURFACES.values()]
         in_source = await read_all(SURFACES["async"], source)
     short_waits.step(LONGEST_SECONDS)
@@ -264,7 +246,6 @@ async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_wha
     source.reset()
     after += [await read_all(surface, store) for surface in SURFACES.values()]
 
-    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
     assert in_source == expected
     assert during == [expected] * 2
     assert after == [expected] * 6
@@ -283,17 +264,12 @@ def marks(path: Path) -> list[Path]:
 async def test_what_is_written_meanwhile_is_followed_by_no_old_read_of_another_process(
     path: Path, fault: Fault, surface: Read, statements: Statements, short_waits: HeldTime
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     leave_process(store)
     other = new_cache(source, path)
     await read_all(surface, other)
     with fault.begin(path, statements):
-        await store.set(KEYS[0], buffer(b"written"))
-        store.set_sync(KEYS[1], buffer(b"written"))
-        await store.delete(KEYS[2])
+        expected = await write_some(store)
         during = [await read_all(surface, other) for _ in range(2)]
     short_waits.step(LONGEST_SECONDS)
     after = await read_until_kept(surface, other)
@@ -301,7 +277,6 @@ async def test_what_is_written_meanwhile_is_followed_by_no_old_read_of_another_p
     source.reset()
     after += [await read_all(surface, each) for each in (other, store)]
 
-    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
     assert during == [expected] * 2
     assert after == [expected] * 4
     assert left == []
@@ -314,14 +289,9 @@ async def test_what_is_written_meanwhile_is_followed_by_no_old_read_of_another_p
 async def test_what_is_written_meanwhile_is_followed_by_no_old_read_after_a_restart(
     path: Path, fault: Fault, surface: Read, statements: Statements, short_waits: HeldTime
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store)
-    drain(store)
+    source, store = await filled_cache(path, surface)
     with fault.begin(path, statements):
-        await store.set(KEYS[0], buffer(b"written"))
-        store.set_sync(KEYS[1], buffer(b"written"))
-        await store.delete(KEYS[2])
+        expected = await write_some(store)
         restart(store)
     short_waits.step(LONGEST_SECONDS)
     store = new_cache(source, path)
@@ -330,7 +300,6 @@ async def test_what_is_written_meanwhile_is_followed_by_no_old_read_after_a_rest
     source.reset()
     found.append(await read_all(surface, store))
 
-    expected = VALUES | {KEYS[0]: b"written", KEYS[1]: b"written", KEYS[2]: None}
     assert found == [expected] * 3
     assert left == []
     assert set(source.keys) <= {KEYS[2]}
@@ -355,10 +324,7 @@ async def test_a_write_that_could_not_be_recorded_is_not_forgotten_with_its_cach
     caplog.set_level(logging.CRITICAL, "zarr_cache")
     if not is_marked:
         monkeypatch.setattr(FileDatabase, "mark", no_mark)
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(SURFACES["async"], store)
-    drain(store)
+    source, store = await filled_cache(path)
     with held(path, LOCKED):
         store.set_sync(KEYS[0], buffer(b"written"))
         store.close()
@@ -374,10 +340,7 @@ async def test_a_write_that_could_not_be_recorded_is_not_forgotten_with_its_cach
 async def test_who_cannot_tell_other_processes_of_a_write_says_so_once_and_knows_it(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(SURFACES["async"], store)
-    drain(store)
+    _, store = await filled_cache(path)
     with held(path, LOCKED), immutable(path.parent):
         for key in KEYS[:2]:
             await store.set(key, buffer(b"written"))
@@ -393,9 +356,7 @@ async def test_who_cannot_tell_other_processes_of_a_write_says_so_once_and_knows
 async def test_hits_go_on_while_more_is_kept_than_may_be(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
-    source = new_source()
-    store = new_cache(source, path)
-    await read_all(surface, store, KEPT)
+    source, store = await filled_cache(path, surface, KEPT)
     restart(store)
     source.reset()
     with held(path, LOCKED):

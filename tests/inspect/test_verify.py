@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, buffer, open_file, restart
+from tests.fakes import CountingStore, buffer, forge, open_file, restart
 from zarr_cache import CacheStore, SqliteStore, StorageError
 from zarr_cache.core import checksum
 from zarr_cache.core.errors import FileFullError
@@ -79,31 +79,12 @@ def facts(found: list[Problem]) -> set[tuple[str, str | None]]:
     return {(each.what, each.key) for each in found if each.what != "page"}
 
 
-def shell(path: Path, *statements: str) -> None:
-    """Change the file past its own checks and triggers."""
-    with open_file(path) as db:
-        db.execute("PRAGMA ignore_check_constraints = ON")
-        triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'")
-        triggers_dropped = triggers.fetchall()
-        for name, _ in triggers_dropped:
-            db.execute(f"DROP TRIGGER {name}")
-        for statement in statements:
-            db.execute(statement)
-        for _, sql in triggers_dropped:
-            db.execute(sql)
-        db.commit()
-
-
 def test_a_file_in_use_has_no_problem(path: Path) -> None:
     store = cache(path)
 
     assert problems(store) == []
     assert problems(SqliteStore(path)) == []
     assert problems(SqliteStore(path, read_only=True)) == []
-
-
-def test_a_new_file_has_no_problem(path: Path) -> None:
-    assert problems(SqliteStore(path)) == []
 
 
 def test_to_verify_a_missing_file_for_reading_creates_none(path: Path) -> None:
@@ -220,7 +201,7 @@ def test_a_wrong_entry_is_reported_and_removed_and_nothing_else(
     path: Path, statement: str, expected: tuple[str, str | None]
 ) -> None:
     store = cache(path)
-    shell(path, statement)
+    forge(path, statement)
     found = facts(problems(store))
     repaired = problems(store, repair=True)
     left = problems(store)
@@ -241,7 +222,7 @@ def test_wrong_totals_are_reported_and_recomputed_and_nothing_is_removed(
     path: Path, statement: str, expected: str
 ) -> None:
     store = cache(path)
-    shell(path, statement)
+    forge(path, statement)
     found = {what for what, _ in facts(problems(store))}
     repaired = problems(store, repair=True)
     left = problems(store)
@@ -259,7 +240,7 @@ def test_a_damaged_database_is_replaced_by_one_with_the_stored_values(
     path: Path, statement: str, expected: str, *, is_open: bool
 ) -> None:
     cached = cache(path)
-    shell(path, statement)
+    forge(path, statement)
     found = {each.what for each in problems(SqliteStore(path))}
     if not is_open:
         # The file is refused when it is opened.
@@ -292,7 +273,7 @@ def test_a_damaged_database_is_replaced_by_one_with_the_stored_values(
 def test_each_part_of_a_large_value_is_verified(path: Path, statement: str) -> None:
     store = cache(path, {"large": b"1" * (PART + 1), "small": b"2"})
     right = problems(store)
-    shell(path, statement)
+    forge(path, statement)
     wrong = problems(store, repair=True)
 
     assert right == []
@@ -316,7 +297,7 @@ EXTENTS = {
 @pytest.mark.parametrize("statement", EXTENTS.values(), ids=EXTENTS)
 def test_a_wrong_large_value_is_reported_and_removed(path: Path, statement: str) -> None:
     store = cache(path)
-    shell(path, statement)
+    forge(path, statement)
     found = facts(problems(store))
     repaired = problems(store, repair=True)
     left = problems(store)
@@ -348,7 +329,7 @@ def test_wrong_bytes_in_the_data_file_are_reported_and_removed(path: Path) -> No
 
 def test_a_file_that_is_refused_for_a_total_is_replaced(path: Path) -> None:
     cached = cache(path)
-    shell(path, "UPDATE total SET bytes = 1 WHERE kind = 'value'")
+    forge(path, "UPDATE total SET bytes = 1 WHERE kind = 'value'")
     restart(cached)
     repaired = problems(SqliteStore(path), repair=True)
 
@@ -408,7 +389,7 @@ def test_a_damaged_file_that_cannot_be_renamed_is_reported_and_stays(
         raise PermissionError("not ours")
 
     store = cache(path)
-    shell(path, DAMAGE_BESIDE)
+    forge(path, DAMAGE_BESIDE)
     reported: list[Problem] = []
     with monkeypatch.context() as patch:
         patch.setattr(file_database, "quarantine", fail)
@@ -432,7 +413,7 @@ STORED = {
 @pytest.mark.leaves_damage
 def test_a_wrong_stored_value_is_reported_and_stays(path: Path, what: str, statement: str) -> None:
     store = cache(path)
-    shell(path, statement)
+    forge(path, statement)
     repaired = [each for each in problems(store, repair=True) if each.key == "mine"]
     with open_file(path) as db:
         rows = db.execute("SELECT count(*) FROM value WHERE length(data) = 14").fetchone()
@@ -453,7 +434,7 @@ def test_a_wrong_stored_value_of_a_damaged_file_is_reported_and_stays_in_quarant
 ) -> None:
     store = cache(path)
     SqliteStore(path).set_sync("another", buffer(b"another"))
-    shell(path, statement, DAMAGE_BESIDE)
+    forge(path, statement, DAMAGE_BESIDE)
     reported = problems(store, repair=True)
     (damaged,) = quarantined(path)
     with open_file(damaged) as db:
@@ -470,7 +451,7 @@ def test_all_stored_values_are_copied_before_the_first_problem_is_yielded(path: 
     store = SqliteStore(path)
     for key, value in values.items():
         store.set_sync(key, buffer(value))
-    shell(path, DAMAGE_BESIDE)
+    forge(path, DAMAGE_BESIDE)
     next(store.verify(repair=True))
 
     assert values_of(store, values) == values
@@ -482,7 +463,7 @@ def test_what_cannot_be_copied_into_the_new_file_is_reported_and_the_rest_is_cop
     store = SqliteStore(path)
     for key in ("first", "second"):
         store.set_sync(key, buffer(b"value"))
-    shell(path, DAMAGE_BESIDE)
+    forge(path, DAMAGE_BESIDE)
     put = stored.put
 
     def fail_at_first(connection: Connection, items: Any, *args: Any, **kwargs: Any) -> None:
@@ -577,7 +558,7 @@ def test_of_two_rows_of_a_key_the_newer_is_copied(path: Path) -> None:
 async def test_a_wrong_stored_value_is_right_again_when_it_is_stored_again(path: Path) -> None:
     store = SqliteStore(path)
     cache(path)
-    shell(path, STORED["bytes"])
+    forge(path, STORED["bytes"])
     await store.set("mine", buffer(b"stored again"))
 
     assert problems(store) == []
@@ -641,12 +622,6 @@ def in_memory(values: dict[str, bytes]) -> tuple[CacheStore, MemoryStore]:
     return store, other
 
 
-def test_another_store_in_use_has_no_problem() -> None:
-    store, _ = in_memory(VALUES)
-
-    assert problems(store) == []
-
-
 def test_what_another_store_held_before_is_no_problem() -> None:
     other = MemoryStore({"c/0": buffer(b"kept before"), "c/1": buffer(b"")})
     store = CacheStore(MemoryStore(), cache_store=other, namespace="source")
@@ -654,28 +629,27 @@ def test_what_another_store_held_before_is_no_problem() -> None:
     assert problems(store) == []
 
 
-@pytest.mark.parametrize("value", [None, b"short", b"0" * 99_999 + b"1"])
-def test_another_value_in_another_store_is_a_problem(value: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("c/0", None, "bytes"),
+        ("c/0", b"short", "bytes"),
+        ("c/0", b"0" * 99_999 + b"1", "bytes"),
+        ("c/9", b"not in the index", "orphan"),
+    ],
+)
+def test_another_value_in_another_store_is_a_problem(
+    key: str, value: bytes | None, what: str
+) -> None:
     store, other = in_memory(VALUES)
     if value is None:
-        other.delete_sync("c/0")
+        other.delete_sync(key)
     else:
-        other.set_sync("c/0", buffer(value))
+        other.set_sync(key, buffer(value))
     found = problems(store)
     repaired = problems(store, repair=True)
 
-    assert facts(found) == {("bytes", "c/0")}
-    assert [problem.is_repaired for problem in repaired] == [True]
-    assert problems(store) == []
-
-
-def test_a_value_that_another_store_has_besides_is_a_problem() -> None:
-    store, other = in_memory(VALUES)
-    other.set_sync("c/9", buffer(b"not in the index"))
-    found = problems(store)
-    repaired = problems(store, repair=True)
-
-    assert facts(found) == {("orphan", "c/9")}
+    assert facts(found) == {(what, key)}
     assert [problem.is_repaired for problem in repaired] == [True]
     assert "c/9" not in other._store_dict
     assert problems(store) == []
