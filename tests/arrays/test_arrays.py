@@ -126,37 +126,6 @@ def test_what_is_in_a_sqlite_store_is_read_after_a_restart(
 
 
 @of_each_store
-def test_an_array_created_again_holds_its_fill_value(
-    make_store: Callable[[Path], Store], path: Path
-) -> None:
-    store = make_store(path)
-    settings: dict[str, Any] = {"shape": 8, "chunks": 4, "dtype": "i4"}
-    array = zarr.create_array(store, fill_value=1, **settings)
-    array[:] = 7
-    before = values(array)
-
-    anew = zarr.create_array(store, overwrite=True, fill_value=2, **settings)
-
-    assert before == [7] * 8
-    assert values(anew) == values(zarr.open_array(store, mode="r")) == [2] * 8
-
-
-@of_each_store
-def test_an_array_saved_where_there_was_none_is_read(
-    make_store: Callable[[Path], Store], path: Path
-) -> None:
-    store = make_store(path)
-    zarr.create_group(store)
-    reader = zarr.open_group(store, mode="r")
-    with pytest.raises(KeyError):
-        reader["ramp"]
-
-    zarr.save(store, RAMP, path="ramp")  # type: ignore[arg-type] # numpy is newer than zarr
-
-    assert values(zarr.load(store, path="ramp")) == values(reader["ramp"]) == RAMP.tolist()
-
-
-@of_each_store
 def test_an_array_saved_after_clearing_is_read(
     make_store: Callable[[Path], Store], path: Path
 ) -> None:
@@ -215,36 +184,6 @@ def test_changed_attributes_are_read(make_store: Callable[[Path], Store], path: 
 
     assert before == {"version": 1}
     assert dict(zarr.open_group(store, mode="r").attrs) == {"version": 2}
-
-
-@of_each_store
-def test_metadata_consolidated_again_is_read(
-    make_store: Callable[[Path], Store], path: Path
-) -> None:
-    store = make_store(path)
-    root = zarr.create_group(store)
-    root.create_array("one", shape=3, dtype="u1")
-    zarr.consolidate_metadata(store)
-    before = sorted(zarr.open_consolidated(store, mode="r").array_keys())
-    root.create_array("two", shape=3, dtype="u1")
-
-    zarr.consolidate_metadata(store)
-
-    assert before == ["one"]
-    assert sorted(zarr.open_consolidated(store, mode="r").array_keys()) == ["one", "two"]
-
-
-@of_each_store
-def test_a_deleted_member_is_gone(make_store: Callable[[Path], Store], path: Path) -> None:
-    store = make_store(path)
-    root = zarr.create_group(store)
-    root.create_array("one", shape=3, dtype="u1")[:] = 1
-    assert values(root["one"]) == [1, 1, 1]
-
-    del root["one"]
-
-    assert "one" not in zarr.open_group(store, mode="r")
-    assert list(zarr.open_group(store, mode="r").members()) == []
 
 
 def test_a_source_changed_by_another_program_is_read_when_it_is_stale(path: Path) -> None:

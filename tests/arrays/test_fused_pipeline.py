@@ -209,7 +209,7 @@ print("read")
 
 @pytest.mark.parametrize("kept", ["file", "local"])
 @pytest.mark.parametrize("source", ["local", "fsspec"])
-def test_readers_beside_warm_go_on_with_one_thread_in_the_executor(
+def test_readers_beside_warm_are_served_with_one_thread_in_the_executor(
     source: str, kept: str, tmp_path: Path
 ) -> None:
     # They would wait for ever.

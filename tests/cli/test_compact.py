@@ -85,7 +85,7 @@ def test_steps_are_short_and_a_store_works_between_them(
     assert {key for key in VALUES if store.get_sync(key) is not None} == set(VALUES)
 
 
-def test_a_reader_keeps_the_log_from_being_written_back_and_that_is_said(
+def test_a_reader_that_keeps_the_wal_from_being_written_back_is_reported(
     command: Command, path: Path, store: CacheStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zarr_cache.file.connection.BUSY_TIMEOUT_SECONDS", 0.05)

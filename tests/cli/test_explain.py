@@ -71,7 +71,7 @@ def test_a_stored_value_is_shown_as_such(command: Command) -> None:
         (["t/c/1", "--namespace", "sst"], "is not cached"),
     ],
 )
-def test_a_key_that_no_read_is_answered_from_ends_with_1(
+def test_a_key_that_no_read_is_served_from_ends_with_1(
     command: Command, arguments: list[str], reported: str
 ) -> None:
     result = command("explain", *arguments)

@@ -143,7 +143,7 @@ def test_ctrl_c_reports_how_much_was_removed(
     assert len(left(path)) == 4
 
 
-def test_what_was_read_while_others_went_stays(path: Path, filled: Path) -> None:
+def test_what_was_read_during_an_eviction_stays(path: Path, filled: Path) -> None:
     database = SqliteStore(path).database
     chosen = database.run(removal.too_much, Selection(), 5100)
     assert chosen is not None
@@ -155,7 +155,7 @@ def test_what_was_read_while_others_went_stays(path: Path, filled: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["stored", "tombstone"])
-def test_nothing_but_answers_of_a_source_can_be_removed(path: Path, kind: str) -> None:
+def test_nothing_but_responses_of_a_source_can_be_removed(path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=kind):
         SqliteStore(path).database.run(removal.remove, Selection(kinds=(kind,)))
 

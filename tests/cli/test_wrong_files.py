@@ -14,6 +14,7 @@ from tests.fault.real import mode
 from zarr_cache import SqliteStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.cli.conftest import Command
@@ -88,23 +89,25 @@ def test_the_home_folder_of_an_unknown_user_is_reported(command: Command) -> Non
     assert result.stderr.count("\n") == 1
 
 
-@every_command
-def test_text_is_refused_and_left_as_it_is(
-    command: Command, path: Path, tmp_path: Path, arguments: list[str]
-) -> None:
+def text(path: Path) -> None:
     path.write_text("no database, and as long as the header of one would be\n" * 10)
-    before = contents(tmp_path)
-
-    assert_refused(command, arguments, "not a file of zarr-cache")
-    assert contents(tmp_path) == before
 
 
-@every_command
-def test_another_programs_database_is_refused_and_left_as_it_is(
-    command: Command, path: Path, tmp_path: Path, arguments: list[str]
-) -> None:
+def other_database(path: Path) -> None:
     with open_file(path) as db, db:
         db.execute("CREATE TABLE entry (key)")
+
+
+@every_command
+@pytest.mark.parametrize("make", [text, other_database])
+def test_a_foreign_file_is_refused_and_left_as_it_is(
+    command: Command,
+    path: Path,
+    tmp_path: Path,
+    make: Callable[[Path], None],
+    arguments: list[str],
+) -> None:
+    make(path)
     before = contents(tmp_path)
 
     assert_refused(command, arguments, "not a file of zarr-cache")
@@ -170,7 +173,7 @@ def test_a_command_that_reads_needs_no_lock_and_writes_nothing(
     assert left_in_use[str(filled)] == in_use[str(filled)]
 
 
-def test_what_a_process_that_died_has_left_in_its_log_is_read_and_stays_there(
+def test_what_a_killed_process_has_left_in_its_wal_is_read_and_stays_there(
     command: Command, path: Path, tmp_path: Path
 ) -> None:
     script = (

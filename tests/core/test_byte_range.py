@@ -85,9 +85,7 @@ class IgnoresRanges(CountingStore):
 
 
 @pytest.mark.parametrize("request_", [RangeByteRequest(2, 5), SuffixByteRequest(3)])
-async def test_an_answer_that_is_longer_than_its_request_is_not_kept(
-    path: Path, request_: Any
-) -> None:
+async def test_a_response_longer_than_its_request_is_not_cached(path: Path, request_: Any) -> None:
     source = IgnoresRanges(MemoryStore({"k": buffer(b"0123456789")}))
     store = CacheStore(source, cache_store=SqliteStore(path))
     found = [await read(store, "k", request_) for _ in range(2)]
@@ -138,7 +136,7 @@ async def in_one_sync(store: CacheStore, asked: list[ByteRequest | None]) -> lis
 @pytest.mark.parametrize("ask", [in_one, in_one_sync])
 @pytest.mark.parametrize("wrapped", [lambda source: source, WrapperStore[Any]])
 @pytest.mark.parametrize("further", [[], [RangeByteRequest(9, 30)]])
-async def test_what_was_cut_out_of_a_longer_or_shorter_answer_is_not_kept(
+async def test_what_was_cut_out_of_a_longer_or_shorter_response_is_not_cached(
     path: Path, further: list[ByteRequest | None], wrapped: Any, ask: Any
 ) -> None:
     source = wrapped(WholeStore({"k": buffer(b"0123456789")}))
@@ -151,7 +149,7 @@ async def test_what_was_cut_out_of_a_longer_or_shorter_answer_is_not_kept(
 
 
 @pytest.mark.parametrize("request_", [RangeByteRequest(2, 12), SuffixByteRequest(11)])
-async def test_the_size_of_a_value_is_not_concluded_from_an_answer_that_is_too_short(
+async def test_the_size_of_a_value_is_not_concluded_from_a_short_response(
     path: Path, request_: Any
 ) -> None:
     source = MemoryStore({"k": buffer(b"01234")})

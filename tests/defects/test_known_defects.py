@@ -381,7 +381,7 @@ async def test_partial_values_are_hits_the_second_time(
 
 @row("B16: nothing remembers that a key is absent")
 @pytest.mark.usefixtures("held_monotonic")
-async def test_an_absent_key_is_asked_for_once(subject: Subject, source: CountingStore) -> None:
+async def test_an_absent_key_is_requested_once(subject: Subject, source: CountingStore) -> None:
     store = subject.open(source).with_read_only(read_only=True)
 
     for number in [*range(100, 110)] * 5:
@@ -434,7 +434,7 @@ async def test_what_was_deleted_is_gone(
 
 
 @row("B14: create_array(overwrite=True), then read")
-def test_an_array_created_anew_has_its_fill_value(subject: Subject) -> None:
+def test_an_array_created_again_has_its_fill_value(subject: Subject) -> None:
     store = subject.open(MemoryStore())
     settings: dict[str, Any] = {"shape": 8, "chunks": 4, "dtype": "i4", "fill_value": 1}
     array = zarr.create_array(store, **settings)
@@ -483,7 +483,7 @@ async def answer_of[T](task: asyncio.Task[T]) -> T:
 
 # LocalStore deletes a file in a thread while others look for it: most runs of the original fail.
 @row("B19: get raises KeyError", raises=KeyError, is_sure=False)
-async def test_gets_at_once_that_evict_each_other_all_answer(
+async def test_gets_at_once_that_evict_each_other_all_return_their_values(
     subject: Subject, source: CountingStore
 ) -> None:
     store = subject.open(source, max_size=1000)
@@ -495,7 +495,9 @@ async def test_gets_at_once_that_evict_each_other_all_answer(
 
 
 @row("B20: an asyncio.Lock shared by event loops", raises=RuntimeError)
-def test_event_loops_that_evict_at_once_all_answer(subject: Subject, source: CountingStore) -> None:
+def test_event_loops_that_evict_at_once_all_return_their_values(
+    subject: Subject, source: CountingStore
+) -> None:
     cache = HeldStore(MemoryStore())
     store = subject.over(source, cache, max_size=300)
     evicts = cache.hold_before("delete")

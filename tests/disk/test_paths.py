@@ -39,7 +39,7 @@ def mount(mounts: Path, folder: Path, file_system: str) -> None:
 
 
 @pytest.mark.parametrize("file_system", ["nfs4", "cifs", "lustre", "fuse.sshfs"])
-async def test_reads_go_on_without_a_file_on_a_network_file_system(
+async def test_reads_are_the_sources_on_a_network_file_system(
     tmp_path: Path, mounts: Path, file_system: str
 ) -> None:
     folder = tmp_path / "of all nodes"
@@ -70,7 +70,7 @@ def test_a_local_disk_within_a_network_file_system_is_local(tmp_path: Path, moun
     assert SqliteStore(tmp_path / "scratch" / "cache.sqlite").get_sync("k") is None
 
 
-def test_a_file_is_taken_where_nothing_tells_what_is_mounted(
+def test_a_file_is_used_where_the_mounts_are_unknown(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "MOUNTS", path.parent / "no such file")
@@ -99,7 +99,9 @@ def test_a_file_is_ours_by_its_mark_or_by_its_tables(path: Path) -> None:
         file.unlink()
 
 
-def test_what_is_set_aside_keeps_its_log_and_says_when(path: Path, held_time: HeldTime) -> None:
+def test_a_quarantined_file_keeps_its_wal_and_has_the_time_in_its_name(
+    path: Path, held_time: HeldTime
+) -> None:
     held_time.wall_ns = 1_700_000_000_123_456_789
     SqliteStore(path).get_sync("k")
     SqliteStore(path).close()
@@ -114,7 +116,7 @@ def test_what_is_set_aside_keeps_its_log_and_says_when(path: Path, held_time: He
     assert not wal_of(path).exists()
 
 
-def test_only_the_file_in_which_the_damage_was_found_is_set_aside(path: Path) -> None:
+def test_only_the_file_in_which_the_damage_was_found_is_quarantined(path: Path) -> None:
     SqliteStore(path).get_sync("k")
     SqliteStore(path).close()
     now = file_id_of(path)
@@ -125,7 +127,7 @@ def test_only_the_file_in_which_the_damage_was_found_is_set_aside(path: Path) ->
     assert path.exists()
 
 
-def test_something_else_that_was_copied_over_the_file_is_not_set_aside(path: Path) -> None:
+def test_a_foreign_file_copied_over_the_cache_file_is_not_quarantined(path: Path) -> None:
     path.write_bytes(b"a picture " * 20)
 
     with pytest.raises(ForeignFileError, match="no cache file any more"):
@@ -134,7 +136,7 @@ def test_something_else_that_was_copied_over_the_file_is_not_set_aside(path: Pat
     assert path.read_bytes() == b"a picture " * 20
 
 
-def test_only_the_log_that_is_known_is_dropped(path: Path) -> None:
+def test_only_the_known_wal_is_dropped(path: Path) -> None:
     wal_of(path).write_bytes(b"log")
     known = file_id_of(wal_of(path))
     assert known is not None

@@ -95,28 +95,6 @@ def test_every_key_of_json_is_named(
 
 
 @pytest.mark.usefixtures("filled")
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["info"],
-        ["ls"],
-        ["explain", "t/c/0"],
-        ["verify"],
-        ["evict", "--to-size", "0", "--dry-run"],
-        ["clear", "--dry-run"],
-    ],
-    ids=" ".join,
-)
-def test_what_is_said_to_write_nothing_leaves_the_file_as_it_is(
-    command: Command, arguments: list[str]
-) -> None:
-    before = command.path.read_bytes()
-    command.lines(*arguments)
-
-    assert command.path.read_bytes() == before
-
-
-@pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_is_understood(command: Command, example: str) -> None:
     program, *arguments = shlex.split(example)

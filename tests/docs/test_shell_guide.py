@@ -68,7 +68,7 @@ def test_the_answers_are_those_of_the_questions(filled: Path) -> None:
 
 
 @pytest.mark.parametrize("query", DELETIONS)
-def test_a_deletion_leaves_the_accounts_right_and_what_somebody_stored(
+def test_a_deletion_leaves_the_accounts_right_and_stored_values_untouched(
     filled: Path, query: str
 ) -> None:
     close_everything()
@@ -90,9 +90,7 @@ def test_the_page_names_the_columns_of_each_view(view: str) -> None:
 
 
 @pytest.mark.parametrize("view", COLUMNS)
-def test_the_columns_are_plain_text_and_numbers_to_whoever_only_reads(
-    filled: Path, view: str
-) -> None:
+def test_the_columns_are_plain_text_and_numbers(filled: Path, view: str) -> None:
     with open_file(filled) as db:
         db.execute("PRAGMA query_only = ON")
         db.execute("PRAGMA trusted_schema = OFF")

@@ -130,7 +130,7 @@ def others_in(folder: Path) -> list[str]:
 
 @each_surface
 @each_damage
-async def test_reads_go_on_and_another_file_is_begun(
+async def test_reads_succeed_and_a_new_file_replaces_the_damaged_one(
     path: Path,
     tmp_path: Path,
     surface: Read,
@@ -160,7 +160,7 @@ async def test_reads_go_on_and_another_file_is_begun(
 
 
 @each_damage
-async def test_what_is_set_aside_is_as_it_was_found(
+async def test_a_quarantined_file_is_as_it_was_found(
     path: Path, tmp_path: Path, damage: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
     await kept_file(path)
@@ -175,7 +175,7 @@ async def test_what_is_set_aside_is_as_it_was_found(
     assert len(told(warned)) == 1
 
 
-async def test_a_file_that_sqlite_reads_and_does_not_write_is_set_aside_at_the_first_write(
+async def test_a_file_that_sqlite_reads_and_does_not_write_is_quarantined_at_the_first_write(
     path: Path, tmp_path: Path, warned: list[WarningMessage]
 ) -> None:
     await kept_file(path)
@@ -215,7 +215,7 @@ async def test_a_write_reaches_the_source_and_is_never_followed_by_what_was_befo
 
 @each_surface
 @pytest.mark.leaves_damage
-async def test_a_file_in_which_somebody_stored_values_stays_where_it_is(
+async def test_a_damaged_file_with_stored_values_stays_where_it_is(
     path: Path,
     tmp_path: Path,
     surface: Read,
@@ -266,7 +266,7 @@ async def test_a_total_that_is_too_small_does_not_let_the_file_grow(
         "UPDATE total SET entries = 0 WHERE kind = 'stored'; DELETE FROM counter",
     ],
 )
-async def test_a_total_that_tells_of_nothing_stored_is_not_believed(
+async def test_a_total_of_zero_stored_values_is_checked_before_a_quarantine(
     path: Path, tmp_path: Path, statement: str, warned: list[WarningMessage]
 ) -> None:
     stored = SqliteStore(path)
@@ -296,7 +296,7 @@ def test_sqlite_store_itself_says_that_its_file_is_damaged(tmp_path: Path) -> No
     assert others_in(tmp_path) == [path.name]
 
 
-async def test_one_damaged_value_goes_and_the_file_stays(
+async def test_one_damaged_value_is_removed_and_the_file_stays(
     path: Path, tmp_path: Path, warned: list[WarningMessage]
 ) -> None:
     await kept_file(path)

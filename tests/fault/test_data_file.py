@@ -192,7 +192,7 @@ ACCIDENTS = [
 
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
 @pytest.mark.parametrize("happens", ACCIDENTS, ids=lambda each: each.__name__)
-async def test_reads_are_right_and_the_cache_goes_on(
+async def test_reads_are_right_and_the_cache_works_after_an_accident(
     path: Path, happens: Callable[[Path], None], is_open: bool
 ) -> None:
     store = await filled(path)
@@ -206,7 +206,7 @@ async def test_reads_are_right_and_the_cache_goes_on(
 
 
 @pytest.mark.parametrize("happens", ACCIDENTS, ids=lambda each: each.__name__)
-async def test_another_process_that_has_it_open_goes_on_as_well(
+async def test_the_cache_of_another_process_works_after_an_accident_too(
     path: Path, happens: Callable[[Path], None]
 ) -> None:
     store = await filled(path)
@@ -220,7 +220,7 @@ async def test_another_process_that_has_it_open_goes_on_as_well(
     await assert_goes_on(store, path)
 
 
-async def test_bytes_of_another_file_are_kept_aside_and_not_written_to(path: Path) -> None:
+async def test_the_data_file_of_another_cache_is_quarantined_and_not_written_to(path: Path) -> None:
     store = await filled(path)
     restart(store)
     replace_by_that_of_another(path)
@@ -232,7 +232,7 @@ async def test_bytes_of_another_file_are_kept_aside_and_not_written_to(path: Pat
     assert aside.read_bytes() == before
 
 
-async def test_that_of_a_cache_file_that_is_gone_is_begun_anew(path: Path) -> None:
+async def test_the_data_file_of_a_deleted_cache_file_is_started_over(path: Path) -> None:
     restart(await filled(path))
     before = identity(path)
     remove(path)
@@ -244,7 +244,7 @@ async def test_that_of_a_cache_file_that_is_gone_is_begun_anew(path: Path) -> No
 
 
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
-async def test_both_files_deleted_are_begun_anew(path: Path, is_open: bool) -> None:
+async def test_both_files_deleted_are_created_again(path: Path, is_open: bool) -> None:
     store = await filled(path)
     if not is_open:
         restart(store)
@@ -255,7 +255,7 @@ async def test_both_files_deleted_are_begun_anew(path: Path, is_open: bool) -> N
     await assert_goes_on(store, path)
 
 
-async def test_an_older_cache_file_beside_the_data_file_tells_no_lies(path: Path) -> None:
+async def test_an_older_cache_file_beside_the_data_file_gives_no_wrong_bytes(path: Path) -> None:
     store = await filled(path)
     restart(store)
     copy = bytes_of(path)
@@ -281,7 +281,7 @@ async def test_moved_together_they_are_what_they_were(path: Path) -> None:
     assert source.requests.total() == 0
 
 
-async def test_a_damaged_cache_file_is_set_aside_with_its_data_file(
+async def test_a_damaged_cache_file_is_quarantined_with_its_data_file(
     path: Path, warned: list[WarningMessage]
 ) -> None:
     restart(await filled(path))
@@ -374,7 +374,7 @@ async def test_what_is_stored_with_sqlite_store_is_in_one_file(path: Path) -> No
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-async def test_a_data_file_is_for_those_who_may_use_the_cache_file(path: Path) -> None:
+async def test_a_data_file_has_the_mode_of_the_cache_file(path: Path) -> None:
     store = new_cache(new_source(), path)
     await read(store, "zarr.json")
     drain(store)

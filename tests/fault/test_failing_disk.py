@@ -81,7 +81,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("surface", ["async", "sync"])
 @pytest.mark.parametrize(("file", "what"), FAULTS.values(), ids=FAULTS)
-def test_reads_go_on_and_the_file_is_tried_once(
+def test_reads_succeed_and_the_file_is_tried_once(
     path: Path, tmp_path: Path, library: Path, file: str, what: str, surface: str
 ) -> None:
     ended = run_child(

@@ -308,7 +308,7 @@ os._exit(0)
 """
 
 
-def test_a_flipped_byte_in_the_log_of_a_killed_process_does_what_a_power_cut_may_do(
+def test_a_flipped_byte_in_the_wal_of_a_killed_process_does_what_a_power_cut_may_do(
     path: Path,
 ) -> None:
     source = LocalStore(path.parent / "source")

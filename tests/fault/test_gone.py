@@ -85,7 +85,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("go", WAYS, ids=lambda way: way.__name__)
-async def test_a_file_that_is_gone_is_begun_anew(
+async def test_a_deleted_file_is_created_again(
     path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
     source, store = await filled_cache(path, surface)
@@ -104,7 +104,7 @@ async def test_a_file_that_is_gone_is_begun_anew(
 
 
 @pytest.mark.parametrize("go", WAYS, ids=lambda way: way.__name__)
-async def test_no_file_is_begun_for_what_was_still_to_be_written(
+async def test_no_file_is_created_for_what_was_still_to_be_written(
     path: Path, surface: Read, go: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
     _, store = await filled_cache(path, surface)
@@ -175,7 +175,7 @@ async def test_a_foreign_file_in_its_place_is_left_as_it_is(
     assert "not an SQLite database" in told(warned)[0]
 
 
-async def test_two_processes_that_lose_their_file_go_on_with_the_same_one(
+async def test_two_processes_whose_file_was_deleted_share_the_new_one(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
     source, store = await filled_cache(path, surface)
@@ -193,7 +193,7 @@ async def test_two_processes_that_lose_their_file_go_on_with_the_same_one(
     assert len(told(warned)) <= 2
 
 
-async def test_a_write_after_the_log_alone_was_deleted_is_kept(
+async def test_a_write_after_the_wal_alone_was_deleted_is_kept(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
     source, store = await filled_cache(path, surface)

@@ -88,7 +88,7 @@ async def test_a_copy_in_its_place_is_used(
 
 
 @each_surface
-async def test_who_has_it_open_goes_on_when_a_backup_gives_it_another_name(
+async def test_a_process_that_has_it_open_continues_when_a_backup_gives_it_another_name(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
     source, store = await filled_cache(path, surface)

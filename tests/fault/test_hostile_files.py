@@ -216,7 +216,7 @@ def test_what_rows_say_makes_no_read_wrong_or_fail(path: Path, statements: tuple
 
 
 @pytest.mark.parametrize("statements", FORGED.values(), ids=FORGED)
-def test_verify_tells_problems_of_a_forged_file_and_does_not_fail(
+def test_verify_reports_problems_of_a_forged_file_and_does_not_fail(
     path: Path, statements: tuple[str, ...]
 ) -> None:
     forge(path, *statements)
@@ -422,7 +422,7 @@ ALL_SCHEMAS = ADDITIONS | SCHEMAS
 
 
 @pytest.mark.parametrize("statements", ALL_SCHEMAS.values(), ids=ALL_SCHEMAS)
-def test_what_somebody_stored_beside_a_schema_of_somebody_else_is_refused_and_stays(
+def test_a_file_with_stored_values_and_a_foreign_schema_is_refused_and_stays(
     path: Path, statements: tuple[str, ...]
 ) -> None:
     SqliteStore(path).set_sync("mine", buffer(b"stored by hand"))
@@ -435,7 +435,7 @@ def test_what_somebody_stored_beside_a_schema_of_somebody_else_is_refused_and_st
     assert path.read_bytes() == before
 
 
-def test_the_error_names_what_somebody_has_added_and_the_way_out(path: Path) -> None:
+def test_the_error_names_what_was_added_and_the_way_out(path: Path) -> None:
     SqliteStore(path).set_sync("mine", buffer(b"stored by hand"))
     SqliteStore(path).close()
     forge_schema(path, "CREATE INDEX by_size ON entry (size DESC)")
@@ -455,7 +455,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("statement", OWN.values(), ids=OWN)
-def test_what_people_add_for_themselves_is_left_to_them(path: Path, statement: str) -> None:
+def test_views_and_planner_statistics_may_be_added(path: Path, statement: str) -> None:
     forge_schema(path, statement)
     with open_file(path) as db:
         before = db.execute("SELECT type, name, sql FROM sqlite_schema").fetchall()
@@ -521,7 +521,7 @@ def let_free_pages_go_round(path: Path) -> None:
 @pytest.mark.parametrize(
     "forge_pages", [let_values_go_round, let_trees_go_round, let_free_pages_go_round]
 )
-def test_pages_that_go_round_in_circles_end_somewhere(
+def test_pages_that_form_a_cycle_do_not_hang(
     path: Path, forge_pages: Callable[[Path], None]
 ) -> None:
     before = path.read_bytes()
@@ -556,7 +556,7 @@ MEMORY = {
 
 
 @pytest.mark.parametrize("statements", MEMORY.values(), ids=MEMORY)
-def test_no_memory_is_taken_for_a_size_before_it_is_known_to_be_true(
+def test_no_memory_is_allocated_for_a_size_that_is_not_verified(
     path: Path, statements: tuple[str, ...]
 ) -> None:
     forge(path, *statements)

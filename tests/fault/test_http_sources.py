@@ -186,7 +186,7 @@ TRUTH: dict[Question, object] = {
 @each_client
 @pytest.mark.parametrize("fault", ["unavailable", "cut", "dropped"])
 @pytest.mark.parametrize("question", TRUTH)
-def test_nothing_is_kept_of_an_answer_that_failed(
+def test_nothing_is_cached_of_a_response_that_failed(
     question: Question,
     fault: Fault,
     client: Callable[[str], contextlib.AbstractContextManager[Store]],
@@ -209,7 +209,7 @@ def test_nothing_is_kept_of_an_answer_that_failed(
 @each_client
 @pytest.mark.parametrize("fault", ["whole", "less"])
 @pytest.mark.parametrize("method", ["get", "get_ranges"])
-def test_nothing_is_kept_of_an_answer_to_another_request(
+def test_nothing_is_cached_of_a_response_to_another_request(
     method: str,
     fault: Fault,
     client: Callable[[str], contextlib.AbstractContextManager[Store]],
@@ -240,7 +240,7 @@ def test_nothing_is_kept_of_an_answer_to_another_request(
     assert server.asked == asked_again
 
 
-def test_an_error_that_one_source_takes_for_an_absent_key_is_none_to_another(
+def test_an_error_that_one_source_reports_as_absence_is_not_cached_for_another(
     server: FaultyServer, path: Path
 ) -> None:
     with through_fsspec(server.url) as strict:
@@ -261,7 +261,7 @@ def test_an_error_that_one_source_takes_for_an_absent_key_is_none_to_another(
         assert cache.namespace == server.url
 
 
-def test_neither_client_answers_for_the_other_where_a_key_is_no_end_of_a_url(
+def test_neither_client_is_served_for_the_other_where_a_key_is_no_end_of_a_url(
     server: FaultyServer, path: Path
 ) -> None:
     keys = ["a b", "a%20b", "a#b", "a?b", "a+b"]

@@ -76,7 +76,7 @@ def reserved(path: Path) -> list[int]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process is killed by SIGKILL there")
 @pytest.mark.parametrize("when", ["reserved", "written"])
-async def test_what_a_killed_process_had_reserved_goes_when_another_writes(
+async def test_what_a_killed_process_had_reserved_is_released_when_another_writes(
     path: Path, when: str
 ) -> None:
     ended = run_child(path, KILLED, when)
@@ -125,7 +125,7 @@ async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
     assert reserved(path) == []
 
 
-async def test_a_writer_that_was_taken_for_dead_keeps_nothing(
+async def test_a_writer_whose_lease_has_expired_keeps_nothing(
     path: Path, held_time: HeldTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing = WhileWriting(monkeypatch, is_written=True)
@@ -153,7 +153,7 @@ async def test_a_writer_that_was_taken_for_dead_keeps_nothing(
     assert "large" in cached_keys(path)
 
 
-async def test_a_write_that_overtakes_a_large_answer_leaves_it_out(
+async def test_a_large_response_that_a_write_overtakes_is_not_cached(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing = WhileWriting(monkeypatch, is_written=True)
@@ -208,7 +208,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         assert_accounts(tmp_path / "cache.sqlite")
 
 
-async def test_when_the_disk_is_full_all_else_stays_and_what_was_reserved_goes(
+async def test_when_the_disk_is_full_all_else_stays_and_the_reservation_is_released(
     small_disk: Path,
     short_waits: HeldTime,
     warned: list[WarningMessage],

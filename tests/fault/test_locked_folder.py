@@ -66,7 +66,7 @@ def is_set_aside(path: Path) -> bool:
     return any(name.startswith(f"{path.name}.damaged-") for name in names_in(path.parent))
 
 
-async def test_a_read_does_not_wait_for_a_process_that_is_suspended_while_it_sets_a_file_aside(
+async def test_a_read_does_not_wait_for_a_process_that_is_suspended_during_a_quarantine(
     path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
 ) -> None:
     source = new_source()
@@ -85,7 +85,7 @@ async def test_a_read_does_not_wait_for_a_process_that_is_suspended_while_it_set
     assert_accounts(path)
 
 
-async def test_a_file_that_is_gone_is_begun_anew_when_a_process_that_was_suspended_goes_on(
+async def test_a_deleted_file_is_created_again_when_a_suspended_process_continues(
     path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
 ) -> None:
     source, store = await filled_cache(path, surface)
@@ -107,7 +107,7 @@ async def test_a_file_that_is_gone_is_begun_anew_when_a_process_that_was_suspend
     assert_accounts(path)
 
 
-async def test_a_damaged_file_is_set_aside_when_a_process_that_was_suspended_goes_on(
+async def test_a_damaged_file_is_quarantined_when_a_suspended_process_continues(
     path: Path, surface: Read, short_waits: HeldTime, warned: list[WarningMessage]
 ) -> None:
     source, store = await filled_cache(path, surface)
@@ -133,7 +133,7 @@ async def test_a_damaged_file_is_set_aside_when_a_process_that_was_suspended_goe
     assert_accounts(path)
 
 
-async def test_a_mark_that_cannot_be_removed_yet_costs_one_wait_and_goes_later(
+async def test_a_mark_that_cannot_be_removed_yet_costs_one_wait_and_is_removed_later(
     path: Path,
     surface: Read,
     statements: Statements,

@@ -89,7 +89,7 @@ def give_away(path: Path) -> None:
 
 @pytest.mark.parametrize("renames", [1, 2, 3])
 @each_surface
-async def test_a_process_killed_while_it_sets_a_file_aside_brings_no_old_value_back(
+async def test_a_process_killed_during_a_quarantine_brings_no_old_value_back(
     path: Path, surface: Read, renames: int, warned: list[WarningMessage]
 ) -> None:
     child = run_child(path, SET_ASIDE, str(renames))
@@ -101,7 +101,7 @@ async def test_a_process_killed_while_it_sets_a_file_aside_brings_no_old_value_b
     assert told(warned) == []
 
 
-def test_a_file_that_has_to_stay_where_it_is_keeps_its_log(path: Path) -> None:
+def test_a_file_that_cannot_be_renamed_keeps_its_wal(path: Path) -> None:
     with mounted_file(path):
         before = contents(path.parent)
         with pytest.raises(OSError, match="busy"):
@@ -112,7 +112,7 @@ def test_a_file_that_has_to_stay_where_it_is_keeps_its_log(path: Path) -> None:
 
 
 @pytest.mark.skipif(not is_root(), reason="only root can give files away")
-def test_a_log_that_has_to_stay_where_it_is_keeps_its_file(path: Path) -> None:
+def test_a_wal_that_cannot_be_renamed_keeps_its_file(path: Path) -> None:
     give_away(path)
     before = contents(path.parent)
     with modes_that_apply(), pytest.raises(PermissionError):
@@ -122,7 +122,7 @@ def test_a_log_that_has_to_stay_where_it_is_keeps_its_file(path: Path) -> None:
 
 
 @each_surface
-async def test_a_new_file_shares_no_memory_with_the_one_that_somebody_still_has_open(
+async def test_a_new_file_shares_no_memory_with_one_that_another_process_has_open(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
     source = new_source()

@@ -84,7 +84,7 @@ async def fault(request: pytest.FixtureRequest, path: Path) -> Fault:
 
 @each_surface
 @pytest.mark.usefixtures("short_waits")
-async def test_what_is_there_is_served_nothing_is_kept_and_it_is_told_once(
+async def test_cached_values_are_served_nothing_is_cached_and_one_warning_is_given(
     path: Path,
     fault: Fault,
     surface: Read,
@@ -110,7 +110,7 @@ async def test_what_is_there_is_served_nothing_is_kept_and_it_is_told_once(
 
 
 @each_surface
-async def test_values_are_kept_again_when_the_file_can_be_written(
+async def test_values_are_cached_again_when_the_file_can_be_written(
     path: Path,
     fault: Fault,
     surface: Read,
@@ -132,7 +132,7 @@ async def test_values_are_kept_again_when_the_file_can_be_written(
     assert len(told(warned)) == 1
 
 
-async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_what_was_before(
+async def test_a_write_during_a_fault_reaches_the_source_and_no_read_returns_the_old_value(
     path: Path,
     fault: Fault,
     short_waits: HeldTime,
@@ -164,7 +164,7 @@ ENDS = {"closed": "store.close()", "killed": "os._exit(0)"}
 @pytest.mark.parametrize("end", ENDS.values(), ids=list(ENDS))
 @each_surface
 @pytest.mark.parametrize("fault", [FAULTS["the folder"], FAULTS["the disk"]], indirect=True)
-async def test_what_others_who_can_write_have_written_is_seen_also_while_it_is_open(
+async def test_what_a_process_that_can_write_has_written_is_read_while_the_file_is_open(
     path: Path, fault: Fault, surface: Read, end: str, warned: list[WarningMessage]
 ) -> None:
     store = new_cache(new_source(), path)
@@ -180,7 +180,7 @@ async def test_what_others_who_can_write_have_written_is_seen_also_while_it_is_o
 
 
 @pytest.mark.parametrize("fault", [FAULTS["the folder"]], indirect=True)
-async def test_a_log_that_cannot_be_read_without_its_shared_memory_is_told(
+async def test_a_wal_that_cannot_be_read_without_its_shared_memory_is_reported(
     path: Path, fault: Fault
 ) -> None:
     leave_process(new_cache(new_source(), path))

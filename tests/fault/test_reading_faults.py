@@ -185,7 +185,7 @@ async def test_every_read_is_right_and_counted_and_the_file_is_tried_once(
 
 
 @each_surface
-async def test_the_cache_works_again_by_itself_when_it_is_over(
+async def test_the_cache_works_again_when_the_fault_is_over(
     path: Path,
     fault: Fault,
     surface: Read,
@@ -211,7 +211,7 @@ async def test_the_cache_works_again_by_itself_when_it_is_over(
 
 
 @pytest.mark.usefixtures("kept")
-async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_what_was_before(
+async def test_a_write_during_a_fault_reaches_the_source_and_no_read_returns_the_old_value(
     path: Path,
     fault: Fault,
     short_waits: HeldTime,

@@ -81,7 +81,7 @@ def forge_link(path: Path, suffix: str, victim: Path) -> None:
 
 @each_surface
 @each_kind
-async def test_reads_go_to_the_source_and_nothing_is_begun_in_its_place(
+async def test_reads_are_the_sources_and_a_special_file_is_left_as_it_is(
     path: Path, surface: Read, make: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
     make(path)
@@ -100,7 +100,7 @@ async def test_reads_go_to_the_source_and_nothing_is_begun_in_its_place(
 
 @each_surface
 @each_kind
-async def test_also_when_it_is_put_there_while_the_file_is_open(
+async def test_reads_are_the_sources_when_a_special_file_replaces_the_open_one(
     path: Path, surface: Read, make: Callable[[Path], None], warned: list[WarningMessage]
 ) -> None:
     _, store = await filled_cache(path, surface)
@@ -116,7 +116,7 @@ async def test_also_when_it_is_put_there_while_the_file_is_open(
 
 @each_surface
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
-async def test_nor_is_a_pipe_opened_that_has_the_name_of_what_sqlite_keeps_beside_the_file(
+async def test_a_pipe_with_the_name_of_a_wal_is_not_opened(
     path: Path, surface: Read, suffix: str, warned: list[WarningMessage]
 ) -> None:
     _, store = await filled_cache(path, surface)

@@ -115,7 +115,7 @@ def path(tmp_path: Path, fault: Fault) -> Iterator[Path]:
 
 @each_surface
 @pytest.mark.usefixtures("short_waits")
-async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
+async def test_hits_are_served_misses_are_the_sources_and_one_warning_is_given(
     path: Path,
     fault: Fault,
     surface: Read,
@@ -140,7 +140,7 @@ async def test_hits_go_on_misses_are_answered_and_it_is_told_once(
 
 
 @pytest.mark.usefixtures("short_waits")
-async def test_what_is_kept_is_told_meanwhile(
+async def test_cache_info_is_right_while_the_file_cannot_be_written(
     path: Path, fault: Fault, statements: Statements
 ) -> None:
     _, store = await filled_cache(path, keys=KEPT)
@@ -154,7 +154,7 @@ async def test_what_is_kept_is_told_meanwhile(
 
 @pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("fault", [FAULTS["locked by another process"]], indirect=True)
-async def test_a_lock_is_waited_for_once_by_several_forks_and_once_by_who_closes(
+async def test_a_lock_is_waited_for_once_by_several_forks_and_once_by_close(
     path: Path, fault: Fault, statements: Statements
 ) -> None:
     _, store = await filled_cache(path, keys=KEPT)
@@ -177,7 +177,7 @@ async def test_a_lock_is_waited_for_once_by_several_forks_and_once_by_who_closes
 
 
 @each_surface
-async def test_the_cache_works_again_by_itself_when_it_is_over(
+async def test_the_cache_works_again_when_the_fault_is_over(
     path: Path,
     fault: Fault,
     surface: Read,
@@ -202,7 +202,7 @@ async def test_the_cache_works_again_by_itself_when_it_is_over(
 
 
 @each_surface
-async def test_while_it_lasts_the_file_is_tried_now_and_then(
+async def test_while_a_fault_lasts_the_file_is_tried_with_back_off(
     path: Path,
     fault: Fault,
     surface: Read,
@@ -227,7 +227,7 @@ async def test_while_it_lasts_the_file_is_tried_now_and_then(
     assert len(warned) == 1, told(warned)
 
 
-async def test_what_is_written_meanwhile_reaches_the_source_and_no_read_sees_what_was_before(
+async def test_a_write_during_a_fault_reaches_the_source_and_no_read_returns_the_old_value(
     path: Path,
     fault: Fault,
     statements: Statements,
@@ -261,7 +261,7 @@ def marks(path: Path) -> list[Path]:
 
 @each_surface
 @pytest.mark.usefixtures("warned")
-async def test_what_is_written_meanwhile_is_followed_by_no_old_read_of_another_process(
+async def test_after_a_write_during_a_fault_another_process_reads_no_old_value(
     path: Path, fault: Fault, surface: Read, statements: Statements, short_waits: HeldTime
 ) -> None:
     source, store = await filled_cache(path, surface)
@@ -286,7 +286,7 @@ async def test_what_is_written_meanwhile_is_followed_by_no_old_read_of_another_p
 
 @each_surface
 @pytest.mark.usefixtures("warned")
-async def test_what_is_written_meanwhile_is_followed_by_no_old_read_after_a_restart(
+async def test_after_a_write_during_a_fault_and_a_restart_no_old_value_is_read(
     path: Path, fault: Fault, surface: Read, statements: Statements, short_waits: HeldTime
 ) -> None:
     source, store = await filled_cache(path, surface)
@@ -337,7 +337,7 @@ async def test_a_write_that_could_not_be_recorded_is_not_forgotten_with_its_cach
 
 
 @pytest.mark.usefixtures("short_waits", "warned")
-async def test_who_cannot_tell_other_processes_of_a_write_says_so_once_and_knows_it(
+async def test_a_write_that_cannot_be_marked_for_other_processes_is_logged_once(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, store = await filled_cache(path)
@@ -353,7 +353,7 @@ async def test_who_cannot_tell_other_processes_of_a_write_says_so_once_and_knows
 
 @each_surface
 @pytest.mark.usefixtures("short_waits")
-async def test_hits_go_on_while_more_is_kept_than_may_be(
+async def test_hits_are_served_while_more_is_cached_than_the_budget(
     path: Path, surface: Read, warned: list[WarningMessage]
 ) -> None:
     source, store = await filled_cache(path, surface, KEPT)

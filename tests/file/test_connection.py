@@ -101,7 +101,9 @@ def test_a_transaction_that_was_left_open_hides_nothing_from_later_reads(path: P
     assert seen == 7
 
 
-async def test_nor_one_that_was_left_open_on_the_event_loop(path: Path) -> None:
+async def test_a_transaction_left_open_on_the_event_loop_hides_nothing_from_later_reads(
+    path: Path,
+) -> None:
     store = SqliteStore(path)
     await store.set("k", buffer(b"12345"))
     database = FileDatabase.of(path)
@@ -137,7 +139,7 @@ def test_no_row_is_read_that_is_longer_than_any_of_ours(longer: int) -> None:
             assert db.execute("SELECT length(zeroblob(?))", (nbytes,)).fetchone() == (nbytes,)
 
 
-def test_a_log_that_has_become_long_is_begun_anew(
+def test_a_wal_that_has_become_long_is_truncated(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "CHECKPOINT_SECONDS", 0)
@@ -173,7 +175,7 @@ class NotedLock:
         self._lock.release()
 
 
-def test_who_queued_behind_one_that_was_locked_out_does_not_wait_as_long_once_more() -> None:
+def test_a_writer_queued_behind_a_timed_out_one_fails_at_once() -> None:
     turns, lock = WriteLock(), NotedLock()
     turns._lock = lock  # type: ignore[assignment] # as much of it as is used
     tried, is_told = [], []

@@ -24,7 +24,7 @@ def test_a_mark_is_of_one_namespace(path: Path) -> None:
     assert theirs is None
 
 
-def test_a_mark_goes_when_it_is_the_one_that_was_seen(path: Path) -> None:
+def test_a_mark_is_removed_if_it_is_the_one_that_was_read(path: Path) -> None:
     Markers(path).mark("one")
     seen = Markers(path).marked_ns("one")
     assert seen is not None

@@ -56,19 +56,17 @@ def test_every_script_is_applied_once(connection: Connection) -> None:
     assert connection.execute("SELECT a FROM first").fetchall() == [(1,)]
 
 
-def test_a_migrated_file_carries_our_mark_and_its_version(connection: Connection) -> None:
-    apply(connection, FIRST, SECOND)
-
-    assert marks(connection) == (APPLICATION_ID, 2)
-
-
-def test_a_script_that_fails_leaves_the_schema_that_there_was(connection: Connection) -> None:
+def test_a_script_that_fails_leaves_the_schema_that_there_was_and_may_be_tried_again(
+    connection: Connection,
+) -> None:
     with pytest.raises(MigrationError, match=r"0003.*nowhere"):
-        apply(connection, FIRST, SECOND, BROKEN)
+        apply(connection, FIRST, BROKEN)
 
-    assert tables(connection) == ["first", "second"]
-    assert marks(connection) == (APPLICATION_ID, 2)
+    assert tables(connection) == ["first"]
+    assert marks(connection) == (APPLICATION_ID, 1)
     assert not connection.in_transaction
+    assert apply(connection, FIRST, SECOND) == 2
+    assert marks(connection) == (APPLICATION_ID, 2)
 
 
 def test_a_first_script_that_fails_leaves_an_empty_file(connection: Connection) -> None:
@@ -77,13 +75,6 @@ def test_a_first_script_that_fails_leaves_an_empty_file(connection: Connection) 
 
     assert tables(connection) == []
     assert marks(connection) == (0, 0)
-
-
-def test_what_failed_can_be_tried_again(connection: Connection) -> None:
-    with pytest.raises(MigrationError):
-        apply(connection, FIRST, BROKEN)
-
-    assert apply(connection, FIRST, SECOND) == 2
 
 
 def test_an_interruption_leaves_the_schema_that_there_was(connection: Connection) -> None:

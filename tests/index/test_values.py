@@ -73,7 +73,7 @@ def test_a_range_is_a_slice_across_blocks_and_parts(path: Path, size: int) -> No
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_cached_value_answers_ranges_across_blocks_and_parts(path: Path, size: int) -> None:
+async def test_a_cached_value_serves_ranges_across_blocks_and_parts(path: Path, size: int) -> None:
     data = pattern(size)
     source = CountingStore(MemoryStore({"k": as_buffer(data)}))
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")

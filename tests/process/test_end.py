@@ -191,24 +191,26 @@ async def main():
 asyncio.run(main())
 """
 
-READ_ON_THE_SYNC_SURFACE = """
-for key in "abca":
-    store.get_sync(key)
-{end}
-"""
 
-of_each_surface = pytest.mark.parametrize(
-    "script", [READ_IN_A_LOOP, READ_ON_THE_SYNC_SURFACE], ids=["a loop", "the sync surface"]
-)
+ERRORS = {
+    "an exit code": ("sys.exit(3)", 3, []),
+    "an error": ("raise LookupError('of the script')", 1, ["LookupError: of the script"]),
+    "Ctrl-C": (
+        "os.kill(os.getpid(), __import__('signal').SIGINT); await asyncio.sleep(60)",
+        -signal.SIGINT,
+        ["KeyboardInterrupt"],
+    ),
+}
 
 
-@of_each_surface
-def test_a_process_ends_with_the_exit_code_it_asks_for(
-    path: Path, tmp_path: Path, script: str
+@pytest.mark.parametrize(("end", "code", "last_line"), ERRORS.values(), ids=ERRORS)
+def test_a_process_that_ends_with_an_error_loses_nothing(
+    path: Path, tmp_path: Path, end: str, code: int, last_line: list[str]
 ) -> None:
-    ended = run(path, script.format(end="sys.exit(3)"))
+    out, errors, found = run(path, READ_IN_A_LOOP.format(end=end))
 
-    assert ended == ("", "", 3)
+    assert (out, found) == ("", code)
+    assert errors.splitlines()[-1:] == last_line
     assert files_in(tmp_path) == [path.name]
     assert order(path) == ["b", "c", "a"]
 
@@ -226,26 +228,6 @@ shutil.rmtree(os.path.dirname(sys.argv[1]))
 
     assert (out, errors, code) == ("", "", 0)
     assert not folder.exists()
-
-
-def test_an_error_that_ends_a_process_loses_nothing(path: Path, tmp_path: Path) -> None:
-    error = "raise LookupError('of the script')"
-    out, errors, code = run(path, READ_IN_A_LOOP.format(end=error))
-
-    assert (out, code) == ("", 1)
-    assert errors.splitlines()[-1] == "LookupError: of the script"
-    assert files_in(tmp_path) == [path.name]
-    assert order(path) == ["b", "c", "a"]
-
-
-def test_ctrl_c_ends_a_process_and_loses_nothing(path: Path, tmp_path: Path) -> None:
-    interrupt = "os.kill(os.getpid(), __import__('signal').SIGINT); await asyncio.sleep(60)"
-    out, errors, code = run(path, READ_IN_A_LOOP.format(end=interrupt))
-
-    assert (out, code) == ("", -signal.SIGINT)
-    assert errors.splitlines()[-1] == "KeyboardInterrupt"
-    assert files_in(tmp_path) == [path.name]
-    assert order(path) == ["b", "c", "a"]
 
 
 async def test_a_process_that_is_terminated_leaves_what_it_cached(
@@ -276,19 +258,6 @@ print([thread.name for thread in others if not thread.daemon])
 """
 
     assert run(path, script) == ("[]\n", "", 0)
-
-
-def test_three_loops_in_a_row_use_the_same_store(path: Path) -> None:
-    script = """
-async def main():
-    values = [await store.get(key, P) for key in "abc"]
-    assert [value.to_bytes()[:1] for value in values] == [b"a", b"b", b"c"]
-for _ in range(3):
-    asyncio.run(main())
-    print(hits())
-"""
-
-    assert run(path, script) == ("0\n3\n6\n", "", 0)
 
 
 def test_a_sqlite_store_alone_ends_as_well(path: Path, tmp_path: Path) -> None:
@@ -507,7 +476,7 @@ print([store.get_sync(key).to_bytes()[:1] for key in "abc"], hits())
 
 
 @needs_fork
-def test_the_last_to_close_leaves_no_log(path: Path, tmp_path: Path) -> None:
+def test_the_last_process_to_close_leaves_no_wal(path: Path, tmp_path: Path) -> None:
     script = """
 to_child = os.pipe()
 store.get_sync("a")
@@ -590,7 +559,7 @@ async def test_a_process_killed_while_it_admits_leaves_a_file_that_is_right(path
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills in other ways")
-async def test_a_key_whose_writer_was_killed_is_cached_again(path: Path) -> None:
+async def test_a_key_whose_writer_was_killed_is_read_from_the_source(path: Path) -> None:
     script = """
 class Stopped(MemoryStore):
     def set_sync(self, key, value):

@@ -150,7 +150,7 @@ def test_nothing_hangs_after_ctrl_c_wherever_it_comes(
 
 @needs_fork
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="the system has no signals")
-def test_a_fork_and_a_read_go_on_after_many_a_ctrl_c(path: Path) -> None:
+def test_a_fork_and_a_read_work_after_many_ctrl_c(path: Path) -> None:
     # A timer raises what Ctrl-C raises, at 1000 times that nobody knows before.
     script = f"""
 {FORK}

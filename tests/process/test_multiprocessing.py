@@ -100,18 +100,6 @@ def in_child(method: str, store: CacheStore) -> Told:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_child_answers_from_the_file_that_its_parent_filled(
-    method: str, source: Path, path: Path
-) -> None:
-    store = cached(source, path)
-    read_all(store)
-    remove(source)
-
-    assert in_child(method, store) == Told(2 * VALUES, hits=8, misses=0)
-    assert read_all(store) == Told(2 * VALUES, hits=8, misses=0)
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_a_child_started_while_threads_read_may_use_the_store(
     method: str, source: Path, path: Path
 ) -> None:
@@ -126,7 +114,7 @@ def test_a_child_started_while_threads_read_may_use_the_store(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_parent_answers_from_the_file_that_its_child_filled(
+def test_a_parent_reads_from_the_file_that_its_child_filled(
     method: str, source: Path, path: Path
 ) -> None:
     store = cached(source, path)
@@ -135,18 +123,6 @@ def test_a_parent_answers_from_the_file_that_its_child_filled(
 
     assert told == Told(2 * VALUES, hits=4, misses=4)
     assert read_all(store) == Told(2 * VALUES, hits=8, misses=0)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_what_a_child_counted_is_in_the_file_when_it_has_ended(
-    method: str, source: Path, path: Path
-) -> None:
-    store = cached(source, path)
-    read_all(store)
-    in_child(method, store)
-    store.close()
-
-    assert lasting(path) == (4 + 8, 4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -52,7 +52,7 @@ def kept(path: Path) -> dict[str, int]:
     return {name.partition(":")[0]: number for name, number in rows}
 
 
-def test_it_goes_when_the_process_ends_and_what_is_named_stays(path: Path) -> None:
+def test_private_entries_are_removed_when_the_process_ends_and_named_ones_stay(path: Path) -> None:
     ended = run(path)
 
     assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)
@@ -61,7 +61,7 @@ def test_it_goes_when_the_process_ends_and_what_is_named_stays(path: Path) -> No
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process is killed by SIGKILL there")
 @pytest.mark.parametrize(("days", "is_left"), [(6, True), (8, False)])
-def test_what_a_killed_process_has_left_goes_a_week_after_its_last_use(
+def test_private_entries_of_a_killed_process_are_removed_a_week_after_their_last_use(
     path: Path, held_time: HeldTime, days: int, is_left: bool
 ) -> None:
     ended = run(path, "store.flush(); os.kill(os.getpid(), signal.SIGKILL)")

@@ -109,7 +109,7 @@ def test_threads_and_loops_of_every_kind_share_a_store(
     assert set(source.keys) == set(KEYS)
 
 
-def test_what_one_loop_has_read_another_has_at_hand(
+def test_what_one_loop_has_read_is_cached_for_another(
     store: CacheStore, source: CountingStore
 ) -> None:
     found = [way(store) for way in [*WAYS, in_a_loop_of_its_own, *WAYS]]

@@ -311,7 +311,7 @@ def test_a_smaller_part_does_not_take_the_place_of_a_larger_one() -> None:
     list(permutations([SuffixByteRequest(4), OffsetByteRequest(6), RangeByteRequest(6, 10)])),
     ids=str,
 )
-def test_the_index_of_a_shard_is_one_entry_however_it_was_asked_for(
+def test_the_index_of_a_shard_is_one_entry_however_it_was_requested(
     requests: tuple[ByteRequest, ...],
 ) -> None:
     ranges = RangeCache()
@@ -322,7 +322,7 @@ def test_the_index_of_a_shard_is_one_entry_however_it_was_asked_for(
     assert [get(ranges, request) for request in requests] == [b"6789"] * 3
 
 
-def test_a_size_that_was_told_earlier_does_not_place_a_suffix_of_a_value_that_has_grown() -> None:
+def test_an_older_size_does_not_place_a_suffix_of_a_value_that_has_grown() -> None:
     ranges = RangeCache()
     add(ranges, RangeByteRequest(8, 12), b"89", stored_at=1)
     add(ranges, SuffixByteRequest(4), b"wxyz", stored_at=2)
@@ -331,7 +331,7 @@ def test_a_size_that_was_told_earlier_does_not_place_a_suffix_of_a_value_that_ha
     assert get(ranges, RangeByteRequest(6, 8)) is None
 
 
-def test_what_was_asked_for_before_a_write_that_others_have_heard_of_is_not_kept() -> None:
+def test_a_range_requested_before_a_write_that_another_reader_has_seen_is_not_cached() -> None:
     ranges = RangeCache()
     request = RangeByteRequest(0, 3)
     # Of another part, by who has looked at the key after the write.
@@ -341,7 +341,7 @@ def test_what_was_asked_for_before_a_write_that_others_have_heard_of_is_not_kept
     assert ranges.get(NAMESPACE, "a", request, fence=7, fresh_after=0, used_at=4) is None
 
 
-def test_what_was_asked_for_after_a_write_stays_when_that_is_heard_of() -> None:
+def test_a_range_requested_after_a_write_stays_when_the_write_is_seen() -> None:
     ranges = RangeCache()
     old, new = RangeByteRequest(0, 3), RangeByteRequest(5, 8)
     ranges.add(RangeEntry(NAMESPACE, "a", old, b"old", 1, 3, 1), fence=3)
@@ -355,7 +355,7 @@ def test_what_was_asked_for_after_a_write_stays_when_that_is_heard_of() -> None:
     assert found == [None, b"new"]
 
 
-def test_a_value_that_others_have_cut_short_leaves_the_accounts_right() -> None:
+def test_a_value_that_was_cut_short_leaves_the_accounts_right() -> None:
     ranges = RangeCache()
     add(ranges, RangeByteRequest(2, 6), b"2345", stored_at=1)
     add(ranges, OffsetByteRequest(2), b"23", stored_at=2)

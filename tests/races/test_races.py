@@ -579,7 +579,7 @@ async def test_a_sync_read_on_the_event_loop_of_its_leader_does_not_wait_for_it(
     assert response.to_bytes() == await leader == OLD
 
 
-async def test_threads_that_an_event_loop_needs_do_not_all_wait_for_it(
+async def test_threads_of_the_executor_do_not_all_wait_for_the_event_loop(
     path: Path, tmp_path: Path
 ) -> None:
     # Reads in a thread of the executor, as a local source does.
@@ -723,7 +723,7 @@ async def test_after_a_write_that_failed_the_value_of_the_source_is_read(
         (clear, "clear"),
     ],
 )
-async def test_what_the_source_goes_on_to_write_after_a_cancellation_is_seen(
+async def test_what_the_source_writes_after_a_cancellation_is_read(
     write: Callable[[Store], Awaitable[None]], method: str, make: Maker
 ) -> None:
     source = DetachedStore(memory(other=OLD))
@@ -746,7 +746,7 @@ async def test_what_the_source_goes_on_to_write_after_a_cancellation_is_seen(
     assert await read(store, KEY, RangeByteRequest(0, 3)) == (held and held[:3])
 
 
-async def test_what_set_many_goes_on_to_write_after_it_has_failed_is_seen(make: Maker) -> None:
+async def test_what_set_many_writes_after_it_has_failed_is_read(make: Maker) -> None:
     class Source(MemoryStore):
         async def set(self, key: str, value: Buffer, *args: Any) -> None:
             if key == KEY:
@@ -811,7 +811,7 @@ async def test_a_key_that_is_written_to_every_half_hour_is_cached_again_after_a_
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_after_a_write_that_failed_reads_go_to_the_source_for_an_hour(
+async def test_after_a_write_that_failed_reads_are_the_sources_for_an_hour(
     write: Callable[[Store], Awaitable[None]], path: Path, held_time: HeldTime
 ) -> None:
     source = FailingStore(memory())
@@ -916,7 +916,7 @@ async def test_a_value_that_was_removed_before_its_write_has_ended_is_not_cached
     assert await read(store, KEY) is everything(source).get(KEY) is None
 
 
-async def test_a_write_into_a_folder_that_is_being_removed_is_for_the_source_to_say(
+async def test_a_key_written_during_the_removal_of_its_folder_is_read_from_the_source(
     make: Maker,
 ) -> None:
     source = HeldStore(memory())
@@ -981,7 +981,7 @@ async def test_a_write_that_is_in_flight_at_close_is_done(path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "clear_cache"])
-async def test_reads_go_on_while_the_cache_is_closed_or_cleared_again_and_again(
+async def test_tasks_read_while_the_cache_is_closed_or_cleared_again_and_again(
     end: str, path: Path
 ) -> None:
     source = YieldingStore(MemoryStore({f"k{n}": buffer(bytes([n]) * 50) for n in range(10)}))
@@ -1002,7 +1002,7 @@ async def test_reads_go_on_while_the_cache_is_closed_or_cleared_again_and_again(
     assert store.cache_stats()["faults"] == 0
 
 
-def test_threads_read_on_while_the_cache_is_closed_again_and_again(path: Path) -> None:
+def test_threads_read_while_the_cache_is_closed_again_and_again(path: Path) -> None:
     source = CountingStore(MemoryStore({f"k{n}": buffer(bytes([n]) * 50) for n in range(10)}))
     store = cached(source, path, max_size=300)
 

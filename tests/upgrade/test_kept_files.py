@@ -42,26 +42,19 @@ def test_a_kept_file_has_the_schema_that_it_is_kept_for(path: Path, version: int
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_a_kept_file_holds_is_at_hand(path: Path, version: int) -> None:
+def test_what_a_kept_file_holds_is_read(path: Path, version: int) -> None:
     unpack(version, path)
     behind = source()
     store = cache(path, behind)
     found = {key: store.get_sync(key) for key in VALUES}
     absent = store.get_sync("absent")
+    stored = {key: SqliteStore(path).get_sync(key) for key in STORED}
     restart(store)
 
     assert {key: value.to_bytes() for key, value in found.items() if value is not None} == VALUES
+    assert {key: value.to_bytes() for key, value in stored.items() if value is not None} == STORED
     assert absent is None
     assert behind.requests.total() == 0
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_what_somebody_stored_in_a_kept_file_is_there(path: Path, version: int) -> None:
-    unpack(version, path)
-    store = SqliteStore(path)
-    found = {key: store.get_sync(key) for key in STORED}
-
-    assert {key: value.to_bytes() for key, value in found.items() if value is not None} == STORED
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -14,7 +14,6 @@ from tests.fakes import buffer, open_file
 from tests.upgrade.kept import FOLDER, kept_schema, printed
 from zarr_cache import SqliteStore
 from zarr_cache.file import migrate
-from zarr_cache.file.identity import APPLICATION_ID
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,14 +37,6 @@ def test_there_is_a_kept_schema_for_every_script() -> None:
     kept = sorted(path.name for path in FOLDER.glob("schema-*.sql"))
 
     assert kept == [f"schema-{version:04d}.sql" for version, _ in migrate.scripts()]
-
-
-def test_a_new_file_carries_our_mark_and_the_newest_version(new_file: Path) -> None:
-    with open_file(new_file) as db:
-        mark = db.execute("PRAGMA application_id").fetchone()
-        version = db.execute("PRAGMA user_version").fetchone()
-
-    assert (mark, version) == ((APPLICATION_ID,), (migrate.newest(),))
 
 
 def test_every_table_is_strict(new_file: Path) -> None:

@@ -39,12 +39,17 @@ def rows(count: int, **settings: Any) -> MemoryStore:
 
 
 def cached(
-    memory: Store, path: Path, kind: type[CountingStore] = CountingStore, **settings: Any
+    memory: Store,
+    path: Path,
+    kind: type[CountingStore] = CountingStore,
+    *,
+    name: str = "a/b",
+    **settings: Any,
 ) -> Cached:
-    """The array "a/b" of `memory`, opened through a CacheStore."""
+    """An array of `memory`, opened through a CacheStore."""
     source = kind(memory)
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source", **settings)
-    array = zarr.open_array(store, path="a/b", mode="r")
+    array = zarr.open_array(store, path=name, mode="r")
     source.reset()
     return Cached(source, store, array)
 

@@ -101,9 +101,7 @@ def test_a_dry_run_fetches_nothing(command: Command) -> None:
     assert not {key for key in cached_keys(command.path) if "/c/" in key}
 
 
-def test_what_is_absent_is_believed_for_as_long_as_is_asked_for(
-    command: Command, held_time: HeldTime
-) -> None:
+def test_an_absence_is_fresh_for_the_given_age(command: Command, held_time: HeldTime) -> None:
     zarr.create_array(command.folder / "sparse", shape=4, chunks=2, dtype="u1")
     warm = ["warm", "--array", "sparse", "--max-age-absent", "7 d"]
     command.lines(*warm)

@@ -29,7 +29,7 @@ def grid(path: Path, **settings: Any) -> tuple[CountingStore, zarr.Array[Any]]:
     return source, array
 
 
-def test_what_was_read_is_at_hand(path: Path) -> None:
+def test_what_was_read_is_shown_as_cached(path: Path) -> None:
     source, array = grid(path)
     array[0:3, 4:7]
     source.reset()
@@ -59,31 +59,33 @@ def test_the_keys_of_every_format_are_known(path: Path, settings: dict[str, Any]
     assert np.argwhere(coverage(array)).tolist() == [[3, 4]]
 
 
-def test_nothing_is_at_hand_at_first(path: Path) -> None:
+def test_nothing_is_cached_at_first_and_everything_once_it_is_warm(path: Path) -> None:
     _, array = grid(path)
-
-    assert not coverage(array).any()
-
-
-def test_everything_is_at_hand_once_it_is_warm(path: Path) -> None:
-    _, array = grid(path)
+    at_first = coverage(array)
     warm(array)
 
+    assert not at_first.any()
     assert coverage(array).all()
 
 
-def test_coverage_outlives_the_process(path: Path) -> None:
-    source, store, array = cached(rows(4), path)
-    warm(array, np.s_[1:3])
-    restart(store)
-    again = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+@pytest.mark.parametrize("is_file", [True, False], ids=["SqliteStore", "MemoryStore"])
+def test_coverage_outlives_the_process(path: Path, is_file: bool) -> None:
+    in_memory, source = MemoryStore(), rows(4)
 
-    found = coverage(zarr.open_array(again, path="a/b", mode="r"))
+    def opened() -> tuple[CacheStore, zarr.Array[Any]]:
+        kept = SqliteStore(path) if is_file else in_memory
+        store = CacheStore(source, cache_store=kept, namespace="source")
+        return store, zarr.open_array(store, path="a/b", mode="r")
 
-    assert found.tolist() == [[False], [True], [True], [False]]
+    first, array = opened()
+    array[1:3]
+    restart(first)
+    _, again = opened()
+
+    assert coverage(again).tolist() == [[False], [True], [True], [False]]
 
 
-def test_what_is_stale_is_not_at_hand(path: Path, held_time: HeldTime) -> None:
+def test_what_is_stale_is_not_shown_as_cached(path: Path, held_time: HeldTime) -> None:
     _, _, array = cached(rows(3), path, max_age_seconds=100)
     warm(array, 0)
     held_time.step(seconds=60)
@@ -93,7 +95,7 @@ def test_what_is_stale_is_not_at_hand(path: Path, held_time: HeldTime) -> None:
     assert coverage(array).tolist() == [[False], [True], [False]]
 
 
-def test_what_was_written_over_is_not_at_hand(path: Path) -> None:
+def test_what_was_written_over_is_not_shown_as_cached(path: Path) -> None:
     store = CacheStore(
         rows(3), cache_store=SqliteStore(path), namespace="source", cache_set_data=False
     )
@@ -104,7 +106,7 @@ def test_what_was_written_over_is_not_at_hand(path: Path) -> None:
     assert coverage(array).tolist() == [[True], [False], [True]]
 
 
-def test_a_shard_is_at_hand_when_the_whole_of_it_is(path: Path) -> None:
+def test_a_shard_is_shown_as_cached_when_the_whole_of_it_is(path: Path) -> None:
     memory = MemoryStore()
     sharded(memory)
     store = CacheStore(memory, cache_store=SqliteStore(path), namespace="source")
@@ -120,7 +122,9 @@ def test_a_shard_is_at_hand_when_the_whole_of_it_is(path: Path) -> None:
     assert np.argwhere(found).tolist() == [[0, 0]]
 
 
-def test_a_chunk_that_is_believed_to_be_absent_is_at_hand(path: Path, held_time: HeldTime) -> None:
+def test_a_chunk_that_is_cached_as_absent_is_shown_as_cached(
+    path: Path, held_time: HeldTime
+) -> None:
     memory = MemoryStore()
     sparse(memory)
     store = CacheStore(memory, cache_store=SqliteStore(path), namespace="source")
@@ -173,18 +177,6 @@ def test_an_array_without_chunks_has_coverage_too(path: Path, shape: tuple[int, 
 
     assert found.shape == array.cdata_shape
     assert found.all()
-
-
-def test_any_store_has_coverage() -> None:
-    kept = MemoryStore()
-    first = CacheStore(rows(4), cache_store=kept)
-    zarr.open_array(first, path="a/b", mode="r")[1:3]
-    restart(first)
-    again = CacheStore(rows(4), cache_store=kept)
-
-    found = coverage(zarr.open_array(again, path="a/b", mode="r"))
-
-    assert found.tolist() == [[False], [True], [True], [False]]
 
 
 def test_an_array_that_is_read_past_the_cache_is_refused() -> None:

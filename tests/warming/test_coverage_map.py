@@ -136,7 +136,7 @@ def test_a_large_grid_has_several_chunks_in_a_cell() -> None:
     )
 
 
-def test_only_a_cell_with_all_of_its_chunks_is_shown_as_at_hand() -> None:
+def test_only_a_cell_with_all_of_its_chunks_is_shown_as_cached() -> None:
     covered = np.ones((1000, 1000), bool)
     covered[0, 0] = False
     covered[900:, 900:] = False
@@ -147,7 +147,7 @@ def test_only_a_cell_with_all_of_its_chunks_is_shown_as_at_hand() -> None:
     assert (shades[0, 0], shades[0, 1], shades[9, 9]) == (3, 4, 1)
 
 
-def test_one_dimension_goes_on_in_the_next_line() -> None:
+def test_one_dimension_continues_in_the_next_line() -> None:
     covered = np.arange(8) < 4
     short = map_of(covered, "x", most=(9, 3))
     long = map_of(covered, "x", most=(2, 2))

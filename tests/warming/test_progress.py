@@ -54,7 +54,7 @@ def test_a_dumb_terminal_shows_the_bar_once_and_without_control_characters(path:
     assert "\r" not in text
 
 
-def test_what_was_at_hand_counts_as_done(path: Path) -> None:
+def test_what_was_cached_counts_as_done(path: Path) -> None:
     _, _, array = cached(rows(8), path)
     warm(array, np.s_[:5])
     console = terminal()

@@ -80,7 +80,7 @@ def test_a_head_request_returns_the_size_and_sends_nothing(server: DemoServer) -
     assert server.traffic() == Traffic(requests=1, nbytes=0)
 
 
-def test_every_answer_is_counted_with_the_bytes_of_its_body(server: DemoServer) -> None:
+def test_every_response_is_counted_with_the_bytes_of_its_body(server: DemoServer) -> None:
     ask(server, "/group/chunk")
     ask(server, "/group/chunk")
     ask(server, "/absent")
@@ -99,7 +99,7 @@ def test_a_connection_stays_open_for_the_next_request(server: DemoServer) -> Non
         assert connection.sock is socket
 
 
-def test_the_latency_is_slept_before_each_answer(root: Path) -> None:
+def test_the_latency_is_slept_before_each_response(root: Path) -> None:
     slept: list[float] = []
     with DemoServer(root, latency_seconds=0.05, sleep=slept.append) as server:
         ask(server, "/group/chunk")
@@ -132,7 +132,7 @@ def test_the_port_is_closed_after_the_block(root: Path) -> None:
         ask(server, "/group/chunk")
 
 
-def test_a_connection_that_is_kept_open_is_answered_no_more_after_the_block(root: Path) -> None:
+def test_a_connection_that_is_kept_open_is_closed_after_the_block(root: Path) -> None:
     def ask_over(connection: HTTPConnection) -> bytes:
         connection.request("GET", "/group/chunk")
         return connection.getresponse().read()
