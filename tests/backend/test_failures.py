@@ -30,6 +30,15 @@ def tries(breaker: CircuitBreaker, held_time: HeldTime, seconds: int) -> list[in
     return found
 
 
+def half_open(held_time: HeldTime, failures: int = 1) -> CircuitBreaker:
+    """One after the first failures, when an operation may try again."""
+    breaker = CircuitBreaker()
+    for _ in range(failures):
+        breaker.record_failure(LOCKED)
+    held_time.step(1)
+    return breaker
+
+
 def test_every_operation_may_try_while_none_fails(held_time: HeldTime) -> None:
     breaker = CircuitBreaker()
     for _ in range(3):
@@ -45,9 +54,7 @@ def test_trials_come_at_twice_the_distance_each_time(held_time: HeldTime) -> Non
 
 
 def test_only_one_tries_at_a_time(held_time: HeldTime) -> None:
-    breaker = CircuitBreaker()
-    breaker.record_failure(LOCKED)
-    held_time.step(1)
+    breaker = half_open(held_time)
     breaker.check()
 
     with pytest.raises(CircuitOpenError, match="database is locked"):
@@ -55,29 +62,18 @@ def test_only_one_tries_at_a_time(held_time: HeldTime) -> None:
 
 
 def test_raise_if_open_leaves_the_trial_to_another_caller(held_time: HeldTime) -> None:
-    breaker = CircuitBreaker()
-    breaker.record_failure(LOCKED)
-    held_time.step(1)
+    breaker = half_open(held_time)
 
     breaker.raise_if_open()
     breaker.check()
 
 
-def test_operations_begun_before_the_first_failure_do_not_count(
-    held_time: HeldTime,
-) -> None:
-    breaker = CircuitBreaker()
-    for _ in range(8):
-        breaker.record_failure(LOCKED)
-    held_time.step(1)
-
-    breaker.check()
+def test_operations_begun_before_the_first_failure_do_not_count(held_time: HeldTime) -> None:
+    half_open(held_time, failures=8).check()
 
 
 def test_a_success_closes_the_circuit(held_time: HeldTime) -> None:
-    breaker = CircuitBreaker()
-    breaker.record_failure(LOCKED)
-    held_time.step(1)
+    breaker = half_open(held_time)
     breaker.check()
     breaker.record_success()
 
@@ -100,9 +96,7 @@ def test_a_failure_that_comes_back_soon_opens_the_circuit_for_longer(held_time: 
 
 
 def test_a_failure_that_comes_back_late_is_a_new_one(held_time: HeldTime) -> None:
-    breaker = CircuitBreaker()
-    breaker.record_failure(LOCKED)
-    held_time.step(1)
+    breaker = half_open(held_time)
     breaker.check()
     breaker.record_success()
     held_time.step(100)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from zarr.storage import LocalStore, MemoryStore
 
 from zarr_cache import SqliteStore
+from zarr_cache.backend import registry
+from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.registry import file_cache_of, store_cache_of
+from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_stores_on_one_file_share_its_cache(path: Path) -> None:
@@ -39,3 +46,42 @@ def test_the_cache_of_another_store_ends_with_it() -> None:
     gc.collect()
 
     assert reference() is None
+
+
+class Contended:
+    """A lock that sets an event when a thread has to wait for it."""
+
+    def __init__(self, waits: threading.Event) -> None:
+        self._lock = threading.Lock()
+        self._waits = waits
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._waits.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_threads_that_make_a_cache_at_once_share_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_is_in, second_is_here, may_go_on = (threading.Event() for _ in range(3))
+    begin = FileCache._begin
+
+    def held(self: FileCache) -> None:
+        (second_is_here if first_is_in.is_set() else first_is_in).set()
+        may_go_on.wait()
+        begin(self)
+
+    monkeypatch.setattr(FileCache, "_begin", held)
+    monkeypatch.setattr(registry, "_lock", Contended(second_is_here))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(file_cache_of, FileDatabase.of(path))
+        first_is_in.wait()
+        second = threads.submit(file_cache_of, FileDatabase.of(path))
+        second_is_here.wait()
+        may_go_on.set()
+
+    assert first.result() is second.result()

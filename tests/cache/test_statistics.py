@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import RangeByteRequest
@@ -12,13 +11,9 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file, read, restart
 from zarr_cache import CacheStore, SqliteStore
-from zarr_cache.backend import registry
-from zarr_cache.backend.file_cache import FileCache
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from tests.fakes import HeldTime
 
@@ -236,42 +231,3 @@ async def test_statistics_are_not_kept_alive_by_their_counts(path: Path) -> None
     kept.close()
     assert lasting(path)["hits"] == 19
     assert lasting(path)["misses"] == 1
-
-
-class Contended:
-    """A lock that sets an event when a thread has to wait for it."""
-
-    def __init__(self, waits: threading.Event) -> None:
-        self._lock = threading.Lock()
-        self._waits = waits
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self._waits.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-def test_threads_that_make_a_cache_at_once_share_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first_is_in, second_is_here, may_go_on = (threading.Event() for _ in range(3))
-    begin = FileCache._begin
-
-    def held(self: FileCache) -> None:
-        (second_is_here if first_is_in.is_set() else first_is_in).set()
-        may_go_on.wait()
-        begin(self)
-
-    monkeypatch.setattr(FileCache, "_begin", held)
-    monkeypatch.setattr(registry, "_lock", Contended(second_is_here))
-    with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(caching, path)
-        first_is_in.wait()
-        second = threads.submit(caching, path)
-        second_is_here.wait()
-        may_go_on.set()
-
-    assert first.result()._view.values is second.result()._view.values

@@ -89,7 +89,7 @@ def test_a_file_may_have_an_odd_name(tmp_path: Path, name: str) -> None:
         ("/", ValueError, "folder /; name a file in it"),
         ("", ValueError, "path is empty; name the file"),
         (":memory:", ValueError, "':memory:'.*MemoryStore"),
-        (7, TypeError, ""),
+        (7, TypeError, "PathLike"),
     ],
 )
 def test_what_is_no_path_of_a_file_is_refused(

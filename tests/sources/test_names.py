@@ -30,6 +30,7 @@ from zarr_cache.sources import names as namespace
 from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -70,20 +71,22 @@ def test_a_folder_is_named_alike_whatever_reads_it(tmp_path: Path) -> None:
     assert {name_of(store) for store in stores} == {tmp_path.as_uri()}
 
 
-@pytest.mark.parametrize("wrapper", [LatencyStore, LoggingStore, WrapperStore])
-def test_a_wrapper_that_changes_nothing_has_the_name_of_what_it_wraps(
-    tmp_path: Path, wrapper: type[WrapperStore[Store]]
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        LatencyStore,
+        LoggingStore,
+        WrapperStore,
+        lambda source: ZarrCacheStore(source, cache_store=MemoryStore()),
+        lambda source: source.with_read_only(read_only=True),
+    ],
+)
+def test_what_changes_no_value_has_the_name_of_its_source(
+    tmp_path: Path, wrap: Callable[[Store], Store]
 ) -> None:
     source = LocalStore(tmp_path)
 
-    assert name_of(wrapper(source)) == name_of(source)
-
-
-def test_a_cache_of_zarr_has_the_name_of_its_source(tmp_path: Path) -> None:
-    source = LocalStore(tmp_path)
-    cache = ZarrCacheStore(source, cache_store=MemoryStore())
-
-    assert name_of(cache) == name_of(source)
+    assert name_of(wrap(source)) == name_of(source)
 
 
 def test_an_unknown_wrapper_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -96,12 +99,6 @@ def test_an_unknown_wrapper_has_a_name_of_its_own(tmp_path: Path) -> None:
 
 def test_a_subclass_of_a_store_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert is_private(name_of(Folder(tmp_path)))
-
-
-def test_a_read_only_view_has_the_name_of_its_source(tmp_path: Path) -> None:
-    source = LocalStore(tmp_path)
-
-    assert name_of(source.with_read_only(read_only=True)) == name_of(source)
 
 
 def test_stores_of_one_path_and_different_kinds_have_different_names(tmp_path: Path) -> None:
@@ -199,16 +196,24 @@ def test_an_unknown_file_system_has_a_name_of_its_own_for_each_path() -> None:
 # Registering
 
 
-def test_a_registered_name_is_the_name() -> None:
-    register_namespace(Renaming, lambda _: "lake://table@3")
+@pytest.mark.parametrize(
+    ("cls", "name", "expected"),
+    [
+        (Renaming, lambda _: "lake://table@3", "lake://table@3"),
+        (Renaming, lambda store: store._store, "file:///data"),
+        # Which has a name without that.
+        (LocalStore, lambda store: f"volume:{store.root.name}", "volume:data"),
+        (LocalStore, lambda _: None, None),
+    ],
+)
+def test_a_registered_function_names_the_sources_of_a_class(
+    cls: type[Store], name: Callable[[Any], Any], expected: str | None
+) -> None:
+    register_namespace(cls, name)
+    folder = LocalStore("/data")
+    found = name_of(Renaming(folder) if cls is Renaming else folder)
 
-    assert name_of(Renaming(MemoryStore())) == "lake://table@3"
-
-
-def test_a_registered_store_is_named_instead(tmp_path: Path) -> None:
-    register_namespace(Renaming, lambda store: store._store)
-
-    assert name_of(Renaming(LocalStore(tmp_path))) == tmp_path.as_uri()
+    assert is_private(found) if expected is None else found == expected
 
 
 def test_a_registration_holds_for_subclasses_that_have_none_themselves(tmp_path: Path) -> None:
@@ -228,18 +233,6 @@ def test_a_registration_of_a_base_leaves_a_known_class_its_name(tmp_path: Path) 
 
     assert name_of(LocalStore(tmp_path)) == tmp_path.as_uri()
     assert name_of(Folder(tmp_path)) == "anything"
-
-
-def test_a_registration_may_replace_the_name_of_a_known_class(tmp_path: Path) -> None:
-    register_namespace(LocalStore, lambda store: f"volume:{store.root.name}")
-
-    assert name_of(LocalStore(tmp_path / "data")) == "volume:data"
-
-
-def test_a_registration_may_say_that_a_source_does_not_last(tmp_path: Path) -> None:
-    register_namespace(LocalStore, lambda _: None)
-
-    assert is_private(name_of(LocalStore(tmp_path)))
 
 
 def test_a_registered_file_system_names_its_root() -> None:

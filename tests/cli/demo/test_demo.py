@@ -281,19 +281,17 @@ def test_ctrl_c_ends_it_on_one_line_with_nothing_left_behind(
     assert list(temporary_folder.iterdir()) == []
 
 
-def test_the_part_read_of_a_large_array_is_whole_chunks_within_the_limit() -> None:
-    part = leading_part((1000, 900, 40), (10, 100, 40), itemsize=2, max_bytes=10**6)
-
-    assert part == (slice(0, 40), slice(0, 300), slice(0, 40))
-
-
-def test_an_array_within_the_limit_is_read_whole() -> None:
-    assert leading_part((1000, 95), (10, 10), itemsize=2) == (slice(0, 1000), slice(0, 95))
-
-
-def test_at_least_one_chunk_is_read() -> None:
-    assert leading_part((5,), (3,), itemsize=8, max_bytes=1) == (slice(0, 3),)
-
-
-def test_an_array_without_dimensions_is_read() -> None:
-    assert leading_part((), (), itemsize=8, max_bytes=1) == ()
+@pytest.mark.parametrize(
+    ("shape", "chunks", "settings", "part"),
+    [
+        ((1000, 900, 40), (10, 100, 40), {"itemsize": 2, "max_bytes": 10**6}, (40, 300, 40)),
+        ((1000, 95), (10, 10), {"itemsize": 2}, (1000, 95)),
+        ((5,), (3,), {"itemsize": 8, "max_bytes": 1}, (3,)),
+        ((), (), {"itemsize": 8, "max_bytes": 1}, ()),
+    ],
+    ids=["large", "within the limit", "at least one chunk", "without dimensions"],
+)
+def test_the_part_read_of_an_array_is_whole_chunks_within_the_limit(
+    shape: tuple[int, ...], chunks: tuple[int, ...], settings: Any, part: tuple[int, ...]
+) -> None:
+    assert leading_part(shape, chunks, **settings) == tuple(slice(0, stop) for stop in part)
