@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import weakref
 from collections import Counter, deque
@@ -633,6 +635,22 @@ def _written_down(
     return WrittenDown
 
 
+class NotedLock:
+    """A lock that says when a thread waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.is_waited_for = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.is_waited_for.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class WhileWriting:
     """Lets something happen once, while a large value is on its way into the data file.
 
@@ -698,6 +716,28 @@ def file_cache(store: CacheStore) -> FileCache:
     cache = store._view.values
     assert isinstance(cache, FileCache)
     return cache
+
+
+def outputs_at_once(script: str, *arguments: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Output and errors of processes that run the script, each from its first line on stdin."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *each],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in arguments
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate() for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs
 
 
 def open_file(path: Path) -> closing[sqlite3.Connection]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import LocalStore, MemoryStore
 
+from tests.fakes import NotedLock
 from zarr_cache import SqliteStore
 from zarr_cache.backend import registry
 from zarr_cache.backend.file_cache import FileCache
@@ -48,26 +49,11 @@ def test_the_cache_of_another_store_ends_with_it() -> None:
     assert reference() is None
 
 
-class Contended:
-    """A lock that sets an event when a thread has to wait for it."""
-
-    def __init__(self, waits: threading.Event) -> None:
-        self._lock = threading.Lock()
-        self._waits = waits
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self._waits.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 def test_threads_that_make_a_cache_at_once_share_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first_is_in, second_is_here, may_go_on = (threading.Event() for _ in range(3))
+    lock, first_is_in, may_go_on = NotedLock(), threading.Event(), threading.Event()
+    second_is_here = lock.is_waited_for
     begin = FileCache._begin
 
     def held(self: FileCache) -> None:
@@ -76,7 +62,7 @@ def test_threads_that_make_a_cache_at_once_share_it(
         begin(self)
 
     monkeypatch.setattr(FileCache, "_begin", held)
-    monkeypatch.setattr(registry, "_lock", Contended(second_is_here))
+    monkeypatch.setattr(registry, "_lock", lock)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(file_cache_of, FileDatabase.of(path))
         first_is_in.wait()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import zarr
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import MemoryStore
 
-from tests.fakes import PROTOTYPE, buffer, open_file, read, restart
+from tests.fakes import PROTOTYPE, buffer, open_file, outputs_at_once, read, restart
 from zarr_cache import CacheStore, FileDamagedError, FileFullError, SqliteStore
 from zarr_cache.file.connection import Connection
 
@@ -48,24 +46,9 @@ asyncio.run(claim())
 
 
 def test_of_four_processes_one_sets_a_key_that_does_not_exist(path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLAIM, str(path), str(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(4)
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    responses = [process.communicate() for process in processes]
-    seen = {out for out, _ in responses}
+    arguments = [(str(path), str(number)) for number in range(4)]
+    seen = {out for out, _ in outputs_at_once(CLAIM, *arguments)}
 
-    assert [process.returncode for process in processes] == [0] * 4, responses
     assert len(seen) == 1
     assert len(seen.pop().split(",")) == 50
 

@@ -1,5 +1,6 @@
-"""zarr's state machines: any sequence of operations leaves a store as it leaves a dict.
+"""zarr's state machine of a hierarchy: it is in our stores what it is in memory.
 
+Its machine of a store is run in tests/property: test_sqlite_store.py and test_truth.py.
 The budgets are so small that eviction never stops. ``ZARR_CACHE_STRESS=n`` tries n times as many
 sequences; on CI (``CI`` is set) they are the same each time.
 """
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 from zarr.storage import MemoryStore
-from zarr.testing.stateful import ZarrHierarchyStateMachine, ZarrStoreStateMachine
+from zarr.testing.stateful import ZarrHierarchyStateMachine
 
 from tests.fakes import STRESS, assert_accounts, cached_bytes
 from zarr_cache import CacheStore, SqliteStore
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr.abc.store import Store
-
-type Machine = ZarrStoreStateMachine | ZarrHierarchyStateMachine
 
 # zarr's strategies draw data types that have no specification in zarr format 3.
 pytestmark = pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
@@ -60,16 +59,15 @@ class FreshFile:
 
 
 def run(
-    machine: type[Machine],
     folder: Path,
     make_store: Callable[[Path], Store],
     *,
     max_size: int | None = None,
 ) -> None:
-    """Run the machine on stores that `make_store` makes, each on a fresh file."""
+    """Run zarr's machine on stores that `make_store` makes, each on a fresh file."""
     fresh_file = FreshFile(folder)
 
-    class OnFreshFile(machine):  # type: ignore[misc,valid-type] # a class chosen at run time
+    class OnFreshFile(ZarrHierarchyStateMachine):
         def __init__(self) -> None:
             self._file: AbstractContextManager[Path] = fresh_file()
             self._path = self._file.__enter__()
@@ -98,24 +96,15 @@ def range_bytes(store: Store) -> int:
     return int(store.cache_info()["range_size"]) if isinstance(store, CacheStore) else 0
 
 
-def test_a_sqlite_store_is_a_dict(tmp_path: Path) -> None:
-    run(ZarrStoreStateMachine, tmp_path, SqliteStore)
-
-
 def test_a_hierarchy_in_a_sqlite_store_is_one_in_memory(tmp_path: Path) -> None:
-    run(ZarrHierarchyStateMachine, tmp_path, SqliteStore)
-
-
-@BUDGETS
-def test_a_cache_store_that_evicts_all_the_time_is_a_dict(tmp_path: Path, max_size: int) -> None:
-    run(ZarrStoreStateMachine, tmp_path, cached(max_size), max_size=max_size)
+    run(tmp_path, SqliteStore)
 
 
 @BUDGETS
 def test_a_hierarchy_in_a_cache_store_that_evicts_all_the_time_is_one_in_memory(
     tmp_path: Path, max_size: int
 ) -> None:
-    run(ZarrHierarchyStateMachine, tmp_path, cached(max_size), max_size=max_size)
+    run(tmp_path, cached(max_size), max_size=max_size)
 
 
 def cached(max_size: int) -> Callable[[Path], Store]:

@@ -33,9 +33,6 @@ STRIDE = max(1, 199 // STRESS)
 # As much of the beginning of a page, and of the file, says what is in it.
 HEADER, FILE_HEADER = 8, 108
 
-POINTERS = 16
-"""Bytes after the header of a page that say where its first eight cells are."""
-
 QUARTERS = 4
 """Of the test, so that none takes so long that it is taken for a hang."""
 

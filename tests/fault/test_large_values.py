@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from warnings import WarningMessage
 
     from tests.fakes import HeldTime
+    from zarr_cache import CacheStore
     from zarr_cache.file.connection import Connection
 
 MIB = 2**20
@@ -294,9 +295,8 @@ async def test_many_large_values_that_are_written_are_reserved_some_at_a_time(
         assert await read(store, key) == value.to_bytes()
 
 
-async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def cache_with_a_gap(path: Path) -> CacheStore:
+    """A cache of three values, of which the first was deleted: the last may take its place."""
     values = {f"{n}": buffer(bytes([n]) * MIB) for n in range(3)}
     store = new_cache(MemoryStore(values), path)
     for key in values:
@@ -305,6 +305,19 @@ async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
     with open_file(path) as shell:
         shell.execute("DELETE FROM entry WHERE key = '0'")
         shell.commit()
+    return store
+
+
+def move_last(store: CacheStore) -> None:
+    """Move the last value to the front."""
+    now_ns = store._view.values.clock().now_ns()
+    file_cache(store)._database.run(space.move_last, now_ns)
+
+
+async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await cache_with_a_gap(path)
     copy = data_file.copy
 
     def copy_and_write(*arguments: Any) -> None:
@@ -313,8 +326,7 @@ async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
         store.set_sync("2", buffer(b"n" * MIB))
 
     monkeypatch.setattr(data_file, "copy", copy_and_write)
-    now_ns = store._view.values.clock().now_ns()
-    file_cache(store)._database.run(space.move_last, now_ns)
+    move_last(store)
 
     assert await read(store, "2") == b"n" * MIB
     assert store.cache_stats()["damaged"] == 0
@@ -323,14 +335,7 @@ async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
 async def test_a_value_stays_where_it_is_if_the_place_it_is_moved_to_was_given_back(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = CountingStore(MemoryStore({f"{n}": buffer(bytes([n]) * MIB) for n in range(3)}))
-    store = new_cache(source, path)
-    for key in ("0", "1", "2"):
-        await read(store, key)
-    drain(store)
-    with open_file(path) as shell:
-        shell.execute("DELETE FROM entry WHERE key = '0'")
-        shell.commit()
+    store = await cache_with_a_gap(path)
     copy = data_file.copy
 
     def copy_and_be_taken_for_dead(*arguments: Any) -> None:
@@ -340,8 +345,7 @@ async def test_a_value_stays_where_it_is_if_the_place_it_is_moved_to_was_given_b
             shell.commit()
 
     monkeypatch.setattr(data_file, "copy", copy_and_be_taken_for_dead)
-    now_ns = store._view.values.clock().now_ns()
-    file_cache(store)._database.run(space.move_last, now_ns)
+    move_last(store)
 
     assert await read(store, "2") == bytes([2]) * MIB
     assert store.cache_stats()["damaged"] == 0

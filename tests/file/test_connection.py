@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import buffer, open_file, restart
+from tests.fakes import NotedLock, buffer, open_file, restart
 from zarr_cache import CacheStore, CacheWarning, SqliteStore, StorageError
 from zarr_cache.disk.paths import wal_of
 from zarr_cache.file import connection
@@ -157,22 +157,6 @@ def test_a_wal_that_has_become_long_is_truncated(
 
     assert 8 * 2**20 < long < 12 * 2**20
     assert wal_of(path).stat().st_size == 0
-
-
-class NotedLock:
-    """A lock that says when a thread waits for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.is_waited_for = threading.Event()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.is_waited_for.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 def test_a_writer_queued_behind_a_timed_out_one_fails_at_once() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes import open_file
+from tests.fakes import open_file, outputs_at_once
 from zarr_cache import CacheError, MigrationError, SqliteStore
 from zarr_cache.file import migrate
 from zarr_cache.file.connection import WriteLock, connect
@@ -129,23 +127,9 @@ print(SqliteStore(sys.argv[1]).get_sync("k"))
 
 
 def test_many_processes_may_migrate_a_file_at_once(path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    responses = [process.communicate() for process in processes]
+    responses = outputs_at_once(OPEN, *[(str(path),)] * 4)
     with open_file(path) as db:
         found = marks(db)
 
-    assert responses == [("None\n", "")] * len(processes)
+    assert responses == [("None\n", "")] * 4
     assert found == (APPLICATION_ID, migrate.newest())

@@ -13,12 +13,8 @@ import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import (
-    STRESS,
     CountingStore,
-    assert_accounts,
     buffer,
-    cached_bytes,
-    cached_keys,
     close_everything,
     open_file,
     read,
@@ -348,17 +344,6 @@ show()
 
 
 @needs_fork
-def test_a_fork_before_the_first_use_is_like_any_process(path: Path) -> None:
-    script = f"""
-{FORK}
-in_child(lambda: print(store.get_sync("a").to_bytes()[:1], hits()))
-print(store.get_sync("a").to_bytes()[:1], hits(), flush=True)
-"""
-
-    assert run(path, script, options=FORKING) == ("b'a' 0\nb'a' 1\n", "", 0)
-
-
-@needs_fork
 def test_a_grandchild_may_use_the_store(path: Path) -> None:
     script = f"""
 {FORK}
@@ -427,31 +412,6 @@ subprocess.run([sys.executable, "-c", SEEN, sys.argv[1]], check=True)
 
 
 @needs_fork
-def test_a_fork_beside_threads_that_read_does_not_hang(path: Path) -> None:
-    script = f"""
-{FORK}
-import threading
-done = threading.Event()
-def work():
-    while not done.is_set():
-        for key in "abcd":
-            store.get_sync(key)
-threads = [threading.Thread(target=work) for _ in range(2)]
-for thread in threads:
-    thread.start()
-try:
-    for _ in range(4):
-        in_child(lambda: store.get_sync("a"))
-finally:
-    done.set()
-for thread in threads:
-    thread.join()
-"""
-
-    assert run(path, script, options=FORKING) == ("", "", 0)
-
-
-@needs_fork
 async def test_a_fork_that_ends_without_a_word_leaves_what_it_cached(
     path: Path, tmp_path: Path
 ) -> None:
@@ -496,66 +456,6 @@ store.get_sync("b")
     assert ended == ("", "", 0)
     assert files_in(tmp_path) == [path.name]
     assert order(path) == ["a", "b", "c"]
-
-
-VALUE = """
-def value(key):
-    # Of 1 byte to more than one part, and of bytes that no other key has.
-    return (key.encode() + b"/") * (1 if int(key) % 7 else 400_000)
-"""
-exec(VALUE)  # noqa: S102 - the same text runs in the process that is killed
-
-ADMIT = (
-    VALUE
-    + """
-source = MemoryStore({str(n): cpu.Buffer.from_bytes(value(str(n))) for n in range(100)})
-store = CacheStore(
-    source, cache_store=SqliteStore(sys.argv[1]), namespace="source", max_size=5_000_000
-)
-
-async def main():
-    turn = int(sys.argv[2])
-    while True:
-        key = str(turn % 100)
-        await store.get(str(turn * 7 % 100), P)
-        print(turn, flush=True)
-        await store.set(key, cpu.Buffer.from_bytes(value(key)))
-        print(turn, flush=True)
-        await asyncio.gather(*(store.get(str((turn + n) % 100), P) for n in range(5)))
-        print(turn, flush=True)
-        await store.delete(str(turn * 3 % 100))
-        await source.set(str(turn * 3 % 100), cpu.Buffer.from_bytes(value(str(turn * 3 % 100))))
-        turn += 1
-
-asyncio.run(main())
-"""
-)
-
-KILLED_AFTER_LINES = [1, 2, 10, 31, *range(101, 100 + 10 * (STRESS - 1))]
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills in other ways")
-async def test_a_process_killed_while_it_admits_leaves_a_file_that_is_right(path: Path) -> None:
-    for lines in KILLED_AFTER_LINES:
-        process = start(path, ADMIT, str(lines), options=[])
-        assert process.stdout is not None
-        for _ in range(lines):
-            process.stdout.readline()
-        process.kill()
-        process.communicate()
-        store = CacheStore(
-            MemoryStore(), cache_store=SqliteStore(path), namespace="source", max_size=5_000_000
-        )
-        keys = cached_keys(path)
-        found = {key: await read(store, key) for key in keys}
-        stats = store.cache_stats()
-        store.close()
-
-        assert process.returncode == -signal.SIGKILL
-        assert_accounts(path)
-        assert found == {key: value(key) for key in keys}  # type: ignore[name-defined] # noqa: F821
-        assert (stats["damaged"], stats["faults"], stats["misses"]) == (0, 0, 0)
-        assert cached_bytes(path) <= 5_000_000
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills in other ways")

@@ -24,6 +24,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 from tests.fakes import (
     PROTOTYPE,
     STRESS,
+    AsyncOnlyStore,
     CancelledAt,
     CountingStore,
     DetachedStore,
