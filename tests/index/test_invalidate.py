@@ -70,10 +70,10 @@ async def test_a_removal_whose_end_was_not_recorded_expires_after_an_hour(
         raise FileLockedError(f"{path}: database is locked")
 
     source, store = source_and_store(path)
-    monkeypatch.setattr(removals, "end_removal", locked)
-    with pytest.warns(CacheWarning, match="locked"):
-        await store.delete_dir("other/")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(removals, "end_removal", locked)
+        with pytest.warns(CacheWarning, match="locked"):
+            await store.delete_dir("other/")
     held_time.step(3540)
     await read(store, KEYS[0])
     store.flush()

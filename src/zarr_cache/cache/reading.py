@@ -157,51 +157,34 @@ def fetch(
 ) -> Flow[Buffer | None]:
     """Read from the source, once for all callers with the same request, and admit the response.
 
-    Parameters
-    ----------
-    state
-        From the lookup that missed. A caller whose lookup saw a later write to the key does not
-        share the response, and reads by itself.
-    ended
-        `Flights.ended` from before that lookup.
+    `state` is from the lookup that missed, and `ended` is `Flights.ended` from before it. A caller
+    whose lookup saw a later write to the key does not share the response, and reads by itself.
     """
     flights = view.values.flights
     flight_key = (view.namespace, key, request, state.fence)
     mine: Flight[Buffer | None] = Flight()
     try:
         flight = flights.join(flight_key, mine)
-        leads = flight is mine
-        if not leads:
+        if flight is not mine:
             is_complete, buffer = yield from flight.wait()
             if is_complete:
                 view.count_miss()
                 return buffer
-        if leads and flights.ended != ended:
-            is_cached, buffer = yield from _lookup_again(view, key, request)
-            if is_cached:
-                flight.complete(buffer)
+        elif flights.ended != ended:
+            # Another fetch has ended since the lookup: its response may be cached by now.
+            result = yield from lookup(view, key, request)
+            data = None if result is None else serve_bytes(view, key, request, result)
+            if data is not None or (result is not None and serve_absence(view, key, result)):
+                buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
+                mine.complete(buffer)
                 return buffer
         asked_at = view.values.clock().now_ns()
         buffer = yield from _read_source(view, key, request)
-        if leads:
-            flight.complete(buffer)
+        mine.complete(buffer)
         yield from admit(view, key, [(request, buffer)], state.revision, asked_at)
     finally:
         flights.end(flight_key, mine)
     return buffer
-
-
-def _lookup_again(
-    view: SourceView, key: str, request: ByteRequest | None
-) -> Flow[tuple[bool, Buffer | None]]:
-    """Whether a response has been cached since the lookup that missed, and that response."""
-    result = yield from lookup(view, key, request)
-    if result is None:
-        return False, None
-    data = serve_bytes(view, key, request, result)
-    if data is not None:
-        return True, to_buffer(cpu.buffer_prototype, data)
-    return serve_absence(view, key, result), None
 
 
 def _read_source(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:

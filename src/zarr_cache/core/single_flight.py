@@ -85,14 +85,7 @@ class Flight[T](LazyFuture[tuple[bool, T | None]]):
 
 
 class Flights[K: Hashable, T]:
-    """The fetches under way in this process, by what they fetch.
-
-    Attributes
-    ----------
-    ended
-        How many have ended. If it is another number than before a lookup that missed, the response
-        may be cached by now.
-    """
+    """The fetches under way in this process, by what they fetch; `ended` counts those ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
