@@ -43,7 +43,9 @@ from tests.fakes import (
     writers,
 )
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
+from zarr_cache.core.errors import StorageError
 from zarr_cache.core.single_flight import Flights
+from zarr_cache.index import invalidate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -315,6 +317,40 @@ async def test_a_read_that_began_after_a_write_does_not_get_what_was_requested_b
         await write(store)
         async with asyncio.timeout(30):
             after = await ask(store)
+
+    assert await slow == OLD[:3]
+    assert after == await ask(source._store)
+
+
+@of_each_writer
+@pytest.mark.parametrize("ask", [read_part, read_pieces])
+@pytest.mark.parametrize("write", [set_, delete])
+@pytest.mark.filterwarnings("ignore::zarr_cache.CacheWarning")
+async def test_a_read_after_a_write_whose_end_was_not_recorded_does_not_get_what_was_before_it(
+    ask: Callable[[Store], Awaitable[bytes | None]],
+    write: Callable[[Store], Awaitable[None]],
+    writer_of: Callable[..., CacheStore],
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(invalidate, "end_write", fail)
+    source = HeldStore(memory())
+    reader = cached(source, path)
+    writer = writer_of(reader, lambda: cached(source, path))
+    write_begun = source.hold_before(write.__name__.strip("_"))
+    writing = asyncio.ensure_future(write(writer))
+    await write_begun.reached()
+    answered = source.hold_after(METHODS[ask])
+    slow = asyncio.ensure_future(ask(reader))
+    await answered.reached()
+    write_begun.open()
+    await writing
+    async with asyncio.timeout(30):
+        after = await ask(reader)
+    answered.open()
 
     assert await slow == OLD[:3]
     assert after == await ask(source._store)

@@ -159,7 +159,12 @@ def fetch(
 
     `state` is from the lookup that missed, and `ended` is `Flights.ended` from before it. A caller
     whose lookup saw a later write to the key does not share the response, and reads by itself.
+
+    While the key is being written, each caller reads by itself, and nothing is admitted: the end of
+    the write may not be recorded, and then a later caller has the same `EntryState.fence`.
     """
+    if state.writes_in_flight and state.is_being_written(view.values.clock().now_ns()):
+        return (yield from _read_source(view, key, request))
     flights = view.values.flights
     flight_key = (view.namespace, key, request, state.fence)
     mine: Flight[Buffer | None] = Flight()

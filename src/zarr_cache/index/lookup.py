@@ -138,14 +138,18 @@ class EntryState(NamedTuple):
         # Takes a third of the time of `_replace`.
         return EntryState(*self[:13], data, self.offset, self.length, read)
 
+    def is_being_written(self, now_ns: int) -> bool:
+        """Whether a write to the key is in flight whose lease has not expired."""
+        return bool(self.writes_in_flight) and self.stored_at > now_ns - WRITE_LEASE_NS
+
     def is_overtaken(self, revision: int, now_ns: int) -> bool:
         """Whether a response of `revision` must be refused: the key was or is being written."""
-        expired_before = now_ns - WRITE_LEASE_NS
-        is_written = bool(self.writes_in_flight) and self.stored_at > expired_before
         since = self.removals_since
         # On a damaged page, it may have another type than its table allows.
-        is_removed = since is not None and not (type(since) is int and since <= expired_before)
-        return self.fence > revision or is_written or is_removed
+        is_removed = since is not None and not (
+            type(since) is int and since <= now_ns - WRITE_LEASE_NS
+        )
+        return self.fence > revision or self.is_being_written(now_ns) or is_removed
 
 
 def nothing(connection: Connection) -> None:
