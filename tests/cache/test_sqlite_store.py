@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import pickletools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,6 +155,14 @@ def test_an_unpickled_store_reads_the_same_file_in_the_same_mode(
     assert again == store
     assert again.read_only == read_only
     assert again.get_sync("k") == buffer(bytes(MIB))
+
+
+def test_pickles_name_the_classes_where_users_import_them(path: Path) -> None:
+    store = CacheStore(MemoryStore(), cache_store=SqliteStore(path), namespace="source")
+    texts = [text for _, text, _ in pickletools.genops(pickle.dumps(store))]
+    named = {text for text in texts if isinstance(text, str) and text.startswith("zarr_cache")}
+
+    assert named == {"zarr_cache"}
 
 
 def test_a_relative_path_is_pickled_as_an_absolute_one(

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from zarr_cache.index.space import Usage
 
 
+class LockedByTaskError(StorageError):
+    """A task of an event loop is at work on a key, and a thread does not wait for it."""
+
+
 class StoreCache(ValueCache):
     """Full values under their own keys in `store`; one whose bytes have changed is a miss.
 
@@ -297,6 +301,10 @@ class StoreCache(ValueCache):
                 locks[key] = yield from self._acquire(key)
             arguments = (namespace, keys, responses, now_ns, limits)
             return (yield from to_its_end(partial(self._end_write, *arguments)))
+        except LockedByTaskError:
+            # Without a value nothing is written to the store, which needs no lock; the response of
+            # the task is refused.
+            return (yield from self._index.end_write(namespace, keys, {}, now_ns, limits))
         finally:
             for key, lock in locks.items():
                 self._locked.end((key,), lock)
@@ -337,7 +345,7 @@ class StoreCache(ValueCache):
 
         Raises
         ------
-        StorageError
+        LockedByTaskError
             A task has it, and this is called in a thread, which waits for none: see `Flight`.
         """
         mine: Flight[None] = Flight()
@@ -347,7 +355,7 @@ class StoreCache(ValueCache):
                 return mine
             yield from flight.wait()
             if not flight.is_set:
-                raise StorageError(
+                raise LockedByTaskError(
                     f"{self.store}: a task of an event loop is at work on it, which a call that is "
                     "not awaited does not wait for"
                 )
