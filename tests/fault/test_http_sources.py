@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from datetime import timedelta
 from http import HTTPStatus
@@ -22,6 +21,7 @@ from zarr.storage import FsspecStore, LocalStore, LoggingStore, ObjectStore
 
 from tests.fakes import PROTOTYPE, assert_accounts, read, values
 from zarr_cache import CacheStore, SqliteStore, warm
+from zarr_cache.cli.demo.server import byte_span
 from zarr_cache.core.byte_range import span
 
 if TYPE_CHECKING:
@@ -42,17 +42,6 @@ RANGES: list[ByteRequest | None] = [
     SuffixByteRequest(16),
     None,
 ]
-
-
-def byte_span(header: str | None, size: int) -> tuple[int, int] | None:
-    """The bytes ``[start, stop)`` that a ``Range`` header selects; None without one."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
-    if match is None:
-        return None
-    first, last = match.groups()
-    if not first:
-        return max(0, size - int(last)), size
-    return int(first), min(int(last) + 1, size) if last else size
 
 
 class _Handler(BaseHTTPRequestHandler):

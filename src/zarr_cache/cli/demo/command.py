@@ -1,6 +1,10 @@
 """``zarr-cache demo``."""
 
 import asyncio
+import logging
+import signal
+import warnings
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Annotated
 
@@ -43,9 +47,54 @@ def demo(
             latency_seconds=latency_ms / 1000,
             cache_file=cache_file,
         )
-        asyncio.run(work)
+        asyncio.run(_until_stopped(work))
     except DemoError as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except _StoppedError as stopped:
         typer.echo("stopped: the server has ended and the temporary folder is removed", err=True)
-        raise typer.Exit(130) from None
+        # As shells report that a signal ended a process.
+        raise typer.Exit(128 + stopped.signal_number) from None
+
+
+class _StoppedError(Exception):
+    """A signal asked the command to end."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+async def _until_stopped(work: Awaitable[object]) -> None:
+    """Await `work`, which Ctrl-C and SIGTERM cancel.
+
+    A cancellation arrives at an await, where everything open gets closed. An exception raised in a
+    signal handler arrives wherever the main thread is; inside the event loop's own code it could
+    make the loop wait for ever.
+
+    Raises
+    ------
+    _StoppedError
+        A signal came, and the work has ended.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    received: list[int] = []
+
+    def stop(signal_number: int, _: object) -> None:
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)
+        # Interrupted code logs and warns; the user knows why.
+        logging.disable()
+        warnings.simplefilter("ignore")
+        received.append(signal_number)
+        loop.call_soon_threadsafe(task.cancel)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, stop)
+    try:
+        await task
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            raise _StoppedError(received[0]) from None

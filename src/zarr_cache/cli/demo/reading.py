@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,17 +95,3 @@ async def read(url: str, array: str, cache_file: Path | None = None) -> Reading:
         hits=stats.get("hits", 0),
         misses=stats.get("misses", 0),
     )
-
-
-async def read_in_new_process(url: str, array: str, cache_file: Path) -> Reading:
-    """As `read`, in a process that knows only the URL and the cache file."""
-    # Ctrl-C reaches every process of a terminal: this one waits for the other, which ends quietly.
-    with ProcessPoolExecutor(
-        1, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    ) as pool:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(pool, _read_here, url, array, cache_file)
-
-
-def _read_here(url: str, array: str, cache_file: Path) -> Reading:
-    return asyncio.run(read(url, array, cache_file))

@@ -17,7 +17,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from zarr.errors import NodeNotFoundError, NodeTypeValidationError
 
-from zarr_cache.cli.demo.reading import Reading, read, read_in_new_process
+from zarr_cache.cli.demo.new_process import NewProcessError, read_in_new_process
+from zarr_cache.cli.demo.reading import Reading, read
 from zarr_cache.cli.demo.server import DemoServer
 from zarr_cache.core.errors import CacheError
 
@@ -94,7 +95,8 @@ async def run(
             source = _source_at(url, array)
         file = cache_file if cache_file is not None else folder / "cache.sqlite"
         cold = "existing cache" if file.exists() else "cold cache"
-        readings = [named async for named in _read_all(console, source, file, cold)]
+        result = folder / "result.zarr"
+        readings = [named async for named in _read_all(console, source, file, cold, result)]
         console.print(_table(source, readings))
         _advise(console, file, kept=cache_file is not None)
         return readings
@@ -144,7 +146,7 @@ def _source_at(url: str, array: str) -> _Source:
 
 
 async def _read_all(
-    console: Console, source: _Source, file: Path, first: str
+    console: Console, source: _Source, file: Path, first: str, result: Path
 ) -> AsyncIterator[tuple[str, Reading]]:
     """Yield each reading with its name, after comparing its data."""
     url, array, original = source.url, source.array, source.original
@@ -152,7 +154,7 @@ async def _read_all(
         ("no cache", partial(read, url, array)),
         (first, partial(read, url, array, file)),
         ("warm cache", partial(read, url, array, file)),
-        ("warm cache, new process", partial(read_in_new_process, url, array, file)),
+        ("warm cache, new process", partial(read_in_new_process, url, array, file, result)),
     ):
         with console.status(f"{name} ..."):
             before = source.server.traffic() if source.server is not None else None
@@ -180,7 +182,7 @@ def _reason(source: _Source, error: Exception) -> str:
     if isinstance(error, NodeNotFoundError | NodeTypeValidationError):
         return f"{source.url}: no array at {source.array!r}; name one with --array"
     first_line = (str(error).splitlines() or [""])[0] or type(error).__name__
-    if isinstance(error, CacheError):
+    if isinstance(error, CacheError | NewProcessError):
         return first_line
     return f"{source.url}: {first_line}"
 

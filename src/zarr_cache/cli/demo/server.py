@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sys
 import threading
 import time
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +41,38 @@ class Traffic:
         return Traffic(self.requests - other.requests, self.nbytes - other.nbytes)
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    """Serves GET and HEAD of whole files; ignores ranges, as RFC 9110, 14.2 allows."""
+class RangeNotSatisfiableError(Exception):
+    """The requested range has no byte in common with the file (RFC 9110, 15.5.17)."""
+
+
+def byte_span(header: str | None, size: int) -> tuple[int, int] | None:
+    """Half-open span ``[start, stop)`` that a ``Range`` header selects of `size` bytes.
+
+    None stands for the whole file: there is no header, or it is one that a server may ignore
+    (RFC 9110, 14.2), such as several ranges.
+
+    Raises
+    ------
+    RangeNotSatisfiableError
+        The range is well-formed and selects nothing.
+    """
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "", re.ASCII)
+    if match is None or match.group(0) == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < start:
+            return None
+    if start >= stop:
+        raise RangeNotSatisfiableError(header)
+    return start, stop
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Serves GET and HEAD for the files under the root of a `DemoServer`."""
 
     server: _Server
     protocol_version = "HTTP/1.1"
@@ -49,27 +80,46 @@ class _Handler(SimpleHTTPRequestHandler):
     # the latency would not be the stated one.
     disable_nagle_algorithm = True
 
-    def send_head(self) -> Any:
+    def do_GET(self) -> None:
+        self._respond(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._respond(with_body=False)
+
+    def _respond(self, *, with_body: bool) -> None:
         self.server.sleep(self.server.latency_seconds)
-        return super().send_head()
-
-    def send_header(self, keyword: str, value: str) -> None:
-        # Once in each response, and before it is sent: a client that has it finds it counted.
-        if keyword == "Content-Length":
-            self.server.count(Traffic(1, int(value) if self.command == "GET" else 0))
-        super().send_header(keyword, value)
-
-    def send_error(self, code: int, *_: object) -> None:
-        """Send no page about the error, and keep the connection open."""
-        self.send_response(code)
-        self.send_header("Content-Length", "0")
+        status, headers, body = self._find()
+        sent = body if with_body else b""
+        # Before it is sent: a client that has the response finds it counted.
+        self.server.count(Traffic(requests=1, nbytes=len(sent)))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(sent)
 
-    def list_directory(self, path: object) -> None:  # noqa: ARG002 - as in the base class
-        """Serve files only."""
-        self.send_error(HTTPStatus.NOT_FOUND)
+    def _find(self) -> tuple[HTTPStatus, dict[str, str], bytes]:
+        path = self.server.file_of(self.path)
+        if path is None:
+            return HTTPStatus.NOT_FOUND, {}, b""
+        data = path.read_bytes()
+        headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        try:
+            span = byte_span(self.headers["Range"], len(data))
+        except RangeNotSatisfiableError:
+            return (
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                {"Content-Range": f"bytes */{len(data)}"},
+                b"",
+            )
+        if span is None:
+            return HTTPStatus.OK, headers, data
+        start, stop = span
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        return HTTPStatus.PARTIAL_CONTENT, headers, data[start:stop]
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
         """Log nothing: the demo prints the counts."""
 
 
@@ -80,10 +130,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(
         self, root: Path, *, latency_seconds: float, sleep: Callable[[float], None]
     ) -> None:
-        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(root)))
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.root = root.resolve()
         self.latency_seconds = latency_seconds
         self.sleep = sleep
-        self.traffic = Traffic()
+        self._traffic = Traffic()
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
 
@@ -108,7 +159,20 @@ class _Server(ThreadingHTTPServer):
 
     def count(self, traffic: Traffic) -> None:
         with self._lock:
-            self.traffic += traffic
+            self._traffic += traffic
+
+    def traffic(self) -> Traffic:
+        with self._lock:
+            return self._traffic
+
+    def file_of(self, target: str) -> Path | None:
+        """The file that a request's target names, or None if there is none under the root."""
+        name = unquote(urlsplit(target).path).lstrip("/")
+        if "\0" in name:
+            return None
+        # Resolved before the comparison: "..", also percent-encoded, and links may leave the root.
+        path = (self.root / name).resolve()
+        return path if path.is_relative_to(self.root) and path.is_file() else None
 
     def handle_error(self, request: object, client_address: object) -> None:
         # A client that closed its connection, for example at Ctrl-C, is no error of the server.
@@ -119,7 +183,8 @@ class _Server(ThreadingHTTPServer):
 class DemoServer(contextlib.AbstractContextManager["DemoServer"]):
     """Serves a folder on a free port of 127.0.0.1 for as long as the block runs.
 
-    Serves GET and HEAD of whole files, over persistent connections.
+    Serves GET and HEAD, of a whole file or one byte range, over persistent connections. Files
+    outside the folder are not found.
 
     Parameters
     ----------
@@ -154,7 +219,7 @@ class DemoServer(contextlib.AbstractContextManager["DemoServer"]):
 
     def traffic(self) -> Traffic:
         """Requests and bytes since the server started."""
-        return self._server.traffic
+        return self._server.traffic()
 
     def __enter__(self) -> Self:
         self._thread.start()
