@@ -33,20 +33,20 @@ HALF = "metadata and half the chunks warm"
 class HalfRemote(RemoteStore):
     """Answers at once for what is asked for first."""
 
-    def __init__(self, store: Store, latency: float, list_cached: set[str] | None = None) -> None:
+    def __init__(self, store: Store, latency: float, cached: set[str] | None = None) -> None:
         super().__init__(store, latency)
-        self.list_cached = set() if list_cached is None else list_cached
+        self.cached = set() if cached is None else cached
 
     def _with_store(self, store: Store) -> HalfRemote:
-        return HalfRemote(store, self.latency, self.list_cached)
+        return HalfRemote(store, self.latency, self.cached)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """As the wrapped store, later unless it has been asked before."""
-        if key in self.list_cached:
+        if key in self.cached:
             return await self._store.get(key, prototype, byte_range)
-        self.list_cached.add(key)
+        self.cached.add(key)
         return await super().get(key, prototype, byte_range)
 
 
