@@ -26,26 +26,37 @@ INSERT INTO counter (id, revision, fence)
 SELECT 1, now, now
 FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000000 AS now);
 
--- What is known of one key of one namespace.
+-- What is known of one key of one namespace, or, of kind range, some bytes of its value.
 --   stored     a value that was written with SqliteStore: never evicted, never expired
 --   value      a value of the source
 --   absent     the source has no such key
 --   tombstone  no value: the key was written, and responses of an earlier revision are refused
+--   range      the bytes [start, stop) of a value of the source; of a key, none lies inside another
 CREATE TABLE entry (
     id               INTEGER PRIMARY KEY,
     namespace        INTEGER NOT NULL REFERENCES namespace (id),
     key              TEXT    NOT NULL,
-    kind             TEXT    NOT NULL CHECK (kind IN ('stored', 'value', 'absent', 'tombstone')),
+    kind             TEXT    NOT NULL
+                     CHECK (kind IN ('stored', 'value', 'absent', 'tombstone', 'range')),
+    -- Of a range: its first byte, or -2 if it is the end of a value of unknown size. Otherwise -1.
+    start            INTEGER NOT NULL DEFAULT -1
+                     CHECK (start >= -2 AND (start = -1) = (kind <> 'range')),
+    -- Of a range: the byte after its last, or NULL if the value ends there.
+    stop             INTEGER CHECK (stop IS NULL OR start >= 0 AND stop = start + size),
     size             INTEGER NOT NULL CHECK (size >= 0),
     stored_at        INTEGER NOT NULL,   -- when the source was read; of a write in flight, when it began
     used_at          INTEGER NOT NULL,   -- last use
-    revision         INTEGER NOT NULL,   -- counter.revision of the last write to the key
+    revision         INTEGER NOT NULL,   -- counter.revision of the last write to the key; range: 0
     writes_in_flight INTEGER NOT NULL DEFAULT 0 CHECK (writes_in_flight >= 0),  -- to the source
     checksum         INTEGER NOT NULL,   -- XXH3 of the facts, see checksum.py
-    UNIQUE (namespace, key)
+    -- Values and ranges share one order of use.
+    ordered_as       TEXT    GENERATED ALWAYS AS (CASE kind WHEN 'range' THEN 'value' ELSE kind END),
+    -- Also how a range is found: of those that begin at a byte or before it, the last one reaches
+    -- furthest.
+    UNIQUE (namespace, key, start)
 ) STRICT;
 -- The order of eviction. Covering, so that eviction reads only the rows that it removes.
-CREATE INDEX entry_by_use ON entry (kind, used_at, id, size);
+CREATE INDEX entry_by_use ON entry (ordered_as, used_at, id, size);
 -- Stale entries.
 CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at);
 
@@ -109,7 +120,7 @@ CREATE TABLE total (
     entries INTEGER NOT NULL DEFAULT 0,
     bytes   INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
-INSERT INTO total (kind) VALUES ('stored'), ('value'), ('absent'), ('tombstone');
+INSERT INTO total (kind) VALUES ('stored'), ('value'), ('absent'), ('tombstone'), ('range');
 
 -- Counts since the file was created.
 CREATE TABLE statistics (
@@ -124,7 +135,12 @@ CREATE TABLE statistics (
 
 CREATE TRIGGER namespace_after_insert AFTER INSERT ON namespace BEGIN
     INSERT INTO usage (namespace, kind)
-    VALUES (new.id, 'stored'), (new.id, 'value'), (new.id, 'absent'), (new.id, 'tombstone');
+    VALUES
+        (new.id, 'stored'),
+        (new.id, 'value'),
+        (new.id, 'absent'),
+        (new.id, 'tombstone'),
+        (new.id, 'range');
     INSERT INTO statistics (namespace) VALUES (new.id);
 END;
 CREATE TRIGGER namespace_before_delete BEFORE DELETE ON namespace BEGIN
@@ -192,6 +208,8 @@ SELECT
     namespace.name AS namespace,
     entry.key AS key,
     entry.kind AS kind,
+    CASE WHEN entry.start >= 0 THEN entry.start WHEN entry.kind = 'range' THEN -entry.size END AS start,
+    CASE WHEN entry.start >= 0 THEN entry.start + entry.size END AS stop,
     CASE
         WHEN entry.size < 1024 THEN format('%d B', entry.size)
         WHEN entry.size < 1048576 THEN format('%.1f KiB', entry.size / 1024.0)

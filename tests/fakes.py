@@ -839,7 +839,7 @@ HAVING CASE
     WHEN EXISTS (SELECT 1 FROM extent WHERE extent.entry = entry.id)
     THEN (entry.size + 4095) / 4096 * 4096 <> (
         SELECT TOTAL(extent.length) FROM extent WHERE extent.entry = entry.id
-    ) OR TOTAL(LENGTH(value.data)) <> 0 OR entry.kind <> 'value'
+    ) OR TOTAL(LENGTH(value.data)) <> 0 OR entry.kind NOT IN ('value', 'range')
     ELSE entry.size <> TOTAL(LENGTH(value.data))
 END
 """

@@ -8,31 +8,26 @@ from typing import TYPE_CHECKING, override
 
 from zarr_cache.backend.counters import Pending
 from zarr_cache.backend.failures import GuardedDatabase
+from zarr_cache.backend.file_lookups import FileLookups
 from zarr_cache.backend.invalidated import InvalidatedNamespaces
 from zarr_cache.backend.queue import WriteBehindQueue
+from zarr_cache.backend.ranges import RangeCache
 from zarr_cache.backend.upkeep import Upkeep
-from zarr_cache.backend.value_cache import ValueCache
 from zarr_cache.core.background import BackgroundWorker
 from zarr_cache.core.errors import CacheError
-from zarr_cache.core.flow import running_loop, step, threaded
 from zarr_cache.core.single_flight import Flights
 from zarr_cache.core.sizes import format_size
-from zarr_cache.disk.read_threads import read_all, read_in_pool
-from zarr_cache.index import admit, evict, invalidate, lookup, removals, space, values
+from zarr_cache.index import evict, invalidate, removals, space, values
 from zarr_cache.index.admit import Admission
-from zarr_cache.index.ranges import RangeCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from zarr.abc.store import ByteRequest
-
-    from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.database import Database
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
-    from zarr_cache.index.lookup import EntryState, Kept
+    from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.space import Usage
     from zarr_cache.index.values import Keep
 
@@ -45,11 +40,8 @@ URGENT_BYTES = 8 * 2**20
 MAX_WAITING_BYTES = 32 * 2**20
 """While responses of so many bytes wait, the caller that adds another waits with it."""
 
-MAX_RANGES_ON_LOOP = 64
-"""So many ranges of a value are looked up on an event loop; more would hold it up."""
 
-
-class FileCache(ValueCache):
+class FileCache(FileLookups):
     """The values in one database, which every CacheStore over it shares.
 
     Get one from `registry.file_cache_of`: two would not know of each other's range entries.
@@ -124,126 +116,6 @@ class FileCache(ValueCache):
         self._upkeep.remove_leftovers()
         self._upkeep.write_pending_now()
 
-    @property
-    @override
-    def is_open(self) -> bool:
-        return self._database.is_open
-
-    @override
-    def ensure_open(self) -> Flow[None]:
-        if not self._database.is_open:
-            yield from self._reads.flow(lookup.nothing)
-
-    @property
-    @override
-    def is_listed(self) -> bool:
-        """True: the file has its own index."""
-        return True
-
-    @override
-    def ensure_listed(self, namespace: str) -> Flow[None]:
-        """Open the file: it has its own index."""
-        return self.ensure_open()
-
-    @override
-    def clock(self) -> PersistentClock:
-        return self._database.clock()
-
-    @override
-    def lookup_metadata(self, namespace: str, key: str) -> Flow[EntryState]:
-        yield from self.ensure_open()
-        return self.lookup_metadata_nowait(namespace, key)
-
-    def lookup_metadata_nowait(self, namespace: str, key: str) -> EntryState:
-        """The result of `lookup_metadata`. The file must be open."""
-        waiting = self._queue.response(namespace, key)
-        found = self._reads.run(lookup.lookup_metadata, namespace, key)
-        return found if waiting is None else waiting.overlay_on(found)
-
-    @override
-    def lookup_nowait(
-        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
-    ) -> EntryState | None:
-        # Before the file is read: a response that leaves the queue is in the file by then.
-        waiting = self._queue.response(namespace, key)
-        may_wait = running_loop() is None
-        found = self._reads.run(
-            lookup.lookup, namespace, key, request, fresh_after, may_wait=may_wait
-        )
-        if waiting is not None and found.data is None:
-            return waiting.overlay_on(found, request, fresh_after)
-        return found
-
-    @override
-    def lookup(
-        self,
-        namespace: str,
-        key: str,
-        request: ByteRequest | None,
-        fresh_after: int,
-        found: EntryState | None = None,
-    ) -> Flow[EntryState]:
-        arguments = (namespace, key, request, fresh_after)
-        if found is None:
-            yield from self.ensure_open()
-            found = self.lookup_nowait(*arguments)
-            assert found is not None  # noqa: S101 - only another store must be waited for
-        (found,) = yield from self._with_bytes([found], namespace, key, [request], fresh_after)
-        return found
-
-    @override
-    def lookup_many(
-        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
-    ) -> Flow[list[EntryState]]:
-        waiting = self._queue.response(namespace, key)
-        arguments = (namespace, key, requests, fresh_after)
-        may_wait = running_loop() is None
-        lookup_many = partial(lookup.lookup_many, may_wait=may_wait)
-        if len(requests) > MAX_RANGES_ON_LOOP:
-            found = yield from self._reads.flow(lookup_many, *arguments)
-        else:
-            found = self._reads.run(lookup_many, *arguments)
-        if waiting is not None:
-            found = [
-                each if each.data is not None else waiting.overlay_on(each, request, fresh_after)
-                for each, request in zip(found, requests, strict=True)
-            ]
-        return (yield from self._with_bytes(found, *arguments))
-
-    def _with_bytes(
-        self,
-        found: list[EntryState],
-        namespace: str,
-        key: str,
-        requests: Sequence[ByteRequest | None],
-        fresh_after: int,
-    ) -> Flow[list[EntryState]]:
-        """The same with the bytes that are on the disk: on the async surface read all at once."""
-        reads = [each.read for each in found if each.read is not None]
-        if not reads:
-            return found
-        brought = iter((yield from step(partial(read_all, reads), partial(read_in_pool, reads))))
-        for index, (each, request) in enumerate(zip(found, requests, strict=True)):
-            if each.read is None:
-                continue
-            data = next(brought)
-            if data is not None:
-                found[index] = each._replace(data=data, read=None)
-            else:
-                # Its space was given to another value meanwhile, or it is damaged.
-                arguments = (namespace, key, request, fresh_after)
-                found[index] = yield from self._reads.flow(lookup.lookup, *arguments)
-        return found
-
-    @override
-    def list_cached(
-        self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
-    ) -> Flow[dict[str, Kept]]:
-        # Responses that wait are cached as well.
-        yield from threaded(self.flush)
-        arguments = (namespace, prefix, fresh_after, absent_fresh_after)
-        return (yield from self._reads.flow(lookup.list_cached, *arguments))
-
     @override
     def usage(self, namespace: str) -> Usage:
         return self._reads.run(space.usage, namespace)
@@ -283,6 +155,8 @@ class FileCache(ValueCache):
 
     @override
     def touch(self, namespace: str, key: str, found: EntryState, used_at: int) -> None:
+        if found.entry is None and found.kind == "range":
+            return  # the queue has recorded the use
         if found.entry is None:
             self._queue.touch(namespace, key, used_at)
         elif self.pending.touch(found.entry, used_at) and not self._writes.breaker.is_open:
@@ -329,12 +203,12 @@ class FileCache(ValueCache):
     def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
         self._queue.cancel(namespace, key)
         return self._writes.flow(
-            admit.forget, namespace, key, revision=revision, stored_at=stored_at
+            removals.forget, namespace, key, revision=revision, stored_at=stored_at
         )
 
     @override
     def discard(self, found: EntryState) -> Flow[list[str]]:
-        return self._writes.flow(admit.discard, found)
+        return self._writes.flow(removals.discard, found)
 
     @override
     def clear(self, namespace: str) -> Flow[None]:

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from zarr_cache.backend.ranges import RangeCache, RangeEntry
 from zarr_cache.core.errors import CacheError
 from zarr_cache.index import admit as index_admit
 from zarr_cache.index import extents, values
@@ -16,11 +17,15 @@ from zarr_cache.index.uses import write_counts, write_touches
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from zarr.abc.store import ByteRequest
+
     from zarr_cache.backend.counters import Pending
     from zarr_cache.backend.failures import GuardedDatabase
     from zarr_cache.file.connection import Connection
     from zarr_cache.file.database import Database
     from zarr_cache.index.admit import Admission, Response
+    from zarr_cache.index.lookup import Data
+    from zarr_cache.index.ranges import KnownRanges
     from zarr_cache.index.values import Keep
 
 
@@ -64,20 +69,56 @@ class WriteBehindQueue:
         self._waiting: deque[Admission] = deque()
         self._dequeued: list[Admission] = []
         self._by_key: dict[tuple[str, str], Admission] = {}
+        self._ranges = RangeCache()
+        self._entries: dict[Admission, RangeEntry] = {}
         self.nbytes = 0
         self.bytes_being_written = 0
 
     def add(self, admission: Admission) -> None:
         """Put a response at the end of the queue."""
+        response = admission.response
         with self._lock:
+            if response.request is None or response.data is None:
+                self._by_key[admission.namespace, admission.key] = admission
+            else:
+                entry = RangeEntry(
+                    admission.namespace,
+                    admission.key,
+                    response.request,
+                    response.data,
+                    response.stored_at,
+                    response.revision,
+                    response.used_at,
+                )
+                self._ranges.add(entry, fence=0)
+                self._entries[admission] = entry
             self._waiting.append(admission)
-            self._by_key[admission.namespace, admission.key] = admission
-            self.nbytes += admission.response.size
+            self.nbytes += response.size
 
     def response(self, namespace: str, key: str) -> Response | None:
         """The last response for the key that waits or is being written."""
         admission = self._by_key.get((namespace, key))
         return None if admission is None or admission.is_cancelled else admission.response
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether a response in the queue is a range."""
+        return len(self._ranges) > 0
+
+    def range_for(
+        self, namespace: str, key: str, request: ByteRequest, fresh_after: int, used_at: int
+    ) -> tuple[RangeEntry, Data] | None:
+        """The fresh range in the queue with the bytes of the request, and these; or None.
+
+        It counts as used. A write to the key may have been later.
+        """
+        return self._ranges.get(
+            namespace, key, request, fence=0, fresh_after=fresh_after, used_at=used_at
+        )
+
+    def known_ranges(self, namespace: str, key: str, fence: int, fresh_after: int) -> KnownRanges:
+        """What the fresh ranges of the key that wait or are being written show."""
+        return self._ranges.known(namespace, key, fence=fence, fresh_after=fresh_after)
 
     def touch(self, namespace: str, key: str, used_at: int) -> None:
         """Record a use of the last response for the key."""
@@ -171,6 +212,10 @@ class WriteBehindQueue:
                 if admission not in self._dequeued:
                     continue
                 self._dequeued.remove(admission)
+                entry = self._entries.pop(admission, None)
+                if entry is not None:
+                    admission.used_at = entry.used_at
+                    self._ranges.discard(entry)
                 is_used = admission.used_at > admission.used_at_in_file
                 if admission.entry is not None and is_used:
                     # While it was being written.

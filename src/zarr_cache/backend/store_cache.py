@@ -14,7 +14,7 @@ from zarr_cache.core.errors import StorageError
 from zarr_cache.core.flow import to_its_end
 from zarr_cache.core.single_flight import Flight, Flights
 from zarr_cache.file.database import MemoryDatabase
-from zarr_cache.index import admit, lookup, values
+from zarr_cache.index import admit, removals, values
 from zarr_cache.index.admit import Admission
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
     from zarr_cache.index.lookup import EntryState, Kept
+    from zarr_cache.index.ranges import KnownRanges, ListedRange
     from zarr_cache.index.space import Usage
 
 
@@ -154,7 +155,7 @@ class StoreCache(ValueCache):
         """Whether these are the bytes that the entry was made for."""
         if len(data) != found.size:
             return False
-        sums = self.database.run(lookup.checksums, found.entry or 0)
+        sums = self.database.run(values.checksums_of, found.entry or 0)
         if sums is None:
             # The store had it before: it is of this source if there is no other.
             return len(self._namespaces) == 1
@@ -179,6 +180,18 @@ class StoreCache(ValueCache):
         yield from self.ensure_listed(namespace)
         arguments = (namespace, prefix, fresh_after, absent_fresh_after)
         return (yield from self._index.list_cached(*arguments))
+
+    @override
+    def known_ranges(
+        self, namespace: str, key: str, found: EntryState, fresh_after: int
+    ) -> KnownRanges:
+        return self._index.known_ranges(namespace, key, found, fresh_after)
+
+    @override
+    def list_ranges(
+        self, namespace: str, prefix: str, fresh_after: int
+    ) -> Flow[dict[str, list[ListedRange]]]:
+        return self._index.list_ranges(namespace, prefix, fresh_after)
 
     @override
     def usage(self, namespace: str) -> Usage:
@@ -227,7 +240,7 @@ class StoreCache(ValueCache):
     def _write_bytes(self, namespace: str, responses: Mapping[str, Response]) -> Flow[None]:
         for key, response in responses.items():
             if response.data is not None:
-                self.database.run(admit.remove_from_other_namespaces, namespace, key)
+                self.database.run(removals.remove_from_other_namespaces, namespace, key)
                 yield from self._values.set(key, response.data)
 
     @property

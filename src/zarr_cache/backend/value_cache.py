@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.backend.counters import Pending
     from zarr_cache.backend.invalidated import InvalidatedNamespaces
+    from zarr_cache.backend.ranges import RangeCache
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.errors import CacheError
     from zarr_cache.core.flow import Flow
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
     from zarr_cache.index.lookup import EntryState, Kept
-    from zarr_cache.index.ranges import RangeCache
+    from zarr_cache.index.ranges import KnownRanges, ListedRange
     from zarr_cache.index.space import Usage
 
 
 class ValueCache(ABC):
-    """Full values of keys of several sources, and what is known about them.
+    """Values of keys of several sources, ranges of them, and what is known about them.
 
     One for each cache file, or each other store, in a process; every CacheStore over it shares it.
     Every method may raise a `CacheError`, at the call or while its flow runs. Any thread may call.
@@ -33,7 +34,7 @@ class ValueCache(ABC):
     Attributes
     ----------
     ranges
-        Range entries, of every namespace.
+        Ranges in memory, of every namespace.
     flights
         Fetches in flight.
     pending
@@ -88,7 +89,7 @@ class ValueCache(ABC):
         fresh_after: int,
         found: EntryState | None = None,
     ) -> Flow[EntryState]:
-        """The entry of the key, with the bytes requested if it is fresh.
+        """The entry of the key, or of a range of it, with the bytes requested if it is fresh.
 
         Parameters
         ----------
@@ -112,7 +113,19 @@ class ValueCache(ABC):
     def list_cached(
         self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
     ) -> Flow[dict[str, Kept]]:
-        """The fresh entries of the keys with this prefix, without their bytes."""
+        """The fresh values and absences of the keys with this prefix, without their bytes."""
+
+    @abstractmethod
+    def known_ranges(
+        self, namespace: str, key: str, found: EntryState, fresh_after: int
+    ) -> KnownRanges:
+        """What the fresh ranges of the key show; `found` is what a lookup of it has found."""
+
+    @abstractmethod
+    def list_ranges(
+        self, namespace: str, prefix: str, fresh_after: int
+    ) -> Flow[dict[str, list[ListedRange]]]:
+        """The fresh ranges of the keys with this prefix, in the file and in memory."""
 
     @abstractmethod
     def usage(self, namespace: str) -> Usage:

@@ -58,6 +58,16 @@ class CacheInfo:
         return self._view.settings.cache_set_data
 
     @property
+    def persist_ranges(self) -> bool:
+        """Whether byte ranges are kept in the file."""
+        return self._view.settings.persist_ranges
+
+    @property
+    def max_memory(self) -> int | None:
+        """Maximum memory for the byte ranges of this process; None for no limit of its own."""
+        return self._view.settings.max_memory
+
+    @property
     def namespace(self) -> str:
         """Name under which values of the source are cached."""
         return self._view.namespace
@@ -100,12 +110,16 @@ class CacheInfo:
         ``namespace``
             Name of the source in the cache.
         ``file_size``
-            Bytes of cached values of all namespaces in the file. `max_size` limits the sum of this
-            and ``range_size``.
+            Bytes of cached values and ranges of all namespaces in the file. `max_size` limits the
+            sum of this and ``range_size``.
         ``absent_keys``
             Number of cached absences.
         ``ranges``, ``range_size``
             Number and bytes of the byte ranges in memory, of all namespaces.
+        ``file_ranges``, ``file_range_size``
+            Number and bytes of those in the file, of all namespaces.
+        ``persist_ranges``, ``max_memory``
+            The settings of the same names.
 
         Raises
         ------
@@ -116,21 +130,27 @@ class CacheInfo:
         run(evict.evict_stale(view))
         usage = view.values.usage(view.namespace)
         settings, ranges = view.settings, view.values.ranges
-        keys = usage.entries.get("value", 0) + ranges.count(view.namespace)
+        in_file = [usage.entries.get(kind, 0) for kind in ("value", "range")]
+        keys = sum(in_file) + ranges.count(view.namespace)
+        own_bytes = sum(usage.bytes.get(kind, 0) for kind in ("value", "range"))
         return {
             "cache_store_type": type(self._cache).__name__,
             "max_age_seconds": settings.max_age_seconds,
             "max_size": settings.max_size,
-            "current_size": usage.bytes.get("value", 0) + ranges.nbytes_of(view.namespace),
+            "current_size": own_bytes + ranges.nbytes_of(view.namespace),
             "cache_set_data": settings.cache_set_data,
             "tracked_keys": keys,
             "cached_keys": keys,
             "max_age_absent_seconds": settings.max_age_absent_seconds,
             "namespace": view.namespace,
-            "file_size": usage.total_bytes["value"],
+            "file_size": usage.total_bytes["value"] + usage.total_bytes["range"],
             "absent_keys": usage.entries.get("absent", 0),
             "ranges": len(ranges),
             "range_size": ranges.nbytes,
+            "file_ranges": usage.total_entries["range"],
+            "file_range_size": usage.total_bytes["range"],
+            "persist_ranges": settings.persist_ranges,
+            "max_memory": settings.max_memory,
         }
 
     def cache_stats(self) -> dict[str, Any]:

@@ -40,6 +40,26 @@ def check_cache_store(cache_store: Store) -> None:
         )
 
 
+def check_persist_ranges(persist_ranges: object, cache_store: Store) -> None:
+    """Refuse `persist_ranges` where there is no file.
+
+    Raises
+    ------
+    ValueError
+        It is true, and `cache_store` is no `SqliteStore`.
+    TypeError
+        It is neither true nor false.
+    """
+    if not isinstance(persist_ranges, bool):
+        raise TypeError(f"persist_ranges must be True or False, got {persist_ranges!r}")
+    if persist_ranges and not isinstance(cache_store, SqliteStore):
+        raise ValueError(
+            "persist_ranges=True keeps byte ranges in a cache file, and cache_store is "
+            f"{class_of(cache_store)}: pass a SqliteStore, or persist_ranges=False to keep them in "
+            "memory"
+        )
+
+
 def checked_namespace(namespace: object) -> str | None:
     """`namespace`, if a user may choose it.
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from zarr.core.buffer import cpu
 
+from zarr_cache.backend.ranges import RangeEntry
 from zarr_cache.cache import evict
 from zarr_cache.core import ages, byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
-from zarr_cache.core.errors import CacheError
+from zarr_cache.core.errors import CacheError, CircuitOpenError
 from zarr_cache.core.flow import call, call_async
 from zarr_cache.core.single_flight import Flight
 from zarr_cache.index.admit import Response
-from zarr_cache.index.ranges import RangeEntry
+from zarr_cache.index.ranges import KnownRanges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +60,9 @@ def get(
     result = yield from lookup(view, key, request)
     if result is None:
         return to_prototype(prototype, (yield from _read_source(view, key, request)))
-    data = serve_bytes(view, key, request, result)
+    data = serve_bytes(view, key, result)
+    if data is None and request is not None:
+        data = yield from serve_from_memory(view, key, request, result)
     if data is not None:
         return to_buffer(prototype, data)
     if serve_absence(view, key, result):
@@ -114,18 +118,22 @@ def _prepare(view: SourceView) -> Flow[None]:
         yield from evict.clear_cache(view)
 
 
-def serve_bytes(
-    view: SourceView, key: str, request: ByteRequest | None, result: LookupResult
-) -> Data | None:
-    """The fresh bytes of the request, from the file or from memory, counted as a hit."""
-    state, looked_up_at, fresh_after = result
-    if state.data is not None and state.kind == "value":
-        view.values.touch(view.namespace, key, state, looked_up_at)
-        view.count_hit(state.data)
-        return state.data
-    if request is None:
+def serve_bytes(view: SourceView, key: str, result: LookupResult) -> Data | None:
+    """The fresh bytes of the request from the file, counted as a hit."""
+    state, looked_up_at, _ = result
+    if state.data is None or state.kind == "stored":
         return None
-    data = view.values.ranges.get(
+    view.values.touch(view.namespace, key, state, looked_up_at)
+    view.count_hit(state.data)
+    return state.data
+
+
+def serve_from_memory(
+    view: SourceView, key: str, request: ByteRequest, result: LookupResult
+) -> Flow[Data | None]:
+    """The fresh bytes of the request from memory, counted as a hit."""
+    state, looked_up_at, fresh_after = result
+    found = view.values.ranges.get(
         view.namespace,
         key,
         request,
@@ -133,8 +141,20 @@ def serve_bytes(
         fresh_after=fresh_after,
         used_at=looked_up_at,
     )
-    if data is not None:
-        view.count_hit(data)
+    if found is None:
+        return None
+    entry, data = found
+    view.count_hit(data)
+    if view.settings.persist_ranges:
+        # It was read by a CacheStore that does not persist, or while the file could not be written.
+        try:
+            yield from _persist(view, entry)
+        except CircuitOpenError:
+            pass  # the failure that opened the circuit has been noted
+        except CacheError as error:
+            view.faults.note(error)
+        else:
+            view.values.ranges.discard(entry)
     return data
 
 
@@ -178,7 +198,9 @@ def fetch(
         elif flights.ended != ended:
             # Another fetch has ended since the lookup: its response may be cached by now.
             result = yield from lookup(view, key, request)
-            data = None if result is None else serve_bytes(view, key, request, result)
+            data = None if result is None else serve_bytes(view, key, result)
+            if data is None and result is not None and request is not None:
+                data = yield from serve_from_memory(view, key, request, result)
             if data is not None or (result is not None and serve_absence(view, key, result)):
                 buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
                 mine.complete(buffer)
@@ -226,7 +248,7 @@ def admit(
             if request is None or buffer is None:
                 yield from _admit_value(view, key, buffer, revision, asked_at)
             else:
-                ranges.append((request, buffer.to_bytes()))
+                ranges.append((request, buffer))
         if ranges:
             yield from _admit_ranges(view, key, ranges, revision, asked_at)
     except CacheError as error:
@@ -250,21 +272,58 @@ def _admit_value(
 def _admit_ranges(
     view: SourceView,
     key: str,
-    ranges: list[tuple[ByteRequest, bytes]],
+    ranges: list[tuple[ByteRequest, Buffer]],
     revision: int,
     asked_at: int,
+) -> Flow[None]:
+    """Admit ranges of a value to the file, or to memory if they are not persisted."""
+    entries = []
+    for request, buffer in ranges:
+        data = buffer.to_bytes()
+        if data and view.is_cacheable(data) and byte_range.may_be_cached(request, len(data)):
+            timestamp = view.values.clock().timestamp_ns()
+            entry = RangeEntry(view.namespace, key, request, data, asked_at, revision, timestamp)
+            entries.append(entry)
+    if view.settings.persist_ranges:
+        try:
+            for entry in entries:
+                yield from _persist(view, entry)
+        except CacheError as error:
+            # They are kept in memory, until they are used when the file can be written again.
+            view.faults.note(error)
+        else:
+            return
+    yield from _admit_to_memory(view, key, entries, revision, asked_at)
+
+
+def _persist(view: SourceView, entry: RangeEntry) -> Flow[None]:
+    """Admit a range to the file."""
+    response = Response(
+        np.frombuffer(entry.data, np.uint8),
+        entry.stored_at,
+        entry.used_at,
+        entry.revision,
+        entry.request,
+    )
+    yield from view.values.admit(
+        view.namespace, entry.key, response, view.limits(), view.record_outcome
+    )
+
+
+def _admit_to_memory(
+    view: SourceView, key: str, entries: list[RangeEntry], revision: int, asked_at: int
 ) -> Flow[None]:
     """Keep ranges of a value in memory."""
     state = yield from view.values.lookup_metadata(view.namespace, key)
     if state.is_overtaken(revision, asked_at):
         # A write was later than the response. The next lookup sees a write that comes after this.
         return
-    limits = view.limits()
-    for request, data in ranges:
-        if view.is_cacheable(data) and byte_range.may_be_cached(request, len(data)):
-            timestamp = view.values.clock().timestamp_ns()
-            entry = RangeEntry(view.namespace, key, request, data, asked_at, revision, timestamp)
-            limits.ranges.add(entry, fence=state.fence)
+    limits, ranges = view.limits(), view.values.ranges
+    for entry in entries:
+        ranges.add(entry, fence=state.fence)
+        evicted = ranges.evict_to(view.settings.max_memory)
+        if evicted:
+            view.statistics.add(evictions=evicted)
     # The limits may have been checked for values that are being written before these were added.
     bytes_being_written = view.values.bytes_being_written
     state = yield from view.values.lookup_metadata(view.namespace, key)
@@ -280,7 +339,7 @@ def exists(view: SourceView, key: str) -> Flow[bool]:
     """
     result = yield from lookup(view, key, with_data=False)
     if result is not None:
-        if _cached_size(view, key, result) is not None or _has_range(view, key, result):
+        if _is_cached(result) or _known_ranges(view, key, result).has_any:
             view.count_hit(b"")
             return True
         if serve_absence(view, key, result):
@@ -300,7 +359,8 @@ def getsize(view: SourceView, key: str) -> Flow[int]:
     """
     result = yield from lookup(view, key, with_data=False)
     if result is not None:
-        size = _cached_size(view, key, result)
+        is_cached = _is_cached(result)
+        size = result.state.size if is_cached else _known_ranges(view, key, result).size
         if size is not None:
             view.count_hit(b"")
             return size
@@ -311,16 +371,17 @@ def getsize(view: SourceView, key: str) -> Flow[int]:
     return size_in_source
 
 
-def _cached_size(view: SourceView, key: str, result: LookupResult) -> int | None:
-    state, _, fresh_after = result
-    if state.kind == "value" and state.stored_at > fresh_after:
-        return state.size
-    return view.values.ranges.size(view.namespace, key, fence=state.fence, fresh_after=fresh_after)
+def _is_cached(result: LookupResult) -> bool:
+    return result.state.kind == "value" and result.state.stored_at > result.fresh_after
 
 
-def _has_range(view: SourceView, key: str, result: LookupResult) -> bool:
-    state, _, fresh_after = result
-    return view.values.ranges.has(view.namespace, key, fence=state.fence, fresh_after=fresh_after)
+def _known_ranges(view: SourceView, key: str, result: LookupResult) -> KnownRanges:
+    """What the fresh ranges of the key show; nothing if the cache fails."""
+    try:
+        return view.values.known_ranges(view.namespace, key, result.state, result.fresh_after)
+    except CacheError as error:
+        view.faults.note(error)
+        return KnownRanges(has_any=False, size=None)
 
 
 def to_prototype(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:

@@ -100,7 +100,7 @@ def _serve_ranges(
     """The bytes that are cached and fresh, by the index of their range, counted as hits."""
     state, looked_up_at, fresh_after = result
     states: list[EntryState] = [state] * len(byte_ranges)
-    if state.kind == "value" and state.stored_at > fresh_after:
+    if state.has_bytes(fresh_after) or state.file_ranges:
         try:
             states = yield from view.values.lookup_many(
                 view.namespace, key, byte_ranges, fresh_after
@@ -110,10 +110,23 @@ def _serve_ranges(
     cached = {}
     for index, request in enumerate(byte_ranges):
         found = LookupResult(states[index], looked_up_at, fresh_after)
-        data = reading.serve_bytes(view, key, request, found)
+        if found.state.is_damaged:
+            yield from _discard(view, found.state)
+        data = reading.serve_bytes(view, key, found)
+        if data is None and request is not None:
+            data = yield from reading.serve_from_memory(view, key, request, found)
         if data is not None:
             cached[index] = data
     return cached
+
+
+def _discard(view: SourceView, state: EntryState) -> Flow[None]:
+    """Remove a damaged entry."""
+    view.statistics.add(damaged=1)
+    try:
+        yield from view.values.discard(state)
+    except CacheError as error:
+        view.faults.note(error)
 
 
 def _read_source(

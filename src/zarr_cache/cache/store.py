@@ -15,6 +15,7 @@ from zarr_cache.cache.info import CacheInfo
 from zarr_cache.cache.parameters import (
     cache_in,
     check_cache_store,
+    check_persist_ranges,
     checked_namespace,
     refuse_itself,
 )
@@ -42,8 +43,9 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     `SqliteStore` as `cache_store`, cached values, their order of use and their ages outlive the
     process.
 
-    Whole values are cached in `cache_store`, byte ranges in memory. Both share `max_size`, and the
-    least recently used entry is evicted first. Writes go to `store` first, and a read that begins
+    Whole values are cached in `cache_store`, and byte ranges, such as the chunks of a shard, in
+    memory or, with `persist_ranges`, in `cache_store` as well. All share `max_size`, and the least
+    recently used entry is evicted first. Writes go to `store` first, and a read that begins
     after a write has returned never sees the old value. Cache failures (a full disk, a locked file)
     never fail a read: a `CacheWarning` names the cause, and the value is read from `store`.
 
@@ -63,7 +65,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         For how many seconds a cached value is fresh, also across restarts; ``"infinity"`` or None
         for ever.
     max_size
-        Maximum total bytes of the cached values in the file and the byte ranges in the memory of
+        Maximum total bytes of the cached values and byte ranges, in the file and in the memory of
         this process: a number, or a string such as ``"20 GiB"`` or ``"500 MB"``; None for no limit.
         A larger value is returned and not cached. With another store as `cache_store`, the limit is
         for the bytes in that store.
@@ -79,6 +81,13 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         the name from the path or URL of `store`, without credentials. A source that does not
         outlive the process, such as a ``MemoryStore``, gets a private name, and its entries are
         removed when the process ends.
+    persist_ranges
+        Whether byte ranges that `store` answers are kept in the file, where every process finds
+        them: the chunks of sharded arrays, and the indexes of their shards. If not, they are in the
+        memory of this process. Ranges in the file serve every CacheStore over it in either case.
+    max_memory
+        Maximum memory for the byte ranges of this process, as `max_size`; None for no limit besides
+        `max_size`. A range takes its bytes and about 1 KiB.
     read_only
         Whether to refuse writes; None for the same as `store`.
 
@@ -86,10 +95,10 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     ------
     ValueError
         `cache_store` does not support deletes or is read-only; an age, a size or `namespace` is
-        invalid.
+        invalid; `persist_ranges` is true and `cache_store` is no `SqliteStore`.
     TypeError
         An age or a size is neither a number nor a string nor None; `namespace` is neither a string
-        nor None.
+        nor None; `persist_ranges` is no bool.
 
     Notes
     -----
@@ -121,10 +130,13 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         cache_set_data: bool = True,
         max_age_absent_seconds: Age = None,
         namespace: str | None = None,
+        persist_ranges: bool = False,
+        max_memory: int | str | None = "1 GiB",
         read_only: bool | None = None,
     ) -> None:
         cache_store = SqliteStore() if cache_store is None else cache_store
         check_cache_store(cache_store)
+        check_persist_ranges(persist_ranges, cache_store)
         self._given_namespace = checked_namespace(namespace)
         name = namespace or name_of(store)
         settings = Settings(
@@ -132,6 +144,8 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
             max_size=sizes.checked("max_size", max_size),
             cache_set_data=cache_set_data,
             max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
+            persist_ranges=persist_ranges,
+            max_memory=sizes.checked("max_memory", max_memory),
         )
         if read_only is not None and store.read_only != read_only:
             store = store.with_read_only(read_only)

@@ -50,6 +50,8 @@ class Settings(NamedTuple):
     max_size: int | None
     cache_set_data: bool
     max_age_absent_seconds: Age
+    persist_ranges: bool
+    max_memory: int | None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

@@ -278,13 +278,13 @@ def open_read_only(path: Path, write_lock: WriteLock) -> Connection:
 NEWEST = """
 SELECT coalesce(max(used_at), 0)
 FROM (
-    SELECT max(used_at) AS used_at FROM entry WHERE kind = 'stored' AND used_at < 1 << 62
+    SELECT max(used_at) AS used_at FROM entry WHERE ordered_as = 'stored' AND used_at < 1 << 62
     UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'value' AND used_at < 1 << 62
+    SELECT max(used_at) FROM entry WHERE ordered_as = 'value' AND used_at < 1 << 62
     UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'absent' AND used_at < 1 << 62
+    SELECT max(used_at) FROM entry WHERE ordered_as = 'absent' AND used_at < 1 << 62
     UNION ALL
-    SELECT max(used_at) FROM entry WHERE kind = 'tombstone' AND used_at < 1 << 62
+    SELECT max(used_at) FROM entry WHERE ordered_as = 'tombstone' AND used_at < 1 << 62
 )
 """
 

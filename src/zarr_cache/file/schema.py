@@ -46,10 +46,10 @@ WHERE 1 <> (
 )
 UNION ALL
 SELECT 'a row of total'
-WHERE 4 <> (
+WHERE 5 <> (
     SELECT count(*)
     FROM total
-    WHERE kind IN ('stored', 'value', 'absent', 'tombstone')
+    WHERE kind IN ('stored', 'value', 'absent', 'tombstone', 'range')
       AND typeof(entries) = 'integer' AND entries BETWEEN 0 AND 4611686018427387903
       AND typeof(bytes) = 'integer' AND bytes BETWEEN 0 AND 4611686018427387903
       AND bytes = (SELECT total(usage.bytes) FROM usage WHERE usage.kind = total.kind)

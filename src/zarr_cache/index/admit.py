@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.core import byte_range, checksum
 from zarr_cache.core.single_flight import LazyFuture
-from zarr_cache.index import extents, lookup
+from zarr_cache.index import extents, lookup, ranges
 from zarr_cache.index.evict import Evictions, cached_bytes, trim, under_limits
 from zarr_cache.index.large_values import LargeValue
 from zarr_cache.index.lookup import NEW_NAMESPACE, WRITE_LEASE_NS
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.connection import Connection
     from zarr_cache.index.evict import Limits
-    from zarr_cache.index.large_values import WrittenValues
+    from zarr_cache.index.large_values import WrittenValue, WrittenValues
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.values import Keep
 
@@ -40,7 +40,7 @@ FROM namespace
 WHERE name = :namespace
   AND fence <= :revision
   AND (removals_since IS NULL OR removals_since <= :expired_before)
-ON CONFLICT (namespace, key) DO UPDATE
+ON CONFLICT (namespace, key, start) DO UPDATE
 SET kind = excluded.kind,
     size = excluded.size,
     stored_at = excluded.stored_at,
@@ -67,24 +67,8 @@ SELECT size
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
+  AND start = -1
   AND kind = 'value'
-"""
-
-FORGET = """
-DELETE FROM entry
-WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-  AND key = :key
-  AND kind IN ('value', 'absent')
-  AND revision <= :revision
-  AND writes_in_flight = 0
-  AND stored_at <= :stored_at
-RETURNING key
-"""
-
-DISCARD = """
-DELETE FROM entry
-WHERE id = :entry AND checksum IS :checksum AND kind IS NOT 'stored'
-RETURNING key
 """
 
 ADOPT = """
@@ -93,14 +77,6 @@ SELECT id, :key, 'value', :size, 0, :used_at, 0, :checksum
 FROM namespace
 WHERE name = :namespace
 ON CONFLICT DO NOTHING
-"""
-
-# Another store has one value for a key, whatever the namespace.
-REMOVE_FROM_OTHER_NAMESPACES = """
-DELETE FROM entry
-WHERE namespace IN (SELECT id FROM namespace WHERE name <> :namespace)
-  AND key = :key
-  AND kind = 'value'
 """
 
 HAS_VALUE = """
@@ -164,9 +140,12 @@ def bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admiss
     coming = sum(each.response.size for each in wanted)
     if not limits.are_exceeded(cached_bytes(connection) + coming):
         return coming
-    more: dict[tuple[str, str], int] = {}
+    more: dict[tuple[str, ...], int] = {}
     for each in wanted:
         owner = (each.namespace, each.key)
+        if each.response.request is not None:
+            more[*owner, str(each.response.request)] = each.response.size
+            continue
         row = connection.execute(
             SIZE_NOW, {"namespace": each.namespace, "key": each.key}
         ).fetchone()
@@ -194,7 +173,14 @@ def _is_wanted(connection: Connection, admission: Admission) -> bool:
     """Whether the response would be admitted now; the value it replaces may be evicted for it."""
     found = lookup.lookup_metadata(connection, admission.namespace, admission.key)
     response, limits = admission.response, admission.limits
-    if admission.is_cancelled or response.overlay_on(found) is found:
+    if admission.is_cancelled:
+        return False
+    if response.request is not None:
+        are_exceeded = limits.are_exceeded(cached_bytes(connection) + response.size)
+        return _may_be_admitted(response, found, limits) and (
+            not are_exceeded or _make_place(connection, admission)
+        )
+    if response.overlay_on(found) is found:
         return False
     if found.kind == "value" and limits.are_exceeded(cached_bytes(connection) + response.size):
         # There is no space for both: evict the value that is replaced, not another one.
@@ -213,6 +199,9 @@ def admit(
     if is_large and value_written is None:
         # It was not wanted, or there was no space for it, or there is no data file.
         admission.failure = values_written.failure
+        return
+    if response.request is not None:
+        _admit_range(connection, admission, keep, value_written)
         return
     used_at = admission.used_at_in_file = admission.used_at
     identity_checksum = identity_checksum_of(namespace, admission.key, response)
@@ -235,6 +224,7 @@ def admit(
         rows = connection.execute(ADMIT, parameters).fetchall() if is_written else []
         for (entry,) in rows:
             admission.entry = entry
+            ranges.remove_of_key(connection, namespace, admission.key)
             extents.delete(connection, entry)
             if value_written is not None:
                 value_written.give(connection, entry)
@@ -245,31 +235,55 @@ def admit(
     admission.removed = removed if rows else before
 
 
-def forget(
-    connection: Connection, namespace: str, key: str, *, revision: int, stored_at: int
-) -> list[str]:
-    """Remove the entry of the key, unless it is newer; return the keys removed."""
-    parameters = {
-        "namespace": namespace,
-        "key": key,
-        "revision": revision,
-        "stored_at": stored_at,
-    }
-    with connection.writing_much():
-        return [key for (key,) in connection.execute(FORGET, parameters).fetchall()]
+def _admit_range(
+    connection: Connection, admission: Admission, keep: Keep, value_written: WrittenValue | None
+) -> None:
+    """Admit a response that is a part of a value."""
+    namespace, key, response = admission.namespace, admission.key, admission.response
+    used_at = admission.used_at_in_file = admission.used_at
+    before = admission.removed_before
+    with under_limits(connection, namespace, admission.limits, before) as removed:
+        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+        is_written = value_written is None or value_written.is_reserved(connection)
+        found = lookup.lookup_metadata(connection, namespace, key)
+        is_admitted = (
+            is_written
+            and _may_be_admitted(response, found, admission.limits)
+            and _make_place(connection, admission)
+        )
+        if is_admitted and response.request is not None and response.data is not None:
+            span = ranges.span_of(response.request, response.size)
+            seed = identity_checksum_of(namespace, key, response)
+            entry = ranges.insert(
+                connection, namespace, key, span, response.stored_at, used_at, seed
+            )
+            admission.entry = entry
+            if value_written is not None:
+                value_written.give(connection, entry)
+            else:
+                keep(connection, entry, seed, response.data)
+    admission.removed = removed if is_admitted else before
 
 
-def discard(connection: Connection, found: EntryState) -> list[str]:
-    """Remove a damaged entry, unless it was replaced meanwhile; return the keys removed."""
-    parameters = {"entry": found.entry, "checksum": found.checksum}
-    with connection.writing_much():
-        return [key for (key,) in connection.execute(DISCARD, parameters).fetchall()]
+def _may_be_admitted(response: Response, found: EntryState, limits: Limits) -> bool:
+    """Whether a range is wanted: the key was not written since, and its value is not cached."""
+    is_cached = found.kind == "stored" or (
+        found.kind == "value" and found.stored_at > limits.fresh_after
+    )
+    return not is_cached and not found.is_overtaken(response.revision, response.stored_at)
 
 
-def remove_from_other_namespaces(connection: Connection, namespace: str, key: str) -> None:
-    """Remove the values of this key of all other namespaces, whose bytes are to be overwritten."""
-    with connection.writing():
-        connection.execute(REMOVE_FROM_OTHER_NAMESPACES, {"namespace": namespace, "key": key})
+def _make_place(connection: Connection, admission: Admission) -> bool:
+    """Remove the ranges that this one replaces; False if its bytes are cached already."""
+    response = admission.response
+    return response.request is not None and ranges.make_place(
+        connection,
+        admission.namespace,
+        admission.key,
+        response.request,
+        response.size,
+        admission.limits.fresh_after,
+    )
 
 
 def has_value(connection: Connection, key: str) -> bool:
@@ -298,23 +312,28 @@ class Response(NamedTuple):
     Attributes
     ----------
     data
-        The whole value; None if the source has no such key.
+        The whole value, or the bytes of `request`; None if the source has no such key.
     stored_at
         Time at which the source was read.
     used_at
         Time of this use.
     revision
         `EntryState.revision` from before the source was read.
+    request
+        Which bytes of the value these are; None for all.
     """
 
     data: ByteArray | None
     stored_at: int
     used_at: int
     revision: int
+    request: ByteRequest | None = None
 
     @property
     def kind(self) -> str:
         """The kind of its entry."""
+        if self.request is not None:
+            return "range"
         return "absent" if self.data is None else "value"
 
     @property
@@ -354,4 +373,7 @@ class Response(NamedTuple):
 
 def identity_checksum_of(namespace: str, key: str, response: Response) -> int:
     """The checksum of the facts of the entry of the response."""
+    if response.request is not None:
+        span = ranges.span_of(response.request, response.size)
+        return ranges.facts_of(namespace, key, span, response.stored_at)
     return checksum.of_facts(namespace, key, response.kind, response.size, response.stored_at)

@@ -1,17 +1,17 @@
 """Eviction of entries above the budget, least recently used first, and expiry of stale entries.
 
-Values in the file and range entries in memory share one budget and one order. The order is known to
-`_evict_in_order` alone: it walks the index ``entry_by_use`` with `EVICT`, and takes range entries
-in the order in which `RangeCache` has them. To add another order, add there a statement beside
-`EVICT`, with an index for it in a new migration and the same order in `RangeCache`. `Limits` has
-the settings.
+Values and ranges in the file and ranges in memory share one budget and one order. The order is
+known to `_evict_in_order` alone: it walks the index ``entry_by_use`` with `EVICT`, and takes those
+in memory in the order in which `RangesInMemory` has them. To add another order, add there a
+statement beside `EVICT`, with an index for it in a new migration, and the same order in memory.
+`Limits` has the settings.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.errors import FileDamagedError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.errors import CacheError
     from zarr_cache.file.connection import Connection
-    from zarr_cache.index.ranges import RangeCache
 
 
 LATEST = 2**63 - 1
@@ -36,9 +35,9 @@ and the WAL stays short. In a large file, each may be on five pages of its own."
 
 # Values that are being written count as well.
 CACHED_BYTES = """
-SELECT entries, bytes + (SELECT coalesce(sum(bytes), 0) FROM reservation)
+SELECT sum(entries), sum(bytes) + (SELECT coalesce(sum(bytes), 0) FROM reservation)
 FROM total
-WHERE kind = 'value'
+WHERE kind IN ('value', 'range')
 """
 
 # The least recently used of a kind, as many as are above the limit.
@@ -47,7 +46,7 @@ DELETE FROM entry
 WHERE id IN (
     SELECT id
     FROM entry
-    WHERE kind = :kind AND (writes_in_flight = 0 OR stored_at <= :expired_before)
+    WHERE ordered_as = :kind AND (writes_in_flight = 0 OR stored_at <= :expired_before)
     ORDER BY used_at, id
     LIMIT max(0, (SELECT entries FROM total WHERE kind = :kind) - :limit)
 )
@@ -61,7 +60,7 @@ WITH RECURSIVE victim (id, used_at, freed) AS (
     FROM (
         SELECT id, used_at, size
         FROM entry
-        WHERE kind = 'value' AND used_at < :before
+        WHERE ordered_as = 'value' AND used_at < :before
         ORDER BY used_at, id
         LIMIT 1
     )
@@ -71,7 +70,9 @@ WITH RECURSIVE victim (id, used_at, freed) AS (
     JOIN entry AS next ON next.id = (
         SELECT id
         FROM entry
-        WHERE kind = 'value' AND (used_at, id) > (victim.used_at, victim.id) AND used_at < :before
+        WHERE ordered_as = 'value'
+          AND (used_at, id) > (victim.used_at, victim.id)
+          AND used_at < :before
         ORDER BY used_at, id
         LIMIT 1
     )
@@ -98,15 +99,32 @@ RETURNING key
 """
 
 
+class RangesInMemory(Protocol):
+    """The ranges in the memory of a process, which share the budget of the file."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+
+    def oldest_use(self) -> int | None:
+        """Time of the last use of the least recently used one; None if there is none."""
+
+    def evict(self) -> bool:
+        """Remove the least recently used one; False if there is none."""
+
+    def expire(self, namespace: str, fresh_after: int) -> int:
+        """Remove those of this time or earlier; return how many there were."""
+
+
 class Limits(NamedTuple):
     """The budget of a file, and the ages at which entries of a namespace are stale.
 
     Attributes
     ----------
     max_size
-        Bytes of all value entries in the file and all range entries of this process, or None.
+        Bytes of all values and ranges in the file and all ranges in memory, or None.
     ranges
-        The range entries.
+        Those in memory.
     fresh_after
         A value stored at this time or earlier is stale, and an absence stored at
         `absent_fresh_after` or earlier.
@@ -115,7 +133,7 @@ class Limits(NamedTuple):
     """
 
     max_size: int | None
-    ranges: RangeCache
+    ranges: RangesInMemory
     fresh_after: int
     absent_fresh_after: int
     now_ns: int
@@ -241,7 +259,7 @@ def evict_batch(
 
 
 def _evict_in_order(
-    connection: Connection, ranges: RangeCache, excess: int, evictions: Evictions
+    connection: Connection, ranges: RangesInMemory, excess: int, evictions: Evictions
 ) -> bool:
     """Evict the next entries in the order of eviction; False if there are none.
 
@@ -266,7 +284,7 @@ def cached_bytes(connection: Connection) -> int:
 
 def _cached(connection: Connection) -> tuple[int, int]:
     row = connection.execute(CACHED_BYTES).fetchone()
-    if row is None:
+    if row[0] is None:
         raise FileDamagedError("a row of total is missing")
     return int(row[0]), int(row[1])
 
@@ -285,6 +303,7 @@ def expire(connection: Connection, namespace: str, limits: Limits, evictions: Ev
     extents.release_expired(connection, limits.now_ns)
     for kind, fresh_after in (
         ("value", limits.fresh_after),
+        ("range", limits.fresh_after),
         ("absent", limits.absent_fresh_after),
     ):
         if fresh_after == EVER:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zarr_cache.core.errors import FileDamagedError, FileLockedError
-from zarr_cache.index import extents, lookup, uses
+from zarr_cache.index import extents, lookup, ranges, uses
 from zarr_cache.index.admit import identity_checksum_of
 from zarr_cache.index.evict import Evictions, evict_ahead, trim, under_limits
 from zarr_cache.index.large_values import LargeValue, max_bytes, written
@@ -50,7 +50,7 @@ INSERT INTO entry (
 SELECT id, :key, 'tombstone', 0, :now, :now, :revision, 1, 0
 FROM namespace
 WHERE name = :namespace
-ON CONFLICT (namespace, key) DO UPDATE
+ON CONFLICT (namespace, key, start) DO UPDATE
 SET kind = 'tombstone',
     size = 0,
     stored_at = CASE
@@ -83,6 +83,7 @@ WHERE namespace = (
           AND (removals_since IS NULL OR removals_since <= :expired_before)
     )
   AND key = :key
+  AND start = -1
   AND revision = :begun
   AND writes_in_flight = 1
 RETURNING id
@@ -102,7 +103,7 @@ INSERT INTO entry (
 SELECT id, :key, 'tombstone', 0, :now, :now, :revision, 0, 0
 FROM namespace
 WHERE name = :namespace
-ON CONFLICT (namespace, key) DO UPDATE
+ON CONFLICT (namespace, key, start) DO UPDATE
 SET kind = 'tombstone',
     size = 0,
     stored_at = CASE WHEN writes_in_flight > 1 THEN stored_at ELSE excluded.stored_at END,
@@ -281,11 +282,12 @@ def next_revision(connection: Connection, namespace: str) -> int:
 
 
 def _put_tombstone(connection: Connection, statement: str, parameters: Parameters) -> None:
-    """Make the entry of the key a tombstone, and remove its bytes."""
+    """Make the entry of the key a tombstone, and remove its bytes and its ranges."""
     rows = connection.execute(statement, parameters).fetchall()
     if not rows:
         # The namespace of a source has no stored entries: its row is there and cannot be found.
         raise FileDamagedError(f"no tombstone could be put at {parameters['key']!r}")
+    ranges.remove_of_key(connection, str(parameters["namespace"]), str(parameters["key"]))
     for (entry,) in rows:
         extents.delete(connection, entry)
 
@@ -323,6 +325,7 @@ def _end_with_value(
         },
     ).fetchall()
     for (entry,) in rows:
+        ranges.remove_of_key(connection, namespace, key)
         extents.delete(connection, entry)
         if value_written is not None:
             value_written.give(connection, entry)

@@ -1,312 +1,372 @@
-"""Range entries: parts of values, in memory, under the same budget and order as the file."""
+"""Ranges in the file: entries that have some bytes of a value. Steps of operations.
+
+Of the ranges of a key none lies inside another. So they are sorted by their end as well as by
+their start, and of those that begin at a byte or before it, the last one reaches furthest: one step
+in the index of keys finds it. The last bytes of a value of unknown size have no place among them.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from sortedcontainers import SortedDict
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+
+from zarr_cache.core import checksum
+from zarr_cache.core.errors import FileDamagedError
+from zarr_cache.core.keys import prefix_end
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr.abc.store import ByteRequest
+
+    from zarr_cache.file.connection import Connection
 
 
-@dataclass(slots=True, eq=False)
-class RangeEntry:
-    """Some bytes of a value: the response of the source to one request.
+WHOLE = -1
+"""The `start` of an entry that is not a range."""
 
-    Two responses are never combined: another process may have written to the source in between, and
-    a read must return a response that the source gave.
+TAIL = -2
+"""The `start` of the last bytes of a value of unknown size."""
+
+END = 2**63 - 1
+"""After every byte of a value."""
+
+# Its bytes are read only if it is fresh and has the first byte that is wanted: the range before a
+# missing one usually ends there.
+FIND = """
+SELECT
+    entry.id,
+    entry.size,
+    entry.stored_at,
+    entry.checksum,
+    value.rowid,
+    length(value.data),
+    CASE WHEN length(value.checksums) <= 512 THEN value.checksums END,
+    CASE WHEN entry.size <= ? AND length(value.data) = entry.size THEN value.data END,
+    extent.offset,
+    extent.length,
+    entry.start,
+    entry.stop
+FROM namespace
+JOIN entry ON entry.id = (
+    SELECT id
+    FROM entry AS other
+    WHERE other.namespace = namespace.id AND other.key = ? AND other.start BETWEEN ? AND ?
+    ORDER BY other.start DESC
+    LIMIT 1
+)
+LEFT JOIN value
+    ON value.entry = entry.id AND value.part = 0
+    AND entry.stored_at > ? AND entry.start + entry.size > ?
+LEFT JOIN extent
+    ON extent.entry = CASE WHEN entry.size >= ? AND entry.stored_at > ? THEN entry.id END
+    AND extent.start = 0
+WHERE namespace.name = ?
+"""
+
+LAST_PLACE = """
+SELECT id, start, stop, size, stored_at
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND start BETWEEN :first AND :last
+ORDER BY start DESC
+LIMIT 1
+"""
+
+HAS_ANY = """
+SELECT 1
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND kind = 'range'
+  AND stored_at > :fresh_after
+LIMIT 1
+"""
+
+REMOVE = """
+DELETE FROM entry
+WHERE id = :entry
+"""
+
+REMOVE_INSIDE = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND start >= :start
+  AND start < :stop
+  AND (start + size <= :stop OR start = :start)
+"""
+
+REMOVE_TAIL = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND start = -2
+  AND size <= :size
+"""
+
+REMOVE_OF_KEY = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND kind = 'range'
+"""
+
+INSERT = """
+INSERT INTO entry (
+    namespace, key, kind, start, stop, size, stored_at, used_at, revision, checksum
+)
+SELECT id, :key, 'range', :start, :stop, :size, :stored_at, :used_at, 0, :checksum
+FROM namespace
+WHERE name = :namespace
+RETURNING id
+"""
+
+LIST = """
+SELECT key, id, start, stop, size
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key >= :prefix
+  AND key < coalesce(:end, x'')
+  AND kind = 'range'
+  AND stored_at > :fresh_after
+ORDER BY key, start
+"""
+
+
+class Span(NamedTuple):
+    """Which bytes of a value a response has.
 
     Attributes
     ----------
-    request
-        Of which bytes.
-    data
-        The bytes.
-    stored_at, revision
-        Time and revision at which the source was read.
-    used_at
-        Time of the last use.
+    start
+        The first; None for the end of a value of unknown size.
+    size
+        How many.
+    reaches_end
+        Whether the value is known to end with them.
     """
 
-    namespace: str
-    key: str
-    request: ByteRequest
-    data: bytes
-    stored_at: int
-    revision: int
-    used_at: int
-
-    @property
-    def start(self) -> int | None:
-        """Where in the value the bytes begin; None for its last bytes."""
-        match self.request:
-            case RangeByteRequest(start, _) | OffsetByteRequest(start):
-                return start
-            case SuffixByteRequest():
-                return None
+    start: int | None
+    size: int
+    reaches_end: bool
 
     @property
     def stop(self) -> int:
-        """Where in the value they end, if `start` is known."""
-        return (self.start or 0) + len(self.data)
+        """The byte after the last, if `start` is known."""
+        return (self.start or 0) + self.size
 
-    @property
-    def reaches_end(self) -> bool:
-        """Whether they are known to be the last of the value."""
-        return not isinstance(self.request, RangeByteRequest)
-
-    def slice_for(self, request: ByteRequest) -> tuple[int, int] | None:
-        """The interval of `data` that `request` means; None if not all of it is here."""
-        length = len(self.data)
+    def part_for(self, request: ByteRequest) -> tuple[int, int] | None:
+        """The interval of these bytes that `request` means; None if not all of it is here."""
         if isinstance(request, SuffixByteRequest):
-            is_here = self.reaches_end and (request.suffix <= length or self.start == 0)
-            return (max(0, length - request.suffix), length) if is_here else None
+            is_here = self.reaches_end and (request.suffix <= self.size or self.start == 0)
+            return (max(0, self.size - request.suffix), self.size) if is_here else None
         if self.start is None:
             return None
         if isinstance(request, OffsetByteRequest):
-            begin, end = request.offset - self.start, length
+            begin, end = request.offset - self.start, self.size
             is_here = self.reaches_end
         else:
             begin, end = request.start - self.start, request.end - self.start
-            is_here = end <= length or self.reaches_end
-        return (begin, min(end, length)) if is_here and 0 <= begin < length else None
+            is_here = end <= self.size or self.reaches_end
+        return (begin, min(end, self.size)) if is_here and 0 <= begin < self.size else None
 
 
-@dataclass(slots=True, eq=False)
-class _Value:
-    """The range entries of one value.
+def span_of(request: ByteRequest, size: int) -> Span:
+    """Which bytes a response of `size` bytes to the request has."""
+    match request:
+        case RangeByteRequest(start, _):
+            return Span(start, size, reaches_end=False)
+        case OffsetByteRequest(start):
+            return Span(start, size, reaches_end=True)
+        case SuffixByteRequest():
+            return Span(None, size, reaches_end=True)
 
-    Attributes
-    ----------
-    spans
-        Entries whose start is known, by start. None lies inside another, so they are sorted by stop
-        as well, and the last that begins at or before a position reaches furthest.
-    tail
-        The last bytes of the value, whose start is not known.
-    fence
-        The latest revision of a write to the key that a caller gave.
-    """
 
-    spans: SortedDict[int, RangeEntry] = field(default_factory=SortedDict)
-    tail: RangeEntry | None = None
-    fence: int = 0
+def facts_of(namespace: str, key: str, span: Span, stored_at: int) -> int:
+    """The identity checksum of a range."""
+    kind = f"range {span.start} {span.reaches_end}"
+    return checksum.of_facts(namespace, key, kind, span.size, stored_at)
+
+
+class FoundRange(NamedTuple):
+    """The row of a range that may have the bytes of a request, as `lookup.EntryState` has them."""
+
+    entry: int
+    size: int
+    stored_at: int
+    checksum: int
+    part: int | None
+    part_length: int | None
+    checksums: bytes | None
+    data: bytes | None
+    offset: int | None
+    length: int | None
+    start: int
+    stop: int | None
 
     @property
-    def entries(self) -> list[RangeEntry]:
-        """The spans and the tail."""
-        return [*self.spans.values(), *([self.tail] if self.tail else [])]
+    def has_integers(self) -> bool:
+        """Whether the columns of which `span` is made, and its time, are integers."""
+        numbers = (self.start, self.size, self.stored_at, self.stop or 0)
+        return all(type(each) is int for each in numbers)
 
-    def candidates(self, request: ByteRequest) -> list[RangeEntry]:
-        """The entries that may have the bytes of the request, the best first."""
-        if isinstance(request, RangeByteRequest):
-            index = self.spans.bisect_right(request.start) - 1
-            return [self.spans.peekitem(index)[1]] if index >= 0 else []
-        # Only the last span can be known to reach the end.
-        last = [self.spans.peekitem()[1]] if self.spans else []
-        return [self.tail, *last] if self.tail else last
+    @property
+    def span(self) -> Span:
+        """Which bytes it has."""
+        return span_of_row(self.start, self.stop, self.size)
 
 
-class RangeCache:
-    """Range entries of every namespace of a file, least recently used first.
+def span_of_row(start: int, stop: int | None, size: int) -> Span:
+    """Which bytes a row of the table ``entry`` has."""
+    return Span(start if start >= 0 else None, size, reaches_end=stop is None)
 
-    Any thread may call. The budget is not known here: `index.evict` calls `oldest_use` and `evict`.
 
-    Attributes
+def find(
+    connection: Connection,
+    namespace: str,
+    key: str,
+    request: ByteRequest,
+    fresh_after: int,
+    inline: int,
+    large: int,
+) -> Iterator[FoundRange]:
+    """The ranges of the key that may have the bytes of the request.
+
+    Parameters
     ----------
-    nbytes
-        Bytes of all entries.
+    fresh_after
+        A range that was stored at this time or earlier is stale, and is not read.
+    inline, large
+        Bytes of ranges of up to `inline` bytes come with them; those of ranges of `large` bytes are
+        in the data file.
     """
+    for first, last, byte in _where(request):
+        parameters = (
+            inline, key, first, last, fresh_after, byte, large, fresh_after, namespace,
+        )  # fmt: skip
+        row = connection.execute(FIND, parameters).fetchone()
+        if row is not None:
+            yield FoundRange(*row)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._values: dict[tuple[str, str], _Value] = {}
-        self._by_use: OrderedDict[RangeEntry, None] = OrderedDict()
-        self._by_age: dict[str, dict[RangeEntry, None]] = {}
-        self.nbytes = 0
 
-    def __len__(self) -> int:
-        return len(self._by_use)
+def _where(request: ByteRequest) -> Iterator[tuple[int, int, int]]:
+    """The `start` of the ranges that may have the request's bytes, and the first of these bytes."""
+    match request:
+        case RangeByteRequest(start, _) | OffsetByteRequest(start):
+            yield 0, start, start
+        case SuffixByteRequest():
+            yield TAIL, TAIL, TAIL
+            # Only the last can be known to reach the end.
+            yield 0, END, 0
 
-    def count(self, namespace: str) -> int:
-        """Number of entries of a namespace."""
-        return len(self._by_age.get(namespace, ()))
 
-    def nbytes_of(self, namespace: str) -> int:
-        """Bytes of the entries of a namespace. Walks them."""
-        with self._lock:
-            return sum(len(entry.data) for entry in self._by_age.get(namespace, ()))
+def make_place(
+    connection: Connection,
+    namespace: str,
+    key: str,
+    request: ByteRequest,
+    size: int,
+    fresh_after: int,
+) -> bool:
+    """Remove the ranges that a response of `size` bytes replaces: those inside it, and stale ones.
 
-    def get(
-        self,
-        namespace: str,
-        key: str,
-        request: ByteRequest,
-        *,
-        fence: int,
-        fresh_after: int,
-        used_at: int,
-    ) -> bytes | None:
-        """The bytes of the request, which become the most recently used; None if they are not here.
-
-        Parameters
-        ----------
-        fence
-            Revision of the last write to the key: entries of earlier revisions are removed.
-        fresh_after
-            Entries of this time or earlier are removed.
-        used_at
-            Time of this use.
-        """
-        with self._lock:
-            value = self._known(namespace, key, fence)
-            while value is not None:
-                entry, part = self._covering(value, request)
-                if entry is None:
-                    return None
-                if entry.stored_at > fresh_after:
-                    entry.used_at = used_at
-                    self._by_use.move_to_end(entry)
-                    return entry.data[part]
-                # An entry that begins earlier may have the bytes too, and be fresh.
-                self._remove(entry)
-            return None
-
-    @staticmethod
-    def _covering(value: _Value, request: ByteRequest) -> tuple[RangeEntry | None, slice]:
-        for entry in value.candidates(request):
-            part = entry.slice_for(request)
-            if part is not None:
-                return entry, slice(*part)
-        return None, slice(0)
-
-    def size(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> int | None:
-        """The size of the value in bytes, if a range entry shows it."""
-        with self._lock:
-            value = self._known(namespace, key, fence)
-            last = value.spans.peekitem()[1] if value and value.spans else None
-            is_known = last is not None and last.reaches_end and last.stored_at > fresh_after
-            return last.stop if last is not None and is_known else None
-
-    def add(self, entry: RangeEntry, *, fence: int) -> None:
-        """Add a response, unless its bytes are here already.
-
-        Entries inside it are removed, and entries of a revision before `fence`. It is refused if
-        its own revision is before that of the last write to the key that a caller gave.
-        """
-        if not entry.data:
-            return
-        with self._lock:
-            value = self._known(entry.namespace, entry.key, fence) or _Value(fence=fence)
-            if entry.revision < value.fence:
-                # Another caller knows of a later write.
-                return
-            if self._covering(value, entry.request)[0] is not None:
-                return
-            for inside in self._inside(value, entry):
-                self._remove(inside)
-            # `_remove` removes the value with its last entry.
-            self._values[entry.namespace, entry.key] = value
-            if entry.start is None:
-                value.tail = entry
-            else:
-                value.spans[entry.start] = entry
-            self._by_use[entry] = None
-            self._by_age.setdefault(entry.namespace, {})[entry] = None
-            self.nbytes += len(entry.data)
-
-    @staticmethod
-    def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
-        """The entries that a new one replaces: those inside it, and one with the same start."""
-        if entry.start is None:
-            return [value.tail] if value.tail else []
-        starts = value.spans.irange(entry.start, entry.stop, inclusive=(True, False))
-        spans = [value.spans[start] for start in starts]
-        inside = [
-            other for other in spans if other.stop <= entry.stop or other.start == entry.start
-        ]
-        if value.tail and entry.reaches_end and len(value.tail.data) <= len(entry.data):
-            # So the last bytes are one entry, whatever the kind of the requests.
-            inside.append(value.tail)
-        return inside
-
-    def _known(self, namespace: str, key: str, fence: int) -> _Value | None:
-        """The value, after removing entries of a revision before `fence`."""
-        value = self._values.get((namespace, key))
-        if value is not None and value.fence < fence:
-            value.fence = fence
-            for entry in value.entries:
-                if entry.revision < fence:
-                    self._remove(entry)
-        return value
-
-    def oldest_use(self) -> int | None:
-        """Time of the last use of the least recently used entry; None if there is no entry."""
-        with self._lock:
-            entry = next(iter(self._by_use), None)
-            return entry.used_at if entry else None
-
-    def evict(self) -> bool:
-        """Remove the least recently used entry; False if there is no entry."""
-        with self._lock:
-            entry = next(iter(self._by_use), None)
-            if entry is None:
+    False if a fresh range has all its bytes: then nothing is removed.
+    """
+    of_key = {"namespace": namespace, "key": key}
+    replaced = []
+    for first, latest, _ in _where(request):
+        interval = {**of_key, "first": first, "last": latest}
+        while row := connection.execute(LAST_PLACE, interval).fetchone():
+            entry, start, stop, nbytes, stored_at = row
+            if span_of_row(start, stop, nbytes).part_for(request) is None:
+                break
+            if stored_at > fresh_after:
                 return False
-            self._remove(entry)
-            return True
+            replaced.append({"entry": entry})
+            interval["last"] = start - 1
+    connection.executemany(REMOVE, replaced)
+    span = span_of(request, size)
+    if span.start is not None:
+        stop = END if span.reaches_end else span.stop
+        connection.execute(REMOVE_INSIDE, {**of_key, "start": span.start, "stop": stop})
+    if span.reaches_end:
+        connection.execute(REMOVE_TAIL, {**of_key, "size": span.size})
+    return True
 
-    def expire(self, namespace: str, fresh_after: int) -> int:
-        """Remove the entries of this time or earlier; return how many there were."""
-        removed = 0
-        with self._lock:
-            by_age = self._by_age.get(namespace, {})
-            while (oldest := next(iter(by_age), None)) and oldest.stored_at <= fresh_after:
-                self._remove(oldest)
-                removed += 1
-        return removed
 
-    def remove(self, namespace: str, prefix: str = "") -> None:
-        """Remove the entries of the keys that begin with `prefix`. Walks all keys."""
-        with self._lock:
-            below = [
-                entry for entry in self._by_age.get(namespace, {}) if entry.key.startswith(prefix)
-            ]
-            for entry in below:
-                self._remove(entry)
+def insert(
+    connection: Connection,
+    namespace: str,
+    key: str,
+    span: Span,
+    stored_at: int,
+    used_at: int,
+    identity_checksum: int,
+) -> int:
+    """Insert a range without its bytes, and return its number."""
+    is_tail = span.start is None
+    parameters = {
+        "namespace": namespace,
+        "key": key,
+        "start": TAIL if is_tail else span.start,
+        "stop": None if span.reaches_end else span.stop,
+        "size": span.size,
+        "stored_at": stored_at,
+        "used_at": used_at,
+        "checksum": identity_checksum,
+    }
+    rows = connection.execute(INSERT, parameters).fetchall()
+    if not rows:
+        raise FileDamagedError(f"the namespace {namespace!r} is missing")
+    return int(rows[0][0])
 
-    def clear(self) -> None:
-        """Remove all entries."""
-        with self._lock:
-            self._values.clear()
-            self._by_use.clear()
-            self._by_age.clear()
-            self.nbytes = 0
 
-    def remove_key(self, namespace: str, key: str) -> None:
-        """Remove the entries of one key."""
-        with self._lock:
-            value = self._values.get((namespace, key))
-            if value is None:
-                return
-            for entry in value.entries:
-                self._remove(entry)
+def remove_of_key(connection: Connection, namespace: str, key: str) -> None:
+    """Remove every range of the key."""
+    connection.execute(REMOVE_OF_KEY, {"namespace": namespace, "key": key})
 
-    def has(self, namespace: str, key: str, *, fence: int, fresh_after: int) -> bool:
-        """Whether there are bytes of the key, which shows that the source has the key."""
-        with self._lock:
-            value = self._known(namespace, key, fence)
-            return value is not None and any(
-                entry.stored_at > fresh_after for entry in value.entries
-            )
 
-    def _remove(self, entry: RangeEntry) -> None:
-        del self._by_use[entry]
-        del self._by_age[entry.namespace][entry]
-        self.nbytes -= len(entry.data)
-        value = self._values[entry.namespace, entry.key]
-        if entry is value.tail:
-            value.tail = None
-        else:
-            del value.spans[entry.start]
-        if not value.spans and value.tail is None:
-            del self._values[entry.namespace, entry.key]
+class KnownRanges(NamedTuple):
+    """What the fresh ranges of a key show: that there is one, and the size of the value."""
+
+    has_any: bool
+    size: int | None
+
+
+def known(connection: Connection, namespace: str, key: str, fresh_after: int) -> KnownRanges:
+    """What the fresh ranges of the key in the file show: an operation."""
+    of_key = {"namespace": namespace, "key": key}
+    fresh = {**of_key, "fresh_after": fresh_after}
+    has_any = connection.execute(HAS_ANY, fresh).fetchone() is not None
+    last = connection.execute(LAST_PLACE, {**of_key, "first": 0, "last": END}).fetchone()
+    size = None
+    if last is not None:
+        _, start, stop, nbytes, stored_at = last
+        size = start + nbytes if stop is None and stored_at > fresh_after else None
+    return KnownRanges(has_any, size)
+
+
+class ListedRange(NamedTuple):
+    """A range in the file or in memory. `start` is None for the end of a value of unknown size."""
+
+    entry: int | None
+    span: Span
+
+
+def list_ranges(
+    connection: Connection, namespace: str, prefix: str, fresh_after: int
+) -> dict[str, list[ListedRange]]:
+    """The fresh ranges in the file of the keys that begin with `prefix`: an operation."""
+    parameters = {
+        "namespace": namespace,
+        "prefix": prefix,
+        "end": prefix_end(prefix),
+        "fresh_after": fresh_after,
+    }
+    found: dict[str, list[ListedRange]] = {}
+    for key, entry, start, stop, size in connection.execute(LIST, parameters):
+        found.setdefault(key, []).append(ListedRange(entry, span_of_row(start, stop, size)))
+    return found

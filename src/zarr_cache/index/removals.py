@@ -1,6 +1,7 @@
-"""Removals of folders of the source: the keys below a prefix are invalidated together.
+"""Removals: of a folder of the source, and of single entries that must not be used any more.
 
-`begin_removal`, `invalidate_prefix`, the source, `invalidate_prefix` once more, `end_removal`.
+Of a folder: `begin_removal`, `invalidate_prefix`, the source, `invalidate_prefix` once more,
+`end_removal`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from zarr_cache.index.lookup import NEW_NAMESPACE, WRITE_LEASE_NS
 
 if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
+    from zarr_cache.index.lookup import EntryState
 
 
 # A blob is greater than every text. With an OR instead, SQLite walks to the end of the namespace.
@@ -56,6 +58,33 @@ UPDATE namespace
 SET removals = max(0, removals - 1),
     removals_since = CASE WHEN removals > 1 THEN removals_since END
 WHERE name = :namespace
+"""
+
+
+FORGET = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND start = -1
+  AND kind IN ('value', 'absent')
+  AND revision <= :revision
+  AND writes_in_flight = 0
+  AND stored_at <= :stored_at
+RETURNING key
+"""
+
+DISCARD = """
+DELETE FROM entry
+WHERE id = :entry AND checksum IS :checksum AND kind IS NOT 'stored'
+RETURNING key
+"""
+
+# Another store has one value for a key, whatever the namespace.
+REMOVE_FROM_OTHER_NAMESPACES = """
+DELETE FROM entry
+WHERE namespace IN (SELECT id FROM namespace WHERE name <> :namespace)
+  AND key = :key
+  AND kind = 'value'
 """
 
 
@@ -112,3 +141,30 @@ def _raise_fence(connection: Connection, namespace: str, revision: int) -> None:
     rows = connection.execute(RAISE_FENCE, parameters).fetchall()
     if not rows:
         raise FileDamagedError(f"the namespace {namespace!r} is missing")
+
+
+def forget(
+    connection: Connection, namespace: str, key: str, *, revision: int, stored_at: int
+) -> list[str]:
+    """Remove the entry of the key, unless it is newer; return the keys removed."""
+    parameters = {
+        "namespace": namespace,
+        "key": key,
+        "revision": revision,
+        "stored_at": stored_at,
+    }
+    with connection.writing_much():
+        return [key for (key,) in connection.execute(FORGET, parameters).fetchall()]
+
+
+def discard(connection: Connection, found: EntryState) -> list[str]:
+    """Remove a damaged entry, unless it was replaced meanwhile; return the keys removed."""
+    parameters = {"entry": found.entry, "checksum": found.checksum}
+    with connection.writing_much():
+        return [key for (key,) in connection.execute(DISCARD, parameters).fetchall()]
+
+
+def remove_from_other_namespaces(connection: Connection, namespace: str, key: str) -> None:
+    """Remove the values of this key of all other namespaces, whose bytes are to be overwritten."""
+    with connection.writing():
+        connection.execute(REMOVE_FROM_OTHER_NAMESPACES, {"namespace": namespace, "key": key})

@@ -21,28 +21,30 @@ WHERE namespace.name = :namespace
 """
 
 TOTAL = """
-SELECT kind, bytes
+SELECT kind, entries, bytes
 FROM total
 """
 
 
 class Usage(NamedTuple):
-    """Entries and bytes of a namespace by kind of entry, and bytes of the whole file by kind."""
+    """Entries and bytes by kind of entry: of a namespace, and of the whole file."""
 
     entries: dict[str, int]
     bytes: dict[str, int]
+    total_entries: dict[str, int]
     total_bytes: dict[str, int]
 
 
 def usage(connection: Connection, namespace: str) -> Usage:
-    """Entries and bytes of the namespace, and bytes of the file."""
+    """Entries and bytes of the namespace, and of the file."""
     with connection.reading():
         own = connection.execute(USAGE, {"namespace": namespace}).fetchall()
         total = connection.execute(TOTAL).fetchall()
     return Usage(
         {kind: entries for kind, entries, _ in own},
         {kind: size for kind, _, size in own},
-        dict(total),
+        {kind: entries for kind, entries, _ in total},
+        {kind: size for kind, _, size in total},
     )
 
 

@@ -33,7 +33,7 @@ INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, che
 SELECT id, :key, 'stored', :size, :now, :now, 0, :checksum
 FROM namespace
 WHERE name = ''
-ON CONFLICT (namespace, key) DO UPDATE
+ON CONFLICT (namespace, key, start) DO UPDATE
 SET kind = excluded.kind,
     size = excluded.size,
     stored_at = excluded.stored_at,

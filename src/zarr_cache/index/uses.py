@@ -28,7 +28,7 @@ FROM total
 TOUCH = """
 UPDATE entry
 SET used_at = :used_at
-WHERE id = :entry AND used_at < :used_at AND kind IN ('value', 'absent')
+WHERE id = :entry AND used_at < :used_at AND kind IN ('value', 'range', 'absent')
 """
 
 ADD_STATISTICS = """

@@ -73,6 +73,12 @@ WHERE entry = :entry AND part BETWEEN :first AND :last
 ORDER BY part
 """
 
+FIRST_CHECKSUMS = """
+SELECT checksums
+FROM value
+WHERE entry = :entry AND part = 0
+"""
+
 type Keep = Callable[[sqlite3.Connection, int, int, ByteArray], None]
 """Writes the bytes of an entry that has none: `write`, or `write_checksums`."""
 
@@ -264,3 +270,9 @@ def locate(
     skipped = start // checksum.BLOCK - first_part * PART // checksum.BLOCK
     sums = sums[skipped * checksum.LENGTH :]
     return extents, sums[: checksum.length_of(stop - start)]
+
+
+def checksums_of(connection: sqlite3.Connection, entry: int) -> bytes | None:
+    """The checksums of a value whose bytes are in another store; None if there are none."""
+    row = connection.execute(FIRST_CHECKSUMS, {"entry": entry}).fetchone()
+    return None if row is None else bytes(row[0])

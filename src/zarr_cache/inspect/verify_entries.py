@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr_cache.core import checksum
 from zarr_cache.core.checksum import DamagedValueError
 from zarr_cache.disk.data_read import Read
-from zarr_cache.index import extents, values
+from zarr_cache.index import extents, ranges, values
 from zarr_cache.inspect.problem import END, REVISIONS_END, Problem, checked
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ MAX_ENTRIES = 256
 MAX_BYTES = 64 * 2**20
 """A transaction that has verified this many bytes verifies no further entry."""
 
-KINDS = ("stored", "value", "absent", "tombstone")
+KINDS = ("stored", "value", "absent", "tombstone", "range")
 
 SIZES = """
 SELECT id, size
@@ -46,7 +46,9 @@ SELECT
     entry.used_at,
     entry.revision,
     entry.writes_in_flight,
-    entry.checksum
+    entry.checksum,
+    entry.start,
+    entry.stop
 FROM entry
 LEFT JOIN namespace ON namespace.id = entry.namespace
 WHERE entry.id > :after AND entry.id <= :last
@@ -104,11 +106,20 @@ class Entry(NamedTuple):
     revision: int
     writes_in_flight: int
     checksum: int
+    start: int
+    stop: int | None
 
     @property
     def has_value(self) -> bool:
-        """Whether the kind of entry has a value."""
-        return self.kind in {"stored", "value"}
+        """Whether the kind of entry has bytes."""
+        return self.kind in {"stored", "value", "range"}
+
+    def identity_checksum(self, namespace: str) -> int:
+        """The checksum that the facts must have."""
+        if self.kind == "range":
+            span = ranges.span_of_row(self.start, self.stop, self.size)
+            return ranges.facts_of(namespace, self.key, span, self.stored_at)
+        return checksum.of_facts(namespace, self.key, self.kind, self.size, self.stored_at)
 
 
 def verify_entries(run: Run, *, has_bytes: bool, repair: bool) -> Iterator[Problem]:
@@ -168,9 +179,7 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
             yield problem(what, number, f"from 0 to {end - 1}")
     if entry.writes_in_flight and entry.kind != "tombstone":
         yield problem("writes_in_flight", entry.writes_in_flight, 0)
-    identity_checksum = checksum.of_facts(
-        entry.namespace, entry.key, entry.kind, entry.size, entry.stored_at
-    )
+    identity_checksum = entry.identity_checksum(entry.namespace)
     if entry.checksum != identity_checksum and entry.kind != "tombstone":
         yield problem("checksum", entry.checksum, identity_checksum)
         return
@@ -194,10 +203,10 @@ def _wrong_value(
 
 
 def _wrong_extents(entry: Entry, where: list[tuple[int, int]]) -> str | None:
-    """What is wrong with the extents of an entry; only a value may have some."""
+    """What is wrong with the extents of an entry; only a value or a range may have some."""
     if not where:
         return None
-    if entry.kind != "value":
+    if entry.kind not in {"value", "range"}:
         return f"extents of an entry of kind {entry.kind}"
     at = 0
     for start, length in where:

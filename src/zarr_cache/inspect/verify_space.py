@@ -34,7 +34,7 @@ SELECT entry, offset, length
 FROM extent
 WHERE CASE
     WHEN entry > 0
-    THEN NOT EXISTS (SELECT 1 FROM entry WHERE entry.id = extent.entry AND kind = 'value')
+    THEN NOT EXISTS (SELECT 1 FROM entry WHERE id = extent.entry AND ordered_as = 'value')
     ELSE NOT EXISTS (SELECT 1 FROM reservation WHERE reservation.id = -extent.entry)
 END
 """
@@ -46,7 +46,7 @@ WHERE entry = :row
 
 REMOVE_ENTRY = """
 DELETE FROM entry
-WHERE id = :row AND kind = 'value'
+WHERE id = :row AND ordered_as = 'value'
 """
 
 EXTENTS = """

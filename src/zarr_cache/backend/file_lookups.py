@@ -1,0 +1,216 @@
+"""Lookups in a database: what it has, what waits to be written to it, and ranges in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, override
+
+from zarr_cache.backend.value_cache import ValueCache
+from zarr_cache.core.flow import running_loop, step, threaded
+from zarr_cache.disk.read_threads import read_all, read_in_pool
+from zarr_cache.index import lookup, ranges
+from zarr_cache.index.ranges import KnownRanges, ListedRange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zarr.abc.store import ByteRequest
+
+    from zarr_cache.backend.failures import GuardedDatabase
+    from zarr_cache.backend.queue import WriteBehindQueue
+    from zarr_cache.backend.ranges import RangeEntry
+    from zarr_cache.core.clock import PersistentClock
+    from zarr_cache.core.flow import Flow
+    from zarr_cache.file.database import Database
+    from zarr_cache.index.lookup import Data, EntryState, Kept
+
+
+MAX_RANGES_ON_LOOP = 64
+"""So many ranges of a value are looked up on an event loop; more would hold it up."""
+
+
+class FileLookups(ValueCache):
+    """The part of a `FileCache` that looks up."""
+
+    _database: Database
+    _reads: GuardedDatabase
+    _queue: WriteBehindQueue
+
+    @property
+    @override
+    def is_open(self) -> bool:
+        return self._database.is_open
+
+    @override
+    def ensure_open(self) -> Flow[None]:
+        if not self._database.is_open:
+            yield from self._reads.flow(lookup.nothing)
+
+    @property
+    @override
+    def is_listed(self) -> bool:
+        """True: the file has its own index."""
+        return True
+
+    @override
+    def ensure_listed(self, namespace: str) -> Flow[None]:
+        """Open the file: it has its own index."""
+        return self.ensure_open()
+
+    @override
+    def clock(self) -> PersistentClock:
+        return self._database.clock()
+
+    @override
+    def lookup_metadata(self, namespace: str, key: str) -> Flow[EntryState]:
+        yield from self.ensure_open()
+        return self.lookup_metadata_nowait(namespace, key)
+
+    def lookup_metadata_nowait(self, namespace: str, key: str) -> EntryState:
+        """The result of `lookup_metadata`. The file must be open."""
+        waiting = self._queue.response(namespace, key)
+        found = self._reads.run(lookup.lookup_metadata, namespace, key)
+        if self._queue.has_ranges:
+            found = found._replace(file_ranges=found.file_ranges + 1)
+        return found if waiting is None else waiting.overlay_on(found)
+
+    @override
+    def lookup_nowait(
+        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+    ) -> EntryState | None:
+        # Before the file is read: a response that leaves the queue is in the file by then.
+        waiting = self._queue.response(namespace, key)
+        waiting_range = self._waiting_range(namespace, key, request, fresh_after)
+        may_wait = running_loop() is None
+        found = self._reads.run(
+            lookup.lookup, namespace, key, request, fresh_after, may_wait=may_wait
+        )
+        if found.data is None and found.read is None:
+            if waiting is not None:
+                found = waiting.overlay_on(found, request, fresh_after)
+            if waiting_range is not None and found.data is None:
+                found = _with_range(found, *waiting_range)
+        return found
+
+    def _waiting_range(
+        self, namespace: str, key: str, request: ByteRequest | None, fresh_after: int
+    ) -> tuple[RangeEntry, Data] | None:
+        if request is None or not self._queue.has_ranges:
+            return None
+        used_at = self.clock().timestamp_ns()
+        return self._queue.range_for(namespace, key, request, fresh_after, used_at)
+
+    @override
+    def lookup(
+        self,
+        namespace: str,
+        key: str,
+        request: ByteRequest | None,
+        fresh_after: int,
+        found: EntryState | None = None,
+    ) -> Flow[EntryState]:
+        arguments = (namespace, key, request, fresh_after)
+        if found is None:
+            yield from self.ensure_open()
+            found = self.lookup_nowait(*arguments)
+            assert found is not None  # noqa: S101 - only another store must be waited for
+        (found,) = yield from self._with_bytes([found], namespace, key, [request], fresh_after)
+        return found
+
+    @override
+    def lookup_many(
+        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
+    ) -> Flow[list[EntryState]]:
+        waiting = self._queue.response(namespace, key)
+        waiting_ranges = [
+            self._waiting_range(namespace, key, each, fresh_after) for each in requests
+        ]
+        arguments = (namespace, key, requests, fresh_after)
+        may_wait = running_loop() is None
+        lookup_many = partial(lookup.lookup_many, may_wait=may_wait)
+        if len(requests) > MAX_RANGES_ON_LOOP:
+            found = yield from self._reads.flow(lookup_many, *arguments)
+        else:
+            found = self._reads.run(lookup_many, *arguments)
+        if waiting is not None:
+            found = [
+                each
+                if each.data is not None or each.read is not None
+                else waiting.overlay_on(each, request, fresh_after)
+                for each, request in zip(found, requests, strict=True)
+            ]
+        found = [
+            each
+            if each.data is not None or each.read is not None or waiting_range is None
+            else _with_range(each, *waiting_range)
+            for each, waiting_range in zip(found, waiting_ranges, strict=True)
+        ]
+        return (yield from self._with_bytes(found, *arguments))
+
+    def _with_bytes(
+        self,
+        found: list[EntryState],
+        namespace: str,
+        key: str,
+        requests: Sequence[ByteRequest | None],
+        fresh_after: int,
+    ) -> Flow[list[EntryState]]:
+        """The same with the bytes that are on the disk: on the async surface read all at once."""
+        reads = [each.read for each in found if each.read is not None]
+        if not reads:
+            return found
+        brought = iter((yield from step(partial(read_all, reads), partial(read_in_pool, reads))))
+        for index, (each, request) in enumerate(zip(found, requests, strict=True)):
+            if each.read is None:
+                continue
+            data = next(brought)
+            if data is not None:
+                found[index] = each._replace(data=data, read=None)
+            else:
+                # Its space was given to another value meanwhile, or it is damaged.
+                arguments = (namespace, key, request, fresh_after)
+                found[index] = yield from self._reads.flow(lookup.lookup, *arguments)
+        return found
+
+    @override
+    def list_cached(
+        self, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
+    ) -> Flow[dict[str, Kept]]:
+        # Responses that wait are cached as well.
+        yield from threaded(self.flush)
+        arguments = (namespace, prefix, fresh_after, absent_fresh_after)
+        return (yield from self._reads.flow(lookup.list_cached, *arguments))
+
+    @override
+    def known_ranges(
+        self, namespace: str, key: str, found: EntryState, fresh_after: int
+    ) -> KnownRanges:
+        of_memory = {"fence": found.fence, "fresh_after": fresh_after}
+        waiting = self._queue.known_ranges(namespace, key, **of_memory)
+        known = self.ranges.known(namespace, key, **of_memory)
+        has_any, size = waiting.has_any or known.has_any, waiting.size or known.size
+        if found.file_ranges and size is None:
+            in_file = self._reads.run(ranges.known, namespace, key, fresh_after)
+            has_any, size = has_any or in_file.has_any, in_file.size
+        return KnownRanges(has_any, size)
+
+    @override
+    def list_ranges(
+        self, namespace: str, prefix: str, fresh_after: int
+    ) -> Flow[dict[str, list[ListedRange]]]:
+        # Responses that wait are cached as well.
+        yield from threaded(self.flush)
+        arguments = (namespace, prefix, fresh_after)
+        found = yield from self._reads.flow(ranges.list_ranges, *arguments)
+        for key, spans in self.ranges.list_spans(*arguments).items():
+            found.setdefault(key, []).extend(ListedRange(None, span) for span in spans)
+        return found
+
+
+def _with_range(found: EntryState, entry: RangeEntry, data: Data) -> EntryState:
+    """The result of a lookup once the range is admitted that has the bytes of the request."""
+    if found.is_overtaken(entry.revision, entry.stored_at):
+        return found
+    return found._replace(
+        entry=None, kind="range", size=len(entry.data), stored_at=entry.stored_at, data=data
+    )
