@@ -763,9 +763,10 @@ def forge(path: Path, *statements: str) -> None:
 
 
 def cached_bytes(path: Path) -> int:
-    """Bytes of the value entries in the file, counted."""
+    """Bytes of the values and ranges in the file, counted."""
+    statement = "SELECT TOTAL(size) FROM entry WHERE kind IN ('value', 'range')"
     with open_file(path) as db:
-        (total,) = db.execute("SELECT TOTAL(size) FROM entry WHERE kind = 'value'").fetchone()
+        (total,) = db.execute(statement).fetchone()
     return int(total)
 
 

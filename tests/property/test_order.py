@@ -29,8 +29,8 @@ from tests.fakes import (
     take_for_large,
 )
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.backend.ranges import RangeCache
 from zarr_cache.core import clock
-from zarr_cache.index.ranges import RangeCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,13 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
 from tests.fakes import STRESS
+from zarr_cache.backend.ranges import RangeCache, RangeEntry
 from zarr_cache.core.byte_range import span
-from zarr_cache.index.ranges import RangeCache, RangeEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zarr.abc.store import ByteRequest
+
+    from zarr_cache.index.lookup import Data
 
 NAMESPACE = "source"
 MAX_AGE = 10
@@ -154,8 +156,8 @@ class Ranges(RuleBasedStateMachine):
         self.timestamp += 1
         return self.timestamp
 
-    def get(self, key: str, request: ByteRequest) -> bytes | None:
-        return self.ranges.get(
+    def get(self, key: str, request: ByteRequest) -> Data | None:
+        found = self.ranges.get(
             NAMESPACE,
             key,
             request,
@@ -163,8 +165,9 @@ class Ranges(RuleBasedStateMachine):
             fresh_after=self.fresh_after,
             used_at=self.next_stamp(),
         )
+        return None if found is None else found[1]
 
-    def check(self, key: str, request: ByteRequest) -> bytes | None:
+    def check(self, key: str, request: ByteRequest) -> Data | None:
         expected = self.model.get(key, request, self.fences[key], self.fresh_after)
         found = self.get(key, request)
 
@@ -223,7 +226,7 @@ class Ranges(RuleBasedStateMachine):
         self.model.keep(lambda each: not each.key.startswith(prefix))
 
     @rule(key=KEYS)
-    def ask_for_size(self, key: str) -> None:
+    def ask_for_size_and_existence(self, key: str) -> None:
         limits = {"fence": self.fences[key], "fresh_after": self.fresh_after}
         self.model.forget(key, limits["fence"])
         is_told = any(
@@ -231,16 +234,9 @@ class Ranges(RuleBasedStateMachine):
             for each in self.model.of(key)
         )
         size = len(self.source[key]) if is_told else None
+        has_any = any(each.stored_at > self.fresh_after for each in self.model.of(key))
 
-        assert self.ranges.size(NAMESPACE, key, **limits) == size
-
-    @rule(key=KEYS)
-    def ask_for_existence(self, key: str) -> None:
-        limits = {"fence": self.fences[key], "fresh_after": self.fresh_after}
-        self.model.forget(key, limits["fence"])
-        has = any(each.stored_at > self.fresh_after for each in self.model.of(key))
-
-        assert self.ranges.has(NAMESPACE, key, **limits) == has
+        assert self.ranges.known(NAMESPACE, key, **limits) == (has_any, size)
 
     @invariant()
     def bytes_and_number_are_those_of_the_spans(self) -> None:
@@ -275,8 +271,9 @@ def add(ranges: RangeCache, request: ByteRequest, data: bytes, stored_at: int) -
     ranges.add(entry, fence=0)
 
 
-def get(ranges: RangeCache, request: ByteRequest, *, fresh_after: int = 0) -> bytes | None:
-    return ranges.get(NAMESPACE, "a", request, fence=0, fresh_after=fresh_after, used_at=100)
+def get(ranges: RangeCache, request: ByteRequest, *, fresh_after: int = 0) -> Data | None:
+    found = ranges.get(NAMESPACE, "a", request, fence=0, fresh_after=fresh_after, used_at=100)
+    return None if found is None else found[1]
 
 
 def test_a_fresh_span_is_found_behind_a_stale_one_that_begins_later() -> None:
@@ -352,7 +349,7 @@ def test_a_range_requested_after_a_write_stays_when_the_write_is_seen() -> None:
         for request in (old, new)
     ]
 
-    assert found == [None, b"new"]
+    assert [each and each[1] for each in found] == [None, b"new"]
 
 
 def test_a_value_that_was_cut_short_leaves_the_accounts_right() -> None:

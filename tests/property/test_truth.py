@@ -294,11 +294,19 @@ class Truth(ZarrStoreStateMachine):
     """zarr's machine over a CacheStore, its read-only view, and a second one on the same file.
 
     The second is of the same process, and shares the parts of values in memory, or of another.
+
+    Parameters
+    ----------
+    persist
+        Whether the first and the second keep the parts of values in the file.
     """
 
-    def __init__(self, max_size: int, *, is_other_process: bool) -> None:
+    def __init__(
+        self, max_size: int, *, is_other_process: bool, persist: tuple[bool, bool] = (False, False)
+    ) -> None:
         self.max_size = max_size
         self.is_other_process = is_other_process
+        self.persist = persist
         self.cleanup = ExitStack()
         self.path = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory())) / "c.sqlite"
         self.memory = MemoryStore()
@@ -307,7 +315,7 @@ class Truth(ZarrStoreStateMachine):
         self.writable = self.connect()
         super().__init__(self.writable)
         self.read_only = self.writable.with_read_only(read_only=True)
-        self.second = self.connect()
+        self.second = self.connect_second()
 
     def teardown(self) -> None:
         super().teardown()
@@ -317,12 +325,16 @@ class Truth(ZarrStoreStateMachine):
             assert_accounts(self.path)
         assert [(each["faults"], each["damaged"]) for each in stats] == [(0, 0), (0, 0)]
 
-    def connect(self) -> CacheStore:
+    def connect_second(self) -> CacheStore:
+        return self.connect(persist_ranges=self.persist[1])
+
+    def connect(self, *, persist_ranges: bool | None = None) -> CacheStore:
         store = CacheStore(
             self.source,
             cache_store=SqliteStore(self.path),
             max_size=self.max_size,
             namespace=NAMESPACE,
+            persist_ranges=self.persist[0] if persist_ranges is None else persist_ranges,
         )
         if self.is_other_process:
             leave_process(store)
@@ -372,7 +384,7 @@ class Truth(ZarrStoreStateMachine):
     def restart(self) -> None:
         restart(self.writable, self.second)
         self.reconnect()
-        self.second = self.connect()
+        self.second = self.connect_second()
 
     @precondition(lambda self: self.is_other_process)
     @rule()
@@ -384,7 +396,7 @@ class Truth(ZarrStoreStateMachine):
     @rule()
     def restart_the_second(self) -> None:
         restart(self.second)
-        self.second = self.connect()
+        self.second = self.connect_second()
 
     # What goes wrong
 
@@ -552,7 +564,12 @@ class Truth(ZarrStoreStateMachine):
         assert in_file + in_memory <= self.max_size
 
 
-@pytest.mark.parametrize("is_other_process", [False, True], ids=["one process", "two processes"])
+PROCESSES = pytest.mark.parametrize(
+    "is_other_process", [False, True], ids=["one process", "two processes"]
+)
+
+
+@PROCESSES
 @pytest.mark.parametrize("max_size", MAX_SIZES)
 def test_any_reader_sees_what_the_source_holds(max_size: int, is_other_process: bool) -> None:
     run_state_machine_as_test(
@@ -561,13 +578,30 @@ def test_any_reader_sees_what_the_source_holds(max_size: int, is_other_process: 
     )
 
 
+@PROCESSES
+@pytest.mark.parametrize("persist", [(True, True), (True, False)], ids=["both persist", "one does"])
+@pytest.mark.parametrize("max_size", MAX_SIZES)
+def test_any_reader_sees_what_the_source_holds_with_ranges_in_the_file(
+    max_size: int, persist: tuple[bool, bool], is_other_process: bool
+) -> None:
+    run_state_machine_as_test(
+        lambda: Truth(  # type: ignore[arg-type] # any callable
+            max_size, is_other_process=is_other_process, persist=persist
+        ),
+        settings=MANY_OPERATIONS,
+    )
+
+
+@pytest.mark.parametrize("persist", [False, True], ids=["ranges in memory", "ranges in the file"])
 def test_any_reader_sees_what_the_source_holds_of_large_values(
-    monkeypatch: pytest.MonkeyPatch,
+    persist: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if values of 20 bytes were large, so that they are in the data file.
-    take_for_large(monkeypatch, 20)
+    take_for_large(monkeypatch, 4 if persist else 20)
     run_state_machine_as_test(
-        lambda: Truth(1000, is_other_process=True),  # type: ignore[arg-type] # any callable
+        lambda: Truth(  # type: ignore[arg-type] # any callable
+            1000, is_other_process=True, persist=(persist, persist)
+        ),
         settings=MANY_OPERATIONS,
     )
 
