@@ -51,6 +51,9 @@ Span = tuple[int, int]
 FileId = tuple[str, Span | None]
 """A key, and the bytes ``[start, stop)`` of a range entry or None for a full value."""
 
+FileEntry = tuple[str, int, int, int]
+"""Key, first byte (-1 for a full value), size and second."""
+
 
 class Kept(NamedTuple):
     """One entry of the model: bytes, second and revision at which the source was asked."""
@@ -75,19 +78,26 @@ class Model:
         self.revision = 0
 
     @property
-    def values(self) -> list[tuple[str, int, int]]:
-        """Key, size and second of the full values, least recently used first."""
+    def values(self) -> list[FileEntry]:
+        """The full values, least recently used first."""
         return [
-            (key, each.size, each.stored_at) for (key, span), each in self.kept.items() if not span
+            (key, -1, each.size, each.stored_at)
+            for (key, span), each in self.kept.items()
+            if not span
         ]
+
+    @property
+    def in_file(self) -> list[FileEntry]:
+        """What is in the file, least recently used first."""
+        return self.values
 
     @property
     def size(self) -> int:
         return sum(kept.size for kept in self.kept.values())
 
     @property
-    def range_size(self) -> int:
-        return sum(kept.size for (_, span), kept in self.kept.items() if span)
+    def size_in_file(self) -> int:
+        return sum(size for _, _, size, _ in self.in_file)
 
     # What leaves
 
@@ -210,6 +220,57 @@ class Model:
             self.drop(place)
 
 
+class ModelOfRangesInFile(Model):
+    """What a CacheStore keeps that persists ranges."""
+
+    @property
+    def in_file(self) -> list[FileEntry]:
+        return [
+            (key, span[0] if span else -1, each.size, each.stored_at)
+            for (key, span), each in self.kept.items()
+        ]
+
+    def get_range(self, key: str, start: int, stop: int) -> tuple[bytes | None, bool]:
+        value = self.source.get(key)
+        part = None if value is None else value[start:stop]
+        if self.is_hit(key):
+            return part, True
+        for span in reversed(self.spans(key)):
+            if (
+                span[0] <= start < span[1]
+                and stop <= span[1]
+                and self.is_fresh(self.kept[key, span])
+            ):
+                self.kept.move_to_end((key, span))
+                return part, True
+        if part is None and (key, None) in self.kept:
+            self.drop((key, None))
+        if part and len(part) <= self.max_size:
+            self.expire()
+            self.keep_range(key, start, start + len(part))
+            self.evict()
+        return part, False
+
+    def keep_range(self, key: str, start: int, stop: int) -> None:
+        for span in self.spans(key):
+            if start <= span[0] and span[1] <= stop:
+                self.drop((key, span))
+        self.kept[key, (start, stop)] = Kept(stop - start, self.now, 0)
+
+    def keep_value(self, key: str, revision: int) -> None:
+        for span in self.spans(key):
+            self.drop((key, span))
+        super().keep_value(key, revision)
+
+    def drop_row(self, key: str) -> None:
+        for span in self.spans(key):
+            self.drop((key, span))
+        super().drop_row(key)
+
+    def restart(self) -> None:
+        """All is in the file."""
+
+
 def get(store: CacheStore, key: str, request: ByteRequest | None = None) -> Buffer | None:
     return sync(store.get(key, default_buffer_prototype(), request))
 
@@ -245,6 +306,7 @@ class Order(RuleBasedStateMachine):
     """The rules for every cache store."""
 
     max_age_seconds: float | str = "infinity"
+    persist_ranges = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,11 +337,13 @@ class Order(RuleBasedStateMachine):
             max_age_seconds=self.max_age_seconds,  # type: ignore[arg-type]
             max_size=max_size,
             namespace="source",
+            persist_ranges=self.persist_ranges,
         )
 
     @initialize(max_size=BUDGETS)
     def start(self, max_size: int) -> None:
-        self.model = Model(max_size, float(self.max_age_seconds))
+        kind = ModelOfRangesInFile if self.persist_ranges else Model
+        self.model = kind(max_size, float(self.max_age_seconds))
         self.open(max_size)
 
     def assert_read(self, expected: tuple[bytes | None, bool], read: Callable[[], Any]) -> None:
@@ -335,8 +399,8 @@ class Order(RuleBasedStateMachine):
         self.model.enforce()
         info = self.store.cache_info()
 
-        assert info["file_size"] == self.model.size - self.model.range_size
-        assert info["range_size"] == self.model.range_size
+        assert info["file_size"] == self.model.size_in_file
+        assert info["range_size"] == self.model.size - self.model.size_in_file
         assert info["current_size"] == self.model.size
         assert info["cached_keys"] == len(self.model.kept)
         self.check_order()
@@ -405,19 +469,21 @@ class OrderInFile(Order):
         self.model.drop_row(key)
 
     def check_order(self) -> None:
-        rows = self.query("SELECT key FROM entry WHERE kind = 'value' ORDER BY used_at, id")
+        rows = self.query(
+            "SELECT key, start FROM entry WHERE kind IN ('value', 'range') ORDER BY used_at, id"
+        )
 
-        assert [key for (key,) in rows] == [key for key, _, _ in self.model.values]
+        assert rows == [(key, start) for key, start, _, _ in self.model.in_file]
 
     @precondition(Order.is_started)
     @invariant()
     def sizes_and_ages_are_those_of_the_model(self) -> None:
         rows = self.query(
-            "SELECT key, size, stored_at FROM entry WHERE kind = 'value' ORDER BY key"
+            "SELECT key, start, size, stored_at FROM entry WHERE kind IN ('value', 'range')"
         )
-        kept = [(key, size, at // SECOND_NS - self.started_at) for key, size, at in rows]
+        kept = [(*of, at // SECOND_NS - self.started_at) for *of, at in rows]
 
-        assert kept == sorted(self.model.values)
+        assert sorted(kept) == sorted(self.model.in_file)
 
     @precondition(Order.is_started)
     @invariant()
@@ -435,7 +501,7 @@ class OrderInFile(Order):
     @precondition(Order.is_started)
     @invariant()
     def budget_holds(self) -> None:
-        ((in_file,),) = self.query("SELECT bytes FROM total WHERE kind = 'value'")
+        ((in_file,),) = self.query("SELECT sum(bytes) FROM total WHERE kind IN ('value', 'range')")
 
         assert in_file + self.ranges[-1].nbytes <= self.model.max_size
 
@@ -452,6 +518,19 @@ class OrderOfLargeValues(OrderInFile):
         take_for_large(self.patch, 9)
 
 
+class OrderOfRangesInFile(OrderInFile):
+    persist_ranges = True
+
+
+class OrderOfRangesThatAge(OrderOfWhatAges):
+    persist_ranges = True
+
+
+class OrderOfLargeRanges(OrderOfLargeValues):
+    persist_ranges = True
+    max_age_seconds = MAX_AGE
+
+
 class OrderInMemory(Order):
     """With another Store: no restarts, and the order shows in who has left."""
 
@@ -466,7 +545,7 @@ class OrderInMemory(Order):
     def values_are_those_of_the_model(self) -> None:
         held = {key: value.to_bytes() for key, value in self.cache_store._store_dict.items()}
 
-        assert held == {key: self.model.source[key] for key, _, _ in self.model.values}
+        assert held == {key: self.model.source[key] for key, *_ in self.model.values}
 
     @precondition(Order.is_started)
     @invariant()
@@ -488,5 +567,11 @@ TestOrderOfLargeValues = OrderOfLargeValues.TestCase
 TestOrderOfLargeValues.settings = settings(SETTINGS, max_examples=8 * STRESS)
 TestOrderOfWhatAges = OrderOfWhatAges.TestCase
 TestOrderOfWhatAges.settings = settings(SETTINGS, max_examples=15 * STRESS)
+TestOrderOfRangesInFile = OrderOfRangesInFile.TestCase
+TestOrderOfRangesInFile.settings = settings(SETTINGS, max_examples=20 * STRESS)
+TestOrderOfRangesThatAge = OrderOfRangesThatAge.TestCase
+TestOrderOfRangesThatAge.settings = settings(SETTINGS, max_examples=15 * STRESS)
+TestOrderOfLargeRanges = OrderOfLargeRanges.TestCase
+TestOrderOfLargeRanges.settings = settings(SETTINGS, max_examples=8 * STRESS)
 TestOrderInMemory = OrderInMemory.TestCase
 TestOrderInMemory.settings = SETTINGS

@@ -12,6 +12,7 @@ from zarr_cache.index import admit as index_admit
 from zarr_cache.index import extents, values
 from zarr_cache.index.evict import Evictions, evict_ahead
 from zarr_cache.index.large_values import max_bytes, written
+from zarr_cache.index.ranges import remove_all_but_some
 from zarr_cache.index.uses import write_counts, write_touches
 
 if TYPE_CHECKING:
@@ -128,11 +129,12 @@ class WriteBehindQueue:
                 admission.used_at = used_at
 
     def cancel(self, namespace: str, key: str) -> None:
-        """Write no response for the key that is in the queue."""
+        """Write no response for the key that is in the queue; ranges of it are written."""
         with self._lock:
             # Nor those that are being written: they have no entry yet that could be removed.
             for admission in (*self._waiting, *self._dequeued):
-                if (admission.namespace, admission.key) == (namespace, key):
+                place = (admission.namespace, admission.key)
+                if place == (namespace, key) and admission.response.request is None:
                     admission.is_cancelled = True
 
     def write_waiting(self) -> None:
@@ -272,6 +274,9 @@ class WriteBehindQueue:
         first = batch[0]
         limits = first.limits
         wanted = [each for each in batch if not each.is_cancelled]
+        for admission in wanted:
+            if admission.response.request is None:
+                remove_all_but_some(connection, admission.namespace, admission.key)
         large = index_admit.large_values(connection, wanted)
         failure = extents.why_unusable(connection) if large else None
         coming = index_admit.bytes_coming(connection, limits, [] if failure is not None else wanted)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from sortedcontainers import SortedDict
 from zarr.abc.store import RangeByteRequest
 
-from zarr_cache.index.ranges import KnownRanges, span_of
+from zarr_cache.core.byte_range import span_of
+from zarr_cache.index.ranges import KnownRanges
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
+    from zarr_cache.core.byte_range import Span
     from zarr_cache.index.lookup import Data
-    from zarr_cache.index.ranges import Span
 
 
 ENTRY_BYTES = 1024

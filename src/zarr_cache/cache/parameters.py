@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from zarr_cache.backend.value_cache import ValueCache
 
 
-def check_cache_store(cache_store: Store) -> None:
-    """Refuse a store in which nothing can be cached.
+def check_cache_store(cache_store: Store, *, persist_ranges: object) -> None:
+    """Refuse a store in which nothing can be cached, and ranges in a store that is no file.
 
     Raises
     ------
     ValueError
-        It does not support deletes, or is read-only.
+        It does not support deletes, or is read-only; or `persist_ranges` is true, and it is no
+        `SqliteStore`.
+    TypeError
+        `persist_ranges` is neither true nor false.
     """
     if not cache_store.supports_deletes:
         msg = (
@@ -38,18 +41,6 @@ def check_cache_store(cache_store: Store) -> None:
             "pass a writable store. To serve a cache file and leave it unchanged, remove the write "
             "permission of the file"
         )
-
-
-def check_persist_ranges(persist_ranges: object, cache_store: Store) -> None:
-    """Refuse `persist_ranges` where there is no file.
-
-    Raises
-    ------
-    ValueError
-        It is true, and `cache_store` is no `SqliteStore`.
-    TypeError
-        It is neither true nor false.
-    """
     if not isinstance(persist_ranges, bool):
         raise TypeError(f"persist_ranges must be True or False, got {persist_ranges!r}")
     if persist_ranges and not isinstance(cache_store, SqliteStore):

@@ -15,7 +15,6 @@ from zarr_cache.cache.info import CacheInfo
 from zarr_cache.cache.parameters import (
     cache_in,
     check_cache_store,
-    check_persist_ranges,
     checked_namespace,
     refuse_itself,
 )
@@ -43,14 +42,14 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     `SqliteStore` as `cache_store`, cached values, their order of use and their ages outlive the
     process.
 
-    Whole values are cached in `cache_store`, and byte ranges, such as the chunks of a shard, in
-    memory or, with `persist_ranges`, in `cache_store` as well. All share `max_size`, and the least
-    recently used entry is evicted first. Writes go to `store` first, and a read that begins
-    after a write has returned never sees the old value. Cache failures (a full disk, a locked file)
-    never fail a read: a `CacheWarning` names the cause, and the value is read from `store`.
+    Whole values are cached in `cache_store`, byte ranges in memory or, with `persist_ranges`, in
+    `cache_store`. All share `max_size`, and the least recently used entry is evicted first. Writes
+    go to `store` first, and a read that begins after a write has returned never sees the old value.
+    Cache failures (a full disk, a locked file) never fail a read: a `CacheWarning` names the cause,
+    and the value is read from `store`.
 
     All threads and event loops may use one CacheStore concurrently, and any number of processes one
-    cache file. ``list``, ``list_dir`` and ``list_prefix`` always read `store`.
+    cache file. Listings always read `store`.
 
     Parameters
     ----------
@@ -82,9 +81,8 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         outlive the process, such as a ``MemoryStore``, gets a private name, and its entries are
         removed when the process ends.
     persist_ranges
-        Whether byte ranges that `store` answers are kept in the file, where every process finds
-        them: the chunks of sharded arrays, and the indexes of their shards. If not, they are in the
-        memory of this process. Ranges in the file serve every CacheStore over it in either case.
+        Whether byte ranges, such as the chunks in shards, are kept in the file, where every process
+        finds them. If not, this process has them in memory, until it ends.
     max_memory
         Maximum memory for the byte ranges of this process, as `max_size`; None for no limit besides
         `max_size`. A range takes its bytes and about 1 KiB.
@@ -97,13 +95,12 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         `cache_store` does not support deletes or is read-only; an age, a size or `namespace` is
         invalid; `persist_ranges` is true and `cache_store` is no `SqliteStore`.
     TypeError
-        An age or a size is neither a number nor a string nor None; `namespace` is neither a string
-        nor None; `persist_ranges` is no bool.
+        A parameter has another type.
 
     Notes
     -----
-    Methods have the parameters and return values of `zarr.abc.store.Store`, and raise the errors of
-    `store`. Writes to a read-only CacheStore raise ValueError.
+    Methods are those of `zarr.abc.store.Store`, with the errors of `store`. Writes to a read-only
+    CacheStore raise ValueError.
 
     Examples
     --------
@@ -135,8 +132,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         read_only: bool | None = None,
     ) -> None:
         cache_store = SqliteStore() if cache_store is None else cache_store
-        check_cache_store(cache_store)
-        check_persist_ranges(persist_ranges, cache_store)
+        check_cache_store(cache_store, persist_ranges=persist_ranges)
         self._given_namespace = checked_namespace(namespace)
         name = namespace or name_of(store)
         settings = Settings(
@@ -352,8 +348,8 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     def _supports_sync_io(self) -> bool:
         """Whether zarr's fused pipeline calls the sync methods: only if both stores have them.
 
-        A sync call of a store with async methods alone blocks one of the few threads of the
-        pipeline, while its async path waits for all calls at once. See docs/decisions/0004.
+        A sync call of another store blocks one of the few threads of the pipeline, while its async
+        path waits for all calls at once. See docs/decisions/0004.
         """
         return (
             _store_supports_sync_io(self._store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
 
@@ -62,3 +64,52 @@ def may_be_cached(byte_range: ByteRequest, length: int) -> bool:
             return length == suffix
         case _:
             return True
+
+
+class Span(NamedTuple):
+    """Which bytes of a value a response has.
+
+    Attributes
+    ----------
+    start
+        The first; None for the end of a value of unknown size.
+    size
+        How many.
+    reaches_end
+        Whether the value is known to end with them.
+    """
+
+    start: int | None
+    size: int
+    reaches_end: bool
+
+    @property
+    def stop(self) -> int:
+        """The byte after the last, if `start` is known."""
+        return (self.start or 0) + self.size
+
+    def part_for(self, request: ByteRequest) -> tuple[int, int] | None:
+        """The interval of these bytes that `request` means; None if not all of it is here."""
+        if isinstance(request, SuffixByteRequest):
+            is_here = self.reaches_end and (request.suffix <= self.size or self.start == 0)
+            return (max(0, self.size - request.suffix), self.size) if is_here else None
+        if self.start is None:
+            return None
+        if isinstance(request, OffsetByteRequest):
+            begin, end = request.offset - self.start, self.size
+            is_here = self.reaches_end
+        else:
+            begin, end = request.start - self.start, request.end - self.start
+            is_here = end <= self.size or self.reaches_end
+        return (begin, min(end, self.size)) if is_here and 0 <= begin < self.size else None
+
+
+def span_of(request: ByteRequest, size: int) -> Span:
+    """Which bytes a response of `size` bytes to the request has."""
+    match request:
+        case RangeByteRequest(start, _):
+            return Span(start, size, reaches_end=False)
+        case OffsetByteRequest(start):
+            return Span(start, size, reaches_end=True)
+        case SuffixByteRequest():
+            return Span(None, size, reaches_end=True)

@@ -63,12 +63,11 @@ WHERE id = :entry AND kind = 'value'
 """
 
 SIZE_NOW = """
-SELECT size
+SELECT coalesce(sum(size), 0)
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
-  AND start = -1
-  AND kind = 'value'
+  AND kind IN ('value', 'range')
 """
 
 ADOPT = """
@@ -146,10 +145,9 @@ def bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admiss
         if each.response.request is not None:
             more[*owner, str(each.response.request)] = each.response.size
             continue
-        row = connection.execute(
+        (before,) = connection.execute(
             SIZE_NOW, {"namespace": each.namespace, "key": each.key}
         ).fetchone()
-        before = 0 if row is None else int(row[0])
         more[owner] = max(more.get(owner, 0), each.response.size - before)
     return sum(more.values())
 
@@ -170,7 +168,7 @@ def large_values(connection: Connection, wanted: Sequence[Admission]) -> list[La
 
 
 def _is_wanted(connection: Connection, admission: Admission) -> bool:
-    """Whether the response would be admitted now; the value it replaces may be evicted for it."""
+    """Whether the response would be admitted now; what it replaces may be evicted for it."""
     found = lookup.lookup_metadata(connection, admission.namespace, admission.key)
     response, limits = admission.response, admission.limits
     if admission.is_cancelled:
@@ -182,10 +180,12 @@ def _is_wanted(connection: Connection, admission: Admission) -> bool:
         )
     if response.overlay_on(found) is found:
         return False
-    if found.kind == "value" and limits.are_exceeded(cached_bytes(connection) + response.size):
-        # There is no space for both: evict the value that is replaced, not another one.
-        connection.execute(EVICT_OLD_VALUE, {"entry": found.entry})
-        extents.delete(connection, found.entry or 0)
+    if limits.are_exceeded(cached_bytes(connection) + response.size):
+        # There is no space for both: evict what is replaced, not another value.
+        ranges.remove_of_key(connection, admission.namespace, admission.key)
+        if found.kind == "value":
+            connection.execute(EVICT_OLD_VALUE, {"entry": found.entry})
+            extents.delete(connection, found.entry or 0)
     return True
 
 
@@ -252,12 +252,14 @@ def _admit_range(
             and _make_place(connection, admission)
         )
         if is_admitted and response.request is not None and response.data is not None:
-            span = ranges.span_of(response.request, response.size)
+            span = byte_range.span_of(response.request, response.size)
             seed = identity_checksum_of(namespace, key, response)
             entry = ranges.insert(
                 connection, namespace, key, span, response.stored_at, used_at, seed
             )
             admission.entry = entry
+            if found.kind == "absent":
+                ranges.remove(connection, found.entry)
             if value_written is not None:
                 value_written.give(connection, entry)
             else:
@@ -266,11 +268,12 @@ def _admit_range(
 
 
 def _may_be_admitted(response: Response, found: EntryState, limits: Limits) -> bool:
-    """Whether a range is wanted: the key was not written since, and its value is not cached."""
-    is_cached = found.kind == "stored" or (
-        found.kind == "value" and found.stored_at > limits.fresh_after
-    )
-    return not is_cached and not found.is_overtaken(response.revision, response.stored_at)
+    """Whether a range is wanted: its value is not cached, and nothing newer is known of the key."""
+    if found.kind == "value" and found.stored_at > limits.fresh_after:
+        return False
+    if found.kind == "absent" and found.stored_at > response.stored_at:
+        return False
+    return not found.is_overtaken(response.revision, response.stored_at)
 
 
 def _make_place(connection: Connection, admission: Admission) -> bool:
@@ -374,6 +377,6 @@ class Response(NamedTuple):
 def identity_checksum_of(namespace: str, key: str, response: Response) -> int:
     """The checksum of the facts of the entry of the response."""
     if response.request is not None:
-        span = ranges.span_of(response.request, response.size)
+        span = byte_range.span_of(response.request, response.size)
         return ranges.facts_of(namespace, key, span, response.stored_at)
     return checksum.of_facts(namespace, key, response.kind, response.size, response.stored_at)

@@ -129,6 +129,8 @@ def begin_write(
         The revision of this write, for `end_write`, is appended once it is committed. A caller that
         is cancelled while this runs in another thread finds there whether it has a write to end.
     """
+    for key in keys:
+        ranges.remove_all_but_some(connection, namespace, key)
     with connection.writing_much():
         revision = next_revision(connection, namespace)
         parameters: Parameters = {

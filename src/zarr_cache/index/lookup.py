@@ -236,23 +236,14 @@ def _find_range(
     for row in ranges.find(
         connection, namespace, key, request, fresh_after, MAX_INLINE_BYTES, extents.MIN_BYTES
     ):
-        state = found._replace(entry=row.entry, kind="range", checksum=row.checksum)
         # On a damaged page, a column may have another type than its table allows.
         if not row.has_integers:
-            return state._replace(size=0, stored_at=0, is_damaged=True), 0, request
+            state = found._replace(entry=row.entry, checksum=row.checksum, is_damaged=True)
+            return state._replace(kind="range", size=0, stored_at=0), 0, request
         part = row.span.part_for(request)
         if part is None or row.stored_at <= fresh_after:
             continue
-        state = state._replace(
-            size=row.size,
-            stored_at=row.stored_at,
-            part=row.part,
-            part_length=row.part_length,
-            checksums=row.checksums,
-            data=row.data,
-            offset=row.offset,
-            length=row.length,
-        )
+        state = found._replace(**row.state)
         identity_checksum = ranges.facts_of(namespace, key, row.span, row.stored_at)
         if identity_checksum != row.checksum:
             state = state._replace(data=None, is_damaged=True)

@@ -7,11 +7,12 @@ in the index of keys finds it. The last bytes of a value of unknown size have no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
 from zarr_cache.core import checksum
+from zarr_cache.core.byte_range import Span, span_of
 from zarr_cache.core.errors import FileDamagedError
 from zarr_cache.core.keys import prefix_end
 
@@ -28,6 +29,9 @@ WHOLE = -1
 
 TAIL = -2
 """The `start` of the last bytes of a value of unknown size."""
+
+MAX_AT_ONCE = 64
+"""At most this many ranges are removed in one transaction, as in `evict`."""
 
 END = 2**63 - 1
 """After every byte of a value."""
@@ -114,6 +118,28 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND kind = 'range'
 """
 
+REMOVE_SOME = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+      AND key = :key
+      AND kind = 'range'
+    LIMIT :limit
+)
+RETURNING id
+"""
+
+HAS_MORE_THAN = """
+SELECT 1
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND kind = 'range'
+LIMIT 1 OFFSET :limit
+"""
+
 INSERT = """
 INSERT INTO entry (
     namespace, key, kind, start, stop, size, stored_at, used_at, revision, checksum
@@ -134,55 +160,6 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND stored_at > :fresh_after
 ORDER BY key, start
 """
-
-
-class Span(NamedTuple):
-    """Which bytes of a value a response has.
-
-    Attributes
-    ----------
-    start
-        The first; None for the end of a value of unknown size.
-    size
-        How many.
-    reaches_end
-        Whether the value is known to end with them.
-    """
-
-    start: int | None
-    size: int
-    reaches_end: bool
-
-    @property
-    def stop(self) -> int:
-        """The byte after the last, if `start` is known."""
-        return (self.start or 0) + self.size
-
-    def part_for(self, request: ByteRequest) -> tuple[int, int] | None:
-        """The interval of these bytes that `request` means; None if not all of it is here."""
-        if isinstance(request, SuffixByteRequest):
-            is_here = self.reaches_end and (request.suffix <= self.size or self.start == 0)
-            return (max(0, self.size - request.suffix), self.size) if is_here else None
-        if self.start is None:
-            return None
-        if isinstance(request, OffsetByteRequest):
-            begin, end = request.offset - self.start, self.size
-            is_here = self.reaches_end
-        else:
-            begin, end = request.start - self.start, request.end - self.start
-            is_here = end <= self.size or self.reaches_end
-        return (begin, min(end, self.size)) if is_here and 0 <= begin < self.size else None
-
-
-def span_of(request: ByteRequest, size: int) -> Span:
-    """Which bytes a response of `size` bytes to the request has."""
-    match request:
-        case RangeByteRequest(start, _):
-            return Span(start, size, reaches_end=False)
-        case OffsetByteRequest(start):
-            return Span(start, size, reaches_end=True)
-        case SuffixByteRequest():
-            return Span(None, size, reaches_end=True)
 
 
 def facts_of(namespace: str, key: str, span: Span, stored_at: int) -> int:
@@ -212,6 +189,13 @@ class FoundRange(NamedTuple):
         """Whether the columns of which `span` is made, and its time, are integers."""
         numbers = (self.start, self.size, self.stored_at, self.stop or 0)
         return all(type(each) is int for each in numbers)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The fields of an `EntryState` of the range."""
+        fields = self._asdict()
+        del fields["start"], fields["stop"]
+        return {"kind": "range", **fields}
 
     @property
     def span(self) -> Span:
@@ -324,9 +308,25 @@ def insert(
     return int(rows[0][0])
 
 
+def remove(connection: Connection, entry: int | None) -> None:
+    """Remove an entry."""
+    connection.execute(REMOVE, {"entry": entry})
+
+
 def remove_of_key(connection: Connection, namespace: str, key: str) -> None:
     """Remove every range of the key."""
     connection.execute(REMOVE_OF_KEY, {"namespace": namespace, "key": key})
+
+
+def remove_all_but_some(connection: Connection, namespace: str, key: str) -> None:
+    """Remove the ranges of the key, in short transactions, until few are left.
+
+    The caller is about to remove them in one transaction, and a shard may have 100,000.
+    """
+    parameters = {"namespace": namespace, "key": key, "limit": MAX_AT_ONCE}
+    while connection.execute(HAS_MORE_THAN, parameters).fetchone():
+        with connection.writing_much():
+            connection.execute(REMOVE_SOME, parameters).fetchall()
 
 
 class KnownRanges(NamedTuple):
