@@ -79,12 +79,14 @@ ORDER BY start DESC
 LIMIT 1
 """
 
+# `+kind` is not looked up in an index. Otherwise SQLite takes entry_by_age, and walks all ranges of
+# the namespace.
 HAS_ANY = """
 SELECT 1
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
-  AND kind = 'range'
+  AND +kind = 'range'
   AND stored_at > :fresh_after
 LIMIT 1
 """
@@ -115,7 +117,7 @@ REMOVE_OF_KEY = """
 DELETE FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
-  AND kind = 'range'
+  AND +kind = 'range'
 """
 
 REMOVE_SOME = """
@@ -156,7 +158,7 @@ FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key >= :prefix
   AND key < coalesce(:end, x'')
-  AND kind = 'range'
+  AND +kind = 'range'
   AND stored_at > :fresh_after
 ORDER BY key, start
 """

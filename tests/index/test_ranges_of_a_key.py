@@ -1,0 +1,40 @@
+"""The ranges of a key are found by the key, however many there are of others."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes import buffer, open_file
+from zarr_cache import SqliteStore
+from zarr_cache.index import ranges
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param(getattr(ranges, name), id=name)
+        for name in (
+            "HAS_ANY",
+            "LAST_PLACE",
+            "LIST",
+            "REMOVE_INSIDE",
+            "REMOVE_OF_KEY",
+            "REMOVE_TAIL",
+        )
+    ],
+)
+def test_ranges_are_found_in_the_index_of_keys(path: Path, statement: str) -> None:
+    SqliteStore(path).set_sync("k", buffer(b"value"))
+    parameters = dict.fromkeys(re.findall(r":(\w+)", statement))
+    with open_file(path) as db:
+        plan = db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+    steps = [step for *_, step in plan if " entry " in step]
+
+    assert len(steps) == 1
+    assert "(namespace=? AND key" in steps[0]
