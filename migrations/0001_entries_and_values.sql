@@ -55,8 +55,8 @@ CREATE TABLE entry (
     -- furthest.
     UNIQUE (namespace, key, start)
 ) STRICT;
--- The order of eviction. Covering, so that eviction reads only the rows that it removes.
-CREATE INDEX entry_by_use ON entry (ordered_as, used_at, id, size);
+-- The order of eviction: eviction reads only the rows that it removes.
+CREATE INDEX entry_by_use ON entry (ordered_as, used_at);
 -- Stale entries.
 CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at);
 

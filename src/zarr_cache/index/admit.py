@@ -67,7 +67,7 @@ SELECT coalesce(sum(size), 0)
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
-  AND kind IN ('value', 'range')
+  AND +kind IN ('value', 'range')
 """
 
 ADOPT = """
@@ -83,6 +83,7 @@ SELECT 1
 FROM entry
 WHERE namespace IN (SELECT id FROM namespace)
   AND key = :key
+  AND start = -1
   AND kind = 'value'
 """
 

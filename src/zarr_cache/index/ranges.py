@@ -127,7 +127,7 @@ WHERE id IN (
     FROM entry
     WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
       AND key = :key
-      AND kind = 'range'
+      AND +kind = 'range'
     LIMIT :limit
 )
 RETURNING id
@@ -138,7 +138,7 @@ SELECT 1
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
-  AND kind = 'range'
+  AND +kind = 'range'
 LIMIT 1 OFFSET :limit
 """
 

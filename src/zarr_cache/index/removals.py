@@ -84,6 +84,7 @@ REMOVE_FROM_OTHER_NAMESPACES = """
 DELETE FROM entry
 WHERE namespace IN (SELECT id FROM namespace WHERE name <> :namespace)
   AND key = :key
+  AND start = -1
   AND kind = 'value'
 """
 

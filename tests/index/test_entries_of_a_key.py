@@ -1,4 +1,4 @@
-"""The ranges of a key are found by the key, however many there are of others."""
+"""The entries of a key are found by the key, however many there are of others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes import buffer, open_file
 from zarr_cache import SqliteStore
-from zarr_cache.index import ranges
+from zarr_cache.index import admit, ranges, removals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,20 +21,28 @@ if TYPE_CHECKING:
         pytest.param(getattr(ranges, name), id=name)
         for name in (
             "HAS_ANY",
+            "HAS_MORE_THAN",
             "LAST_PLACE",
             "LIST",
             "REMOVE_INSIDE",
             "REMOVE_OF_KEY",
+            "REMOVE_SOME",
             "REMOVE_TAIL",
         )
+    ]
+    + [
+        pytest.param(admit.SIZE_NOW, id="SIZE_NOW"),
+        pytest.param(admit.HAS_VALUE, id="HAS_VALUE"),
+        pytest.param(removals.REMOVE_FROM_OTHER_NAMESPACES, id="REMOVE_FROM_OTHER_NAMESPACES"),
+        pytest.param(removals.FORGET, id="FORGET"),
     ],
 )
-def test_ranges_are_found_in_the_index_of_keys(path: Path, statement: str) -> None:
+def test_they_are_found_in_the_index_of_keys(path: Path, statement: str) -> None:
     SqliteStore(path).set_sync("k", buffer(b"value"))
     parameters = dict.fromkeys(re.findall(r":(\w+)", statement))
     with open_file(path) as db:
         plan = db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
-    steps = [step for *_, step in plan if " entry " in step]
+    walks = [step for *_, step in plan if " entry " in step and "rowid=?" not in step]
 
-    assert len(steps) == 1
-    assert "(namespace=? AND key" in steps[0]
+    assert len(walks) == 1
+    assert "(namespace=? AND key" in walks[0]
