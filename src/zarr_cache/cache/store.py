@@ -81,8 +81,8 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         outlive the process, such as a ``MemoryStore``, gets a private name, and its entries are
         removed when the process ends.
     persist_ranges
-        Whether byte ranges, such as the chunks in shards, are kept in the file, where every process
-        finds them. If not, this process has them in memory, until it ends.
+        Whether byte ranges, such as the chunks in shards, are kept in the file, for all processes.
+        If not, this process has them in memory, until it ends.
     max_memory
         Maximum memory for the byte ranges of this process, as `max_size`; None for no limit besides
         `max_size`. A range takes its bytes and about 1 KiB.
@@ -99,8 +99,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
 
     Notes
     -----
-    Methods are those of `zarr.abc.store.Store`, with the errors of `store`. Writes to a read-only
-    CacheStore raise ValueError.
+    Methods raise the errors of `store`. Writes to a read-only CacheStore raise ValueError.
 
     Examples
     --------
@@ -108,9 +107,8 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     >>> from zarr.storage import FsspecStore
     >>> from zarr_cache import CacheStore, SqliteStore
     >>> source = FsspecStore.from_url("s3://bucket/era5.zarr", read_only=True)  # doctest: +SKIP
-    >>> store = CacheStore(  # doctest: +SKIP
-    ...     source, cache_store=SqliteStore("era5.sqlite"), max_size="20 GiB"
-    ... )
+    >>> cache_store = SqliteStore("era5.sqlite")  # doctest: +SKIP
+    >>> store = CacheStore(source, cache_store=cache_store, max_size="20 GiB")  # doctest: +SKIP
     >>> root = zarr.open_group(store, mode="r")  # doctest: +SKIP
     """
 
