@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import buffer, restart
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from typer.testing import Result
+    from zarr.abc.store import ByteRequest
 
     from tests.fakes import HeldTime
 
@@ -99,3 +101,25 @@ def filled(path: Path, held_time: HeldTime, _utc: None) -> Path:
     SqliteStore(path).set_sync("mine", buffer(b"somebody's"))
     restart(era5, sst)
     return path
+
+
+SPANS: list[ByteRequest] = [
+    RangeByteRequest(100, 300),
+    RangeByteRequest(4096, 4096 + 70_000),
+    SuffixByteRequest(16),
+]
+"""Three ranges of a shard; the second is in the data file."""
+
+
+@pytest.fixture
+def ranged(filled: Path, held_time: HeldTime) -> Path:
+    """The same file, and from 22:21:20 on a minute apart: three ranges of mur's s/c/0."""
+    held_time.step(60)
+    source = MemoryStore({"s/c/0": buffer(bytes(100_000))})
+    mur = CacheStore(source, cache_store=SqliteStore(filled), namespace="mur", persist_ranges=True)
+    for span in SPANS:
+        mur.get_sync("s/c/0", byte_range=span)
+        mur.flush()
+        held_time.step(60)
+    restart(mur)
+    return filled

@@ -68,12 +68,20 @@ def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | s
 def _usage_of(view: SourceView, usage: Usage) -> tuple[list[str], list[tuple[str, str]]]:
     """A bar, if there is a limit, and facts by name."""
     ranges, max_size = view.values.ranges, view.settings.max_size
-    own = html.count(usage.entries.get("value", 0), "value")
-    own_bytes = usage.bytes.get("value", 0) + ranges.nbytes_of(view.namespace)
-    used = usage.total_bytes["value"] + ranges.nbytes
+    own = html.amount(usage.entries.get("value", 0), 0, usage.bytes.get("value", 0))
+    used = usage.total_bytes["value"] + usage.total_bytes["range"] + ranges.nbytes
     limit = ", no limit" if max_size is None else f" of {format_size(max_size)}"
+    own_ranges = {
+        "the file": (usage.entries.get("range", 0), usage.bytes.get("range", 0)),
+        "memory": (ranges.count(view.namespace), ranges.nbytes_of(view.namespace)),
+    }
     facts = [
-        ("of this source", f"{own}, {format_size(own_bytes)}"),
+        ("of this source", own),
+        *(
+            (f"its ranges in {where}", f"{html.count(number, 'range')}, {format_size(nbytes)}")
+            for where, (number, nbytes) in own_ranges.items()
+            if number
+        ),
         ("in all", f"{format_size(used)}{limit}"),
     ]
     return ([] if max_size is None else [html.bar(used, max_size)]), facts
@@ -90,7 +98,7 @@ def of_sqlite_store(title: str, namespaces: Sequence[NamespaceReport] | str) -> 
     if isinstance(namespaces, str):
         return html.card(title, [html.notice(namespaces)])
     facts = [
-        ("stored here", _values(each.entries["stored"], each.bytes["stored"]))
+        ("stored here", html.amount(each.entries["stored"], 0, each.bytes["stored"]))
         for each in namespaces
         if each.entries.get("stored")
     ]
@@ -98,15 +106,16 @@ def of_sqlite_store(title: str, namespaces: Sequence[NamespaceReport] | str) -> 
         html.Share(
             each.namespace,
             each.entries.get("value", 0),
-            each.bytes.get("value", 0),
+            each.ranges.entries,
+            each.cached.bytes,
             each.hit_rate,
         )
         for each in namespaces
-        if each.entries.get("value") or each.hit_rate is not None
+        if each.cached.entries or each.hit_rate is not None
     ]
-    total = _values(sum(each.values for each in cached), sum(each.nbytes for each in cached))
+    total = html.amount(
+        sum(each.values for each in cached),
+        sum(each.ranges for each in cached),
+        sum(each.nbytes for each in cached),
+    )
     return html.card(title, [html.facts([*facts, ("cached", total)]), html.shares(cached)])
-
-
-def _values(number: int, nbytes: int) -> str:
-    return f"{html.count(number, 'value')}, {format_size(nbytes)}"

@@ -19,9 +19,13 @@ from zarr_cache.core import ages
 from zarr_cache.core.sizes import format_size
 from zarr_cache.file.invalidation import Markers
 from zarr_cache.index import evict, lookup
+from zarr_cache.core.byte_range import Span
 from zarr_cache.inspect import report
-from zarr_cache.inspect.report import Explanation
+from zarr_cache.inspect.report import Explanation, RangesExplanation
 from zarr_cache.inspect.selection import CACHED, Selection
+
+MAX_NAMED = 3
+"""So many ranges of a key are named; there may be thousands."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,24 @@ class _Explained:
 
     @property
     def evicted_after(self) -> int | None:
-        """How many bytes of other values can be cached before it is evicted."""
-        if self.room is None or self.entry.bytes_before is None:
-            return None
-        return max(0, self.room + self.entry.bytes_before)
+        """How many more bytes can be cached before it is evicted."""
+        return _evicted_after(self.room, self.entry.bytes_before)
+
+
+@dataclass(frozen=True)
+class _ExplainedRanges:
+    """The ranges of the key in a namespace, the first of them, and the rest as of an entry."""
+
+    ranges: RangesExplanation
+    first: list[Span]
+    is_invalidated: bool
+    now: int
+    room: int | None
+
+    @property
+    def evicted_after(self) -> int | None:
+        """How many more bytes can be cached before the first of them is evicted."""
+        return _evicted_after(self.room, self.ranges.bytes_before)
 
 
 def explain(
@@ -75,12 +93,13 @@ def explain(
 ) -> None:
     """Show whether a key is cached, since when, and what is evicted before it.
 
-    Exits with 1 if a read would not be served from the file.
+    Exits with 1 if a read of the whole value would not be served from the file.
     """
     path = existing(cache_file)
     markers = Markers(path)
     with opened_to_read(path) as connection:
         now = report.now_ns(connection, path)
+        fresh_after = None if max_age is None else ages.fresh_after(max_age, now)
         room = None if max_size is None else max_size - evict.cached_bytes(connection)
         explained = [
             _Explained(
@@ -89,37 +108,64 @@ def explain(
                 lookup.lookup(connection, each.namespace, key).is_damaged,
                 each.kind in CACHED and markers.is_marked(each.namespace),
                 now,
-                _fresh_until(each, max_age, now),
+                _fresh_until(each, fresh_after, now),
                 room,
             )
             for each in report.explain(connection, key, namespace)
         ]
-        kinds = ("value", "absent", "stored")
-        below = report.amount(connection, Selection(namespace, f"{key.rstrip('/')}/", kinds))
+        ranges = [
+            _ExplainedRanges(
+                each,
+                report.first_ranges(connection, each.namespace, key, MAX_NAMED),
+                markers.is_marked(each.namespace),
+                now,
+                room,
+            )
+            for each in report.explain_ranges(connection, key, namespace, fresh_after)
+        ]
+        kinds = (*CACHED, "stored")
+        below = report.count_keys(connection, Selection(namespace, f"{key.rstrip('/')}/", kinds))
     if as_json:
         print_json(
-            {"key": key, "path": str(path), "entries": [_as_json(each) for each in explained]}
+            {
+                "key": key,
+                "path": str(path),
+                "entries": [_as_json(each) for each in explained],
+                "ranges": [_ranges_as_json(each) for each in ranges],
+            }
         )
     else:
-        _print(key, explained, below.entries)
+        _print(key, explained, ranges, below)
     if not any(each.is_answer for each in explained):
         raise typer.Exit(1)
 
 
-def _fresh_until(each: Explanation, max_age: float | None, now: int) -> int | None:
+def _fresh_until(each: Explanation, fresh_after: int | None, now: int) -> int | None:
     # Values stored with SqliteStore have no age, and without --max-age nothing becomes stale.
-    if max_age is None or each.kind not in CACHED:
+    if fresh_after is None or each.kind not in CACHED:
         return None
-    return each.stored_at + now - ages.fresh_after(max_age, now)
+    return each.stored_at + now - fresh_after
 
 
-def _print(key: str, explained: list[_Explained], below: int) -> None:
+def _evicted_after(room: int | None, bytes_before: int | None) -> int | None:
+    if room is None or bytes_before is None:
+        return None
+    return max(0, room + bytes_before)
+
+
+def _print(
+    key: str, explained: list[_Explained], ranges: list[_ExplainedRanges], below: int
+) -> None:
     say(key)
-    if not explained:
+    if not explained and not ranges:
         say("  is not cached: the next read goes to the source")
-    for each in explained:
-        say(f"  in {each.entry.namespace or 'the values stored with SqliteStore'}")
-        for line in _lines(each):
+    rows = {each.entry.namespace: each for each in explained}
+    ranges_by_namespace = {each.ranges.namespace: each for each in ranges}
+    for namespace in sorted({**rows, **ranges_by_namespace}):
+        say(f"  in {namespace or 'the values stored with SqliteStore'}")
+        row, of_key = rows.get(namespace), ranges_by_namespace.get(namespace)
+        lines = ["no whole value is cached"] if row is None else _lines(row)
+        for line in [*lines, *([] if of_key is None else _range_lines(key, of_key))]:
             say(f"    {line}")
     if below:
         say(f"  {count(below, 'key')} below it: zarr-cache ls --prefix {key.rstrip('/')}/")
@@ -151,15 +197,37 @@ def _lines(explained: _Explained) -> list[str]:
             else f"stale since {moment}: the next read goes to the source"
         )
     if entry.entries_before is not None and entry.bytes_before is not None:
-        lines.append(
-            f"evicted after {count(entry.entries_before, 'other value')}, "
-            f"{format_size(entry.bytes_before)}"
-        )
+        lines.append(f"evicted after {_others(entry.entries_before, entry.bytes_before)}")
     if explained.evicted_after is not None:
-        lines.append(
-            f"evicted when {format_size(explained.evicted_after)} more of other values are cached"
-        )
+        lines.append(f"evicted when {format_size(explained.evicted_after)} more are cached")
     return lines
+
+
+def _range_lines(key: str, explained: _ExplainedRanges) -> list[str]:
+    ranges, now = explained.ranges, explained.now
+    lines = [f"{count(ranges.entries, 'range')} of it, {format_size(ranges.bytes)}"]
+    lines += [f"  {each}" for each in explained.first]
+    if ranges.entries > len(explained.first):
+        more = f"{ranges.entries - len(explained.first):,} more"
+        lines.append(f"  and {more}: zarr-cache ls --kind range --prefix {key}")
+    lines.append(f"the oldest since {_moment(ranges.oldest, now)}")
+    lines.append(f"the newest since {_moment(ranges.newest, now)}")
+    lines.append(f"last used {_moment(ranges.used_at, now)}")
+    if ranges.stale is not None:
+        lines.append(f"{count(ranges.stale, 'of them is', 'of them are')} stale")
+    if explained.is_invalidated:
+        lines.append("a write could not be recorded: the next read goes to the source")
+    others = _others(ranges.entries_before, ranges.bytes_before)
+    lines.append(f"the first of them is evicted after {others}")
+    if explained.evicted_after is not None:
+        size = format_size(explained.evicted_after)
+        lines.append(f"the first of them is evicted when {size} more are cached")
+    return lines
+
+
+def _others(entries: int, nbytes: int) -> str:
+    others = count(entries, "other value or range", "other values and ranges")
+    return f"{others}, {format_size(nbytes)}"
 
 
 def _moment(timestamp: int, now: int) -> str:
@@ -180,5 +248,22 @@ def _as_json(explained: _Explained) -> dict[str, object]:
         "is_answer": explained.is_answer,
         "entries_before": entry.entries_before,
         "bytes_before": entry.bytes_before,
+        "evicted_after_bytes": explained.evicted_after,
+    }
+
+
+def _ranges_as_json(explained: _ExplainedRanges) -> dict[str, object]:
+    ranges = explained.ranges
+    return {
+        "namespace": ranges.namespace,
+        "ranges": ranges.entries,
+        "bytes": ranges.bytes,
+        "oldest": iso_time(ranges.oldest),
+        "newest": iso_time(ranges.newest),
+        "stale_entries": ranges.stale,
+        "used_at": iso_time(ranges.used_at),
+        "is_invalidated": explained.is_invalidated,
+        "entries_before": ranges.entries_before,
+        "bytes_before": ranges.bytes_before,
         "evicted_after_bytes": explained.evicted_after,
     }

@@ -7,6 +7,7 @@ from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
 from zarr_cache.cli.terminal import (
     Column,
     bar,
+    count,
     iso_time,
     local_time,
     percent,
@@ -21,6 +22,7 @@ from zarr_cache.index import extents
 from zarr_cache.index.space import space
 from zarr_cache.inspect import report
 from zarr_cache.inspect.report import NamespaceReport
+from zarr_cache.inspect.selection import NOTHING, Amount
 
 STORED_HERE = "(stored with SqliteStore)"
 """In place of the empty name of that namespace."""
@@ -40,7 +42,8 @@ def info(
         namespaces = report.namespaces(connection, None if max_age is None else fresh_after)
         in_file = space(connection)
         free_bytes = in_file.free_bytes + extents.free_bytes(connection)
-    cached = sum(each.bytes.get("value", 0) for each in namespaces)
+    cached = sum((each.cached for each in namespaces), NOTHING)
+    ranges = sum((each.ranges for each in namespaces), NOTHING)
     if as_json:
         print_json(
             {
@@ -49,20 +52,25 @@ def info(
                 "data_bytes": size_of(data_file_of(path)),
                 "wal_bytes": size_of(wal_of(path)),
                 "free_bytes": free_bytes,
-                "cached_bytes": cached,
+                "cached_bytes": cached.bytes,
+                "file_ranges": ranges.entries,
+                "file_range_size": ranges.bytes,
                 "max_size": max_size,
                 "max_age_seconds": max_age,
                 "namespaces": [_as_json(each) for each in namespaces],
             }
         )
         return
-    _print_file(path, free_bytes, cached, max_size)
+    _print_file(path, free_bytes, cached.bytes, ranges, max_size)
     known = [each for each in namespaces if any(each.entries.values()) or each.hit_rate is not None]
     if known:
+        with_ranges = ranges.entries > 0
         with_stale = max_age is not None
         columns = [
             Column("values", is_number=True),
             Column("bytes", is_number=True),
+            *([Column("ranges", is_number=True)] if with_ranges else []),
+            *([Column("range bytes", is_number=True)] if with_ranges else []),
             Column("share"),
             Column("absent", is_number=True),
             Column("hits", is_number=True),
@@ -72,11 +80,16 @@ def info(
             Column("namespace"),
         ]
         say("")
-        rows = [_row(each, max_size or cached, with_stale=with_stale) for each in known]
-        print_table(columns, rows)
+        whole = max_size or cached.bytes
+        print_table(
+            columns,
+            [_row(each, whole, with_ranges=with_ranges, with_stale=with_stale) for each in known],
+        )
 
 
-def _print_file(path: Path, free_bytes: int, cached: int, max_size: int | None) -> None:
+def _print_file(
+    path: Path, free_bytes: int, cached: int, ranges: Amount, max_size: int | None
+) -> None:
     say(f"{path}")
     say(
         f"on disk: database {format_size(path.stat().st_size)}, "
@@ -84,25 +97,30 @@ def _print_file(path: Path, free_bytes: int, cached: int, max_size: int | None) 
         f"WAL {format_size(size_of(wal_of(path)))}; "
         f"{format_size(free_bytes)} of them are free"
     )
+    of_ranges = (
+        f"; {format_size(ranges.bytes)} of them are in {count(ranges.entries, 'range')}"
+        if ranges.entries
+        else ""
+    )
     if max_size is None:
-        say(f"cached:  {format_size(cached)}")
+        say(f"cached:  {format_size(cached)}{of_ranges}")
     else:
         share = cached / max_size if max_size else float(cached > 0)
         say(
             f"cached:  {format_size(cached)} of {format_size(max_size)} "
-            f"{bar(share)} {percent(share)}"
+            f"{bar(share)} {percent(share)}{of_ranges}"
         )
 
 
-def _row(each: NamespaceReport, whole: int, *, with_stale: bool) -> list[str]:
+def _row(each: NamespaceReport, whole: int, *, with_ranges: bool, with_stale: bool) -> list[str]:
     is_stored = each.namespace == ""
-    kind = "stored" if is_stored else "value"
-    size = each.bytes.get(kind, 0)
-    share = None if is_stored or not whole else size / whole
+    values = each.amount("stored" if is_stored else "value")
+    ranges = ["-", "-"] if is_stored else _cells(each.ranges)
+    share = None if is_stored or not whole else each.cached.bytes / whole
     stale = f"{each.stale.entries:,} ({format_size(each.stale.bytes)})" if each.stale else "-"
     return [
-        f"{each.entries.get(kind, 0):,}",
-        format_size(size),
+        *_cells(values),
+        *(ranges if with_ranges else []),
         "-" if share is None else f"{bar(share, 10)} {percent(share)}",
         "-" if is_stored else f"{each.entries.get('absent', 0):,}",
         percent(each.hit_rate),
@@ -111,6 +129,10 @@ def _row(each: NamespaceReport, whole: int, *, with_stale: bool) -> list[str]:
         *([stale] if with_stale else []),
         STORED_HERE if is_stored else each.namespace,
     ]
+
+
+def _cells(amount: Amount) -> list[str]:
+    return [f"{amount.entries:,}", format_size(amount.bytes)]
 
 
 def _as_json(each: NamespaceReport) -> dict[str, object]:

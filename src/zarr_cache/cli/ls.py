@@ -26,7 +26,10 @@ MAX_IN_TERMINAL = 100
 
 
 # typer has no list of a Literal.
-Kind = StrEnum("Kind", ["value", "absent", "stored", "tombstone"])
+Kind = StrEnum("Kind", ["value", "range", "absent", "stored", "tombstone"])
+
+LISTED = ("value", "range", "absent", "stored")
+"""The kinds that are listed without ``--kind``."""
 
 SortBy = Literal["key", "size", "stored", "used"]
 
@@ -57,7 +60,7 @@ def ls(
 ) -> None:
     """List the entries of the file."""
     path = existing(cache_file)
-    selection = Selection(namespace, prefix, tuple(map(str, kind or ("value", "absent", "stored"))))
+    selection = Selection(namespace, prefix, tuple(map(str, kind or LISTED)))
     if limit is None and is_terminal() and not as_json:
         limit = MAX_IN_TERMINAL
     most = limit or None
@@ -68,27 +71,32 @@ def ls(
     if as_json:
         print_json([_as_json(each) for each in found])
         return
+    with_spans = any(each.kind == "range" for each in found)
+    spans = [Column("start", is_number=True), Column("stop", is_number=True)]
     columns = [
         Column("size", is_number=True),
         Column("stored"),
         Column("used"),
         Column("kind"),
+        *(spans if with_spans else []),
         Column("namespace"),
         Column("key"),
     ]
     if found:
-        print_table(columns, map(_row, found))
+        print_table(columns, [_row(each, with_spans=with_spans) for each in found])
     if in_all > len(found):
         left_out = f"{count(len(found), 'entry', 'entries')} of {in_all:,}; --limit 0 lists all"
         typer.echo(left_out, err=True)
 
 
-def _row(each: Listed) -> list[str]:
+def _row(each: Listed, *, with_spans: bool) -> list[str]:
+    spans = ["-" if byte is None else str(byte) for byte in (each.start, each.stop)]
     return [
         format_size(each.size),
         local_time(each.stored_at),
         local_time(each.used_at),
         each.kind,
+        *(spans if with_spans else []),
         each.namespace or "-",
         each.key,
     ]
@@ -99,6 +107,8 @@ def _as_json(each: Listed) -> dict[str, object]:
         "namespace": each.namespace,
         "key": each.key,
         "kind": each.kind,
+        "start": each.start,
+        "stop": each.stop,
         "bytes": each.size,
         "stored_at": iso_time(each.stored_at),
         "used_at": iso_time(each.used_at),

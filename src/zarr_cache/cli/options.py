@@ -66,7 +66,7 @@ ToSize = Annotated[
     typer.Option(
         parser=parse_size_option,
         metavar="SIZE",
-        help="Evict the least recently used until values have at most this many bytes.",
+        help="Evict the least recently used until values and ranges have at most this many bytes.",
     ),
 ]
 OlderThan = Annotated[

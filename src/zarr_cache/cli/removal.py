@@ -24,9 +24,7 @@ from zarr_cache.file.connection import Connection
 from zarr_cache.index import evict as budget
 from zarr_cache.index import removals
 from zarr_cache.inspect import removal, report
-from zarr_cache.inspect.selection import Amount, Selection
-
-NOTHING = Amount(0, 0)
+from zarr_cache.inspect.selection import NOTHING, Amount, Selection
 
 
 def evict(
@@ -148,4 +146,4 @@ def _report(path: Path, removed: Amount, *, is_dry_run: bool, as_json: bool) -> 
         )
         return
     verb = "would remove" if is_dry_run else "removed"
-    say(f"{verb} {_in_words(removed)}; {format_size(kept)} of values are left in {path}")
+    say(f"{verb} {_in_words(removed)}; {format_size(kept)} are still cached in {path}")

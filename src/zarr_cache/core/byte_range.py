@@ -88,6 +88,12 @@ class Span(NamedTuple):
         """The byte after the last, if `start` is known."""
         return (self.start or 0) + self.size
 
+    def __str__(self) -> str:
+        """``bytes [0, 100)``, or ``the last 16 bytes`` of a value of unknown size."""
+        if self.start is None:
+            return f"the last {self.size} bytes"
+        return f"bytes [{self.start}, {self.stop})"
+
     def part_for(self, request: ByteRequest) -> tuple[int, int] | None:
         """The interval of these bytes that `request` means; None if not all of it is here."""
         if isinstance(request, SuffixByteRequest):

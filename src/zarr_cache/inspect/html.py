@@ -43,6 +43,7 @@ class Share(NamedTuple):
 
     namespace: str
     values: int
+    ranges: int
     nbytes: int
     hit_rate: float | None
 
@@ -81,14 +82,18 @@ def shares(found: Iterable[Share]) -> str:
     total = sum(each.nbytes for each in ordered)
     parts = []
     for each in ordered[:MAX_ROWS]:
-        numbers = (
-            f"{count(each.values, 'value')}, {format_size(each.nbytes)}, {hits(each.hit_rate)}"
-        )
+        numbers = f"{amount(each.values, each.ranges, each.nbytes)}, {hits(each.hit_rate)}"
         parts.append(f"<div><code>{text(each.namespace)}</code>: {numbers}</div>")
         parts.append(bar(each.nbytes, total))
     if len(ordered) > MAX_ROWS:
         parts.append(f"<div>and {len(ordered) - MAX_ROWS:,} more</div>")
     return "".join(parts)
+
+
+def amount(values: int, ranges: int, nbytes: int) -> str:
+    """``3 values, 12 ranges, 4.0 MiB``; without ranges, they are not named."""
+    of_ranges = f"{count(ranges, 'range')}, " if ranges else ""
+    return f"{count(values, 'value')}, {of_ranges}{format_size(nbytes)}"
 
 
 def hits(rate: float | None) -> str:

@@ -47,7 +47,7 @@ class Problem:
         missing), ``"size"``, ``"stored_at"``, ``"used_at"``, ``"revision"``,
         ``"writes_in_flight"``, ``"checksum"`` (of the facts), ``"bytes"``. ``"orphan"``: bytes
         without an entry. Of the data file: ``"data_file"`` (its row), ``"extent"`` (space that
-        overlaps, is lost, belongs to no value, or is outside the file).
+        overlaps, is lost, belongs to no entry, or is outside the file).
     found, expected
         The value in the file, and what it should be.
     namespace, key

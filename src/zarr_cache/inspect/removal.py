@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.index.evict import MAX_AT_ONCE
-from zarr_cache.inspect.selection import CACHED, SELECTED, Amount
+from zarr_cache.inspect.selection import CACHED, SELECTED, WITH_BYTES, Amount
 
 if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
     from zarr_cache.inspect.selection import Selection
 
 
-# The most recently used value that does not fit: it and all older ones are evicted.
+# The most recently used value or range that does not fit: it and all older ones are evicted.
 NEWEST_VICTIM = f"""
 SELECT used_at, id
 FROM (
@@ -52,14 +52,14 @@ class Step(NamedTuple):
 
 
 def too_much(connection: Connection, selection: Selection, max_size: int) -> Selection | None:
-    """The least recently used values, without which the others have at most `max_size` bytes.
+    """The least recently used values and ranges; the others have at most `max_size` bytes.
 
-    None if all values fit.
+    None if all of them fit.
     """
-    of_values = selection._replace(kinds=("value",))
-    parameters = of_values.parameters() | {"max_size": max_size}
+    with_bytes = selection._replace(kinds=WITH_BYTES)
+    parameters = with_bytes.parameters() | {"max_size": max_size}
     row = connection.execute(NEWEST_VICTIM, parameters).fetchone()
-    return None if row is None else of_values._replace(used_by=row[0], last=row[1])
+    return None if row is None else with_bytes._replace(used_by=row[0], last=row[1])
 
 
 def remove(connection: Connection, selection: Selection, after: int = 0) -> Step:

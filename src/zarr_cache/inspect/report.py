@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zarr_cache.core.clock import PersistentClock
 from zarr_cache.disk import paths
 from zarr_cache.file import opening
-from zarr_cache.inspect.selection import SELECTED, Amount
+from zarr_cache.index.ranges import span_of_row
+from zarr_cache.inspect.selection import NOTHING, SELECTED, WITH_BYTES, Amount
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from zarr_cache.file.connection import Connection
+    from zarr_cache.core.byte_range import Span
     from zarr_cache.inspect.selection import Selection
 
 
@@ -26,11 +28,19 @@ SELECT count(*), coalesce(sum(entry.size), 0)
 {SELECTED}
 """
 
+COUNT_KEYS = f"""
+SELECT count(*)
+FROM (SELECT DISTINCT entry.namespace, entry.key {SELECTED})
+"""  # noqa: S608 - a constant of ours
+
+# The end of a value of unknown size begins with minus its size, as in the view cache_entries.
 _LIST = f"""
 SELECT
     namespace.name,
     entry.key,
     entry.kind,
+    CASE WHEN entry.start >= 0 THEN entry.start WHEN entry.kind = 'range' THEN -entry.size END,
+    CASE WHEN entry.start >= 0 THEN entry.start + entry.size END,
     entry.size,
     entry.stored_at,
     entry.used_at
@@ -39,8 +49,10 @@ SELECT
 
 # A statement for each order: a parameter cannot name a column.
 LISTS: dict[tuple[Sort, bool], str] = {
-    ("key", False): f"{_LIST} ORDER BY namespace.name, entry.key LIMIT :most",
-    ("key", True): f"{_LIST} ORDER BY namespace.name DESC, entry.key DESC LIMIT :most",
+    ("key", False): f"{_LIST} ORDER BY namespace.name, entry.key, entry.start LIMIT :most",
+    ("key", True): (
+        f"{_LIST} ORDER BY namespace.name DESC, entry.key DESC, entry.start DESC LIMIT :most"
+    ),
     ("size", False): f"{_LIST} ORDER BY entry.size DESC, entry.id LIMIT :most",
     ("size", True): f"{_LIST} ORDER BY entry.size, entry.id LIMIT :most",
     ("stored", False): f"{_LIST} ORDER BY entry.stored_at DESC, entry.id DESC LIMIT :most",
@@ -80,11 +92,12 @@ STALE = """
 SELECT namespace.name, count(*), sum(entry.size)
 FROM entry
 JOIN namespace ON namespace.id = entry.namespace
-WHERE entry.kind = 'value' AND entry.stored_at <= :fresh_after
+WHERE entry.kind IN ('value', 'range') AND entry.stored_at <= :fresh_after
 GROUP BY namespace.id
 """
 
-# What is evicted before an entry is read from the index entry_by_use alone.
+# The entries of the key are found in the index of keys, namespace by namespace, and what is evicted
+# before them by a walk along the index entry_by_use.
 EXPLAIN = """
 SELECT
     namespace.name,
@@ -95,33 +108,87 @@ SELECT
     CASE WHEN entry.kind = 'value' THEN (
         SELECT count(*)
         FROM entry AS other
-        WHERE other.kind = 'value' AND (other.used_at, other.id) < (entry.used_at, entry.id)
+        WHERE other.ordered_as = 'value'
+          AND (other.used_at, other.id) < (entry.used_at, entry.id)
     ) END,
     CASE WHEN entry.kind = 'value' THEN (
         SELECT coalesce(sum(size), 0)
         FROM entry AS other
-        WHERE other.kind = 'value' AND (other.used_at, other.id) < (entry.used_at, entry.id)
+        WHERE other.ordered_as = 'value'
+          AND (other.used_at, other.id) < (entry.used_at, entry.id)
     ) END
-FROM entry
-JOIN namespace ON namespace.id = entry.namespace
-WHERE entry.key = :key AND (:namespace IS NULL OR namespace.name = :namespace)
+FROM namespace
+CROSS JOIN entry ON entry.namespace = namespace.id AND entry.key = :key AND entry.start = -1
+WHERE :namespace IS NULL OR namespace.name = :namespace
 ORDER BY namespace.name
+"""
+
+EXPLAIN_RANGES = """
+SELECT
+    namespace,
+    entries,
+    bytes,
+    oldest,
+    newest,
+    stale,
+    used_at,
+    (SELECT count(*) FROM entry WHERE ordered_as = 'value' AND used_at < first_used_at),
+    (
+        SELECT coalesce(sum(size), 0)
+        FROM entry
+        WHERE ordered_as = 'value' AND used_at < first_used_at
+    )
+FROM (
+    SELECT
+        namespace.name AS namespace,
+        count(*) AS entries,
+        sum(entry.size) AS bytes,
+        min(entry.stored_at) AS oldest,
+        max(entry.stored_at) AS newest,
+        sum(entry.stored_at <= :fresh_after) AS stale,
+        max(entry.used_at) AS used_at,
+        min(entry.used_at) AS first_used_at
+    FROM namespace
+    CROSS JOIN entry ON entry.namespace = namespace.id AND entry.key = :key AND entry.start <> -1
+    WHERE :namespace IS NULL OR namespace.name = :namespace
+    GROUP BY namespace.id
+)
+ORDER BY namespace
+"""
+
+FIRST_RANGES = """
+SELECT start, stop, size
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND start <> -1
+ORDER BY start
+LIMIT :most
 """
 
 
 class Listed(NamedTuple):
-    """An entry in the list of `entries`. Times are timestamps of the file."""
+    """An entry in the list of `entries`. Times are timestamps of the file.
+
+    Attributes
+    ----------
+    start, stop
+        The bytes ``[start, stop)`` of a range; of the end of a value of unknown size, minus its
+        size and None. None for other kinds.
+    """
 
     namespace: str
     key: str
     kind: str
+    start: int | None
+    stop: int | None
     size: int
     stored_at: int
     used_at: int
 
 
 class Explanation(NamedTuple):
-    """An entry and, of a value, how much would be evicted before it."""
+    """The row of a key and, of a value, how much would be evicted before it."""
 
     namespace: str
     kind: str
@@ -132,6 +199,32 @@ class Explanation(NamedTuple):
     bytes_before: int | None
 
 
+class RangesExplanation(NamedTuple):
+    """The ranges of a key in one namespace, together.
+
+    Attributes
+    ----------
+    oldest, newest
+        Times of the first and the last request for them.
+    stale
+        How many of them are stale; None if no age was given.
+    used_at
+        Time of the last use of any of them.
+    entries_before, bytes_before
+        How much would be evicted before the first of them.
+    """
+
+    namespace: str
+    entries: int
+    bytes: int
+    oldest: int
+    newest: int
+    stale: int | None
+    used_at: int
+    entries_before: int
+    bytes_before: int
+
+
 class NamespaceReport(NamedTuple):
     """What is cached of one source, and counts over the life of the file.
 
@@ -140,11 +233,11 @@ class NamespaceReport(NamedTuple):
     entries, bytes
         By kind of entry.
     oldest, newest
-        Times of the first and the last request for the values; None without values.
+        Times of the first and the last request for the values and ranges; None if there are none.
     hits, misses, bytes_served, bytes_fetched, evictions, expirations
         As in ``cache_stats()``.
     stale
-        The stale values; None if no age was given.
+        The stale values and ranges; None if no age was given.
     """
 
     namespace: str
@@ -159,6 +252,20 @@ class NamespaceReport(NamedTuple):
     evictions: int
     expirations: int
     stale: Amount | None
+
+    @property
+    def ranges(self) -> Amount:
+        """The ranges in the file."""
+        return self.amount("range")
+
+    @property
+    def cached(self) -> Amount:
+        """The values and the ranges."""
+        return sum(map(self.amount, WITH_BYTES), NOTHING)
+
+    def amount(self, kind: str) -> Amount:
+        """The entries of a kind."""
+        return Amount(self.entries.get(kind, 0), self.bytes.get(kind, 0))
 
     @property
     def hit_rate(self) -> float | None:
@@ -176,7 +283,7 @@ def now_ns(connection: Connection, path: Path) -> int:
 def namespaces(connection: Connection, fresh_after: int | None) -> list[NamespaceReport]:
     """The contents and counts of the file, by namespace.
 
-    A value stored at `fresh_after` or earlier is stale; with None, stale values are not counted.
+    What was stored at `fresh_after` or earlier is stale; with None, it is not counted.
     """
     with connection.reading():
         rows = connection.execute(NAMESPACES).fetchall()
@@ -190,22 +297,22 @@ def namespaces(connection: Connection, fresh_after: int | None) -> list[Namespac
         by_name.setdefault(name, {})[kind] = facts
     found = []
     for name, kinds in by_name.items():
-        oldest, newest = kinds["value"][2:] if "value" in kinds else (None, None)
+        with_bytes = [kinds[kind][2:] for kind in WITH_BYTES if kind in kinds and kinds[kind][2]]
         hits, misses, served, fetched, evictions, expirations = counts.get(name, [0] * 6)
         found.append(
             NamespaceReport(
                 namespace=name,
                 entries={kind: facts[0] for kind, facts in kinds.items()},
                 bytes={kind: facts[1] for kind, facts in kinds.items()},
-                oldest=oldest,
-                newest=newest,
+                oldest=min((oldest for oldest, _ in with_bytes), default=None),
+                newest=max((newest for _, newest in with_bytes), default=None),
                 hits=hits,
                 misses=misses,
                 bytes_served=served,
                 bytes_fetched=fetched,
                 evictions=evictions,
                 expirations=expirations,
-                stale=None if fresh_after is None else stale.get(name, Amount(0, 0)),
+                stale=None if fresh_after is None else stale.get(name, NOTHING),
             )
         )
     return found
@@ -219,12 +326,36 @@ def entries(
     return [Listed(*row) for row in connection.execute(LISTS[sort, is_reversed], parameters)]
 
 
+def count_keys(connection: Connection, selection: Selection) -> int:
+    """How many keys the selected entries have, in each namespace."""
+    (keys,) = connection.execute(COUNT_KEYS, selection.parameters()).fetchone()
+    return int(keys)
+
+
 def amount(connection: Connection, selection: Selection) -> Amount:
     """How much is selected."""
     return Amount(*connection.execute(COUNT, selection.parameters()).fetchone())
 
 
 def explain(connection: Connection, key: str, namespace: str | None) -> list[Explanation]:
-    """The entry of the key in each namespace that has one."""
+    """The row of the key in each namespace that has one, without its ranges."""
     parameters = {"key": key, "namespace": namespace}
     return [Explanation(*row) for row in connection.execute(EXPLAIN, parameters)]
+
+
+def explain_ranges(
+    connection: Connection, key: str, namespace: str | None, fresh_after: int | None
+) -> list[RangesExplanation]:
+    """The ranges of the key in each namespace that has some.
+
+    A range stored at `fresh_after` or earlier is stale.
+    """
+    parameters = {"key": key, "namespace": namespace, "fresh_after": fresh_after}
+    return [RangesExplanation(*row) for row in connection.execute(EXPLAIN_RANGES, parameters)]
+
+
+def first_ranges(connection: Connection, namespace: str, key: str, most: int) -> list[Span]:
+    """The first ranges of the key: the end of a value of unknown size, then by their start."""
+    parameters = {"namespace": namespace, "key": key, "most": most}
+    rows = connection.execute(FIRST_RANGES, parameters)
+    return [span_of_row(*row) for row in rows]

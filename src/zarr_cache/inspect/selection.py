@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 from zarr_cache.core.keys import prefix_end
 from zarr_cache.index.evict import LATEST
 
-CACHED = ("value", "absent")
+WITH_BYTES = ("value", "range")
+"""The kinds of entry that hold bytes of a source: they share one budget."""
+
+CACHED = (*WITH_BYTES, "absent")
 """The kinds of entry that hold a response of a source."""
 
 # Part of a statement, with the `Selection.parameters`.
@@ -62,7 +65,7 @@ class Selection(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """Number of entries, and bytes of their values."""
+    """Number of entries, and how many bytes they have."""
 
     entries: int
     bytes: int
@@ -72,3 +75,6 @@ class Amount(NamedTuple):
         if not isinstance(other, Amount):
             return NotImplemented
         return Amount(self.entries + other.entries, self.bytes + other.bytes)
+
+
+NOTHING = Amount(0, 0)

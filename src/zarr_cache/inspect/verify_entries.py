@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.checksum import ByteArray
     from zarr_cache.file.connection import Connection
+    from zarr_cache.core.byte_range import Span
     from zarr_cache.inspect.problem import Run
 
 
@@ -114,11 +115,20 @@ class Entry(NamedTuple):
         """Whether the kind of entry has bytes."""
         return self.kind in {"stored", "value", "range"}
 
+    @property
+    def span(self) -> Span:
+        """Which bytes of a value a range has."""
+        return ranges.span_of_row(self.start, self.stop, self.size)
+
+    @property
+    def named_bytes(self) -> str:
+        """Which bytes it has, in words."""
+        return str(self.span) if self.kind == "range" else f"the {self.size} bytes"
+
     def identity_checksum(self, namespace: str) -> int:
         """The checksum that the facts must have."""
         if self.kind == "range":
-            span = ranges.span_of_row(self.start, self.stop, self.size)
-            return ranges.facts_of(namespace, self.key, span, self.stored_at)
+            return ranges.facts_of(namespace, self.key, self.span, self.stored_at)
         return checksum.of_facts(namespace, self.key, self.kind, self.size, self.stored_at)
 
 
@@ -179,13 +189,15 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
             yield problem(what, number, f"from 0 to {end - 1}")
     if entry.writes_in_flight and entry.kind != "tombstone":
         yield problem("writes_in_flight", entry.writes_in_flight, 0)
+    if entry.revision and entry.kind == "range":
+        yield problem("revision", entry.revision, 0)
     identity_checksum = entry.identity_checksum(entry.namespace)
     if entry.checksum != identity_checksum and entry.kind != "tombstone":
         yield problem("checksum", entry.checksum, identity_checksum)
         return
     wrong = _wrong_value(connection, entry, identity_checksum, has_bytes=has_bytes)
     if wrong is not None:
-        yield problem("bytes", wrong, f"the {entry.size} bytes that were written")
+        yield problem("bytes", wrong, f"{entry.named_bytes} that were written")
 
 
 def _wrong_value(

@@ -1,4 +1,4 @@
-"""Verifying the space of the data file: extents that overlap, are lost, or belong to no value."""
+"""Verifying the space of the data file: extents that overlap, are lost, or belong to no entry."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _find_orphans(connection: Connection) -> list[Problem]:
         Problem(
             "extent",
             f"{length} bytes at {offset} of entry {entry}",
-            "an extent of a value",
+            "an extent of a value or a range",
             row=entry,
         )
         for entry, offset, length in connection.execute(ORPHANS)
@@ -132,7 +132,7 @@ def _find_space(connection: Connection) -> list[Problem]:
 
 
 def _fix(connection: Connection, problems: list[Problem]) -> None:
-    """Remove the values whose space is wrong, and recompute the free space."""
+    """Remove the entries whose space is wrong, and recompute the free space."""
     for problem in problems:
         if problem.row is not None:
             connection.execute(REMOVE_ENTRY, {"row": problem.row})
