@@ -6,8 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import MemoryStore
 
-from tests.fakes import open_file
+from tests.fakes import buffer, open_file, restart
+from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.file.invalidation import Markers
 
 if TYPE_CHECKING:
@@ -36,8 +39,8 @@ def test_a_value_is_shown_with_its_times_and_what_is_evicted_before_it(command: 
         "    since 2023-11-14 22:13:20, 7.0 min ago",
         "    last used 2023-11-14 22:18:20, 2.0 min ago",
         "    fresh until 2023-11-14 23:13:20, for 53.0 min",
-        "    evicted after 3 other values, 6.1 KiB",
-        "    evicted when 8.8 KiB more of other values are cached",
+        "    evicted after 3 other values and ranges, 6.1 KiB",
+        "    evicted when 8.8 KiB more are cached",
     ]
 
 
@@ -146,6 +149,7 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
                 "evicted_after_bytes": 2804,
             }
         ],
+        "ranges": [],
     }
 
 
@@ -154,3 +158,111 @@ def test_json_of_a_key_that_is_not_cached_has_no_entries(command: Command) -> No
 
     assert result.exit_code == 1
     assert json.loads(result.stdout)["entries"] == []
+    assert json.loads(result.stdout)["ranges"] == []
+
+
+@pytest.mark.usefixtures("ranged")
+def test_ranges_of_a_key_are_counted_and_the_first_are_named(command: Command) -> None:
+    result = command("explain", "s/c/0", "--max-age", "3 min", "--max-size", "100 kB")
+
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        "s/c/0",
+        "  in mur",
+        "    the whole value is not cached: a read of it goes to the source",
+        "    3 ranges of it, 68.6 KiB",
+        "      the last 16 bytes",
+        "      bytes [100, 300)",
+        "      bytes [4096, 74096)",
+        "    the oldest since 2023-11-14 22:21:20, 3.0 min ago",
+        "    the newest since 2023-11-14 22:23:20, 1.0 min ago",
+        "    last used 2023-11-14 22:23:20, 1.0 min ago",
+        "    1 of them is stale",
+        "    the least recently used is evicted after 4 other values and ranges, 7.0 KiB",
+        "    the least recently used is evicted when 29.1 KiB more are cached",
+    ]
+
+
+def test_of_many_ranges_of_a_key_three_are_named(command: Command, filled: Path) -> None:
+    source = MemoryStore({"s/c/0": buffer(bytes(1000))})
+    mur = CacheStore(source, cache_store=SqliteStore(filled), namespace="mur", persist_ranges=True)
+    for start in range(0, 1000, 2):
+        mur.get_sync("s/c/0", byte_range=RangeByteRequest(start, start + 1))
+    restart(mur)
+    result = command("explain", "s/c/0")
+
+    assert result.stdout.splitlines()[3:8] == [
+        "    500 ranges of it, 500 B",
+        "      bytes [0, 1)",
+        "      bytes [2, 3)",
+        "      bytes [4, 5)",
+        "      and 497 more: zarr-cache ls --kind range --prefix s/c/0",
+    ]
+
+
+@pytest.mark.usefixtures("ranged")
+def test_ranges_beside_a_tombstone_are_shown_with_it(command: Command, path: Path) -> None:
+    source = MemoryStore({"written": buffer(bytes(9000))})
+    sst = CacheStore(source, cache_store=SqliteStore(path), namespace="sst", persist_ranges=True)
+    sst.get_sync("written", byte_range=RangeByteRequest(0, 8))
+    restart(sst)
+    result = command("explain", "written")
+
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[1:5] == [
+        "  in sst",
+        "    written to at 2023-11-14 22:19:20, 5.0 min ago: the next read goes to the source",
+        "    1 range of it, 8 B",
+        "      bytes [0, 8)",
+    ]
+
+
+def test_what_is_evicted_before_a_value_or_a_range_are_values_and_ranges(
+    command: Command, ranged: Path
+) -> None:
+    with open_file(ranged) as db, db:
+        # The second of the ranges was used before every value; the others after.
+        db.execute("UPDATE entry SET used_at = 1 WHERE start = 4096")
+    value = command.json("explain", "t/c/0", *ERA5)["entries"][0]
+    (ranges,) = json.loads(command("explain", "s/c/0", "--json").stdout)["ranges"]
+    command("evict", "--to-size", str(7196 + 216))
+    later = json.loads(command("explain", "s/c/0", "--json").stdout)["ranges"][0]
+
+    assert (value["entries_before"], value["bytes_before"]) == (4, 70_000 + 2000 + 100 + 4096)
+    assert (ranges["entries_before"], ranges["bytes_before"]) == (0, 0)
+    assert (later["ranges"], later["entries_before"], later["bytes_before"]) == (2, 4, 7196)
+
+
+@pytest.mark.usefixtures("ranged")
+def test_json_of_ranges_has_the_keys_that_scripts_rely_on(command: Command) -> None:
+    result = command("explain", "s/c/0", "--json", "--max-age", "1h", "--max-size", "100 kB")
+
+    assert json.loads(result.stdout)["ranges"] == [
+        {
+            "namespace": "mur",
+            "ranges": 3,
+            "bytes": 70_216,
+            "oldest": "2023-11-14T22:21:20.000000Z",
+            "newest": "2023-11-14T22:23:20.000000Z",
+            "stale_entries": 0,
+            "used_at": "2023-11-14T22:23:20.000000Z",
+            "is_invalidated": False,
+            "entries_before": 4,
+            "bytes_before": 7196,
+            "evicted_after_bytes": 100_000 - 70_216,
+        }
+    ]
+
+
+def test_invalidated_ranges_are_reported(command: Command, ranged: Path) -> None:
+    Markers(ranged).mark("mur")
+    result = command("explain", "s/c/0")
+
+    assert "a write could not be recorded: the next read goes to the source" in result.stdout
+
+
+@pytest.mark.usefixtures("ranged")
+def test_ranges_of_a_key_below_a_folder_are_one_key(command: Command) -> None:
+    result = command("explain", "s")
+
+    assert result.stdout.splitlines()[-1] == "  1 key below it: zarr-cache ls --prefix s/"

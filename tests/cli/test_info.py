@@ -50,6 +50,8 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
         "data_bytes",
         "free_bytes",
         "cached_bytes",
+        "file_ranges",
+        "file_range_size",
         "max_size",
         "max_age_seconds",
         "namespaces",
@@ -63,8 +65,8 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
     assert reported["file_bytes"] == command.path.stat().st_size
     assert reported["namespaces"][1] == {
         "namespace": "era5",
-        "entries": {"absent": 1, "tombstone": 0, "stored": 0, "value": 3},
-        "bytes": {"absent": 0, "tombstone": 0, "stored": 0, "value": 3100},
+        "entries": {"absent": 1, "range": 0, "tombstone": 0, "stored": 0, "value": 3},
+        "bytes": {"absent": 0, "range": 0, "tombstone": 0, "stored": 0, "value": 3100},
         "oldest": "2023-11-14T22:13:20.000000Z",
         "newest": "2023-11-14T22:15:20.000000Z",
         "stale_entries": 0,
@@ -77,6 +79,40 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
         "evictions": 0,
         "expirations": 0,
     }
+
+
+@pytest.mark.usefixtures("ranged")
+def test_ranges_have_columns_and_count_for_the_share_and_the_times(command: Command) -> None:
+    lines = command.lines("info")
+
+    assert lines[2] == "cached:  75.6 KiB; 68.6 KiB of them are in 3 ranges"
+    assert " ".join(lines[4].split()).startswith("values bytes ranges range bytes share absent")
+    assert [" ".join(line.split()) for line in lines[5:]] == [
+        "1 10 B - - - - - - - (stored with SqliteStore)",
+        "3 3.0 KiB 0 0 B .......... 4.0 % 1 20.0 % 2023-11-14 22:13:20 2023-11-14 22:15:20 era5",
+        "0 0 B 3 68.6 KiB #########. 90.7 % 0 0.0 % 2023-11-14 22:21:20 2023-11-14 22:23:20 mur",
+        "1 4.0 KiB 0 0 B #......... 5.3 % 0 0.0 % 2023-11-14 22:17:20 2023-11-14 22:17:20 sst",
+    ]
+
+
+@pytest.mark.usefixtures("ranged")
+def test_a_range_is_stale_as_a_value_is(command: Command) -> None:
+    lines = command.lines("info", "--max-age", "2 min", "--max-size", "151.2 KiB")
+
+    assert lines[2].endswith(" 50.0 %; 68.6 KiB of them are in 3 ranges")
+    assert "2 (68.6 KiB)  mur" in lines[-2]
+
+
+@pytest.mark.usefixtures("ranged")
+def test_json_has_the_ranges_of_the_file_and_of_each_namespace(command: Command) -> None:
+    reported = command.json("info", "--max-age", "2 min")
+    mur = reported["namespaces"][2]
+
+    assert (reported["file_ranges"], reported["file_range_size"]) == (3, 70_216)
+    assert reported["cached_bytes"] == 7196 + 70_216
+    assert (mur["entries"]["range"], mur["bytes"]["range"]) == (3, 70_216)
+    assert (mur["entries"]["value"], mur["bytes"]["value"]) == (0, 0)
+    assert (mur["stale_entries"], mur["stale_bytes"]) == (2, 70_200)
 
 
 def test_in_a_terminal_the_bar_is_drawn_and_wide_columns_are_folded(command: Command) -> None:

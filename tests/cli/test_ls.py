@@ -63,6 +63,49 @@ def test_entries_are_filtered_and_sorted(
     assert keys(command, *options) == listed
 
 
+@pytest.mark.usefixtures("ranged")
+def test_ranges_are_listed_with_their_spans_in_the_order_of_their_bytes(command: Command) -> None:
+    lines = command.lines("ls", "--prefix", "s", "--namespace", "mur")
+    beside_values = command.lines("ls", "--namespace", "sst")
+
+    assert [" ".join(line.split()) for line in lines] == [
+        "size stored used kind start stop namespace key",
+        "16 B 2023-11-14 22:23:20 2023-11-14 22:23:20 range -16 - mur s/c/0",
+        "200 B 2023-11-14 22:21:20 2023-11-14 22:21:20 range 100 300 mur s/c/0",
+        "68.4 KiB 2023-11-14 22:22:20 2023-11-14 22:22:20 range 4096 74096 mur s/c/0",
+    ]
+    assert "start" not in beside_values[0]
+
+
+@pytest.mark.usefixtures("ranged")
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [
+        (["--kind", "range"], [-16, 100, 4096]),
+        (["--kind", "range", "--reverse"], [4096, 100, -16]),
+        (["--kind", "range", "--sort", "size"], [4096, 100, -16]),
+        (["--kind", "range", "--sort", "used", "--reverse"], [100, 4096, -16]),
+        (["--kind", "range", "--prefix", "t"], []),
+        (["--kind", "value", "--namespace", "mur"], []),
+        (["--kind", "range", "--kind", "value", "--sort", "size", "--limit", "2"], [4096, None]),
+        # A range beside values.
+        (["--sort", "size", "--limit", "2"], [4096, None]),
+    ],
+)
+def test_ranges_are_filtered_and_sorted(
+    command: Command, options: list[str], starts: list[int | None]
+) -> None:
+    assert [each["start"] for each in command.json("ls", *options)] == starts
+
+
+@pytest.mark.usefixtures("ranged")
+def test_json_of_a_range_has_its_span(command: Command) -> None:
+    tail, _, large = command.json("ls", "--kind", "range")
+
+    assert (tail["start"], tail["stop"], tail["bytes"]) == (-16, None, 16)
+    assert (large["kind"], large["start"], large["stop"]) == ("range", 4096, 74_096)
+
+
 @pytest.mark.usefixtures("filled")
 def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
     assert command.json("ls", "--namespace", "sst") == [
@@ -70,6 +113,8 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
             "namespace": "sst",
             "key": "t/c/0",
             "kind": "value",
+            "start": None,
+            "stop": None,
             "bytes": 4096,
             "stored_at": "2023-11-14T22:17:20.000000Z",
             "used_at": "2023-11-14T22:17:20.000000Z",

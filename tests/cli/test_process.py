@@ -49,7 +49,7 @@ def test_a_process_beside_a_store_sees_and_evicts_what_is_there(path: Path) -> N
 
     assert [each["key"] for each in reported] == ["t/c/0", "t/c/1", "zarr.json"]
     assert (evicted.returncode, evicted.stderr) == (0, "")
-    assert evicted.stdout.startswith("removed 2 entries (2.9 KiB); 100 B of values are left")
+    assert evicted.stdout.startswith("removed 2 entries (2.9 KiB); 100 B are still cached")
     assert info["current_size"] == 100
 
 

@@ -14,6 +14,7 @@ from tests.fakes import (
     CountingStore,
     HeldStore,
     Statements,
+    assert_accounts,
     buffer,
     open_file,
     read,
@@ -85,10 +86,8 @@ def test_what_was_removed_is_reported_on_one_line(command: Command) -> None:
     would = command.lines("evict", "--prefix", "t/", "--dry-run")
     reported = command.lines("evict", "--prefix", "t/")
 
-    assert would == [
-        f"would remove 4 entries (6.9 KiB); 100 B of values are left in {command.path}"
-    ]
-    assert reported == [f"removed 4 entries (6.9 KiB); 100 B of values are left in {command.path}"]
+    assert would == [f"would remove 4 entries (6.9 KiB); 100 B are still cached in {command.path}"]
+    assert reported == [f"removed 4 entries (6.9 KiB); 100 B are still cached in {command.path}"]
 
 
 @pytest.mark.usefixtures("filled")
@@ -97,6 +96,62 @@ def test_evict_without_a_choice_is_a_question_of_usage(command: Command) -> None
 
     assert result.exit_code == 2
     assert "zarr-cache clear" in result.stderr
+
+
+SPANS = {100: 200, 4096: 70_000, -16: 16}
+"""The size of each range of mur, by its start."""
+
+
+def spans_left(path: Path) -> set[int]:
+    """Where the ranges begin that the file holds."""
+    with open_file(path) as db:
+        return {
+            start for (start,) in db.execute("SELECT start FROM cache_entries WHERE kind = 'range'")
+        }
+
+
+@pytest.mark.parametrize(
+    ("options", "gone", "values"),
+    [
+        (["--to-size", "77412"], set(), 4),
+        # The values were used before.
+        (["--to-size", "70216"], set(), 0),
+        (["--to-size", "70215"], {100}, 0),
+        (["--to-size", "70015"], {100, 4096}, 0),
+        (["--to-size", "70016", "--namespace", "mur"], {100}, 4),
+        (["--to-size", "0"], {100, 4096, -16}, 0),
+        (["--prefix", "s/"], {100, 4096, -16}, 4),
+        (["--namespace", "mur"], {100, 4096, -16}, 4),
+        (["--namespace", "mur", "--older-than", "1.9 min"], {100, 4096}, 4),
+        (["--namespace", "mur", "--unused-for", "2.9 min"], {100}, 4),
+        (["--prefix", "t/"], set(), 1),
+    ],
+)
+def test_ranges_are_removed_as_values_are(
+    command: Command, ranged: Path, options: list[str], gone: set[int], values: int
+) -> None:
+    would = command.json("evict", *options, "--dry-run")
+    reported = command.json("evict", *options)
+    with open_file(ranged) as db:
+        counted = db.execute("SELECT count(*) FROM entry WHERE kind = 'value'").fetchone()
+        (kept,) = db.execute(
+            "SELECT total(size) FROM entry WHERE kind IN ('value', 'range')"
+        ).fetchone()
+
+    assert spans_left(ranged) == SPANS.keys() - gone
+    assert counted == (values,)
+    assert reported == would | {"is_dry_run": False}
+    assert reported["cached_bytes"] == kept
+    assert reported["removed_bytes"] == 7196 + sum(SPANS.values()) - kept
+    assert_accounts(ranged)
+
+
+def test_clear_removes_ranges(command: Command, ranged: Path) -> None:
+    reported = command.lines("clear", "--yes")
+
+    assert reported == [f"removed 8 entries (75.6 KiB); 0 B are still cached in {ranged}"]
+    assert left(ranged) == {("", "mine")}
+    assert_accounts(ranged)
 
 
 def test_more_than_a_step_is_removed_in_several_transactions(
@@ -165,7 +220,7 @@ def test_clear_asks_and_shows_what_it_would_remove(command: Command, filled: Pat
 
     assert result.exit_code == 0
     assert result.stderr == f"Remove 5 entries (7.0 KiB) of all sources from {filled}? [y/N]: "
-    assert result.stdout == f"removed 5 entries (7.0 KiB); 0 B of values are left in {filled}\n"
+    assert result.stdout == f"removed 5 entries (7.0 KiB); 0 B are still cached in {filled}\n"
     assert left(filled) == {("", "mine")}
 
 

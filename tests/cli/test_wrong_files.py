@@ -231,7 +231,7 @@ def test_what_cannot_be_written_is_reported(
     [
         (["info", "--max-size", "20 GX"], "'20 GX' is no size; expected such as '20 GiB'"),
         (["info", "--max-age", "soon"], "'soon' is not an age; expected seconds"),
-        (["ls", "--kind", "range"], "'range'"),
+        (["ls", "--kind", "folder"], "'folder'"),
         (["ls", "--limit", "-1"], "--limit"),
         (["explain"], "KEY"),
         (["nonsense"], "nonsense"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,13 +12,13 @@ import pytest
 import typer
 import zarr
 
-from tests.cli.conftest import Command, _utc, command, filled
+from tests.cli.conftest import Command, _utc, command, filled, ranged
 from zarr_cache.cli import app
 
 if TYPE_CHECKING:
     import click
 
-__all__ = ["_utc", "command", "filled"]
+__all__ = ["_utc", "command", "filled", "ranged"]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([a-z]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -67,7 +68,7 @@ def test_every_option_is_in_the_table_of_its_command_and_no_other(name: str) -> 
     )
 
 
-@pytest.mark.usefixtures("filled")
+@pytest.mark.usefixtures("ranged")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -88,10 +89,17 @@ def test_every_key_of_json_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     zarr.create_array("a.zarr", shape=(2,), chunks=(1,), dtype="i1")
-    kinds = {"value", "absent", "stored", "tombstone"}
+    kinds = {"value", "range", "absent", "stored", "tombstone"}
     told = keys(command.json(*arguments)) - kinds
 
     assert told <= set(re.findall(r"`([a-z_]+)`", SECTIONS[arguments[0]]))
+
+
+@pytest.mark.usefixtures("ranged")
+def test_every_key_of_json_of_the_ranges_of_a_key_is_named(command: Command) -> None:
+    (ranges,) = json.loads(command("explain", "s/c/0", "--json").stdout)["ranges"]
+
+    assert ranges.keys() <= set(re.findall(r"`([a-z_]+)`", SECTIONS["explain"]))
 
 
 @pytest.mark.usefixtures("filled")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import _utc, filled
+from tests.cli.conftest import _utc, filled, ranged
 from tests.fakes import assert_accounts, close_everything, open_file
 from tests.shell.test_shell import COLUMNS
 
-__all__ = ["_utc", "filled"]
+__all__ = ["_utc", "filled", "ranged"]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "shell.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([A-Z].*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -26,6 +26,14 @@ ASKED: list[tuple[str, str]] = [
 DELETIONS = [query for _, query in QUERY.findall(SECTIONS["Removing"])]
 
 SHELL = shutil.which("sqlite3")
+
+
+def of_file(query: str) -> str:
+    """The query, of a source and keys that the file has."""
+    query = query.replace(
+        "s3://bucket/era5.zarr' AND key = 'temperature/c/0/0", "mur' AND key = 's/c/0"
+    )
+    return query.replace("temperature", "t").replace("s3://bucket/era5.zarr", "era5")
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -40,44 +48,70 @@ def first(question: str) -> str:
 
 
 @pytest.mark.parametrize("query", [query for _, query in ASKED], ids=[text for text, _ in ASKED])
-def test_each_question_is_answered_by_each_shell(filled: Path, query: str) -> None:
+def test_each_question_is_answered_by_each_shell(ranged: Path, query: str) -> None:
+    query = of_file(query)
     shells = [[sys.executable, "-m", "sqlite3"], *([[SHELL, "-box"]] if SHELL else [])]
     for shell in shells:
-        result = subprocess.run([*shell, filled, query], capture_output=True, text=True, check=True)
+        result = subprocess.run([*shell, ranged, query], capture_output=True, text=True, check=True)
 
         assert result.stderr == ""
-    assert len(rows(filled, query)) >= ("hour" not in query)
+    assert len(rows(ranged, query)) >= ("hour" not in query)
 
 
-def test_the_answers_are_those_of_the_questions(filled: Path) -> None:
-    assert rows(filled, first("How much is cached")) == [(4, 0.0)]
-    assert rows(filled, first("Which values are the largest"))[0] == ("4.0 KiB", "sst", "t/c/0")
-    assert [key for *_, key in rows(filled, first("Who is evicted next"))] == [
-        "t/c/1",
-        "zarr.json",
-        "t/c/0",
-        "t/c/0",
+def test_the_answers_are_those_of_the_questions(ranged: Path) -> None:
+    def found(question: str) -> list[tuple[Any, ...]]:
+        return rows(ranged, of_file(first(question)))
+
+    assert found("How much is cached") == [(7, 0.1)]
+    assert found("Which entries are the largest")[:2] == [
+        ("68.4 KiB", "mur", "s/c/0", 4096, 74_096),
+        ("4.0 KiB", "sst", "t/c/0", None, None),
     ]
-    assert {(name, folder) for name, folder, *_ in rows(filled, first("Which arrays take"))} == {
+    assert [each[3:] for each in found("What is evicted next")] == [
+        ("t/c/1", None, None),
+        ("zarr.json", None, None),
+        ("t/c/0", None, None),
+        ("t/c/0", None, None),
+        ("s/c/0", 100, 300),
+        ("s/c/0", 4096, 74_096),
+        ("s/c/0", -16, None),
+    ]
+    assert found("Of which keys are ranges") == [("mur", "s/c/0", 3, 0.1)]
+    assert [each[:3] for each in found("Which bytes of a key")] == [
+        (-16, None, "16 B"),
+        (100, 300, "200 B"),
+        (4096, 74_096, "68.4 KiB"),
+    ]
+    assert {each[:2] for each in found("Which arrays take")} == {
         ("era5", "t/c/"),
         ("era5", ""),
         ("sst", "t/c/"),
+        ("mur", "s/c/"),
     }
-    assert rows(filled, first("How was it filled")) == [("2023-11-14", 4, 0.0)]
-    assert ("era5", 1, 4, 20.0) in rows(filled, first("How many of the reads"))
+    assert found("How was it filled") == [("2023-11-14", 7, 0.1)]
+    assert found("How large are") == [("below 64 KiB", 6), ("below 1 MiB", 1)]
+    assert ("era5", 1, 4, 20.0) in found("How many of the reads")
+    assert found("Where is a large value or range")[0][:3] == ("mur", "s/c/0", 0)
+
+
+# What is deleted where the page says it: values of era5, or ranges of mur.
+PLACES = [("t", "era5", "value"), ("s", "mur", "range")]
 
 
 @pytest.mark.parametrize("query", DELETIONS)
+@pytest.mark.parametrize(("folder", "namespace", "kind"), PLACES)
 def test_a_deletion_leaves_the_accounts_right_and_stored_values_untouched(
-    filled: Path, query: str
+    ranged: Path, query: str, folder: str, namespace: str, kind: str
 ) -> None:
     close_everything()
-    with open_file(filled) as db, db:
-        db.execute(query.replace("temperature", "t").replace("s3://bucket/era5.zarr", "era5"))
+    of_kind = f"SELECT count(*) FROM cache_entries WHERE kind = '{kind}'"  # noqa: S608 - our own
+    before = rows(ranged, of_kind)
+    with open_file(ranged) as db, db:
+        db.execute(query.replace("temperature", folder).replace("s3://bucket/era5.zarr", namespace))
 
-    assert_accounts(filled)
-    assert rows(filled, "SELECT count(*) FROM cache_entries WHERE kind = 'stored'") == [(1,)]
-    assert rows(filled, "SELECT count(*) FROM cache_entries WHERE kind = 'value'") < [(4,)]
+    assert_accounts(ranged)
+    assert rows(ranged, "SELECT count(*) FROM cache_entries WHERE kind = 'stored'") == [(1,)]
+    assert rows(ranged, of_kind) < before
 
 
 @pytest.mark.parametrize("view", COLUMNS)
@@ -90,12 +124,20 @@ def test_the_page_names_the_columns_of_each_view(view: str) -> None:
 
 
 @pytest.mark.parametrize("view", COLUMNS)
-def test_the_columns_are_plain_text_and_numbers(filled: Path, view: str) -> None:
-    with open_file(filled) as db:
+def test_the_columns_are_plain_text_and_numbers(ranged: Path, view: str) -> None:
+    with open_file(ranged) as db:
         db.execute("PRAGMA query_only = ON")
         db.execute("PRAGMA trusted_schema = OFF")
         found = db.execute(f"SELECT * FROM {view}").fetchall()  # noqa: S608 - our own
+    types = {
+        name: {type(cell) for cell in cells}
+        for name, cells in zip(COLUMNS[view], zip(*found, strict=True), strict=True)
+    }
 
-    assert found
-    assert {type(cell) for row in found for cell in row} == {str, int}
+    assert types == {
+        name: {int, type(None)}
+        if name in {"start", "stop"}
+        else {int if name in {"bytes", "entries"} else str}
+        for name in COLUMNS[view]
+    }
     assert all(name.isidentifier() for name in COLUMNS[view])

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import pytest
+from zarr.abc.store import RangeByteRequest
 from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, buffer, read
@@ -116,8 +117,54 @@ async def test_a_file_is_shown_by_namespace_the_largest_first(path: Path) -> Non
     assert "2 values, 400 B" in page.words
 
 
+@pytest.mark.parametrize("persist_ranges", [False, True])
+async def test_ranges_in_the_file_and_in_memory_are_shown(
+    path: Path, *, persist_ranges: bool
+) -> None:
+    kept = SqliteStore(path)
+    stores = [
+        CacheStore(
+            await source(a=bytes(4096), b=bytes(1024)),
+            cache_store=kept,
+            namespace="era5",
+            max_size=8192,
+            persist_ranges=each,
+        )
+        for each in (persist_ranges, not persist_ranges)
+    ]
+    await read(stores[0], "b")
+    await read(stores[0], "a", RangeByteRequest(0, 2048))
+    await read(stores[1], "a", RangeByteRequest(2048, 3072))
+    for store in stores:
+        store.flush()
+    in_file, in_memory = (2048, 1024) if persist_ranges else (1024, 2048)
+    info = stores[0].cache_info()
+
+    page = shown(stores[0])
+    of_file = shown(kept)
+
+    assert "1 value, 1.0 KiB" in page.words
+    assert f"its ranges in the file 1 range, {in_file / 1024:.1f} KiB" in page.words
+    assert f"its ranges in memory 1 range, {in_memory / 1024:.1f} KiB" in page.words
+    assert page.widths == ["50.00%"]
+    assert f"1 value, 1 range, {(1024 + in_file) / 1024:.1f} KiB" in of_file.words
+    assert (info["ranges"], info["range_size"]) == (1, in_memory)
+    assert (info["file_ranges"], info["file_range_size"]) == (1, in_file)
+    assert info["file_size"] + info["range_size"] == info["current_size"] == 4096
+
+
+async def test_no_range_is_named_where_there_is_none(path: Path) -> None:
+    kept = SqliteStore(path)
+    store = CacheStore(await source(a=b"1"), cache_store=kept, persist_ranges=True)
+    await read(store, "a")
+    store.flush()
+
+    assert " range" not in shown(store).words
+    assert " range" not in shown(kept).words
+
+
 def test_of_many_namespaces_the_rest_is_counted() -> None:
-    page = html.shares(html.Share(f"name {n:02}", 1, n, None) for n in range(html.MAX_ROWS + 3))
+    page = html.shares(html.Share(f"name {n:02}", 1, 0, n, None) for n in range(html.MAX_ROWS + 3))
 
     assert page.count("no reads yet") == html.MAX_ROWS
     assert "and 3 more" in page

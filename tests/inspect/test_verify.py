@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, buffer, forge, open_file, restart
@@ -20,6 +21,8 @@ from zarr_cache.inspect.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from zarr.abc.store import ByteRequest
 
     from zarr_cache.file.connection import Connection
 
@@ -327,6 +330,167 @@ def test_wrong_bytes_in_the_data_file_are_reported_and_removed(path: Path) -> No
     assert problems(store) == []
 
 
+SHARD = bytes(range(256)) * 1000
+# Nothing else of the second key is kept, so the place of its last bytes is unknown.
+SPANS: list[tuple[str, ByteRequest]] = [
+    ("shard", RangeByteRequest(100, 300)),
+    ("shard", RangeByteRequest(4096, 4096 + 80_000)),
+    ("shard", OffsetByteRequest(186_000)),
+    ("another", SuffixByteRequest(16)),
+]
+
+
+def with_ranges(path: Path) -> CacheStore:
+    """A CacheStore that keeps ranges, two of them in the data file, in the file of `cache`."""
+    cache(path)
+    store = CacheStore(
+        CountingStore(MemoryStore({"shard": buffer(SHARD), "another": buffer(SHARD)})),
+        cache_store=SqliteStore(path),
+        namespace="sharded",
+        persist_ranges=True,
+    )
+    for key, span in SPANS:
+        store.get_sync(key, byte_range=span)
+    store.flush()
+    return store
+
+
+# What is done to the file, and the facts that are wrong then.
+RANGES = {
+    "bytes that differ": (
+        "UPDATE value SET data = zeroblob(200) WHERE length(data) = 200",
+        {"bytes"},
+    ),
+    "bytes that are missing": (
+        "DELETE FROM value WHERE length(data) = 200",
+        {"bytes"},
+    ),
+    "bytes of the end that differ": (
+        "UPDATE value SET data = zeroblob(16) WHERE length(data) = 16",
+        {"bytes"},
+    ),
+    "no extent": ("DELETE FROM extent WHERE length = 81920", {"bytes", "extent"}),
+    "an extent of other bytes": (
+        "UPDATE extent SET offset = (SELECT offset FROM free_extent) WHERE length = 81920",
+        {"bytes", "extent"},
+    ),
+    "another start": (
+        "UPDATE entry SET start = 101, stop = 301 WHERE start = 100",
+        {"checksum"},
+    ),
+    "a start that is not known": (
+        "UPDATE entry SET start = -2, stop = NULL, key = 'other' WHERE start = 100",
+        {"checksum"},
+    ),
+    "an end that is not known": ("UPDATE entry SET stop = NULL WHERE start = 100", {"checksum"}),
+    "an end that is known": (
+        "UPDATE entry SET stop = start + size WHERE start = 186000",
+        {"checksum"},
+    ),
+    "another size": (
+        "UPDATE entry SET size = 199, stop = 299 WHERE start = 100",
+        {"checksum", "usage", "total"},
+    ),
+    "another key": ("UPDATE entry SET key = 'other' WHERE start = 4096", {"checksum"}),
+    "another age": ("UPDATE entry SET stored_at = stored_at + 1 WHERE start = 4096", {"checksum"}),
+    "a use at no time": ("UPDATE entry SET used_at = -1 WHERE start = 4096", {"used_at"}),
+    "a revision": ("UPDATE entry SET revision = 1 WHERE start = 4096", {"revision"}),
+    "writes in flight": (
+        "UPDATE entry SET writes_in_flight = 1 WHERE start = 100",
+        {"writes_in_flight"},
+    ),
+    "no namespace": (
+        "UPDATE entry SET namespace = 77 WHERE start = 100",
+        {"entry", "usage", "total"},
+    ),
+}
+
+# The same, where the table forbids it.
+FORBIDDEN = {
+    "a value with a start": "UPDATE entry SET start = 7 WHERE kind = 'value' AND key = 'c/0'",
+    "a range without a start": "UPDATE entry SET start = -1 WHERE start = 100",
+    "an end before the last byte": "UPDATE entry SET stop = 299 WHERE start = 100",
+    "an end of unknown start": "UPDATE entry SET stop = 7 WHERE start = -2",
+}
+
+
+def test_a_file_with_ranges_has_no_problem(path: Path) -> None:
+    store = with_ranges(path)
+
+    assert problems(store) == []
+    assert store.cache_info()["file_ranges"] == len(SPANS)
+
+
+@pytest.mark.parametrize(("statement", "expected"), RANGES.values(), ids=RANGES)
+def test_a_wrong_range_is_reported_and_removed_and_nothing_else(
+    path: Path, statement: str, expected: set[str]
+) -> None:
+    store = with_ranges(path)
+    forge(path, statement)
+    found = {what for what, _ in facts(problems(store))}
+    repaired = problems(store, repair=True)
+    left = problems(store)
+    kept = store.cache_info()["file_ranges"]
+    source_of(store).reset()
+    values = [store.get_sync(key, byte_range=span) for key, span in SPANS]
+
+    assert found == expected
+    assert all(problem.is_repaired for problem in repaired), repaired
+    assert left == []
+    assert kept == len(SPANS) - 1
+    assert values == [
+        buffer(SHARD[100:300]),
+        buffer(SHARD[4096:84_096]),
+        buffer(SHARD[186_000:]),
+        buffer(SHARD[-16:]),
+    ]
+    assert source_of(store).requests.total() == 1
+    assert quarantined(path) == []
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN.values(), ids=FORBIDDEN)
+def test_a_span_that_the_table_forbids_is_damage_of_the_database(
+    path: Path, statement: str
+) -> None:
+    store = with_ranges(path)
+    forge(path, statement)
+    found = {each.what for each in problems(store)}
+    repaired = problems(store, repair=True)
+
+    assert found == {"page"}
+    assert all(problem.is_repaired for problem in repaired)
+    assert problems(store) == []
+    assert SqliteStore(path).get_sync("mine") == buffer(b"stored by hand")
+
+
+def test_wrong_bytes_of_a_range_in_the_data_file_are_reported_with_their_place(path: Path) -> None:
+    store = with_ranges(path)
+    data = path.with_name(f"{path.name}-data")
+    with open_file(path) as db:
+        query = "SELECT offset FROM extent WHERE length = 81920"
+        ((place,),) = db.execute(query)
+    with data.open("r+b") as file:
+        file.seek(place + 79_999)
+        file.write(b"\xff")
+    (found,) = problems(store)
+    repaired = problems(store, repair=True)
+
+    assert (found.what, found.key) == ("bytes", "shard")
+    assert found.expected == "bytes [4096, 84096) that were written"
+    assert [problem.is_repaired for problem in repaired] == [True]
+    assert problems(store) == []
+
+
+def test_no_range_is_copied_into_the_new_file(path: Path) -> None:
+    store = with_ranges(path)
+    forge(path, DAMAGE_BESIDE)
+    repaired = problems(store, repair=True)
+
+    assert all(problem.is_repaired for problem in repaired)
+    assert store.cache_info()["file_ranges"] == 0
+    assert SqliteStore(path).get_sync("mine") == buffer(b"stored by hand")
+
+
 def test_a_file_that_is_refused_for_a_total_is_replaced(path: Path) -> None:
     cached = cache(path)
     forge(path, "UPDATE total SET bytes = 1 WHERE kind = 'value'")
@@ -527,12 +691,13 @@ def test_of_two_rows_of_a_key_the_newer_is_copied(path: Path) -> None:
     store.set_sync("k", buffer(b"old"))
     restart(store)
     unique = "sqlite_autoindex_entry_1"
+    columns = "id, namespace, key, kind, size, stored_at, used_at, revision, checksum"
     with open_file(path) as db:
         query = "SELECT * FROM sqlite_schema WHERE name IN ('entry', ?) ORDER BY type"
         index, table = db.execute(query, (unique,)).fetchall()
         db.execute("PRAGMA writable_schema = ON")
         db.execute("DELETE FROM sqlite_schema WHERE name = ?", (unique,))
-        sql = "replace(sql, 'UNIQUE (namespace, key)', 'CHECK (true)')"
+        sql = "replace(sql, 'UNIQUE (namespace, key, start)', 'CHECK (true)')"
         db.execute(f"UPDATE sqlite_schema SET sql = {sql} WHERE name = 'entry'")  # noqa: S608 - our own
         db.commit()
     with open_file(path) as db:
@@ -540,7 +705,7 @@ def test_of_two_rows_of_a_key_the_newer_is_copied(path: Path) -> None:
         seed = checksum.of_facts("", "k", "stored", 3, 2**61)
         sums = checksum.of_blocks(seed, 0, b"new")
         db.execute(
-            "INSERT INTO entry SELECT 7, id, 'k', 'stored', 3, 1 << 61, 1 << 61, 0, 0, ?"
+            f"INSERT INTO entry ({columns}) SELECT 7, id, 'k', 'stored', 3, 1 << 61, 1 << 61, 0, ?"  # noqa: S608 - our own
             " FROM namespace WHERE name = ''",
             (seed,),
         )

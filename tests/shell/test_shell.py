@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, assert_accounts, buffer, file_cache, open_file, read
@@ -15,6 +16,8 @@ from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from zarr.abc.store import ByteRequest
 
     from tests.fakes import HeldTime
 
@@ -73,6 +76,48 @@ async def shell(path: Path, held_time: HeldTime, request: pytest.FixtureRequest)
     return shell
 
 
+SHARD = bytes(range(256)) * 1000
+
+SPANS: list[ByteRequest] = [
+    RangeByteRequest(0, 100),
+    RangeByteRequest(1000, 81_000),
+    OffsetByteRequest(186_000),
+]
+"""Two of them are in the data file."""
+
+
+class ShardShell(Shell):
+    """The same, and beside it ranges of two shards of another source are in the file."""
+
+    def __init__(self, command: list[str], path: Path) -> None:
+        super().__init__(command, path)
+        self.shards = CountingStore(MemoryStore({key: buffer(SHARD) for key in ("s/c/0", "s/c/1")}))
+        self.sharded = CacheStore(
+            self.shards, cache_store=SqliteStore(path), namespace="mur", persist_ranges=True
+        )
+
+    async def read_ranges(self) -> int:
+        """Read every range as the source has it; how many requests that took."""
+        self.shards.reset()
+        requests = [*(("s/c/0", span) for span in SPANS), ("s/c/1", SuffixByteRequest(16))]
+        found = [await read(self.sharded, key, span) for key, span in requests]
+        self.sharded.flush()
+
+        assert found == [SHARD[:100], SHARD[1000:81_000], SHARD[186_000:], SHARD[-16:]]
+        return self.shards.requests.total()
+
+
+@pytest.fixture(params=SHELLS)
+async def shard_shell(
+    path: Path, held_time: HeldTime, request: pytest.FixtureRequest
+) -> ShardShell:
+    shell = ShardShell(request.param, path)
+    held_time.step(1)
+    await shell.read_all()
+    await shell.read_ranges()
+    return shell
+
+
 def row(*columns: str) -> str:
     """One column that both shells print alike."""
     return " || ',' || ".join(columns)
@@ -89,6 +134,70 @@ async def test_the_entries_are_shown_while_the_file_is_open(shell: Shell) -> Non
         "era5,zarr.json,value,5.0 MiB,5242880",
     ]
     assert requests == 0
+
+
+async def test_ranges_are_shown_with_their_spans(shard_shell: ShardShell) -> None:
+    spans = ["ifnull(start, '-')", "ifnull(stop, '-')"]
+    columns = row("namespace", "key", "kind", *spans, "size", "bytes")
+    lines = shard_shell.run(
+        f"SELECT {columns} FROM cache_entries WHERE kind <> 'value' ORDER BY key, start"  # noqa: S608 - our own
+    )
+    of_values = shard_shell.run(
+        "SELECT DISTINCT ifnull(start, '-') || ifnull(stop, '-') FROM cache_entries"
+        " WHERE kind = 'value'"
+    )
+    usage = shard_shell.run(
+        f"SELECT {row('entries', 'size', 'bytes')} FROM cache_usage WHERE kind = 'range'"  # noqa: S608 - our own
+    )
+
+    assert [line.strip("()',\"") for line in lines] == [
+        "mur,s/c/0,range,0,100,100 B,100",
+        "mur,s/c/0,range,1000,81000,78.1 KiB,80000",
+        "mur,s/c/0,range,186000,256000,68.4 KiB,70000",
+        "mur,s/c/1,range,-16,-,16 B,16",
+    ]
+    assert [line.strip("()',") for line in of_values] == ["--"]
+    assert [line.strip("()',\"") for line in usage] == ["4,146.6 KiB,150116"]
+    assert await shard_shell.read_ranges() == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "requests", "freed"),
+    [
+        ("DELETE FROM entry", 4, 5 * 2**20 + 81_920 + 73_728),
+        ("DELETE FROM entry WHERE kind = 'range'", 4, 81_920 + 73_728),
+        ("DELETE FROM namespace WHERE name = 'mur'", 4, 81_920 + 73_728),
+        ("DELETE FROM entry WHERE key = 's/c/0'", 3, 81_920 + 73_728),
+        ("DELETE FROM entry WHERE start = 1000", 1, 81_920),
+        ("DELETE FROM entry WHERE start = 186000", 1, 73_728),
+        ("DELETE FROM entry WHERE key = 's/c/1'", 1, 0),
+    ],
+)
+async def test_ranges_that_are_deleted_give_their_space_back_and_are_fetched_again(
+    shard_shell: ShardShell, statement: str, requests: int, freed: int
+) -> None:
+    before = space(shard_shell.path)
+    shard_shell.run(statement)
+    deleted = space(shard_shell.path)
+    assert_accounts(shard_shell.path)
+    # Totals and the budget are those of what is left.
+    info = shard_shell.sharded.cache_info()
+    again = [await shard_shell.read_ranges(), await shard_shell.read_ranges()]
+    await shard_shell.read_all()
+
+    assert info["file_ranges"] == 4 - requests
+    assert info["file_range_size"] == info["current_size"]
+    assert before - deleted == freed
+    assert again == [requests, 0]
+    assert space(shard_shell.path) == before
+    assert_accounts(shard_shell.path)
+
+
+def space(path: Path) -> int:
+    """Bytes of the data file that are in use."""
+    with open_file(path) as db:
+        (used,) = db.execute("SELECT total(length) FROM extent").fetchone()
+    return int(used)
 
 
 async def test_the_usage_is_shown_while_the_file_is_open(shell: Shell) -> None:
@@ -169,7 +278,10 @@ async def test_the_totals_are_right_when_a_size_was_changed_by_hand(shell: Shell
 
 
 COLUMNS = {
-    "cache_entries": ["namespace", "key", "kind", "size", "bytes", "stored", "used"],
+    "cache_entries": [
+        *("namespace", "key", "kind", "start", "stop"),
+        *("size", "bytes", "stored", "used"),
+    ],
     "cache_usage": ["namespace", "kind", "entries", "size", "bytes"],
 }
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, buffer, open_file
@@ -20,6 +21,8 @@ from zarr_cache.file import migrate
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from zarr.abc.store import ByteRequest
 
 FOLDER = Path(__file__).parent
 
@@ -31,6 +34,13 @@ VALUES = {
     "c/1/0": bytes(range(256)) * 2**14 + b"more than a part of 4 MiB",
     "with 'quotes', é and 😀": b"a key is any text",
 }
+RANGES: list[tuple[str, ByteRequest]] = [
+    ("shard", RangeByteRequest(100, 300)),
+    ("shard", RangeByteRequest(1000, 90_000)),  # more than a block
+    ("shard", OffsetByteRequest(99_000)),
+    ("other shard", SuffixByteRequest(16)),
+]
+SHARDS = {"shard": bytes(range(250)) * 400, "other shard": b"shard" * 1000}
 STORED = {"mine/zarr.json": b"stored by hand", "mine/c/0": b"\0" * 70_000}
 
 
@@ -74,7 +84,8 @@ def printed(db: sqlite3.Connection) -> str:
 
 def source() -> CountingStore:
     """What the file is a cache of."""
-    return CountingStore(MemoryStore({key: buffer(value) for key, value in VALUES.items()}))
+    held = {**VALUES, **SHARDS}
+    return CountingStore(MemoryStore({key: buffer(value) for key, value in held.items()}))
 
 
 def cache(path: Path, of: CountingStore) -> CacheStore:
@@ -84,6 +95,7 @@ def cache(path: Path, of: CountingStore) -> CacheStore:
         cache_store=SqliteStore(path),
         namespace="s3://bucket/hierarchy.zarr",
         max_age_absent_seconds="infinity",
+        persist_ranges=True,
     )
 
 
@@ -123,6 +135,8 @@ def make() -> None:
         store = cache(path, source())
         for key in VALUES:
             store.get_sync(key)
+        for key, span in RANGES:
+            store.get_sync(key, byte_range=span)
         store.get_sync("absent")
         store.delete_sync("deleted")
         stored = SqliteStore(path)

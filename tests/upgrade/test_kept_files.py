@@ -9,6 +9,8 @@ import pytest
 from tests.fakes import open_file, restart
 from tests.upgrade.kept import (
     FOLDER,
+    RANGES,
+    SHARDS,
     STORED,
     VALUES,
     cache,
@@ -47,12 +49,19 @@ def test_what_a_kept_file_holds_is_read(path: Path, version: int) -> None:
     behind = source()
     store = cache(path, behind)
     found = {key: store.get_sync(key) for key in VALUES}
+    ranges = [store.get_sync(key, byte_range=span) for key, span in RANGES]
     absent = store.get_sync("absent")
     stored = {key: SqliteStore(path).get_sync(key) for key in STORED}
     restart(store)
 
     assert {key: value.to_bytes() for key, value in found.items() if value is not None} == VALUES
     assert {key: value.to_bytes() for key, value in stored.items() if value is not None} == STORED
+    assert [value.to_bytes() for value in ranges if value is not None] == [
+        SHARDS["shard"][100:300],
+        SHARDS["shard"][1000:90_000],
+        SHARDS["shard"][99_000:],
+        SHARDS["other shard"][-16:],
+    ]
     assert absent is None
     assert behind.requests.total() == 0
 

@@ -24,6 +24,8 @@ from zarr_cache.inspect import report
 from zarr_cache.inspect.report import Explanation, RangesExplanation
 from zarr_cache.inspect.selection import CACHED, Selection
 
+NO_WHOLE_VALUE = "the whole value is not cached: a read of it goes to the source"
+
 MAX_NAMED = 3
 """So many ranges of a key are named; there may be thousands."""
 
@@ -76,7 +78,7 @@ class _ExplainedRanges:
 
     @property
     def evicted_after(self) -> int | None:
-        """How many more bytes can be cached before the first of them is evicted."""
+        """How many more bytes can be cached before the least recently used is evicted."""
         return _evicted_after(self.room, self.ranges.bytes_before)
 
 
@@ -164,7 +166,7 @@ def _print(
     for namespace in sorted({**rows, **ranges_by_namespace}):
         say(f"  in {namespace or 'the values stored with SqliteStore'}")
         row, of_key = rows.get(namespace), ranges_by_namespace.get(namespace)
-        lines = ["no whole value is cached"] if row is None else _lines(row)
+        lines = [NO_WHOLE_VALUE] if row is None else _lines(row)
         for line in [*lines, *([] if of_key is None else _range_lines(key, of_key))]:
             say(f"    {line}")
     if below:
@@ -218,10 +220,10 @@ def _range_lines(key: str, explained: _ExplainedRanges) -> list[str]:
     if explained.is_invalidated:
         lines.append("a write could not be recorded: the next read goes to the source")
     others = _others(ranges.entries_before, ranges.bytes_before)
-    lines.append(f"the first of them is evicted after {others}")
+    lines.append(f"the least recently used is evicted after {others}")
     if explained.evicted_after is not None:
         size = format_size(explained.evicted_after)
-        lines.append(f"the first of them is evicted when {size} more are cached")
+        lines.append(f"the least recently used is evicted when {size} more are cached")
     return lines
 
 

@@ -211,7 +211,7 @@ class RangesExplanation(NamedTuple):
     used_at
         Time of the last use of any of them.
     entries_before, bytes_before
-        How much would be evicted before the first of them.
+        How much would be evicted before the least recently used of them.
     """
 
     namespace: str
