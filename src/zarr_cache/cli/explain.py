@@ -16,10 +16,10 @@ from zarr_cache.cli.terminal import (
     say,
 )
 from zarr_cache.core import ages
+from zarr_cache.core.byte_range import Span
 from zarr_cache.core.sizes import format_size
 from zarr_cache.file.invalidation import Markers
 from zarr_cache.index import evict, lookup
-from zarr_cache.core.byte_range import Span
 from zarr_cache.inspect import report
 from zarr_cache.inspect.report import Explanation, RangesExplanation
 from zarr_cache.inspect.selection import CACHED, Selection

@@ -16,8 +16,8 @@ from zarr_cache.inspect.selection import NOTHING, SELECTED, WITH_BYTES, Amount
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from zarr_cache.file.connection import Connection
     from zarr_cache.core.byte_range import Span
+    from zarr_cache.file.connection import Connection
     from zarr_cache.inspect.selection import Selection
 
 

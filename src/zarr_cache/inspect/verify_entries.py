@@ -14,9 +14,9 @@ from zarr_cache.inspect.problem import END, REVISIONS_END, Problem, checked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from zarr_cache.core.byte_range import Span
     from zarr_cache.core.checksum import ByteArray
     from zarr_cache.file.connection import Connection
-    from zarr_cache.core.byte_range import Span
     from zarr_cache.inspect.problem import Run
 
 
