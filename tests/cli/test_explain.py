@@ -220,17 +220,20 @@ def test_ranges_beside_a_tombstone_are_shown_with_it(command: Command, path: Pat
 def test_what_is_evicted_before_a_value_or_a_range_are_values_and_ranges(
     command: Command, ranged: Path
 ) -> None:
+    source = MemoryStore({"u": buffer(bytes(9000))})
+    other = CacheStore(source, cache_store=SqliteStore(ranged), namespace="u", persist_ranges=True)
+    other.get_sync("u", byte_range=RangeByteRequest(0, 8))
+    restart(other)
     with open_file(ranged) as db, db:
-        # The second of the ranges was used before every value; the others after.
-        db.execute("UPDATE entry SET used_at = 1 WHERE start = 4096")
+        db.execute("UPDATE entry SET used_at = 1 WHERE key = 'u'")
     value = command.json("explain", "t/c/0", *ERA5)["entries"][0]
     (ranges,) = json.loads(command("explain", "s/c/0", "--json").stdout)["ranges"]
-    command("evict", "--to-size", str(7196 + 216))
-    later = json.loads(command("explain", "s/c/0", "--json").stdout)["ranges"][0]
+    command("evict", "--to-size", str(70_216))
+    (left,) = json.loads(command("explain", "s/c/0", "--json").stdout)["ranges"]
 
-    assert (value["entries_before"], value["bytes_before"]) == (4, 70_000 + 2000 + 100 + 4096)
-    assert (ranges["entries_before"], ranges["bytes_before"]) == (0, 0)
-    assert (later["ranges"], later["entries_before"], later["bytes_before"]) == (2, 4, 7196)
+    assert (value["entries_before"], value["bytes_before"]) == (4, 8 + 2000 + 100 + 4096)
+    assert (ranges["entries_before"], ranges["bytes_before"]) == (5, 8 + 7196)
+    assert (left["ranges"], left["entries_before"], left["bytes_before"]) == (3, 0, 0)
 
 
 @pytest.mark.usefixtures("ranged")

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import MemoryStore
+
+from tests.fakes import buffer, restart
+from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +98,21 @@ def test_ranges_have_columns_and_count_for_the_share_and_the_times(command: Comm
         "0 0 B 3 68.6 KiB #########. 90.7 % 0 0.0 % 2023-11-14 22:21:20 2023-11-14 22:23:20 mur",
         "1 4.0 KiB 0 0 B #......... 5.3 % 0 0.0 % 2023-11-14 22:17:20 2023-11-14 22:17:20 sst",
     ]
+
+
+def test_the_times_of_a_namespace_are_those_of_its_values_and_its_ranges(
+    command: Command, filled: Path
+) -> None:
+    source = MemoryStore({"s": buffer(bytes(9000))})
+    sst = CacheStore(source, cache_store=SqliteStore(filled), namespace="sst", persist_ranges=True)
+    sst.get_sync("s", byte_range=RangeByteRequest(0, 8))
+    restart(sst)
+    reported = command.json("info")["namespaces"][2]
+
+    assert (reported["oldest"], reported["newest"]) == (
+        "2023-11-14T22:17:20.000000Z",
+        "2023-11-14T22:20:20.000000Z",
+    )
 
 
 @pytest.mark.usefixtures("ranged")
