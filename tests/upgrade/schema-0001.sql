@@ -2,7 +2,7 @@
 CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at)
 
 -- index entry_by_use of entry
-CREATE INDEX entry_by_use ON entry (kind, used_at, id, size)
+CREATE INDEX entry_by_use ON entry (ordered_as, used_at)
 
 -- index extent_by_offset of extent
 CREATE UNIQUE INDEX extent_by_offset ON extent (offset)
@@ -38,14 +38,24 @@ CREATE TABLE entry (
     id               INTEGER PRIMARY KEY,
     namespace        INTEGER NOT NULL REFERENCES namespace (id),
     key              TEXT    NOT NULL,
-    kind             TEXT    NOT NULL CHECK (kind IN ('stored', 'value', 'absent', 'tombstone')),
+    kind             TEXT    NOT NULL
+                     CHECK (kind IN ('stored', 'value', 'absent', 'tombstone', 'range')),
+    -- Of a range: its first byte, or -2 if it is the end of a value of unknown size. Otherwise -1.
+    start            INTEGER NOT NULL DEFAULT -1
+                     CHECK (start >= -2 AND (start = -1) = (kind <> 'range')),
+    -- Of a range: the byte after its last, or NULL if the value ends there.
+    stop             INTEGER CHECK (stop IS NULL OR start >= 0 AND stop = start + size),
     size             INTEGER NOT NULL CHECK (size >= 0),
     stored_at        INTEGER NOT NULL,   -- when the source was read; of a write in flight, when it began
     used_at          INTEGER NOT NULL,   -- last use
-    revision         INTEGER NOT NULL,   -- counter.revision of the last write to the key
+    revision         INTEGER NOT NULL,   -- counter.revision of the last write to the key; range: 0
     writes_in_flight INTEGER NOT NULL DEFAULT 0 CHECK (writes_in_flight >= 0),  -- to the source
     checksum         INTEGER NOT NULL,   -- XXH3 of the facts, see checksum.py
-    UNIQUE (namespace, key)
+    -- Values and ranges share one order of use.
+    ordered_as       TEXT    GENERATED ALWAYS AS (CASE kind WHEN 'range' THEN 'value' ELSE kind END),
+    -- Also how a range is found: of those that begin at a byte or before it, the last one reaches
+    -- furthest.
+    UNIQUE (namespace, key, start)
 ) STRICT
 
 -- table extent of extent
@@ -171,7 +181,12 @@ END
 -- trigger namespace_after_insert of namespace
 CREATE TRIGGER namespace_after_insert AFTER INSERT ON namespace BEGIN
     INSERT INTO usage (namespace, kind)
-    VALUES (new.id, 'stored'), (new.id, 'value'), (new.id, 'absent'), (new.id, 'tombstone');
+    VALUES
+        (new.id, 'stored'),
+        (new.id, 'value'),
+        (new.id, 'absent'),
+        (new.id, 'tombstone'),
+        (new.id, 'range');
     INSERT INTO statistics (namespace) VALUES (new.id);
 END
 
@@ -201,6 +216,8 @@ SELECT
     namespace.name AS namespace,
     entry.key AS key,
     entry.kind AS kind,
+    CASE WHEN entry.start >= 0 THEN entry.start WHEN entry.kind = 'range' THEN -entry.size END AS start,
+    CASE WHEN entry.start >= 0 THEN entry.start + entry.size END AS stop,
     CASE
         WHEN entry.size < 1024 THEN format('%d B', entry.size)
         WHEN entry.size < 1048576 THEN format('%.1f KiB', entry.size / 1024.0)
@@ -232,6 +249,7 @@ WHERE usage.entries > 0
 
 -- row of counter: (1, 1, 1)
 -- row of total: ('absent', 0, 0)
+-- row of total: ('range', 0, 0)
 -- row of total: ('stored', 0, 0)
 -- row of total: ('tombstone', 0, 0)
 -- row of total: ('value', 0, 0)
