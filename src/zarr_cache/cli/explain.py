@@ -68,7 +68,15 @@ class _Explained:
 
 @dataclass(frozen=True)
 class _ExplainedRanges:
-    """The ranges of the key in a namespace, the first of them, and the rest as of an entry."""
+    """The ranges of the key in a namespace.
+
+    Attributes
+    ----------
+    first
+        Those that are named.
+    is_invalidated, now, room
+        As of `_Explained`.
+    """
 
     ranges: RangesExplanation
     first: list[Span]
