@@ -776,6 +776,39 @@ def cached_keys(path: Path) -> set[str]:
         return {key for (key,) in db.execute("SELECT key FROM entry WHERE kind = 'value'")}
 
 
+class CachedRange(NamedTuple):
+    """A range in the file, as the view ``cache_entries`` shows it."""
+
+    key: str
+    start: int
+    stop: int | None
+
+
+CACHED_RANGES = """
+SELECT key, start, stop
+FROM cache_entries
+WHERE kind = 'range'
+ORDER BY namespace, key, start
+"""
+
+
+def cached_ranges(path: Path) -> list[CachedRange]:
+    """The ranges in the file, by key and start. That of a suffix is negative, and has no stop."""
+    with open_file(path) as db:
+        return [CachedRange(*row) for row in db.execute(CACHED_RANGES)]
+
+
+async def read_ranges(
+    store: Store, key: str, byte_ranges: Sequence[ByteRequest | None]
+) -> list[bytes | None]:
+    """What ``store.get_ranges`` returns, as bytes, in the order of the ranges."""
+    found: dict[int, Buffer | None] = {}
+    async for batch in store.get_ranges(key, byte_ranges, prototype=PROTOTYPE):
+        found.update(batch)
+    parts = [found[number] for number in range(len(byte_ranges))]
+    return [None if each is None else each.to_bytes() for each in parts]
+
+
 def writers(path: Path) -> int:
     """Writes that the file believes to be under way."""
     with open_file(path) as db:
