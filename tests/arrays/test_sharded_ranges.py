@@ -42,8 +42,8 @@ WHERE kind = 'range'
 
 
 def persisting(source: CountingStore, path: Path, **settings: Any) -> CacheStore:
-    settings = {"namespace": "sharded", "persist_ranges": True} | settings
-    return CacheStore(source, cache_store=SqliteStore(path), **settings)
+    chosen: dict[str, Any] = {"namespace": "sharded", "persist_ranges": True, **settings}
+    return CacheStore(source, cache_store=SqliteStore(path), **chosen)
 
 
 def ranges_in_data_file(path: Path) -> int:

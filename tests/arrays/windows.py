@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
     Attributes
     ----------
-    index
+    index_at
         Where the index of a shard is.
     inner, shard
         The shapes of an inner chunk and of a shard.
@@ -52,14 +52,14 @@ class Kind(NamedTuple):
         Whether by zstd, which finds little to compress here.
     """
 
-    index: str
+    index_at: str
     inner: tuple[int, int]
     shard: tuple[int, int]
     is_compressed: bool
 
     def __str__(self) -> str:
         nbytes = 4 * self.inner[0] * self.inner[1]
-        return f"index-at-{self.index}-{nbytes}-{'zstd' if self.is_compressed else 'raw'}"
+        return f"index-at-{self.index_at}-{nbytes}-{'zstd' if self.is_compressed else 'raw'}"
 
     @property
     def data(self) -> Any:
@@ -82,7 +82,7 @@ class Kind(NamedTuple):
 
     def write(self, store: Store) -> None:
         """Write the array into a group."""
-        shards: Any = {"shape": self.shard, "index_location": self.index}
+        shards: Any = {"shape": self.shard, "index_location": self.index_at}
         zarr.create_array(
             store,
             name=str(self),
@@ -96,8 +96,8 @@ class Kind(NamedTuple):
 
 
 KINDS = [
-    Kind(index, inner, shard, is_compressed)
-    for index in ("start", "end")
+    Kind(index_at, inner, shard, is_compressed)
+    for index_at in ("start", "end")
     # Of 1 KiB, of 16 KiB, and of 80 KiB: these are in the data file.
     for inner, shard in (((16, 16), (64, 64)), ((64, 64), (256, 256)), ((128, 160), (384, 480)))
     for is_compressed in (True, False)

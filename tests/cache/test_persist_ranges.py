@@ -60,8 +60,8 @@ def in_source(*keys: str) -> MemoryStore:
 
 def persisting(source: Store, path: Path, **settings: Any) -> CacheStore:
     """A store that keeps ranges in the file."""
-    settings = {"namespace": "source", "persist_ranges": True} | settings
-    return CacheStore(source, cache_store=SqliteStore(path), **settings)
+    chosen: dict[str, Any] = {"namespace": "source", "persist_ranges": True, **settings}
+    return CacheStore(source, cache_store=SqliteStore(path), **chosen)
 
 
 async def get_sync(store: Any, key: str, request: ByteRequest) -> bytes | None:
@@ -74,10 +74,16 @@ async def get_ranges(store: Store, key: str, request: ByteRequest) -> bytes | No
     return found
 
 
+def read_ranges_sync(
+    store: Store, key: str, byte_ranges: Sequence[ByteRequest | None]
+) -> Awaitable[Any]:
+    """As `read_ranges`, through the sync surface, in a thread."""
+    return asyncio.to_thread(store.get_ranges_sync, key, byte_ranges, prototype=PROTOTYPE)
+
+
 async def get_ranges_sync(store: Store, key: str, request: ByteRequest) -> bytes | None:
-    arguments = (store.get_ranges_sync, key, [request])
-    ((_, found),) = await asyncio.to_thread(*arguments, prototype=PROTOTYPE)
-    return None if found is None else found.to_bytes()
+    ((_, found),) = await read_ranges_sync(store, key, [request])
+    return None if found is None else bytes(found.to_bytes())
 
 
 METHODS: dict[Ask, str] = {
@@ -222,7 +228,11 @@ async def test_a_range_that_reaches_the_end_tells_the_size(path: Path, reader: R
 async def test_an_index_of_a_shard_at_its_start_and_one_at_its_end_are_found(path: Path) -> None:
     source = CountingStore(in_source())
     store = persisting(source, path)
-    requests = [RangeByteRequest(0, 68), SuffixByteRequest(68), RangeByteRequest(68, 500)]
+    requests: list[ByteRequest] = [
+        RangeByteRequest(0, 68),
+        SuffixByteRequest(68),
+        RangeByteRequest(68, 500),
+    ]
     for request in requests:
         await read(store, KEY, request)
     restart(store)
@@ -341,13 +351,6 @@ async def test_a_range_is_not_kept_beside_the_whole_value(path: Path) -> None:
 
     assert await part == DATA[5:10]
     assert (cached_ranges(path), cached_keys(path)) == ([], {KEY})
-
-
-def read_ranges_sync(
-    store: Store, key: str, byte_ranges: Sequence[ByteRequest | None]
-) -> Awaitable[Any]:
-    """As `read_ranges`, through the sync surface, in a thread."""
-    return asyncio.to_thread(store.get_ranges_sync, key, byte_ranges, prototype=PROTOTYPE)
 
 
 @pytest.mark.parametrize("read_all", [read_ranges, read_ranges_sync])

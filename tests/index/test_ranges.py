@@ -21,6 +21,7 @@ from tests.fakes import (
 )
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.ages import EVER
+from zarr_cache.core.byte_range import Span
 from zarr_cache.index import lookup, ranges
 
 if TYPE_CHECKING:
@@ -36,15 +37,15 @@ KEY = "c/0"
 
 FEW, MANY = 10, 100_000
 
-# One byte in two of the value, so that no range lies inside another, and then the last 100 bytes.
+# One byte in two of the value.
 FILL = """
 WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < :number)
 INSERT INTO entry (
     namespace, key, kind, start, stop, size, stored_at, used_at, revision, checksum
 )
-SELECT
-    (SELECT id FROM namespace WHERE name = 'source'), :key, 'range', 2 * n, 2 * n + 1, 1, 5, n, 0, 0
-FROM number
+SELECT id, :key, 'range', 2 * n, 2 * n + 1, 1, 5, n, 0, facts(2 * n)
+FROM number, namespace
+WHERE name = 'source'
 """
 
 
@@ -61,6 +62,10 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> dict[int, SqliteStore
 
 
 def fill(connection: Connection, number: int) -> None:
+    def facts(start: int) -> int:
+        return ranges.facts_of("source", KEY, Span(start, 1, reaches_end=False), 5)
+
+    connection.create_function("facts", 1, facts)
     with connection.writing():
         connection.execute(lookup.NEW_NAMESPACE, {"namespace": "source"})
         connection.execute(FILL, {"key": KEY, "number": number})

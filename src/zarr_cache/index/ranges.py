@@ -70,7 +70,7 @@ WHERE namespace.name = ?
 """
 
 LAST_PLACE = """
-SELECT id, start, stop, size, stored_at
+SELECT id, start, stop, size, stored_at, checksum
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
@@ -82,13 +82,12 @@ LIMIT 1
 # `+kind` is not looked up in an index. Otherwise SQLite takes entry_by_age, and walks all ranges of
 # the namespace.
 HAS_ANY = """
-SELECT 1
+SELECT id, start, stop, size, stored_at, checksum
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
   AND +kind = 'range'
   AND stored_at > :fresh_after
-LIMIT 1
 """
 
 REMOVE = """
@@ -153,7 +152,7 @@ RETURNING id
 """
 
 LIST = """
-SELECT key, id, start, stop, size
+SELECT key, id, start, stop, size, stored_at, checksum
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key >= :prefix
@@ -188,9 +187,8 @@ class FoundRange(NamedTuple):
 
     @property
     def has_integers(self) -> bool:
-        """Whether the columns of which `span` is made, and its time, are integers."""
-        numbers = (self.start, self.size, self.stored_at, self.stop or 0)
-        return all(type(each) is int for each in numbers)
+        """Whether the columns of `span`, and its time, are integers."""
+        return _are_integers(self.start, self.size, self.stored_at, self.stop or 0)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -205,9 +203,32 @@ class FoundRange(NamedTuple):
         return span_of_row(self.start, self.stop, self.size)
 
 
+def _are_integers(*columns: object) -> bool:
+    """Whether they are: on a damaged page, a column may have another type than its table allows."""
+    return all(type(each) is int for each in columns)
+
+
 def span_of_row(start: int, stop: int | None, size: int) -> Span:
     """Which bytes a row of the table ``entry`` has."""
     return Span(start if start >= 0 else None, size, reaches_end=stop is None)
+
+
+class _Row(NamedTuple):
+    """The facts of a range, without its bytes."""
+
+    entry: int
+    start: int
+    stop: int | None
+    size: int
+    stored_at: int
+    checksum: int
+
+    def span_in(self, namespace: str, key: str) -> Span | None:
+        """Which bytes of the key's value it has; None if the row is not what was written."""
+        if not _are_integers(self.start, self.size, self.stored_at, self.stop or 0):
+            return None
+        span = span_of_row(self.start, self.stop, self.size)
+        return span if facts_of(namespace, key, span, self.stored_at) == self.checksum else None
 
 
 def find(
@@ -259,20 +280,22 @@ def make_place(
 ) -> bool:
     """Remove the ranges that a response of `size` bytes replaces: those inside it, and stale ones.
 
-    False if a fresh range has all its bytes: then nothing is removed.
+    So are damaged ones. False if a fresh range has all its bytes: then nothing is removed.
     """
     of_key = {"namespace": namespace, "key": key}
     replaced = []
     for first, latest, _ in _where(request):
         interval = {**of_key, "first": first, "last": latest}
         while row := connection.execute(LAST_PLACE, interval).fetchone():
-            entry, start, stop, nbytes, stored_at = row
-            if span_of_row(start, stop, nbytes).part_for(request) is None:
-                break
-            if stored_at > fresh_after:
-                return False
-            replaced.append({"entry": entry})
-            interval["last"] = start - 1
+            found = _Row(*row)
+            span = found.span_in(namespace, key)
+            if span is not None:
+                if span.part_for(request) is None:
+                    break
+                if found.stored_at > fresh_after:
+                    return False
+            replaced.append({"entry": found.entry})
+            interval["last"] = found.start - 1
     connection.executemany(REMOVE, replaced)
     span = span_of(request, size)
     if span.start is not None:
@@ -342,13 +365,14 @@ def known(connection: Connection, namespace: str, key: str, fresh_after: int) ->
     """What the fresh ranges of the key in the file show: an operation."""
     of_key = {"namespace": namespace, "key": key}
     fresh = {**of_key, "fresh_after": fresh_after}
-    has_any = connection.execute(HAS_ANY, fresh).fetchone() is not None
-    last = connection.execute(LAST_PLACE, {**of_key, "first": 0, "last": END}).fetchone()
-    size = None
-    if last is not None:
-        _, start, stop, nbytes, stored_at = last
-        size = start + nbytes if stop is None and stored_at > fresh_after else None
-    return KnownRanges(has_any, size)
+    rows = map(_Row._make, connection.execute(HAS_ANY, fresh))
+    has_any = any(row.span_in(namespace, key) is not None for row in rows)
+    for last in connection.execute(LAST_PLACE, {**of_key, "first": 0, "last": END}):
+        row = _Row(*last)
+        span = row.span_in(namespace, key)
+        if span is not None and span.reaches_end and row.stored_at > fresh_after:
+            return KnownRanges(has_any, span.stop)
+    return KnownRanges(has_any, None)
 
 
 class ListedRange(NamedTuple):
@@ -369,6 +393,9 @@ def list_ranges(
         "fresh_after": fresh_after,
     }
     found: dict[str, list[ListedRange]] = {}
-    for key, entry, start, stop, size in connection.execute(LIST, parameters):
-        found.setdefault(key, []).append(ListedRange(entry, span_of_row(start, stop, size)))
+    for key, *facts in connection.execute(LIST, parameters):
+        row = _Row(*facts)
+        span = row.span_in(namespace, key)
+        if span is not None:
+            found.setdefault(key, []).append(ListedRange(row.entry, span))
     return found

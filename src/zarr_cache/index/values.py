@@ -249,9 +249,11 @@ def locate(
     for first, offset, length in connection.execute(
         EXTENTS, {"entry": entry, "start": start, "stop": stop}
     ).fetchall():
-        end = min(first + length, stop)
-        if not (type(first) is type(offset) is type(length) is int) or not first <= at < end:
+        # On a damaged page, a column may have another type than its table allows.
+        are_integers = type(first) is type(offset) is type(length) is int
+        if not are_integers or not first <= at < min(first + length, stop):
             raise DamagedValueError("its extents are not consecutive")
+        end = min(first + length, stop)
         extents.append(Extent(offset + at - first, end - at))
         at = end
     if at != stop:
