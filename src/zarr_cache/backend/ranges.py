@@ -263,6 +263,14 @@ class RangeCache:
             if entry in self._by_use:
                 self._remove(entry)
 
+    def discard_copy(self, namespace: str, key: str, request: ByteRequest) -> None:
+        """Remove the response to the same request, if it is here: the file has its bytes."""
+        with self._lock:
+            value = self._values.get((namespace, key))
+            for entry in value.candidates(request) if value else ():
+                if entry.request == request:
+                    self._remove(entry)
+
     def expire(self, namespace: str, fresh_after: int) -> int:
         """Remove the entries of this time or earlier; return how many there were."""
         removed = 0

@@ -60,7 +60,7 @@ def get(
     result = yield from lookup(view, key, request)
     if result is None:
         return to_prototype(prototype, (yield from _read_source(view, key, request)))
-    data = serve_bytes(view, key, result)
+    data = serve_bytes(view, key, request, result)
     if data is None and request is not None:
         data = yield from serve_from_memory(view, key, request, result)
     if data is not None:
@@ -118,12 +118,17 @@ def _prepare(view: SourceView) -> Flow[None]:
         yield from evict.clear_cache(view)
 
 
-def serve_bytes(view: SourceView, key: str, result: LookupResult) -> Data | None:
+def serve_bytes(
+    view: SourceView, key: str, request: ByteRequest | None, result: LookupResult
+) -> Data | None:
     """The fresh bytes of the request from the file, counted as a hit."""
     state, looked_up_at, _ = result
     if state.data is None or state.kind == "stored":
         return None
     view.values.touch(view.namespace, key, state, looked_up_at)
+    if state.kind == "range" and request is not None and view.values.ranges:
+        # Another process has put it into the file since. It counts once for the budget.
+        view.values.ranges.discard_copy(view.namespace, key, request)
     view.count_hit(state.data)
     return state.data
 
@@ -198,7 +203,7 @@ def fetch(
         elif flights.ended != ended:
             # Another fetch has ended since the lookup: its response may be cached by now.
             result = yield from lookup(view, key, request)
-            data = None if result is None else serve_bytes(view, key, result)
+            data = None if result is None else serve_bytes(view, key, request, result)
             if data is None and result is not None and request is not None:
                 data = yield from serve_from_memory(view, key, request, result)
             if data is not None or (result is not None and serve_absence(view, key, result)):

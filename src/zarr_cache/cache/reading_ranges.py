@@ -112,7 +112,7 @@ def _serve_ranges(
         found = LookupResult(states[index], looked_up_at, fresh_after)
         if found.state.is_damaged:
             yield from _discard(view, found.state)
-        data = reading.serve_bytes(view, key, found)
+        data = reading.serve_bytes(view, key, request, found)
         if data is None and request is not None:
             data = yield from reading.serve_from_memory(view, key, request, found)
         if data is not None:
