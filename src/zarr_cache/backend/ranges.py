@@ -56,6 +56,11 @@ class RangeEntry:
         """Which bytes of the value it has."""
         return span_of(self.request, len(self.data))
 
+    @property
+    def memory(self) -> int:
+        """How much memory it takes, in bytes."""
+        return len(self.data) + ENTRY_BYTES
+
 
 @dataclass(slots=True, eq=False)
 class _Value:

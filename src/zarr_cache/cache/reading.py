@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from zarr_cache.cache import evict
 from zarr_cache.core import ages, byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
 from zarr_cache.core.errors import CacheError, CircuitOpenError
-from zarr_cache.core.flow import call, call_async
+from zarr_cache.core.flow import call, call_async, run
 from zarr_cache.core.single_flight import Flight
 from zarr_cache.index.admit import Response
 from zarr_cache.index.ranges import KnownRanges
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
+    from zarr_cache.index.evict import Evictions
     from zarr_cache.index.lookup import Data, EntryState
 
 
@@ -298,11 +300,19 @@ def _admit_ranges(
             view.faults.note(error)
         else:
             return
-    yield from _admit_to_memory(view, key, entries, revision, asked_at)
+    if entries:
+        yield from _admit_to_memory(view, entries)
 
 
 def _persist(view: SourceView, entry: RangeEntry) -> Flow[None]:
-    """Admit a range to the file."""
+    """Admit a range to the file; if it cannot be written, it is served from memory."""
+
+    def on_done(result: Evictions | CacheError | None) -> None:
+        view.record_outcome(result)
+        if isinstance(result, CacheError):
+            with contextlib.suppress(CacheError):
+                run(_admit_to_memory(view, [entry]))
+
     response = Response(
         np.frombuffer(entry.data, np.uint8),
         entry.stored_at,
@@ -310,28 +320,22 @@ def _persist(view: SourceView, entry: RangeEntry) -> Flow[None]:
         entry.revision,
         entry.request,
     )
-    yield from view.values.admit(
-        view.namespace, entry.key, response, view.limits(), view.record_outcome
-    )
+    yield from view.values.admit(view.namespace, entry.key, response, view.limits(), on_done)
 
 
-def _admit_to_memory(
-    view: SourceView, key: str, entries: list[RangeEntry], revision: int, asked_at: int
-) -> Flow[None]:
-    """Keep ranges of a value in memory."""
-    state = yield from view.values.lookup_metadata(view.namespace, key)
-    if state.is_overtaken(revision, asked_at):
+def _admit_to_memory(view: SourceView, entries: list[RangeEntry]) -> Flow[None]:
+    """Keep ranges of one response in memory."""
+    namespace, key = view.namespace, entries[0].key
+    state = yield from view.values.lookup_metadata(namespace, key)
+    if state.is_overtaken(entries[0].revision, entries[0].stored_at):
         # A write was later than the response. The next lookup sees a write that comes after this.
         return
-    limits, ranges = view.limits(), view.values.ranges
+    limits = view.limits()
     for entry in entries:
-        ranges.add(entry, fence=state.fence)
-        evicted = ranges.evict_to(view.settings.max_memory)
-        if evicted:
-            view.statistics.add(evictions=evicted)
+        view.keep_in_memory(entry, fence=state.fence)
     # The limits may have been checked for values that are being written before these were added.
     bytes_being_written = view.values.bytes_being_written
-    state = yield from view.values.lookup_metadata(view.namespace, key)
+    state = yield from view.values.lookup_metadata(namespace, key)
     if limits.are_exceeded(state.cached_bytes + bytes_being_written):
         yield from evict.enforce(view, limits)
 
