@@ -762,6 +762,13 @@ def forge(path: Path, *statements: str) -> None:
         db.commit()
 
 
+CACHED_BYTES = """
+SELECT TOTAL(size)
+FROM entry
+WHERE kind IN ('value', 'range')
+"""
+
+
 def cached_bytes(path: Path) -> int:
     """Bytes of the values and ranges in the file, counted."""
     statement = "SELECT TOTAL(size) FROM entry WHERE kind IN ('value', 'range')"

@@ -198,7 +198,9 @@ def test_nothing_is_cached_of_a_response_that_failed(
 @each_client
 @pytest.mark.parametrize("fault", ["whole", "less"])
 @pytest.mark.parametrize("method", ["get", "get_ranges"])
+@pytest.mark.parametrize("persist_ranges", [False, True], ids=["in memory", "in the file"])
 def test_nothing_is_cached_of_a_response_to_another_request(
+    persist_ranges: bool,
     method: str,
     fault: Fault,
     client: Callable[[str], contextlib.AbstractContextManager[Store]],
@@ -213,18 +215,19 @@ def test_nothing_is_cached_of_a_response_to_another_request(
     ]
     ask = get_ranges if method == "get_ranges" else get
     with client(server.url) as source:
-        store = CacheStore(source, cache_store=SqliteStore(path))
+        store = CacheStore(source, cache_store=SqliteStore(path), persist_ranges=persist_ranges)
         server.fault = fault
         # obstore refuses most of these, and fsspec hands them on.
         with contextlib.suppress(Exception):
             sync(ask(store, asked))
         server.fault = None
+        kept = store.cache_info()["cached_keys"]
         size = sync(getsize(store))
         parts = sync(ask(store, asked))
         asked_again = server.asked
         again = sync(ask(store, asked))
 
-    assert size == len(DATA)
+    assert (kept, size) == (0, len(DATA))
     assert parts == again == [DATA[slice(*span(each, len(DATA)))] for each in asked]
     assert server.asked == asked_again
 

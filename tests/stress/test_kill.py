@@ -10,12 +10,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from zarr.abc.store import RangeByteRequest
 from zarr.storage import MemoryStore
 
-from tests.fakes import STRESS, assert_accounts, buffer, cached_bytes, cached_keys, open_file, read
+from tests.fakes import (
+    STRESS,
+    assert_accounts,
+    buffer,
+    cached_bytes,
+    cached_keys,
+    cached_ranges,
+    open_file,
+    read,
+)
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.file.identity import APPLICATION_ID
 
@@ -93,6 +103,18 @@ while True:
     store.close()
     turn += 3
 """,
+    "admits and evicts large ranges": """
+ranges = new_cache(source, path, persist_ranges=True)
+at_work()
+while True:
+    for key in LARGE:
+        for request in (
+            RangeByteRequest(turn * 997 % 1000, 100_000 + turn % 100_000),
+            RangeByteRequest(200_000, 200_000 + turn % 9000),
+        ):
+            ranges.get_sync(key, byte_range=request)
+    turn += 1
+""",
     "lowers the budget": """
 at_work()
 while True:
@@ -106,6 +128,8 @@ while True:
 
 KEYS = [str(number) for number in range(60)]
 
+LARGE = KEYS[::7]
+
 
 def value(key: str) -> bytes:
     """Of 1 byte to some pages and, of one in seven, more than can be read in one statement."""
@@ -116,8 +140,11 @@ def new_source() -> MemoryStore:
     return MemoryStore({key: buffer(value(key)) for key in KEYS})
 
 
-def new_cache(source: MemoryStore, path: Path, max_size: int = MAX_SIZE) -> CacheStore:
-    return CacheStore(source, cache_store=SqliteStore(path), namespace="source", max_size=max_size)
+def new_cache(
+    source: MemoryStore, path: Path, max_size: int = MAX_SIZE, **settings: Any
+) -> CacheStore:
+    cache = SqliteStore(path)
+    return CacheStore(source, cache_store=cache, namespace="source", max_size=max_size, **settings)
 
 
 def start(script: str, path: Path, turn: int) -> subprocess.Popen[str]:
@@ -161,13 +188,18 @@ async def test_a_process_that_is_killed_while_it(path: Path, script: str) -> Non
         # Nothing has opened it since: what is asserted is what the process has left.
         assert cached_bytes(path) <= MAX_SIZE, (SEED, turn)
         assert_accounts(path)
-        keys = cached_keys(path)
+        keys, ranges = cached_keys(path), cached_ranges(path)
         store = new_cache(MemoryStore(), path)
         found = {key: await read(store, key) for key in keys}
+        parts = [
+            await read(store, each.key, RangeByteRequest(each.start, each.stop or 0))
+            for each in ranges
+        ]
         stats = store.cache_stats()
         store.close()
 
         assert found == {key: value(key) for key in keys}, (SEED, turn)
+        assert parts == [value(key)[start:stop] for key, start, stop in ranges], (SEED, turn)
         assert (stats["damaged"], stats["faults"], stats["misses"]) == (0, 0, 0), (SEED, turn)
 
 
