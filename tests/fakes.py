@@ -6,6 +6,7 @@ Every fake source wraps a real store, so that what it answers is what zarr's own
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import sqlite3
 import subprocess
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from pathlib import Path
+    from types import ModuleType
 
     import pytest
     from zarr.abc.store import ByteRequest
@@ -716,6 +718,17 @@ def file_cache(store: CacheStore) -> FileCache:
     cache = store._view.values
     assert isinstance(cache, FileCache)
     return cache
+
+
+_preloaded: list[str] = []
+
+
+def preload(module: ModuleType) -> None:
+    """Let the fork server import the module once, and not each child; where there is one."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        # With those of other tests: the last list counts.
+        _preloaded.append(module.__name__)
+        multiprocessing.set_forkserver_preload(_preloaded)
 
 
 def outputs_at_once(script: str, *arguments: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +12,16 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tests.arrays import windows
 from tests.arrays.windows import CLIENTS, KINDS, Kind, read_windows
+from tests.conftest import PIPELINES
 from tests.fakes import (
+    STRESS,
     AsyncOnlyStore,
     CountingStore,
     assert_accounts,
     cached_keys,
     cached_ranges,
     open_file,
+    preload,
     restart,
 )
 from zarr_cache import CacheStore, SqliteStore
@@ -29,8 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-if METHOD == "forkserver":
-    multiprocessing.set_forkserver_preload([windows.__name__])
+preload(windows)
 
 
 IN_DATA_FILE = """
@@ -116,6 +119,10 @@ def server(folder: Path) -> Iterator[DemoServer]:
         yield server
 
 
+PAIRS = list(product(PIPELINES.values(), CLIENTS))[:: 1 if STRESS > 1 else 3]
+"""Of codec pipelines and clients: each once, or all."""
+
+
 def read_in_processes(
     server: DemoServer, client: str, pipeline: str, path: Path, number: int
 ) -> int:
@@ -136,7 +143,7 @@ def read_in_processes(
     return server.traffic().requests - before
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(("pipeline", "client"), PAIRS, indirect=["pipeline"])
 def test_over_http_a_second_process_makes_no_request_and_four_at_once_make_few(
     server: DemoServer, client: str, pipeline: str, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
-from tests.fakes import HeldStore, buffer, open_file, values
+from tests.fakes import HeldStore, buffer, open_file, preload, values
 from tests.process import children
 from tests.process.children import KEYS, Told, read_all
 from zarr_cache import CacheStore, SqliteStore
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 METHODS = multiprocessing.get_all_start_methods()
 
-if "forkserver" in METHODS:
-    # Imported once, and not by each child.
-    multiprocessing.set_forkserver_preload([children.__name__])
+preload(children)
 
 pytestmark = [
     # Python warns of any fork beside threads, and zarr and aiosqlite have theirs.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fakes import STRESS, assert_accounts, open_file
+from tests.fakes import STRESS, assert_accounts, open_file, preload
 from tests.stress import worker
 from tests.stress.worker import Ledger, Plan
 
@@ -23,8 +23,7 @@ HANG_SECONDS = 60 * STRESS
 # In a short run the children of one process that has imported everything; in a long one, each
 # imports for itself.
 METHOD = "forkserver" if STRESS == 1 and hasattr(os, "fork") else "spawn"
-if METHOD == "forkserver":
-    multiprocessing.set_forkserver_preload([worker.__name__])
+preload(worker)
 
 # One statement, so that both are of one state of the file.
 LOOK = """

@@ -6,7 +6,7 @@ import multiprocessing
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
-from tests.fakes import STRESS, assert_accounts, open_file
+from tests.fakes import STRESS, assert_accounts, open_file, preload
 from tests.stress import range_worker
 from tests.stress.range_worker import KEYS, MAX_SIZE, value
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-if METHOD == "forkserver":
-    multiprocessing.set_forkserver_preload([range_worker.__name__])
+preload(range_worker)
 
 HANG_SECONDS = 60 * STRESS
 

@@ -363,12 +363,11 @@ class KnownRanges(NamedTuple):
 
 def known(connection: Connection, namespace: str, key: str, fresh_after: int) -> KnownRanges:
     """What the fresh ranges of the key in the file show: an operation."""
-    of_key = {"namespace": namespace, "key": key}
-    fresh = {**of_key, "fresh_after": fresh_after}
-    rows = map(_Row._make, connection.execute(HAS_ANY, fresh))
+    of_key = {"namespace": namespace, "key": key, "fresh_after": fresh_after}
+    rows = map(_Row._make, connection.execute(HAS_ANY, of_key))
     has_any = any(row.span_in(namespace, key) is not None for row in rows)
-    for last in connection.execute(LAST_PLACE, {**of_key, "first": 0, "last": END}):
-        row = _Row(*last)
+    last = connection.execute(LAST_PLACE, {**of_key, "first": 0, "last": END})
+    for row in map(_Row._make, last):
         span = row.span_in(namespace, key)
         if span is not None and span.reaches_end and row.stored_at > fresh_after:
             return KnownRanges(has_any, span.stop)
