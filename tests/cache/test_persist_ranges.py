@@ -573,16 +573,41 @@ async def test_sizes_and_existence_are_not_told_by_stale_ranges(
     assert source.requests == {"get": 2, "exists": 1, "getsize": 1}
 
 
+async def test_a_fresh_range_replaces_a_stale_one_around_it_at_once(
+    path: Path, held_time: HeldTime
+) -> None:
+    source = CountingStore(in_source())
+    lasting = persisting(source, path)
+    store = persisting(source, path, max_age_seconds=10)
+    await read_many_that_are_older(lasting, source)
+    await read(lasting, KEY, RangeByteRequest(100, 5000))
+    lasting.flush()
+    held_time.step(11)
+    requests = []
+    for _ in range(2):
+        source.reset()
+        await read(store, KEY, RangeByteRequest(120, 130))
+        store.flush()
+        requests.append(source.requests.total())
+
+    assert requests == [1, 0]
+    assert spans(path) == [(120, 130)]
+
+
+async def read_many_that_are_older(store: CacheStore, source: CountingStore) -> None:
+    """Give expiry much to do before it comes to other keys."""
+    for number in range(3 * evict.MAX_AT_ONCE):
+        await source.set(f"stale/{number}", buffer(DATA))
+        await read(store, f"stale/{number}", RangeByteRequest(0, 1))
+
+
 async def test_a_stale_large_range_does_not_hide_a_fresh_smaller_one_for_ever(
     path: Path, held_time: HeldTime
 ) -> None:
     source = CountingStore(in_source())
     lasting = persisting(source, path)
     store = persisting(source, path, max_age_seconds=10)
-    # Of another source, so that expiry has much to do before it comes to this key.
-    for number in range(3 * evict.MAX_AT_ONCE):
-        await source.set(f"stale/{number}", buffer(DATA))
-        await read(lasting, f"stale/{number}", RangeByteRequest(0, 1))
+    await read_many_that_are_older(lasting, source)
     await read(lasting, KEY, RangeByteRequest(100, 5000))
     await read(lasting, KEY, OffsetByteRequest(5000))
     lasting.flush()
