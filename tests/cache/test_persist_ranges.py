@@ -353,6 +353,21 @@ async def test_a_range_is_not_kept_beside_the_whole_value(path: Path) -> None:
     assert (cached_ranges(path), cached_keys(path)) == ([], {KEY})
 
 
+async def test_a_range_is_not_kept_beside_a_later_absence(path: Path) -> None:
+    held = HeldStore(in_source())
+    store = persisting(held, path, max_age_absent_seconds=60)
+    gate = held.hold_after("get")
+    async with stopped_at(gate, read(store, KEY, RangeByteRequest(5, 10))) as part:
+        # By a process without a cache.
+        await held.delete(KEY)
+        absent = await read(store, KEY)
+        store.flush()
+
+    assert (await part, absent) == (DATA[5:10], None)
+    assert cached_ranges(path) == []
+    assert store.cache_info()["absent_keys"] == 1
+
+
 @pytest.mark.parametrize("read_all", [read_ranges, read_ranges_sync])
 async def test_kept_is_what_was_asked_for_where_pieces_came_in_one_response(
     path: Path, read_all: Callable[..., Awaitable[Any]]
