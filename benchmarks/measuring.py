@@ -47,6 +47,10 @@ class Scale:
         How many of the values of `disk` there are, as a share.
     fast_chunks
         Of the array that is read from a fast source.
+    windows
+        Of a sharded array, that are read for the first time.
+    read_bytes
+        Of inner chunks that are read to see what memory they take.
     """
 
     rounds: int
@@ -59,12 +63,14 @@ class Scale:
     hits: int
     disk: float
     fast_chunks: int
+    windows: int
+    read_bytes: int
 
 
 SCALES = {
-    "full": Scale(11, 0.1, 5, 2048, 256, 10**6, GIB, 10_000, 1, 256),
-    "quick": Scale(5, 0.05, 5, 2048, 256, 10**5, 256 * MIB, 10_000, 0.5, 64),
-    "smallest": Scale(1, 0, 2, 512, 16, 3_000, 16 * MIB, 2_000, 0, 4),
+    "full": Scale(11, 0.1, 5, 2048, 256, 10**6, GIB, 10_000, 1, 256, 2_000, 4 * 10**9),
+    "quick": Scale(5, 0.05, 5, 2048, 256, 10**5, 256 * MIB, 10_000, 0.5, 64, 400, 2 * 10**9),
+    "smallest": Scale(1, 0, 2, 512, 16, 3_000, 16 * MIB, 2_000, 0, 4, 16, 10**7),
 }
 
 

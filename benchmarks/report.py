@@ -20,6 +20,7 @@ IMAGES = DOCS / "images"
 TITLES = {
     "hits": "Hits",
     "arrays": "Warm arrays",
+    "ranges": "Byte ranges",
     "cold_read": "Cold reads",
     "fast_sources": "Fast sources",
     "disk": "Larger than memory",

@@ -20,6 +20,7 @@ from measuring import SCALES, Bench, Row, print_rows
 GROUPS = (
     "hits",
     "arrays",
+    "ranges",
     "cold_read",
     "fast_sources",
     "disk",
