@@ -89,8 +89,8 @@ def steps(connection: Connection, work: Callable[[Connection], object]) -> int:
 
 
 def find(connection: Connection, request: ByteRequest) -> list[FoundRange]:
-    found = ranges.find(connection, "source", KEY, request, EVER, 1000, 2000)
-    return list(found)
+    found = ranges.find(connection, "source", KEY, [*ranges.places_of(request)], EVER, 1000)
+    return [each for each in found if each is not None]
 
 
 REQUESTS: list[ByteRequest] = [

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zarr_cache.core import checksum
 from zarr_cache.core.checksum import DamagedValueError
+from zarr_cache.core.errors import is_code
 from zarr_cache.disk.data_file import Extent
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator
 
     from zarr_cache.core.checksum import ByteArray
+    from zarr_cache.file.connection import Connection
 
 
 PART = 64 * checksum.BLOCK
@@ -114,6 +116,31 @@ def verify(identity_checksum: int, first: int, data: bytes, checksums: bytes) ->
     """Raise a DamagedValueError unless `data` has the checksums that were written with it."""
     if checksum.of_blocks(identity_checksum, first, data) != checksums:
         raise DamagedValueError(f"block {first} or one after it")
+
+
+def read_any(
+    connection: Connection,
+    entry: int,
+    identity_checksum: int,
+    size: int,
+    start: int,
+    stop: int,
+    first: tuple[int | None, int | None, bytes],
+) -> bytes | ByteArray:
+    """As `read`, with the row, length and checksums of the first part, if they are known."""
+    if size > PART:
+        # One transaction, so that all parts are of the same value.
+        with connection.reading():
+            return read(connection, entry, identity_checksum, size, start, stop)
+    part, length, sums = first
+    if part is None or length != size:
+        raise DamagedValueError("the value is missing or has another length")
+    try:
+        return read_blob(connection, part, identity_checksum, 0, size, sums, start, stop)
+    except sqlite3.OperationalError as error:
+        if is_code(error, sqlite3.SQLITE_ERROR):
+            raise DamagedValueError("the value was removed") from error
+        raise
 
 
 def read(
@@ -235,7 +262,12 @@ def delete(connection: sqlite3.Connection, entry: int) -> None:
 
 
 def locate(
-    connection: sqlite3.Connection, entry: int, size: int, start: int, stop: int
+    connection: sqlite3.Connection,
+    entry: int,
+    size: int,
+    start: int,
+    stop: int,
+    head: tuple[int | None, int | None, bytes | None] = (None, None, None),
 ) -> tuple[list[Extent], bytes]:
     """Where in the data file the bytes ``[start, stop)`` of an entry are, and their checksums.
 
@@ -243,7 +275,15 @@ def locate(
     ----------
     start, stop
         Each the start of a block, or the end of the value.
+    head
+        Offset and length of its first extent and checksums of its first part, if they are known.
     """
+    begin, nbytes, sums_of_part = head
+    is_known = type(begin) is type(nbytes) is int and isinstance(sums_of_part, bytes)
+    if is_known and stop <= min(nbytes or 0, PART):
+        one, last = start // checksum.BLOCK, -(-stop // checksum.BLOCK)
+        where = Extent((begin or 0) + start, stop - start)
+        return [where], (sums_of_part or b"")[one * checksum.LENGTH : last * checksum.LENGTH]
     extents = []
     at = start
     for first, offset, length in connection.execute(
