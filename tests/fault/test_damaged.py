@@ -7,6 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import MemoryStore
 
 from tests.fakes import PROTOTYPE, buffer, cached_bytes, is_cache_file, open_file, restart
 from tests.fault.children import run_child
@@ -23,7 +25,7 @@ from tests.fault.sources import (
     told,
     write_some,
 )
-from zarr_cache import SqliteStore
+from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.errors import FileDamagedError
 from zarr_cache.file import connection
 
@@ -313,6 +315,29 @@ async def test_one_damaged_value_is_removed_and_the_file_stays(
     assert store.cache_stats()["faults"] == 0
     assert others_in(tmp_path) == []
     assert told(warned) == []
+
+
+@pytest.mark.parametrize("persist_ranges", [False, True])
+def test_a_damaged_entry_counts_once_however_many_ranges_are_read(
+    path: Path, *, persist_ranges: bool
+) -> None:
+    source = MemoryStore({"k": buffer(b"0123456789")})
+    cache = SqliteStore(path)
+    store = CacheStore(source, cache_store=cache, persist_ranges=persist_ranges, namespace="s")
+    store.get_sync("k")
+    store.flush()
+    with open_file(path) as db:
+        db.execute("UPDATE entry SET stored_at = stored_at - 1 WHERE kind = 'value'")
+        db.commit()
+    wanted = [RangeByteRequest(start, start + 2) for start in (0, 4, 8)]
+    found = store.get_ranges_sync("k", wanted, prototype=PROTOTYPE)
+
+    assert {index: piece and piece.to_bytes() for index, piece in found} == {
+        0: b"01",
+        1: b"45",
+        2: b"89",
+    }
+    assert store.cache_stats()["damaged"] == 1
 
 
 CUT_WHILE_OPEN = """

@@ -98,7 +98,7 @@ def lookup(
             if state.is_damaged:
                 view.statistics.add(damaged=1)
                 yield from values.discard(state)
-                state = state._replace(entry=None, kind=None, data=None)
+                state = state._replace(entry=None, kind=None, data=None, is_damaged=False)
             is_ahead = state.entry is not None and state.stored_at > now
             if is_ahead and values.clock().catch_up(state.stored_at):
                 # With the earlier time, the entry would be fresh for too long.
