@@ -119,19 +119,22 @@ class FileLookups(ValueCache):
 
     @override
     def lookup_many(
-        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
+        self,
+        namespace: str,
+        key: str,
+        requests: Sequence[ByteRequest | None],
+        fresh_after: int,
+        row: EntryState,
     ) -> Flow[list[EntryState]]:
         waiting = self._queue.response(namespace, key)
-        waiting_ranges = [
-            self._waiting_range(namespace, key, each, fresh_after) for each in requests
-        ]
+        waiting_ranges = self._waiting_ranges(namespace, key, requests, fresh_after)
         arguments = (namespace, key, requests, fresh_after)
         may_wait = running_loop() is None
         lookup_many = partial(lookup.lookup_many, may_wait=may_wait)
         if len(requests) > MAX_RANGES_ON_LOOP:
-            found = yield from self._reads.flow(lookup_many, *arguments)
+            found = yield from self._reads.flow(lookup_many, *arguments, row)
         else:
-            found = self._reads.run(lookup_many, *arguments)
+            found = self._reads.run(lookup_many, *arguments, row)
         if waiting is not None:
             found = [
                 each
@@ -139,13 +142,22 @@ class FileLookups(ValueCache):
                 else waiting.overlay_on(each, request, fresh_after)
                 for each, request in zip(found, requests, strict=True)
             ]
-        found = [
-            each
-            if each.data is not None or each.read is not None or waiting_range is None
-            else _with_range(each, *waiting_range)
-            for each, waiting_range in zip(found, waiting_ranges, strict=True)
-        ]
+        for index, waiting_range in waiting_ranges.items():
+            if found[index].data is None and found[index].read is None:
+                found[index] = _with_range(found[index], *waiting_range)
         return (yield from self._with_bytes(found, *arguments))
+
+    def _waiting_ranges(
+        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
+    ) -> dict[int, tuple[RangeEntry, Data]]:
+        """Those of the queue, by the index of the request whose bytes they have."""
+        if not self._queue.has_ranges:
+            return {}
+        found = {
+            index: self._waiting_range(namespace, key, request, fresh_after)
+            for index, request in enumerate(requests)
+        }
+        return {index: each for index, each in found.items() if each is not None}
 
     def _with_bytes(
         self,

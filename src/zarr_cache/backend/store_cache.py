@@ -168,8 +168,14 @@ class StoreCache(ValueCache):
 
     @override
     def lookup_many(
-        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
+        self,
+        namespace: str,
+        key: str,
+        requests: Sequence[ByteRequest | None],
+        fresh_after: int,
+        row: EntryState,
     ) -> Flow[list[EntryState]]:
+        _ = row
         found = yield from self.lookup(namespace, key, None, fresh_after)
         return [_part(found, request) for request in requests]
 

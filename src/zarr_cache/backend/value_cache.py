@@ -101,9 +101,14 @@ class ValueCache(ABC):
 
     @abstractmethod
     def lookup_many(
-        self, namespace: str, key: str, requests: Sequence[ByteRequest | None], fresh_after: int
+        self,
+        namespace: str,
+        key: str,
+        requests: Sequence[ByteRequest | None],
+        fresh_after: int,
+        row: EntryState,
     ) -> Flow[list[EntryState]]:
-        """The result of `lookup` for each request."""
+        """The result of `lookup` for each request; `row` is that of a `lookup_metadata` before."""
 
     @abstractmethod
     def lookup_metadata(self, namespace: str, key: str) -> Flow[EntryState]:

@@ -103,7 +103,7 @@ def _serve_ranges(
     if state.has_bytes(fresh_after) or state.file_ranges:
         try:
             states = yield from view.values.lookup_many(
-                view.namespace, key, byte_ranges, fresh_after
+                view.namespace, key, byte_ranges, fresh_after, state
             )
         except CacheError as error:
             view.faults.note(error)

@@ -336,11 +336,11 @@ def lookup_many(
     key: str,
     requests: Sequence[ByteRequest | None],
     fresh_after: int,
+    row: EntryState,
     *,
     may_wait: bool = True,
 ) -> list[EntryState]:
-    """`lookup` for each request, in their order."""
-    row = lookup_metadata(connection, namespace, key)
+    """`lookup` for each request, in their order. `row` is that of the key, from a moment before."""
     wanted = [each for each in requests if isinstance(each, RangeByteRequest)]
     many: list[Located | None] = [None] * len(requests)
     if len(wanted) == len(requests) and not row.has_bytes(fresh_after):
