@@ -698,6 +698,23 @@ async def test_a_range_in_the_memory_of_one_store_goes_to_the_file_when_a_persis
     assert before["current_size"] == after["current_size"] == 1530
 
 
+async def test_two_requests_of_one_read_are_served_from_one_range_that_goes_to_the_file(
+    path: Path,
+) -> None:
+    source = CountingStore(in_source())
+    await read(persisting(source, path, persist_ranges=False), KEY, RangeByteRequest(10, 300))
+    store = persisting(source, path)
+    source.reset()
+    requests = [RangeByteRequest(10, 20), RangeByteRequest(20, 30)]
+    batches = store.get_ranges(KEY, requests, prototype=PROTOTYPE)
+    found = {place: each and each.to_bytes() async for batch in batches for place, each in batch}
+    info = store.cache_info()
+
+    assert found == {0: DATA[10:20], 1: DATA[20:30]}
+    assert source.requests.total() == 0
+    assert [info[name] for name in NUMBERS] == [0, 0, 1, 290, 290]
+
+
 NUMBERS = ["ranges", "range_size", "file_ranges", "file_range_size", "file_size"]
 
 

@@ -224,5 +224,10 @@ def _with_range(found: EntryState, entry: RangeEntry, data: Data) -> EntryState:
     if found.is_overtaken(entry.revision, entry.stored_at):
         return found
     return found._replace(
-        entry=None, kind="range", size=len(entry.data), stored_at=entry.stored_at, data=data
+        entry=None,
+        kind="range",
+        size=len(entry.data),
+        stored_at=entry.stored_at,
+        data=data,
+        is_damaged=False,
     )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 from zarr.core.buffer import cpu
 
-from zarr_cache.backend.ranges import RangeEntry
-from zarr_cache.cache import evict
+from zarr_cache.cache import evict, ranges
+from zarr_cache.cache.view import LookupResult
 from zarr_cache.core import ages, byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
-from zarr_cache.core.errors import CacheError, CircuitOpenError
-from zarr_cache.core.flow import call, call_async, run
+from zarr_cache.core.errors import CacheError
+from zarr_cache.core.flow import call, call_async
 from zarr_cache.core.single_flight import Flight
 from zarr_cache.index.admit import Response
 from zarr_cache.index.ranges import KnownRanges
@@ -26,30 +24,11 @@ if TYPE_CHECKING:
 
     from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
-    from zarr_cache.index.evict import Evictions
     from zarr_cache.index.lookup import Data, EntryState
 
 
 CACHED_KINDS = frozenset({"value", "absent"})
 """The kinds of entries that hold a response of the source."""
-
-
-class LookupResult(NamedTuple):
-    """What a lookup found.
-
-    Attributes
-    ----------
-    state
-        The entry of the key, with the bytes of the request if its value is cached and fresh.
-    looked_up_at
-        When, as a timestamp of the clock of the file.
-    fresh_after
-        A value stored at this time or earlier was stale then.
-    """
-
-    state: EntryState
-    looked_up_at: int
-    fresh_after: int
 
 
 def get(
@@ -62,9 +41,7 @@ def get(
     result = yield from lookup(view, key, request)
     if result is None:
         return to_prototype(prototype, (yield from _read_source(view, key, request)))
-    data = serve_bytes(view, key, request, result)
-    if data is None and request is not None:
-        data = yield from serve_from_memory(view, key, request, result)
+    data = yield from _serve(view, key, request, result)
     if data is not None:
         return to_buffer(prototype, data)
     if serve_absence(view, key, result):
@@ -135,33 +112,18 @@ def serve_bytes(
     return state.data
 
 
-def serve_from_memory(
-    view: SourceView, key: str, request: ByteRequest, result: LookupResult
+def _serve(
+    view: SourceView, key: str, request: ByteRequest | None, result: LookupResult
 ) -> Flow[Data | None]:
-    """The fresh bytes of the request from memory, counted as a hit."""
-    state, looked_up_at, fresh_after = result
-    found = view.values.ranges.get(
-        view.namespace,
-        key,
-        request,
-        fence=state.fence,
-        fresh_after=fresh_after,
-        used_at=looked_up_at,
-    )
+    """The fresh bytes of the request, from the file or from memory, counted as a hit."""
+    data = serve_bytes(view, key, request, result)
+    if data is not None or request is None:
+        return data
+    found = ranges.serve_from_memory(view, key, request, result)
     if found is None:
         return None
     entry, data = found
-    view.count_hit(data)
-    if view.settings.persist_ranges:
-        # It was read by a CacheStore that does not persist, or while the file could not be written.
-        try:
-            yield from _persist(view, entry)
-        except CircuitOpenError:
-            pass  # the failure that opened the circuit has been noted
-        except CacheError as error:
-            view.faults.note(error)
-        else:
-            view.values.ranges.discard(entry)
+    yield from ranges.move_to_file(view, [entry])
     return data
 
 
@@ -205,9 +167,9 @@ def fetch(
         elif flights.ended != ended:
             # Another fetch has ended since the lookup: its response may be cached by now.
             result = yield from lookup(view, key, request)
-            data = None if result is None else serve_bytes(view, key, request, result)
-            if data is None and result is not None and request is not None:
-                data = yield from serve_from_memory(view, key, request, result)
+            data = None
+            if result is not None:
+                data = yield from _serve(view, key, request, result)
             if data is not None or (result is not None and serve_absence(view, key, result)):
                 buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
                 mine.complete(buffer)
@@ -250,14 +212,14 @@ def admit(
         When the source was read.
     """
     try:
-        ranges = []
+        parts = []
         for request, buffer in responses:
             if request is None or buffer is None:
                 yield from _admit_value(view, key, buffer, revision, asked_at)
             else:
-                ranges.append((request, buffer))
-        if ranges:
-            yield from _admit_ranges(view, key, ranges, revision, asked_at)
+                parts.append((request, buffer))
+        if parts:
+            yield from ranges.admit(view, key, parts, revision, asked_at)
     except CacheError as error:
         view.faults.note(error)
 
@@ -274,70 +236,6 @@ def _admit_value(
         )
     elif (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
         yield from view.values.forget(view.namespace, key, revision, asked_at)
-
-
-def _admit_ranges(
-    view: SourceView,
-    key: str,
-    ranges: list[tuple[ByteRequest, Buffer]],
-    revision: int,
-    asked_at: int,
-) -> Flow[None]:
-    """Admit ranges of a value to the file, or to memory if they are not persisted."""
-    entries = []
-    for request, buffer in ranges:
-        data = buffer.to_bytes()
-        if data and view.is_cacheable(data) and byte_range.may_be_cached(request, len(data)):
-            timestamp = view.values.clock().timestamp_ns()
-            entry = RangeEntry(view.namespace, key, request, data, asked_at, revision, timestamp)
-            entries.append(entry)
-    if view.settings.persist_ranges:
-        try:
-            for entry in entries:
-                yield from _persist(view, entry)
-        except CacheError as error:
-            # They are kept in memory, until they are used when the file can be written again.
-            view.faults.note(error)
-        else:
-            return
-    if entries:
-        yield from _admit_to_memory(view, entries)
-
-
-def _persist(view: SourceView, entry: RangeEntry) -> Flow[None]:
-    """Admit a range to the file; if it cannot be written, it is served from memory."""
-
-    def on_done(result: Evictions | CacheError | None) -> None:
-        view.record_outcome(result)
-        if isinstance(result, CacheError):
-            with contextlib.suppress(CacheError):
-                run(_admit_to_memory(view, [entry]))
-
-    response = Response(
-        np.frombuffer(entry.data, np.uint8),
-        entry.stored_at,
-        entry.used_at,
-        entry.revision,
-        entry.request,
-    )
-    yield from view.values.admit(view.namespace, entry.key, response, view.limits(), on_done)
-
-
-def _admit_to_memory(view: SourceView, entries: list[RangeEntry]) -> Flow[None]:
-    """Keep ranges of one response in memory."""
-    namespace, key = view.namespace, entries[0].key
-    state = yield from view.values.lookup_metadata(namespace, key)
-    if state.is_overtaken(entries[0].revision, entries[0].stored_at):
-        # A write was later than the response. The next lookup sees a write that comes after this.
-        return
-    limits = view.limits()
-    for entry in entries:
-        view.keep_in_memory(entry, fence=state.fence)
-    # The limits may have been checked for values that are being written before these were added.
-    bytes_being_written = view.values.bytes_being_written
-    state = yield from view.values.lookup_metadata(namespace, key)
-    if limits.are_exceeded(state.cached_bytes + bytes_being_written):
-        yield from evict.enforce(view, limits)
 
 
 def exists(view: SourceView, key: str) -> Flow[bool]:

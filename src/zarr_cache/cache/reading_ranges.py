@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr.core.buffer import cpu
 
-from zarr_cache.cache import reading
-from zarr_cache.cache.reading import LookupResult, to_prototype
+from zarr_cache.cache import ranges, reading
+from zarr_cache.cache.reading import to_prototype
+from zarr_cache.cache.view import LookupResult
 from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer
 from zarr_cache.core.errors import CacheError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
+    from zarr_cache.backend.ranges import RangeEntry
     from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.lookup import Data, EntryState
@@ -107,16 +109,22 @@ def _serve_ranges(
             )
         except CacheError as error:
             view.faults.note(error)
-    cached = {}
+    cached: dict[int, Data] = {}
+    in_memory: dict[RangeEntry, None] = {}
     for index, request in enumerate(byte_ranges):
         found = LookupResult(states[index], looked_up_at, fresh_after)
         if found.state.is_damaged:
             yield from _discard(view, found.state)
         data = reading.serve_bytes(view, key, request, found)
-        if data is None and request is not None:
-            data = yield from reading.serve_from_memory(view, key, request, found)
         if data is not None:
             cached[index] = data
+        elif request is not None:
+            served = ranges.serve_from_memory(view, key, request, found)
+            if served is not None:
+                entry, cached[index] = served
+                in_memory[entry] = None
+    # Only now: one range may have the bytes of several requests.
+    yield from ranges.move_to_file(view, in_memory)
     return cached
 
 

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.backend.ranges import RangeEntry
     from zarr_cache.backend.value_cache import ValueCache
     from zarr_cache.core.ages import Age
     from zarr_cache.index.evict import Evictions
-    from zarr_cache.index.lookup import Data
+    from zarr_cache.index.lookup import Data, EntryState
 
 
 DEFAULT_ABSENT_SECONDS = 60
@@ -53,6 +52,24 @@ class Settings(NamedTuple):
     max_age_absent_seconds: Age
     persist_ranges: bool
     max_memory: int | None
+
+
+class LookupResult(NamedTuple):
+    """What a lookup found.
+
+    Attributes
+    ----------
+    state
+        The entry of the key, with the bytes of the request if its value is cached and fresh.
+    looked_up_at
+        When, as a timestamp of the clock of the file.
+    fresh_after
+        A value stored at this time or earlier was stale then.
+    """
+
+    state: EntryState
+    looked_up_at: int
+    fresh_after: int
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -158,19 +175,6 @@ class SourceView:
             self.absent_fresh_after(now_ns),
             now_ns,
         )
-
-    def keep_in_memory(self, entry: RangeEntry, fence: int = 0) -> None:
-        """Keep a range in memory, within `max_memory`; one that is larger evicts nothing.
-
-        `fence` is the revision of the last write to the key, as far as the caller knows.
-        """
-        ranges, max_memory = self.values.ranges, self.settings.max_memory
-        if max_memory is not None and entry.memory > max_memory:
-            return
-        ranges.add(entry, fence=fence)
-        evicted = ranges.evict_to(max_memory)
-        if evicted:
-            self.statistics.add(evictions=evicted)
 
     def count_hit(self, data: Data | None) -> None:
         """Count a hit, with its bytes or for an absent key."""
