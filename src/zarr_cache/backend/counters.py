@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 MAX_PENDING = 1024
@@ -50,12 +50,17 @@ class Pending:
 
     def touch(self, entry: int, used_at: int) -> bool:
         """Record a use of the entry; return whether the uses `are_due`."""
+        return self.touch_all((entry,), used_at)
+
+    def touch_all(self, entries: Sequence[int], used_at: int) -> bool:
+        """Record a use of each entry; return whether the uses `are_due`."""
         with self._lock:
             if not self._touches:
                 self._since = used_at
             self._until = used_at
             if len(self._touches) < MAX_TOUCHES:
-                self._touches[entry] = used_at
+                for entry in entries:
+                    self._touches[entry] = used_at
             return self.are_due
 
     def take_touches(self) -> dict[int, int]:
@@ -150,11 +155,11 @@ class Statistics:
                 counts[name] += number
         self._counted().add(self)
 
-    def hit(self, nbytes: int) -> None:
-        """Count a hit and its bytes: ``add`` for what happens most."""
+    def hit(self, nbytes: int, hits: int = 1) -> None:
+        """Count hits and their bytes: ``add`` for what happens most."""
         counts = self._counts
         with _counting:
-            counts["hits"] += 1
+            counts["hits"] += hits
             counts["bytes_served"] += nbytes
         self._counted().add(self)
 

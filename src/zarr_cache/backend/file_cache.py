@@ -155,11 +155,18 @@ class FileCache(FileLookups):
 
     @override
     def touch(self, namespace: str, key: str, found: EntryState, used_at: int) -> None:
-        if found.entry is None and found.kind == "range":
-            return  # the queue has recorded the use
-        if found.entry is None:
+        self.touch_all(namespace, key, (found,), used_at)
+
+    @override
+    def touch_all(
+        self, namespace: str, key: str, found: Sequence[EntryState], used_at: int
+    ) -> None:
+        entries = [each.entry for each in found if each.entry is not None]
+        if len(entries) < len(found):
+            # Of ranges that wait, the queue has recorded the use.
             self._queue.touch(namespace, key, used_at)
-        elif self.pending.touch(found.entry, used_at) and not self._writes.breaker.is_open:
+        are_due = bool(entries) and self.pending.touch_all(entries, used_at)
+        if are_due and not self._writes.breaker.is_open:
             self._writer.wake()
 
     @override

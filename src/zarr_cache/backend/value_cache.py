@@ -165,6 +165,13 @@ class ValueCache(ABC):
     def touch(self, namespace: str, key: str, found: EntryState, used_at: int) -> None:
         """Record a use of the entry that a lookup found; it is written with others."""
 
+    def touch_all(
+        self, namespace: str, key: str, found: Sequence[EntryState], used_at: int
+    ) -> None:
+        """Record a use of each entry that lookups of the key found."""
+        for each in found:
+            self.touch(namespace, key, each, used_at)
+
     @abstractmethod
     def flush(self) -> None:
         """Write the responses that wait: when this returns, they are written, or have failed."""

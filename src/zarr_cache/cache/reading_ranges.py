@@ -110,19 +110,28 @@ def _serve_ranges(
         except CacheError as error:
             view.faults.note(error)
     cached: dict[int, Data] = {}
+    hits: list[EntryState] = []
+    nbytes = 0
     in_memory: dict[RangeEntry, None] = {}
-    for index, request in enumerate(byte_ranges):
-        found = LookupResult(states[index], looked_up_at, fresh_after)
-        if found.state.is_damaged:
-            yield from _discard(view, found.state)
-        data = reading.serve_bytes(view, key, request, found)
-        if data is not None:
-            cached[index] = data
-        elif request is not None:
-            served = ranges.serve_from_memory(view, key, request, found)
+    for index, (request, found) in enumerate(zip(byte_ranges, states, strict=True)):
+        if found.is_damaged:
+            yield from _discard(view, found)
+        elif found.data is not None and found.kind != "stored":
+            cached[index] = found.data
+            hits.append(found)
+            nbytes += len(found.data)
+            if view.values.ranges and request is not None:
+                # Another process has put it into the file since. It counts once for the budget.
+                view.values.ranges.discard_copy(view.namespace, key, request)
+        if index not in cached and request is not None:
+            at = LookupResult(found, looked_up_at, fresh_after)
+            served = ranges.serve_from_memory(view, key, request, at)
             if served is not None:
                 entry, cached[index] = served
                 in_memory[entry] = None
+    if hits:
+        view.values.touch_all(view.namespace, key, hits, looked_up_at)
+        view.statistics.hit(nbytes, len(hits))
     # Only now: one range may have the bytes of several requests.
     yield from ranges.move_to_file(view, in_memory)
     return cached
