@@ -14,7 +14,8 @@ from tests.warming.arrays import cached, rows
 from zarr_cache import CacheStore, coverage, warm
 from zarr_cache.core.flow import run
 from zarr_cache.index import lookup
-from zarr_cache.warming.coverage import list_cached, source_of
+from zarr_cache.warming.cached_chunks import list_cached
+from zarr_cache.warming.coverage import source_of
 
 if TYPE_CHECKING:
     from pathlib import Path

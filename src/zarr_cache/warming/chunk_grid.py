@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from zarr.errors import BoundsCheckError, NegativeStepError
@@ -51,7 +51,7 @@ class StoredChunks:
     """
 
     def __init__(self, array: AnyArray, selection: Selection = ...) -> None:
-        self.prefix = f"{array.path}/" if array.path else ""
+        self.prefix = prefix_of(array)
         self._encode = array.metadata.encode_chunk_key
         each = by_dimension(selection, array.ndim)
         self._places = [
@@ -69,6 +69,100 @@ class StoredChunks:
         """The keys, in order."""
         for place in itertools.product(*(places.tolist() for places in self._places)):
             yield self.prefix + self._encode(place)
+
+
+class Shard(NamedTuple):
+    """A shard that a selection touches.
+
+    Attributes
+    ----------
+    key
+        Its key.
+    where
+        The touched inner chunks of it, in an array of the shape of `Shards`.
+    inside
+        The same in an array of all inner chunks of the shard.
+    is_whole
+        Whether these are all: then zarr reads the shard as a whole.
+    """
+
+    key: str
+    where: tuple[slice, ...]
+    inside: tuple[npt.NDArray[np.intp], ...]
+    is_whole: bool
+
+
+class Shards:
+    """The shards of `array` that `selection` touches, in the order of their grid.
+
+    Parameters
+    ----------
+    per_shard
+        How many inner chunks a shard has in each dimension.
+    selection
+        As for `StoredChunks`.
+
+    Attributes
+    ----------
+    prefix
+        Prefix of the keys of the array.
+    shape
+        How many inner chunks are touched in each dimension.
+
+    Raises
+    ------
+    IndexError
+        `selection` does not fit the array.
+    """
+
+    def __init__(
+        self, array: AnyArray, per_shard: tuple[int, ...], selection: Selection = ...
+    ) -> None:
+        self.prefix = prefix_of(array)
+        self._encode = array.metadata.encode_chunk_key
+        self._chunks = math.prod(per_shard)
+        each = by_dimension(selection, array.ndim)
+        places = [
+            _touched(one, sizes, dimension)
+            for dimension, (one, sizes) in enumerate(zip(each, array.read_chunk_sizes, strict=True))
+        ]
+        self.shape = tuple(map(len, places))
+        self._parts = [
+            list(_by_shard(along, number)) for along, number in zip(places, per_shard, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return math.prod(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[Shard]:
+        for parts in itertools.product(*self._parts):
+            places, where, inside = zip(*parts, strict=True)
+            chunks = math.prod(map(len, inside))
+            key = self.prefix + self._encode(places)
+            yield Shard(key, where, np.ix_(*inside), is_whole=chunks == self._chunks)
+
+
+def _by_shard(
+    places: npt.NDArray[np.intp], number: int
+) -> Iterator[tuple[int, slice, npt.NDArray[np.intp]]]:
+    """For each shard along a dimension its index, where its inner chunks are, and their indices.
+
+    Parameters
+    ----------
+    places
+        The touched inner chunks, ascending.
+    number
+        How many inner chunks a shard has.
+    """
+    shards, starts = np.unique(places // number, return_index=True)
+    stops = np.append(starts[1:], len(places))
+    for shard, start, stop in zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True):
+        yield shard, slice(start, stop), places[start:stop] - shard * number
+
+
+def prefix_of(array: AnyArray) -> str:
+    """Prefix of the keys of the array: of its chunks and of its metadata."""
+    return f"{array.path}/" if array.path else ""
 
 
 def decoded_nbytes(array: AnyArray) -> int | None:

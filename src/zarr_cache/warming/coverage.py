@@ -1,46 +1,53 @@
-"""Which stored chunks of an array are cached."""
+"""Which chunks of an array are cached."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from zarr_cache.cache.store import CacheStore
-from zarr_cache.core.ages import NEVER
 from zarr_cache.core.flow import run
-from zarr_cache.warming.chunk_grid import StoredChunks
+from zarr_cache.index.ranges import span_of
+from zarr_cache.warming.cached_chunks import MISSING, find_inner, list_cached, list_ranges
+from zarr_cache.warming.chunk_grid import Shards, StoredChunks, prefix_of
+from zarr_cache.warming.shard_index import sharding_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from zarr.abc.store import Store
 
     from zarr_cache.cache.view import SourceView
-    from zarr_cache.core.flow import Flow
-    from zarr_cache.index.lookup import Kept
     from zarr_cache.warming.chunk_grid import AnyArray
 
 
-def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
-    """Whether each stored chunk of the array is cached and fresh: reading it makes no request.
+def coverage(array: AnyArray, *, inner: bool = False) -> npt.NDArray[np.bool_]:
+    """Whether each chunk of the array is cached and fresh: reading it makes no request.
 
-    Makes no request and reads no value: it is one query of the cache file.
+    Makes no request and reads no value: it is one query of the cache file. With `inner`, it is two,
+    and reads the cached indexes of shards.
 
     A chunk that is absent from the source counts as cached while the cache remembers the absence:
-    in arrays opened read-only, for `max_age_absent_seconds`. A shard counts only if all of it is
-    cached. Ranges of it that were read are in the memory of the process and do not count.
+    in arrays opened read-only, for `max_age_absent_seconds`.
 
     Parameters
     ----------
     array
         An array that is read through a `CacheStore`.
+    inner
+        Of a sharded array: whether to return inner chunks, not shards. A shard counts only if all
+        of it is cached. An inner chunk also counts if the index of its shard is cached, in the file
+        or in the memory of this process, and its bytes are as well, or the index says that the
+        shard does not have the chunk. Other arrays have no inner chunks: then it makes no
+        difference.
 
     Returns
     -------
     ndarray of bool
         One element for each stored chunk. Its shape is ``array.cdata_shape`` without shards, and
         the number of shards in each dimension otherwise: ``tuple(map(len,
-        array.write_chunk_sizes))``.
+        array.write_chunk_sizes))``. With `inner`, one for each inner chunk, and the shape is
+        ``tuple(map(len, array.read_chunk_sizes))``.
 
     Raises
     ------
@@ -50,24 +57,47 @@ def coverage(array: AnyArray) -> npt.NDArray[np.bool_]:
         The cache file cannot be read.
     """
     cached = source_of(array.store)
+    sharding = sharding_of(array) if inner else None
+    if sharding is not None:
+        shards = Shards(array, sharding.per_shard)
+        flow = find_inner(cached, shards, sharding, is_together=False, in_memory=True)
+        return np.not_equal(run(flow).states, MISSING)
     chunks = StoredChunks(array)
     kept = run(list_cached(cached, chunks.prefix))
     cells = (key in kept for key in chunks)
-    return np.fromiter(cells, np.bool_, count=len(chunks)).reshape(chunks.shape)
+    found = np.fromiter(cells, np.bool_, count=len(chunks)).reshape(chunks.shape)
+    return found[_stored_chunk_of_inner(array)] if inner and array.ndim else found
 
 
-def list_cached(cached: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
-    """The cached and fresh entries of this view, of the keys with this prefix."""
-    yield from cached.values.ensure_open()
-    if cached.values.invalidated.is_invalidated(cached.namespace):
-        # The next read removes the entries of the namespace.
-        return {}
-    limits = cached.limits()
-    absent_fresh_after = limits.absent_fresh_after if cached.may_serve_absences() else NEVER
-    return (
-        yield from cached.values.list_cached(
-            cached.namespace, prefix, limits.fresh_after, absent_fresh_after
-        )
+def _stored_chunk_of_inner(array: AnyArray) -> tuple[npt.NDArray[np.intp], ...]:
+    """For each inner chunk, the stored chunk that it is in."""
+    places = []
+    for stored, inner in zip(array.write_chunk_sizes, array.read_chunk_sizes, strict=True):
+        starts = np.cumsum(inner, dtype=np.int64) - np.array(inner, np.int64)
+        places.append(np.searchsorted(np.cumsum(stored, dtype=np.int64), starts, side="right"))
+    return np.ix_(*places)
+
+
+class CachedRanges(NamedTuple):
+    """How many inner chunks of shards are cached as ranges, without the indexes of the shards."""
+
+    ranges: int
+    nbytes: int
+    shards: int
+
+
+def cached_ranges(array: AnyArray) -> CachedRanges:
+    """The ranges of an array that are cached and fresh, in the file and in memory."""
+    cached, sharding = source_of(array.store), sharding_of(array)
+    if sharding is None:
+        return CachedRanges(0, 0, 0)
+    index = span_of(sharding.index_request, sharding.index_nbytes)
+    listed = run(list_ranges(cached, prefix_of(array)))
+    sizes = {key: [span.size for _, span in each if span != index] for key, each in listed.items()}
+    return CachedRanges(
+        ranges=sum(map(len, sizes.values())),
+        nbytes=sum(map(sum, sizes.values())),
+        shards=sum(map(bool, sizes.values())),
     )
 
 

@@ -1,112 +1,30 @@
-"""The keys that a selection needs, which of them are cached, and how much is to be fetched."""
+"""What warming would fetch: which chunks, and how many bytes."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache.core.flow import run_async
-from zarr_cache.warming.coverage import list_cached
+from zarr_cache.warming.cached_chunks import ABSENT, CACHED, MISSING, UNKNOWN
+from zarr_cache.warming.parts import InnerChunksPart, Values
 from zarr_cache.warming.report import WarmPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import numpy.typing as npt
+    from collections.abc import Sequence
 
     from zarr_cache.cache.store import CacheStore
     from zarr_cache.cache.view import SourceView
-    from zarr_cache.index.lookup import Kept
-    from zarr_cache.warming.chunk_grid import StoredChunks
+    from zarr_cache.warming.chunk_grid import Shard
+    from zarr_cache.warming.parts import Part
 
 
 MAX_SIZES = 32
-"""A dry run estimates the bytes of an array from the sizes of this many chunks."""
-
-MISSING, CACHED, ABSENT = range(3)
-
-
-class Part:
-    """Keys to be cached: of the stored chunks of one array, or of metadata.
-
-    Parameters
-    ----------
-    keys
-        The keys, in order.
-    prefixes
-        Prefixes of the keys: one query each.
-    nbytes
-        Bytes of each value before encoding; None if unknown.
-    is_chunks
-        Whether these are keys of chunks.
-
-    Attributes
-    ----------
-    states
-        `MISSING`, `CACHED` or `ABSENT` for each key.
-    largest
-        Bytes of the largest value so far; None before the first.
-    """
-
-    def __init__(
-        self,
-        keys: StoredChunks | Sequence[str],
-        prefixes: Sequence[str],
-        *,
-        nbytes: int | None,
-        is_chunks: bool,
-    ) -> None:
-        self._keys = keys
-        self._prefixes = prefixes
-        self.nbytes = nbytes
-        self.is_chunks = is_chunks
-        self.states = np.zeros(len(keys), np.uint8)
-        self.largest: int | None = None
-
-    @property
-    def expected(self) -> int | None:
-        """Bytes that the next value is expected to have: those of the largest so far."""
-        return self.nbytes if self.largest is None else self.largest
-
-    async def list_cached(self, cached: SourceView) -> dict[str, Kept]:
-        """The cached and fresh entries with the prefixes: of these keys and of others."""
-        found: dict[str, Kept] = {}
-        for prefix in self._prefixes:
-            found |= await run_async(list_cached(cached, prefix))
-        return found
-
-    def states_of(self, kept: Mapping[str, Kept]) -> npt.NDArray[np.uint8]:
-        """The state of each key."""
-
-        def state(key: str) -> int:
-            found = kept.get(key)
-            if found is None:
-                return MISSING
-            return ABSENT if found[1] is None else CACHED
-
-        return np.fromiter(map(state, self._keys), np.uint8, count=self.states.size)
-
-    def keys(self, state: int) -> Iterator[str]:
-        """The keys that have the state."""
-        return itertools.compress(self._keys, self.states == state)
-
-    def missing(self) -> Iterator[tuple[int, str]]:
-        """Index and key of each missing one."""
-        indices = np.flatnonzero(self.states == MISSING).tolist()
-        return zip(indices, self.keys(MISSING), strict=True)
-
-    def record_size(self, nbytes: int) -> None:
-        """Record the bytes of a value."""
-        self.largest = max(nbytes, self.largest or 0)
-
-    def count(self, state: int) -> int:
-        """How many keys have the state."""
-        return int(np.count_nonzero(self.states == state))
+"""A dry run estimates the bytes of an array from the sizes of this many values, or from the indexes
+of this many shards."""
 
 
 def count(parts: Sequence[Part], state: int) -> int:
@@ -119,57 +37,143 @@ def count_all(parts: Sequence[Part]) -> int:
     return sum(part.states.size for part in parts if part.is_chunks)
 
 
+def count_inner(parts: Sequence[Part]) -> int:
+    """How many of the chunks are inner chunks of shards."""
+    return sum(part.states.size for part in parts if isinstance(part, InnerChunksPart))
+
+
+def count_whole_shards(parts: Sequence[Part]) -> int:
+    """How many of the chunks are shards."""
+    return sum(part.states.size for part in parts if isinstance(part, Values) and part.is_shards)
+
+
+class _Need(NamedTuple):
+    """What is to be fetched of a part, or of some of it.
+
+    Attributes
+    ----------
+    requests
+        Number of requests.
+    nbytes
+        Bytes of the chunks, and of the indexes of their shards; None if unknown.
+    sizes
+        Number of chunks whose size is known.
+    is_exact
+        Whether these are all.
+    """
+
+    requests: int
+    nbytes: int | None
+    sizes: int
+    is_exact: bool
+
+
 async def plan(
     store: CacheStore, cached: SourceView, parts: Sequence[Part], max_concurrency: int
 ) -> WarmPlan:
     """What is to be fetched, from the cache file and the sizes of a few chunks."""
-    cached_bytes = sizes_asked = 0
-    nbytes: int | None = 0
-    has_sizes = _has_cheap_getsize(cached.source)
+    asking = _Asking(store, cached, asyncio.Semaphore(max_concurrency))
+    cached_bytes = 0
+    needs = []
     for part in parts:
-        kept = await part.list_cached(cached)
-        part.states = part.states_of(kept)
+        entries = await part.find_cached(cached)
         if part.is_chunks:
-            cached_bytes += sum(kept[key][1] or 0 for key in part.keys(CACHED))
-            missing = part.count(MISSING)
-            sizes = await _some_sizes(store, part, max_concurrency) if has_sizes else []
-            if sizes:
-                expected: int | None = sum(sizes) * missing // len(sizes)
-            else:
-                expected = part.nbytes and part.nbytes * missing if missing else 0
-            nbytes = None if nbytes is None or expected is None else nbytes + expected
-            sizes_asked += len(sizes)
+            cached_bytes += sum(size or 0 for _, size in entries)
+        if isinstance(part, InnerChunksPart):
+            needs += await asking.inner_chunks(part)
+        elif part.is_chunks:
+            needs.append(await asking.values(part, [unit.key for unit in part.missing()], 1))
+        else:
+            needs.append(_Need(part.count(MISSING), 0, 0, is_exact=True))
+    known = [need.nbytes for need in needs if need.nbytes is not None]
     return WarmPlan(
         chunks=count_all(parts),
         cached=count(parts, CACHED),
         cached_bytes=cached_bytes,
         absent=count(parts, ABSENT),
-        requests=sum(part.count(MISSING) for part in parts),
-        nbytes=nbytes,
-        sizes_asked=sizes_asked,
-        is_exact=sizes_asked == count(parts, MISSING),
+        requests=sum(need.requests for need in needs),
+        nbytes=sum(known) if len(known) == len(needs) else None,
+        sizes_asked=sum(need.sizes for need in needs),
+        is_exact=all(need.is_exact for need in needs),
         max_size=store.max_size,
+        whole_shards=count_whole_shards(parts),
+        inner_chunks=count_inner(parts),
     )
 
 
-async def _some_sizes(store: CacheStore, part: Part, max_concurrency: int) -> list[int]:
-    """Sizes of missing chunks spread evenly over the part; 0 for absent ones.
+class _Asking(NamedTuple):
+    """Requests for the sizes of a few values, and for the indexes of a few shards."""
 
-    An absent chunk still takes a request later: see `reading.exists`.
-    """
-    missing = part.count(MISSING)
-    chosen = set(np.linspace(0, missing - 1, min(missing, MAX_SIZES)).astype(int).tolist())
+    store: CacheStore
+    cached: SourceView
+    limit: asyncio.Semaphore
 
-    async def size_of(key: str) -> int:
-        async with limit:
+    async def values(self, part: Part, keys: Sequence[str], chunks: int) -> _Need:
+        """The need of missing values, each of so many chunks."""
+        sizes: list[int] = []
+        if _has_cheap_getsize(self.cached.source):
+            sizes = await asyncio.gather(*(self._size_of(key) for key in _some(keys)))
+        if sizes:
+            nbytes: int | None = sum(sizes) * len(keys) // len(sizes)
+        else:
+            nbytes = part.nbytes and part.nbytes * len(keys) if keys else 0
+        return _Need(len(keys), nbytes, len(sizes) * chunks, is_exact=len(sizes) == len(keys))
+
+    async def inner_chunks(self, part: InnerChunksPart) -> list[_Need]:
+        """The need of shards that are fetched as wholes, and of the other inner chunks."""
+        missing = list(part.missing())
+        whole = [shard for shard in missing if shard.is_whole]
+        partly = [shard for shard in missing if not shard.is_whole]
+        chosen = _some([shard for shard in partly if not part.is_located(shard)])
+        await asyncio.gather(*(self._read_index(part, shard) for shard in chosen))
+        located = [part.missing_in(shard)[1] for shard in partly if part.is_located(shard)]
+        exact = _Need(
+            requests=sum(map(part.sharding.count_requests, located)),
+            nbytes=sum(int(np.sum(spans[:, 1] - spans[:, 0])) for spans in located),
+            sizes=sum(map(len, located)),
+            is_exact=True,
+        )
+        keys = [shard.key for shard in whole]
+        chunks_in_each = int(np.prod(part.sharding.per_shard))
+        needs = [exact, await self.values(part, keys, chunks_in_each)]
+        others = [shard for shard in partly if not part.is_located(shard)]
+        if others:
+            needs.append(_estimate(part, others))
+        return needs
+
+    async def _size_of(self, key: str) -> int:
+        """The size of a missing value; 0 if it is absent.
+
+        An absent chunk still takes a request later: see `reading.exists`.
+        """
+        async with self.limit:
             try:
-                return await store.getsize(key)
+                return await self.store.getsize(key)
             except FileNotFoundError:
                 return 0
 
-    limit = asyncio.Semaphore(max_concurrency)
-    keys = (key for number, key in enumerate(part.keys(MISSING)) if number in chosen)
-    return await asyncio.gather(*map(size_of, keys))
+    async def _read_index(self, part: InnerChunksPart, shard: Shard) -> None:
+        async with self.limit:
+            await part.read_index(self.store, shard)
+
+
+def _estimate(part: InnerChunksPart, shards: Sequence[Shard]) -> _Need:
+    """The need of shards whose indexes have not been read, by the mean of those that have."""
+    is_known = part.spans[..., 0] != UNKNOWN
+    mean = np.mean(part.spans[is_known, 1] - part.spans[is_known, 0])
+    chunks = sum(part.states[shard.where].size for shard in shards)
+    return _Need(
+        requests=2 * len(shards),
+        nbytes=round(mean * chunks) + part.sharding.index_nbytes * len(shards),
+        sizes=0,
+        is_exact=False,
+    )
+
+
+def _some[T](each: Sequence[T]) -> list[T]:
+    """At most `MAX_SIZES` of them, spread evenly."""
+    chosen = np.linspace(0, len(each) - 1, min(len(each), MAX_SIZES)).astype(int)
+    return [each[place] for place in chosen.tolist()]
 
 
 def _has_cheap_getsize(source: Store) -> bool:

@@ -10,15 +10,21 @@ from zarr.core.buffer import default_buffer_prototype
 
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run_async
-from zarr_cache.warming.plan import ABSENT, CACHED, MISSING, count, count_all
+from zarr_cache.warming.cached_chunks import ABSENT, CACHED, MISSING
+from zarr_cache.warming.chunk_grid import Shard
+from zarr_cache.warming.parts import InnerChunksPart
+from zarr_cache.warming.plan import count, count_all, count_inner, count_whole_shards
 from zarr_cache.warming.report import WarmReport
+from zarr_cache.warming.shard_index import requests_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy.typing as npt
+
     from zarr_cache.cache.store import CacheStore
     from zarr_cache.cache.view import SourceView
-    from zarr_cache.warming.plan import Part
+    from zarr_cache.warming.parts import Part, Unit
     from zarr_cache.warming.report import Stop
 
 
@@ -29,7 +35,7 @@ class Budget:
         self._max_size = max_size
         self._used = 0
         self._under_way = 0
-        self._has_chunks = False
+        self._has_values = False
         self._changed = asyncio.Event()
 
     @property
@@ -37,14 +43,13 @@ class Budget:
         """Whether the selection uses more than the budget: a value was larger than expected."""
         return self._max_size is not None and self._used > self._max_size
 
-    def use(self, part: Part, nbytes: int) -> None:
-        """Count the bytes of a cached value."""
-        part.record_size(nbytes)
-        self._has_chunks = self._has_chunks or part.is_chunks
+    def use(self, nbytes: int, *, is_value: bool) -> None:
+        """Count the bytes of what is cached; `is_value` says whether it is a whole stored chunk."""
+        self._has_values = self._has_values or is_value
         self._used += nbytes
 
-    async def reserve(self, part: Part) -> int | None:
-        """Reserve bytes for the next value of the part; None if the budget has no room for it.
+    async def reserve(self, expected: int | None) -> int | None:
+        """Reserve bytes for a value of about this size; None if the budget has no room for it.
 
         Waits for values under way. A value of unknown size gets all the room that is left, and so
         does the first chunk of all: it may be much smaller than before encoding.
@@ -53,17 +58,37 @@ class Budget:
             return 0
         while True:
             left = max(0, self._max_size - self._used)
-            nbytes = part.expected
-            if nbytes is None or (nbytes > left and not self._has_chunks):
+            nbytes = expected
+            if nbytes is None or (nbytes > left and not self._has_values):
                 nbytes = left
             if self._used + self._under_way + nbytes <= self._max_size:
                 self._under_way += nbytes
                 return nbytes
             if not self._under_way:
                 return None
-            # Values under way may turn out smaller than reserved, or absent.
-            self._changed.clear()
-            await self._changed.wait()
+            await self._wait()
+
+    async def reserve_first(self, sizes: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Reserve bytes for ranges of these sizes: how many of the first have room, and the bytes.
+
+        Waits for values under way, unless all have room.
+        """
+        ends = np.cumsum(sizes, dtype=np.int64)
+        while True:
+            number = len(ends)
+            if self._max_size is not None:
+                left = self._max_size - self._used - self._under_way
+                number = int(np.searchsorted(ends, left, side="right"))
+            if number == len(ends) or not self._under_way:
+                nbytes = int(ends[number - 1]) if number else 0
+                self._under_way += nbytes
+                return number, nbytes
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until a value is no longer under way: it may be smaller than reserved, or absent."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def release(self, reserved: int) -> None:
         """Give a reservation back, when the value is cached, absent, or has failed."""
@@ -105,6 +130,7 @@ class WarmRun:
         self._report = report
         self._budget = Budget(store.max_size)
         self._faults = cached.statistics["faults"]
+        self._requests_at_once = 1
         self._stopped: Stop | None = None
         self._done = 0
         self._fetched = 0
@@ -114,10 +140,8 @@ class WarmRun:
         """Record what is cached, and make it the most recently used, to be evicted last."""
         values = self._cached.values
         for part in self._parts:
-            kept = await part.list_cached(self._cached)
-            part.states = part.states_of(kept)
-            for entry, size in map(kept.__getitem__, part.keys(CACHED)):
-                self._budget.use(part, size or 0)
+            for entry, size in await part.find_cached(self._cached):
+                self._budget.use(size or 0, is_value=part.is_chunks and part.largest is not None)
                 is_full = self._store.max_size is not None and values.pending.touch(
                     entry, values.clock().timestamp_ns()
                 )
@@ -133,18 +157,22 @@ class WarmRun:
         cached = count(self._parts, CACHED)
         self._done = cached + count(self._parts, ABSENT)
         self._report(self._progress())
-        missing = ((part, *each) for part in self._parts for each in part.missing())
-        wanted = sum(part.count(MISSING) for part in self._parts)
+        wanted = sum(part.count_keys() for part in self._parts)
+        missing = ((part, unit) for part in self._parts for unit in part.missing())
+        number = min(wanted, self._max_concurrency)
+        # One worker reads a shard by several requests; together they keep to the maximum.
+        self._requests_at_once = self._max_concurrency // max(1, number)
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(min(wanted, self._max_concurrency)):
+                for _ in range(number):
                     workers.create_task(self._work(missing))
         except BaseExceptionGroup as group:
-            error = group.exceptions[0]
+            error = _first_of(group)
             error.add_note(
                 f"{self._fetched} chunks were fetched before this; warming again continues there"
             )
             raise error from None
+        absent = count(self._parts, ABSENT)
         left, gone = await self._count_left()
         if self._has_failed():
             # At the last ones, or while those left were counted.
@@ -154,43 +182,112 @@ class WarmRun:
             chunks=count_all(self._parts),
             cached=cached,
             fetched=self._fetched,
-            absent=count(self._parts, ABSENT),
+            absent=absent,
             left=left,
             bytes_fetched=self._bytes_fetched,
             stopped=(self._stopped or ("gone" if gone else None)) if left else None,
+            whole_shards=count_whole_shards(self._parts),
+            inner_chunks=count_inner(self._parts),
         )
 
     def _has_failed(self) -> bool:
         return self._cached.statistics["faults"] > self._faults
 
-    async def _work(self, missing: Iterator[tuple[Part, int, str]]) -> None:
-        for part, place, key in missing:
+    async def _work(self, missing: Iterator[tuple[Part, Unit | Shard]]) -> None:
+        for part, unit in missing:
             if self._stopped is not None:
                 return
-            await self._fetch(part, place, key)
-            self._done += part.is_chunks and part.states[place] != MISSING
+            before = np.count_nonzero(part.states[unit.where] == MISSING)
+            if isinstance(part, InnerChunksPart) and isinstance(unit, Shard) and not unit.is_whole:
+                await self._fetch_inner(part, unit)
+            else:
+                await self._fetch(part, unit)
+            if part.is_chunks:
+                after = np.count_nonzero(part.states[unit.where] == MISSING)
+                self._done += int(before - after)
             if self._has_failed():
                 self._stopped = "fault"
             self._report(self._progress())
 
-    async def _fetch(self, part: Part, place: int, key: str) -> None:
+    async def _fetch(self, part: Part, unit: Unit | Shard) -> None:
         """Fetch one value, if the budget has room for one as large as the largest so far."""
-        reserved = await self._budget.reserve(part)
+        reserved = await self._budget.reserve(part.expected)
         if reserved is None:
             self._stopped = self._stopped or "budget"
             return
         try:
             if self._stopped is None:
-                buffer = await self._store.get(key, default_buffer_prototype())
-                part.states[place] = ABSENT if buffer is None else CACHED
+                buffer = await self._store.get(unit.key, default_buffer_prototype())
+                part.states[unit.where] = ABSENT if buffer is None else CACHED
                 if buffer is not None:
-                    self._budget.use(part, len(buffer))
-                    self._fetched += part.is_chunks
-                    self._bytes_fetched += len(buffer)
+                    part.record_size(len(buffer))
+                    chunks = part.states[unit.where].size if part.is_chunks else 0
+                    self._count_fetched(chunks, len(buffer), is_value=part.is_chunks)
         finally:
             self._budget.release(reserved)
         if self._budget.is_exceeded:
             self._stopped = self._stopped or "budget"
+
+    async def _fetch_inner(self, part: InnerChunksPart, shard: Shard) -> None:
+        """Fetch the missing inner chunks of a shard, as many as the budget has room for."""
+        if not part.is_located(shard) and not await self._fetch_index(part, shard):
+            return
+        places, spans = part.missing_in(shard)
+        number, reserved = await self._budget.reserve_first(spans[:, 1] - spans[:, 0])
+        try:
+            if self._stopped is None and number:
+                await self._fetch_spans(part, shard, places[:number], spans[:number])
+        finally:
+            self._budget.release(reserved)
+        if number < len(spans):
+            self._stopped = self._stopped or "budget"
+
+    async def _fetch_index(self, part: InnerChunksPart, shard: Shard) -> bool:
+        """Fetch the index of a shard; False if the budget has no room for it."""
+        number, reserved = await self._budget.reserve_first(np.array([part.sharding.index_nbytes]))
+        try:
+            if self._stopped is None and number:
+                nbytes = await part.read_index(self._store, shard)
+                self._count_fetched(0, nbytes, is_value=False)
+        finally:
+            self._budget.release(reserved)
+        if not number:
+            self._stopped = self._stopped or "budget"
+        return part.is_located(shard)
+
+    async def _fetch_spans(
+        self,
+        part: InnerChunksPart,
+        shard: Shard,
+        places: npt.NDArray[np.intp],
+        spans: npt.NDArray[np.int64],
+    ) -> None:
+        """Fetch inner chunks of a shard, by the requests that zarr makes for them."""
+        states = part.states[shard.where]
+        batches = self._store.get_ranges(
+            shard.key,
+            requests_for(spans),
+            prototype=default_buffer_prototype(),
+            max_concurrency=self._requests_at_once,
+            **part.sharding.coalescing,
+        )
+        try:
+            async for batch in batches:
+                for index, buffer in batch:
+                    if buffer is not None:
+                        states[tuple(places[index])] = CACHED
+                        self._count_fetched(1, len(buffer), is_value=False)
+        except BaseExceptionGroup as group:
+            others = group.split(FileNotFoundError)[1]
+            if others is not None:
+                raise others from None
+            # The shard was deleted from the source since its index was read.
+            states[states == MISSING] = ABSENT
+
+    def _count_fetched(self, chunks: int, nbytes: int, *, is_value: bool) -> None:
+        self._budget.use(nbytes, is_value=is_value)
+        self._fetched += chunks
+        self._bytes_fetched += nbytes
 
     def _progress(self) -> Progress:
         return Progress(self._done, count_all(self._parts), self._bytes_fetched)
@@ -200,7 +297,17 @@ class WarmRun:
         left = gone = 0
         for part in self._parts:
             if part.is_chunks:
-                now = part.states_of(await part.list_cached(self._cached))
-                left += int(np.count_nonzero((now == MISSING) & (part.states != ABSENT)))
-                gone += int(np.count_nonzero((now == MISSING) & (part.states == CACHED)))
+                before = part.states
+                await part.find_cached(self._cached)
+                is_missing = part.states == MISSING
+                left += int(np.count_nonzero(is_missing & (before != ABSENT)))
+                gone += int(np.count_nonzero(is_missing & (before == CACHED)))
         return left, gone
+
+
+def _first_of(group: BaseExceptionGroup) -> BaseException:
+    """The first error of the group, which may be that of zarr's ``get_ranges`` within it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

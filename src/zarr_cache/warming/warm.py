@@ -11,14 +11,17 @@ from zarr.core.sync import sync
 
 from zarr_cache.warming.chunk_grid import StoredChunks, decoded_nbytes
 from zarr_cache.warming.coverage import source_of
-from zarr_cache.warming.plan import Part, plan
+from zarr_cache.warming.parts import InnerChunksPart, Values
+from zarr_cache.warming.plan import plan
 from zarr_cache.warming.progress import shown
 from zarr_cache.warming.run import WarmRun
+from zarr_cache.warming.shard_index import is_sharded, sharding_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from zarr_cache.warming.chunk_grid import Selection
+    from zarr_cache.warming.parts import Part
     from zarr_cache.warming.progress import Where
     from zarr_cache.warming.report import WarmPlan, WarmReport
 
@@ -74,15 +77,20 @@ def warm(
 ) -> WarmReport | WarmPlan:
     """Fetch what a read of the selection needs, so that the read makes no request.
 
-    Fetches the chunks that the selection touches (whole shards of a sharded array), and the
-    metadata of the array or group, of all members of the group, and of the groups above it. What is
-    cached and fresh is neither fetched nor read, and becomes the most recently used. So an
-    interrupted run continues where it was when it is called again.
+    Fetches the chunks that the selection touches, and the metadata of the array or group, of all
+    members of the group, and of the groups above it. What is cached and fresh is neither fetched
+    nor read, and becomes the most recently used. So an interrupted run continues where it was when
+    it is called again.
+
+    Of a sharded array, whole shards are fetched, unless the CacheStore has ``persist_ranges=True``.
+    Then it is what zarr reads: the indexes of the shards, and by them the inner chunks that the
+    selection touches, merged as zarr merges them; a shard of which all inner chunks are touched is
+    fetched as a whole. The reports then count inner chunks.
 
     Other values are evicted as for any read, the least recently used first. The run stops before it
     would evict chunks of the selection: when the bytes that the selection uses, those under way,
     and the largest chunk of the array so far exceed ``max_size``. Before the first chunk of an
-    array, its size before encoding is used.
+    array, its size before encoding is used. The size of an inner chunk is known from the index.
 
     Runs on zarr's event loop and blocks until it is done, like zarr's own functions; it can also be
     called in a notebook.
@@ -98,7 +106,8 @@ def warm(
         How many requests may be under way at once; None: zarr's setting ``async.concurrency``.
     dry_run
         Whether to return what would be fetched, and fetch no chunk. Requests the sizes of up to 32
-        chunks of each array, if the source returns sizes without reading the values.
+        chunks of each array, if the source returns sizes without reading the values. Where inner
+        chunks would be fetched, reads the indexes of up to 32 shards, and caches them.
     progress
         A console of rich for a progress bar. True: stderr, or the notebook. None: the same, if
         stderr is a terminal or this is a notebook. False: no bar.
@@ -190,15 +199,31 @@ async def warm_async(
             raise ValueError("a selection needs one array: warm the arrays of the group one by one")
         nodes += [node async for _, node in array_or_group.members(max_depth=None)]
     documents = _documents(nodes)
-    parts = [Part(documents, documents, nbytes=None, is_chunks=False)]
-    for node in nodes:
-        if isinstance(node, zarr.AsyncArray):
-            chunks = StoredChunks(node, selection)
-            parts.append(Part(chunks, [chunks.prefix], nbytes=decoded_nbytes(node), is_chunks=True))
+    parts: list[Part] = [Values(documents, documents, nbytes=None, is_chunks=False)]
+    parts += [
+        _part_of(node, selection, persist_ranges=cached.settings.persist_ranges)
+        for node in nodes
+        if isinstance(node, zarr.AsyncArray)
+    ]
     if dry_run:
         return await plan(store, cached, parts, max_concurrency)
     with shown(progress, array_or_group.path or "warming") as report:
         return await WarmRun(store, cached, parts, max_concurrency, report).fetch()
+
+
+def _part_of(array: zarr.AsyncArray[Any], selection: Selection, *, persist_ranges: bool) -> Part:
+    """The inner chunks of a sharded array if ranges are persisted, and otherwise stored chunks."""
+    sharding = sharding_of(array) if persist_ranges else None
+    if sharding is not None:
+        return InnerChunksPart(array, sharding, selection)
+    chunks = StoredChunks(array, selection)
+    return Values(
+        chunks,
+        [chunks.prefix],
+        nbytes=decoded_nbytes(array),
+        is_chunks=True,
+        is_shards=is_sharded(array),
+    )
 
 
 def _documents(nodes: list[AsyncNode]) -> list[str]:

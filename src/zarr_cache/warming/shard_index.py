@@ -1,0 +1,119 @@
+"""The index of a shard: the bytes of it that zarr reads first, and where it has the inner chunks.
+
+Private names of zarr are used here and nowhere else: methods of `ShardingCodec`, and the function
+that merges ranges. A range in the cache is a hit only if zarr requests the same bytes, and both of
+its pipelines request an index by `_shard_index_byte_range`. The public attributes of the codec do
+not say how long an encoded index is, nor of which type its numbers are: that would have to be
+repeated here, and could differ from the next release. The names are the same in zarr 3.4.0 and
+3.4.2, and tests compare the requests with those of zarr.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+from zarr.codecs import ShardingCodec
+from zarr.core._coalesce import coalesce_ranges
+from zarr.core.buffer import cpu
+from zarr.core.metadata.v3 import ArrayV3Metadata, RegularChunkGridMetadata
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from zarr.abc.store import ByteRequest
+
+    from zarr_cache.warming.chunk_grid import AnyArray
+
+
+EMPTY = -1
+"""The start of an inner chunk that the shard does not have: it holds the fill value."""
+
+
+class Sharding:
+    """How zarr reads inner chunks of the shards of one array.
+
+    Attributes
+    ----------
+    per_shard
+        How many inner chunks a shard has in each dimension.
+    index_request, index_nbytes
+        The bytes of a shard that zarr reads first, and how many they are.
+    coalescing
+        The arguments with which zarr calls ``Store.get_ranges`` for the inner chunks.
+    """
+
+    def __init__(self, codec: ShardingCodec, per_shard: tuple[int, ...], array: AnyArray) -> None:
+        self._codec = codec
+        self.per_shard = per_shard
+        self.index_request: ByteRequest = codec._shard_index_byte_range(per_shard)  # noqa: SLF001
+        match self.index_request:
+            case SuffixByteRequest(nbytes) | RangeByteRequest(_, nbytes):
+                self.index_nbytes = nbytes
+        self.coalescing = {
+            "max_gap_bytes": array.config.sharding_coalesce_max_gap_bytes,
+            "max_coalesced_bytes": array.config.sharding_coalesce_max_bytes,
+        }
+
+    def locate(self, index: bytes | npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """The interval ``[start, stop)`` of each inner chunk in the shard; `EMPTY` for none.
+
+        Parameters
+        ----------
+        index
+            The response to `index_request`.
+
+        Returns
+        -------
+        ndarray
+            Of the shape ``(*per_shard, 2)``.
+
+        Raises
+        ------
+        ValueError
+            The bytes are no index of such a shard. zarr raises the same when it reads the shard.
+        """
+        buffer = cpu.Buffer.from_array_like(np.frombuffer(index, np.uint8).view("b"))
+        decoded = self._codec._decode_shard_index_sync(buffer, self.per_shard)  # noqa: SLF001
+        starts, lengths = np.moveaxis(decoded.offsets_and_lengths, -1, 0).astype(np.int64)
+        spans = np.stack([starts, starts + lengths], axis=-1)
+        spans[starts == EMPTY] = EMPTY  # the largest unsigned number, in the index
+        return spans
+
+    def count_requests(self, spans: npt.NDArray[np.int64]) -> int:
+        """How many requests zarr merges the reads of these intervals of one shard into."""
+        groups, _ = coalesce_ranges(requests_for(spans), **self.coalescing)
+        return len(groups)
+
+
+def requests_for(spans: npt.NDArray[np.int64]) -> list[RangeByteRequest]:
+    """The requests for intervals ``[start, stop)``, given in the rows."""
+    return [RangeByteRequest(start, stop) for start, stop in spans.tolist()]
+
+
+def is_sharded(array: AnyArray) -> bool:
+    """Whether a stored chunk of the array is a shard."""
+    codecs = array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else ()
+    return any(isinstance(codec, ShardingCodec) for codec in codecs)
+
+
+def sharding_of(array: AnyArray) -> Sharding | None:
+    """How zarr reads inner chunks of the array; None if it reads whole stored chunks.
+
+    It also does where other codecs encode the shard, and where a shard has one inner chunk. Shards
+    of different shapes, and indexes that are decoded by coroutines, are possible and not supported.
+    """
+    metadata = array.metadata
+    if not isinstance(metadata, ArrayV3Metadata) or len(metadata.codecs) != 1:
+        return None
+    (codec,) = metadata.codecs
+    grid = metadata.chunk_grid
+    if not isinstance(codec, ShardingCodec) or not isinstance(grid, RegularChunkGridMetadata):
+        return None
+    per_shard = tuple(
+        shard // chunk for shard, chunk in zip(grid.chunk_shape, codec.chunk_shape, strict=True)
+    )
+    if math.prod(per_shard) < 2 or not codec._index_codecs_sync_capable():  # noqa: PLR2004, SLF001
+        return None
+    return Sharding(codec, per_shard, array)
