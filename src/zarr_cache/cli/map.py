@@ -1,7 +1,7 @@
 """``zarr-cache map``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import zarr
@@ -11,10 +11,12 @@ from zarr_cache.cli import source
 from zarr_cache.cli.file import existing
 from zarr_cache.cli.options import CacheFile
 from zarr_cache.cli.terminal import fail, say
+from zarr_cache.core.sizes import format_size
 from zarr_cache.warming import coverage_map, coverage_picture
 from zarr_cache.warming.chunk_grid import by_dimension
-from zarr_cache.warming.coverage import coverage
+from zarr_cache.warming.coverage import cached_ranges, coverage
 from zarr_cache.warming.coverage_map import CoverageMap
+from zarr_cache.warming.shard_index import is_sharded
 
 MAX_CELLS = {".png": (640, 640), ".svg": (160, 160)}
 """Rows and columns of a picture, by file extension."""
@@ -37,6 +39,10 @@ def map_(
             "dimensions, with the mean over the others in each cell.",
         ),
     ] = "",
+    inner: Annotated[
+        bool,
+        typer.Option("--inner", help="Of a sharded array, draw the inner chunks, not the shards."),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Draw to this file, .png or .svg, instead of the terminal.")
     ] = None,
@@ -62,12 +68,19 @@ def map_(
         async with source.opened(url, array, path) as node:
             if not isinstance(node, zarr.AsyncArray):
                 fail(f"{url}: {array!r} is a group; name an array of it with --array")
-            covered = coverage(node)
+            covered = coverage(node, inner=inner)
+            noun = ("inner chunk" if inner else "shard") if is_sharded(node) else "chunk"
             names = getattr(node.metadata, "dimension_names", None)
             try:
                 chosen = tuple(by_dimension(selected, covered.ndim))
                 return coverage_map.map_of(
-                    covered, node.path or url, names, slice_of=chosen, most=most
+                    covered,
+                    node.path or url,
+                    names,
+                    slice_of=chosen,
+                    most=most,
+                    noun=noun,
+                    notes=[] if inner else _notes(node),
                 )
             except IndexError as error:
                 fail(f"--slice {slice_!r}: {error}; the grid has the shape {covered.shape}")
@@ -87,3 +100,15 @@ def map_(
     except OSError as error:
         fail(f"{output}: {error.strerror or error}")
     say(f"{output}: {drawn.caption[0]}")
+
+
+def _notes(array: zarr.AsyncArray[Any]) -> list[str]:
+    """A line on the inner chunks that a map of shards does not show, if there are any."""
+    found = cached_ranges(array)
+    if not found.ranges:
+        return []
+    ranges = "1 range" if found.ranges == 1 else f"{found.ranges} ranges"
+    shards = "1 shard" if found.shards == 1 else f"{found.shards} shards"
+    verb = "is" if found.ranges == 1 else "are"
+    size = format_size(found.nbytes)
+    return [f"{ranges} ({size}) of {shards} {verb} cached as well; --inner draws them"]

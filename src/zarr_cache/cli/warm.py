@@ -47,6 +47,13 @@ def warm(
             help="How long the cache remembers that a key is absent: 60 s by default.",
         ),
     ] = None,
+    persist_ranges: Annotated[
+        bool,
+        typer.Option(
+            "--persist-ranges/--no-persist-ranges",
+            help="Of a sharded array, fetch the inner chunks that are selected, not whole shards.",
+        ),
+    ] = False,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="How many requests may be under way at once.")
     ] = None,
@@ -60,7 +67,11 @@ def warm(
     path = cache_file or default_path()
 
     async def run() -> WarmPlan | WarmReport:
-        settings = {"max_size": max_size, "max_age_absent_seconds": max_age_absent}
+        settings = {
+            "max_size": max_size,
+            "max_age_absent_seconds": max_age_absent,
+            "persist_ranges": persist_ranges,
+        }
         async with source.opened(url, array, path, **settings) as node:
             try:
                 result = await warm_async(

@@ -102,6 +102,7 @@ def find_inner(
     for prefix in prefixes:
         kept |= yield from list_cached(view, prefix)
         ranges |= yield from list_ranges(view, prefix)
+    fresh_after = view.limits().fresh_after
     for shard in shards:
         found = kept.get(shard.key)
         if found is not None:
@@ -113,7 +114,7 @@ def find_inner(
         listed = [each for each in ranges.get(shard.key, ()) if in_memory or each.entry is not None]
         if not listed or (is_together and shard.is_whole):
             continue
-        index = yield from _cached_index(view, shard, sharding, in_memory=in_memory)
+        index = yield from _cached_index(view, shard, sharding, fresh_after, in_memory=in_memory)
         if index is None:
             continue
         entries += index.entries
@@ -136,11 +137,10 @@ class _CachedIndex(NamedTuple):
 
 
 def _cached_index(
-    view: SourceView, shard: Shard, sharding: Sharding, *, in_memory: bool
+    view: SourceView, shard: Shard, sharding: Sharding, fresh_after: int, *, in_memory: bool
 ) -> Flow[_CachedIndex | None]:
     """The index of the shard, if it is cached and fresh. No hit is counted."""
     values, request = view.values, sharding.index_request
-    fresh_after = view.limits().fresh_after
     state = yield from values.lookup(view.namespace, shard.key, request, fresh_after)
     data: Data | None = None if state.kind == "stored" else state.data
     entries: list[Kept] = []

@@ -155,7 +155,7 @@ def _by_shard(
         How many inner chunks a shard has.
     """
     shards, starts = np.unique(places // number, return_index=True)
-    stops = np.append(starts[1:], len(places))
+    stops = np.append(starts, len(places))[1:]
     for shard, start, stop in zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True):
         yield shard, slice(start, stop), places[start:stop] - shard * number
 

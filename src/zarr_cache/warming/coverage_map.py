@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ class CoverageMap:
     title
         Name of the array.
     caption
-        How many chunks are cached, and what the two axes are.
+        How many chunks are cached, what the notes say, and what the two axes are.
     """
 
     shares: npt.NDArray[np.float64]
@@ -64,6 +65,8 @@ def map_of(
     *,
     slice_of: tuple[int | slice, ...] = (),
     most: tuple[int, int],
+    noun: str = "chunk",
+    notes: Sequence[str] = (),
 ) -> CoverageMap:
     """The map of a result of `coverage`.
 
@@ -78,6 +81,10 @@ def map_of(
         A part of the grid, in chunk indices. A dimension with a single index is not drawn.
     most
         Most rows and columns; a larger grid has several chunks in a cell.
+    noun
+        The chunks are counted as these.
+    notes
+        Lines after the number of cached chunks.
 
     Raises
     ------
@@ -97,7 +104,8 @@ def map_of(
     ]
     cached = int(np.count_nonzero(chosen))
     share = f" ({math.floor(100 * cached / chosen.size)} %)" if chosen.size else ""
-    caption = [f"{cached} of {_count(chosen.size)} cached{share}"]
+    count = partial(_count, noun)
+    caption = [f"{cached} of {count(chosen.size)} cached{share}", *notes]
     if chosen.ndim < 2:  # noqa: PLR2004 - two dimensions make a plane
         plane, per_cell = _lines(chosen.reshape(-1).astype(float), most)
     else:
@@ -105,13 +113,13 @@ def map_of(
         plane = chosen.mean(axis=along) if chosen.size else np.zeros(chosen.shape[-2:])
         plane, per_cell = _shrunk(plane, most)
         caption += [
-            f"down: dimension {shown[-2]}, {_count(chosen.shape[-2], per_cell[0])}",
-            f"across: dimension {shown[-1]}, {_count(chosen.shape[-1], per_cell[1])}",
+            f"down: dimension {shown[-2]}, {count(chosen.shape[-2], per_cell[0])}",
+            f"across: dimension {shown[-1]}, {count(chosen.shape[-1], per_cell[1])}",
         ]
         if along:
             caption.append(f"mean over dimension {', '.join(shown[:-2])}")
     if chosen.ndim == 1:
-        caption.append(f"line by line: dimension {shown[0]}, {_count(chosen.size, per_cell[1])}")
+        caption.append(f"line by line: dimension {shown[0]}, {count(chosen.size, per_cell[1])}")
     return CoverageMap(plane, _printable(title), tuple(caption))
 
 
@@ -120,8 +128,8 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
-def _count(chunks: int, per_cell: int = 1) -> str:
-    number = "1 chunk" if chunks == 1 else f"{chunks} chunks"
+def _count(noun: str, chunks: int, per_cell: int = 1) -> str:
+    number = f"1 {noun}" if chunks == 1 else f"{chunks} {noun}s"
     return f"{number}, {per_cell} to a cell" if per_cell > 1 else number
 
 

@@ -74,7 +74,7 @@ class Sharding:
         ValueError
             The bytes are no index of such a shard. zarr raises the same when it reads the shard.
         """
-        buffer = cpu.Buffer.from_array_like(np.frombuffer(index, np.uint8).view("b"))
+        buffer = cpu.Buffer.from_array_like(np.frombuffer(index, np.uint8))
         decoded = self._codec._decode_shard_index_sync(buffer, self.per_shard)  # noqa: SLF001
         starts, lengths = np.moveaxis(decoded.offsets_and_lengths, -1, 0).astype(np.int64)
         spans = np.stack([starts, starts + lengths], axis=-1)
