@@ -66,6 +66,15 @@ def command(tmp_path: Path, path: Path) -> Command:
     return Command(folder, path)
 
 
+@pytest.fixture
+def sharded(command: Command) -> Command:
+    """With another array, of 2 by 3 shards of 4 by 4 inner chunks of 100 bytes."""
+    root = zarr.open_group(command.folder)
+    settings: dict[str, Any] = {"chunks": (10, 10), "shards": (40, 40), "compressors": None}
+    root.create_array("sharded", shape=(80, 120), dtype="u1", **settings)[...] = 7
+    return command
+
+
 def test_what_is_selected_is_fetched(command: Command) -> None:
     lines = command.lines("warm", "--array", "deep/t", "--select", "0:2, 5:25, 79")
 
@@ -144,6 +153,82 @@ def test_a_map_is_drawn_in_the_terminal(command: Command) -> None:
         command.lines("map", "--array", "deep/t", "--slice", "...,0:2,:")[1:3] == ["··░░░···"] * 2
     )
     assert command.lines("map", "--array", "deep/t", "--slice", "0,:,2:6")[1:4] == ["███·"] * 3
+
+
+def test_inner_chunks_are_fetched_where_ranges_are_persisted(sharded: Command) -> None:
+    arguments = ["warm", "--array", "sharded", "--select", "5:25, 35:50"]
+    (plan,) = sharded.lines(*arguments, "--persist-ranges", "--dry-run")
+    (report,) = sharded.lines(*arguments, "--persist-ranges")
+    (whole,) = sharded.lines(*arguments, "--no-persist-ranges", "--dry-run")
+
+    assert plan == "6 inner chunks: 0 cached, 0 known to be absent; 3 requests for 600 B"
+    assert report.startswith("6 inner chunks: 0 were cached, 6 fetched (")
+    assert whole.startswith("2 whole shards: 0 cached, 0 known to be absent; 2 requests for ")
+
+
+def test_json_of_warming_says_which_chunks_are_counted(sharded: Command) -> None:
+    arguments = ["warm", "--array", "sharded", "--select", "5, 5", "--json"]
+    found = [
+        json.loads("".join(sharded.lines(*arguments, *more)))
+        for more in (["--dry-run"], ["--persist-ranges", "--dry-run"], ["--persist-ranges"])
+    ]
+
+    assert [(each["whole_shards"], each["inner_chunks"]) for each in found] == [
+        (1, 0),
+        (0, 1),
+        (0, 1),
+    ]
+
+
+def test_a_map_of_shards_counts_the_ranges_that_it_does_not_show(sharded: Command) -> None:
+    sharded.lines("warm", "--array", "sharded", "--select", ":40,:40")
+    before = sharded.lines("map", "--array", "sharded")
+    sharded.lines("warm", "--array", "sharded", "--select", "5:25,45:95", "--persist-ranges")
+
+    assert before == [
+        "sharded",
+        "█··",
+        "···",
+        "█ cached   ▒ in part   · not cached",
+        "1 of 6 shards cached (16 %)",
+        "down: dimension 0, 2 shards",
+        "across: dimension 1, 3 shards",
+    ]
+    assert sharded.lines("map", "--array", "sharded") == [
+        *before[:5],
+        "18 ranges (1.8 KiB) of 2 shards are cached as well; --inner draws them",
+        *before[5:],
+    ]
+
+
+def test_one_range_is_counted_as_one(sharded: Command) -> None:
+    sharded.lines("warm", "--array", "sharded", "--select", "5,45", "--persist-ranges")
+
+    assert "1 range (100 B) of 1 shard is cached as well; --inner draws them" in sharded.lines(
+        "map", "--array", "sharded"
+    )
+
+
+def test_a_map_of_inner_chunks_draws_ranges(sharded: Command, tmp_path: Path) -> None:
+    sharded.lines("warm", "--array", "sharded", "--select", ":40,:40")
+    sharded.lines("warm", "--array", "sharded", "--select", "5:25,45:95", "--persist-ranges")
+    arguments = ["map", "--array", "sharded", "--inner"]
+
+    assert sharded.lines(*arguments) == [
+        "sharded",
+        *["██████████··"] * 3,
+        "████········",
+        *["············"] * 4,
+        "█ cached   ▒ in part   · not cached",
+        "34 of 96 inner chunks cached (35 %)",
+        "down: dimension 0, 8 inner chunks",
+        "across: dimension 1, 12 inner chunks",
+    ]
+    file = tmp_path / "map.svg"
+    assert sharded.lines(*arguments, "--slice", "0:4,4:", "--output", str(file)) == [
+        f"{file}: 18 of 32 inner chunks cached (56 %)"
+    ]
+    assert "across: dimension 1, 8 inner chunks" in file.read_text(encoding="utf-8")
 
 
 def test_a_map_makes_no_request_when_the_metadata_is_cached(command: Command) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.fakes import FailingStore
-from tests.warming.arrays import CHUNK, cached, rows
+from tests.warming.arrays import CHUNK, cached, persisting, rows, sharded
 from zarr_cache import warm
 from zarr_cache.warming.run import Progress, WarmRun
 
@@ -62,6 +62,16 @@ def test_what_was_cached_counts_as_done(path: Path) -> None:
     warm(array, progress=console)
 
     assert " 8/8 chunks 2.9 KiB" in shown(console)
+
+
+def test_inner_chunks_are_counted_where_they_are_fetched(path: Path) -> None:
+    _, _, array = persisting(sharded(), path)
+    warm(array, np.s_[:5, :30])
+    console = terminal()
+
+    warm(array, np.s_[:21, :30], progress=console)
+
+    assert " 25/25 chunks " in shown(console)
 
 
 def test_a_run_that_stops_leaves_the_bar_where_it_was(path: Path) -> None:

@@ -80,7 +80,9 @@ async def plan(
         if part.is_chunks:
             cached_bytes += sum(size or 0 for _, size in entries)
         if isinstance(part, InnerChunksPart):
-            needs += await asking.inner_chunks(part)
+            nbytes, needs_of_part = await asking.inner_chunks(part)
+            cached_bytes += nbytes
+            needs += needs_of_part
         elif part.is_chunks:
             needs.append(await asking.values(part, [unit.key for unit in part.missing()], 1))
         else:
@@ -119,13 +121,16 @@ class _Asking(NamedTuple):
             nbytes = part.nbytes and part.nbytes * len(keys) if keys else 0
         return _Need(len(keys), nbytes, len(sizes) * chunks, is_exact=len(sizes) == len(keys))
 
-    async def inner_chunks(self, part: InnerChunksPart) -> list[_Need]:
-        """The need of shards that are fetched as wholes, and of the other inner chunks."""
+    async def inner_chunks(self, part: InnerChunksPart) -> tuple[int, list[_Need]]:
+        """The need of shards that are fetched as wholes, and of the other inner chunks.
+
+        Also returns the bytes of the indexes that were read for it: these are cached now.
+        """
         missing = list(part.missing())
         whole = [shard for shard in missing if shard.is_whole]
         partly = [shard for shard in missing if not shard.is_whole]
         chosen = _some([shard for shard in partly if not part.is_located(shard)])
-        await asyncio.gather(*(self._read_index(part, shard) for shard in chosen))
+        indexes = await asyncio.gather(*(self._read_index(part, shard) for shard in chosen))
         located = [part.missing_in(shard)[1] for shard in partly if part.is_located(shard)]
         exact = _Need(
             requests=sum(map(part.sharding.count_requests, located)),
@@ -139,7 +144,7 @@ class _Asking(NamedTuple):
         others = [shard for shard in partly if not part.is_located(shard)]
         if others:
             needs.append(_estimate(part, others))
-        return needs
+        return sum(indexes), needs
 
     async def _size_of(self, key: str) -> int:
         """The size of a missing value; 0 if it is absent.
@@ -152,9 +157,9 @@ class _Asking(NamedTuple):
             except FileNotFoundError:
                 return 0
 
-    async def _read_index(self, part: InnerChunksPart, shard: Shard) -> None:
+    async def _read_index(self, part: InnerChunksPart, shard: Shard) -> int:
         async with self.limit:
-            await part.read_index(self.store, shard)
+            return await part.read_index(self.store, shard)
 
 
 def _estimate(part: InnerChunksPart, shards: Sequence[Shard]) -> _Need:

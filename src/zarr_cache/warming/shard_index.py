@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
-from zarr.codecs import ShardingCodec
 from zarr.core._coalesce import coalesce_ranges
 from zarr.core.buffer import cpu
 from zarr.core.metadata.v3 import ArrayV3Metadata, RegularChunkGridMetadata
@@ -23,6 +22,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata, RegularChunkGridMetadata
 if TYPE_CHECKING:
     import numpy.typing as npt
     from zarr.abc.store import ByteRequest
+    from zarr.codecs import ShardingCodec
 
     from zarr_cache.warming.chunk_grid import AnyArray
 
@@ -93,23 +93,22 @@ def requests_for(spans: npt.NDArray[np.int64]) -> list[RangeByteRequest]:
 
 
 def is_sharded(array: AnyArray) -> bool:
-    """Whether a stored chunk of the array is a shard."""
-    codecs = array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else ()
-    return any(isinstance(codec, ShardingCodec) for codec in codecs)
+    """Whether a stored chunk of the array is a shard, as zarr says."""
+    return _codec_of(array) is not None
 
 
 def sharding_of(array: AnyArray) -> Sharding | None:
     """How zarr reads inner chunks of the array; None if it reads whole stored chunks.
 
-    It also does where other codecs encode the shard, and where a shard has one inner chunk. Shards
-    of different shapes, and indexes that are decoded by coroutines, are possible and not supported.
+    It also does where a shard has one inner chunk, and where other codecs encode the shard: it does
+    not call these arrays sharded. Shards of different shapes, and indexes that are decoded by
+    coroutines, are possible and not supported.
     """
-    metadata = array.metadata
-    if not isinstance(metadata, ArrayV3Metadata) or len(metadata.codecs) != 1:
+    codec = _codec_of(array)
+    if codec is None or not isinstance(array.metadata, ArrayV3Metadata):
         return None
-    (codec,) = metadata.codecs
-    grid = metadata.chunk_grid
-    if not isinstance(codec, ShardingCodec) or not isinstance(grid, RegularChunkGridMetadata):
+    grid = array.metadata.chunk_grid
+    if not isinstance(grid, RegularChunkGridMetadata):
         return None
     per_shard = tuple(
         shard // chunk for shard, chunk in zip(grid.chunk_shape, codec.chunk_shape, strict=True)
@@ -117,3 +116,9 @@ def sharding_of(array: AnyArray) -> Sharding | None:
     if math.prod(per_shard) < 2 or not codec._index_codecs_sync_capable():  # noqa: PLR2004, SLF001
         return None
     return Sharding(codec, per_shard, array)
+
+
+def _codec_of(array: AnyArray) -> ShardingCodec | None:
+    """The codec of a sharded array."""
+    metadata = array.metadata
+    return metadata.sharding_codec if isinstance(metadata, ArrayV3Metadata) else None
