@@ -163,7 +163,7 @@ class Recorded(NamedTuple):
     array: zarr.Array[Any]
 
 
-UNMERGED = {"sharding_coalesce_max_bytes": 1}
+UNMERGED: Any = {"sharding_coalesce_max_bytes": 1}
 """The configuration of an array with which zarr merges no reads."""
 
 
@@ -178,6 +178,7 @@ def persisting(memory: Store, path: Path, config: Any = UNMERGED, **settings: An
     source = memory if isinstance(memory, RecordingStore) else RecordingStore(memory)
     settings = {"persist_ranges": True, "namespace": "source", **settings}
     store = CacheStore(source, cache_store=SqliteStore(path), **settings)
-    array = zarr.open_array(store, mode="r", zarr_format=3, config=config)
+    # `open_array` of zarr 3.4.0 takes a configuration and ignores it.
+    array = zarr.open_array(store, mode="r", zarr_format=3).with_config(config)
     source.reset()
     return Recorded(source, store, array)

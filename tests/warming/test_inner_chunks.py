@@ -45,7 +45,7 @@ SELECTIONS: dict[str, Any] = {
 def requests_of(memory: Store, selection: Any, config: Any = UNMERGED) -> list[Any]:
     """The requests for chunks by which zarr itself reads the selection."""
     source = RecordingStore(memory)
-    array = zarr.open_array(source, mode="r", config=config)
+    array = zarr.open_array(source, mode="r").with_config(config)
     array.oindex[selection]
     return source.of_chunks()
 
@@ -94,7 +94,7 @@ def test_the_next_process_reads_the_selection_without_a_request(
 
 def test_ranges_are_merged_as_zarr_merges_them(path: Path) -> None:
     memory = sharded()
-    config = {"sharding_coalesce_max_gap_bytes": 100}
+    config: Any = {"sharding_coalesce_max_gap_bytes": 100}
     source, _, array = persisting(memory, path, config)
 
     warm(array, np.s_[:20, 0])
@@ -400,8 +400,7 @@ def test_a_run_that_failed_is_continued_where_it_was(path: Path) -> None:
     store = CacheStore(
         source, cache_store=SqliteStore(path), namespace="source", persist_ranges=True
     )
-    config: Any = UNMERGED
-    array = zarr.open_array(store, mode="r", zarr_format=3, config=config)
+    array = zarr.open_array(store, mode="r", zarr_format=3).with_config(UNMERGED)
     source.fail("get_ranges", at=13)
     with pytest.raises(OSError, match="as the test asked") as failure:
         warm(array, np.s_[:, :18], max_concurrency=1)
