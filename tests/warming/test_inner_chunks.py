@@ -18,9 +18,11 @@ from tests.warming.arrays import UNMERGED, RecordingStore, persisting, sharded
 from zarr_cache import CacheStore, SqliteStore, WarmReport, warm
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
 
     from tests.fakes import Call, HeldTime
 
@@ -413,6 +415,38 @@ def test_a_run_that_failed_is_continued_where_it_was(path: Path) -> None:
     ]
     assert (report.chunks, report.cached, report.fetched) == (24, 12, 12)
     assert source.requests == {"get_ranges": 12}
+
+
+class StoppingStore(RecordingStore):
+    """A source that sends three ranges of a shard and fails then."""
+
+    async def get_ranges(
+        self,
+        key: str,
+        byte_ranges: Sequence[ByteRequest | None],
+        *,
+        prototype: BufferPrototype,
+        **_: Any,
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        for index, request in enumerate(byte_ranges[:3]):
+            yield [(index, await self.get(key, prototype, request))]
+        raise ExceptionGroup("chunk read failed", [OSError("the connection was lost")])
+
+
+def test_what_a_shard_sent_before_it_failed_stays_cached(path: Path) -> None:
+    memory = sharded()
+    _, store, array = persisting(StoppingStore(memory), path)
+    with pytest.raises(OSError, match="the connection was lost") as failure:
+        warm(array, np.s_[:10, :24])
+    restart(store)
+    _, _, array = persisting(memory, path)
+
+    report = warm(array, np.s_[:10, :24])
+
+    assert failure.value.__notes__ == [
+        "3 chunks were fetched before this; warming again continues there"
+    ]
+    assert (report.chunks, report.cached, report.fetched) == (8, 3, 5)
 
 
 def test_an_index_that_cannot_be_decoded_is_an_error_as_for_zarr(path: Path) -> None:

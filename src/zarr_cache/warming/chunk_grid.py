@@ -1,4 +1,4 @@
-"""The stored chunks of an array: which of them a selection touches, and their keys.
+"""The chunks of an array, stored and inner: which of them a selection touches, and their keys.
 
 A stored chunk is what one key of a store holds: a chunk or, in a sharded array, a whole shard.
 """

@@ -67,7 +67,7 @@ class WarmPlan:
 
     def __str__(self) -> str:
         text = f"{_chunks(self)}: {self.cached} cached, {self.absent} known to be absent; "
-        text += f"{self.requests} requests for {self._bytes()}"
+        text += f"{_number(self.requests, 'request')} for {self._bytes()}"
         if self.fits is False:
             text += f"; that is more than max_size, {format_size(self.max_size or 0)}"
         return text
