@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,9 +15,10 @@ from zarr.storage import MemoryStore
 
 from tests.arrays.hierarchies import sparse_sharded
 from tests.conftest import PIPELINES
-from tests.fakes import FailingStore, restart
+from tests.fakes import FailingStore, HeldStore, restart
 from tests.warming.arrays import UNMERGED, RecordingStore, persisting, sharded
 from zarr_cache import CacheStore, SqliteStore, WarmReport, warm
+from zarr_cache.index import ranges
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -174,16 +177,35 @@ def test_a_window_in_a_shard_that_is_cached_as_a_whole_is_cached(path: Path) -> 
     assert (report.cached, source.requests) == (1, {})
 
 
-def test_all_inner_chunks_of_a_shard_are_fetched_with_it_also_if_some_are_cached(
-    path: Path,
-) -> None:
+def test_a_whole_shard_is_fetched_also_if_its_inner_chunks_are_cached(path: Path) -> None:
     source, _, array = persisting(sharded(), path)
-    warm(array, np.s_[:5, :24])
+    warm(array, np.s_[:10, :24])
+    warm(array, np.s_[10:20, :24])
     source.reset()
 
-    warm(array, np.s_[:20, :24])
+    report = warm(array, np.s_[:20, :24])
 
+    # By their ranges, zarr would read it by a request.
     assert source.of_chunks() == [("c/0/0", None)]
+    assert (report.cached, report.fetched) == (0, 16)
+
+
+def test_a_window_lists_the_ranges_of_the_shards_that_it_touches(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, array = persisting(sharded((40, 200), (5, 5), (10, 10)), path)
+    prefixes: list[str] = []
+
+    def listed(connection: Any, namespace: str, prefix: str, fresh_after: int) -> Any:
+        prefixes.append(prefix)
+        return original(connection, namespace, prefix, fresh_after)
+
+    original = ranges.list_ranges
+    monkeypatch.setattr(ranges, "list_ranges", listed)
+    warm(array, np.s_[3, 8:12], dry_run=True)
+    warm(array, np.s_[3, :], dry_run=True)
+
+    assert prefixes == ["c/0/0", "c/0/1", ""]
 
 
 def test_what_is_stale_is_fetched_again(path: Path, held_time: HeldTime) -> None:
@@ -201,16 +223,20 @@ def test_what_is_stale_is_fetched_again(path: Path, held_time: HeldTime) -> None
 
 def test_ranges_in_memory_are_moved_to_the_file_without_a_request(path: Path) -> None:
     memory = sharded()
-    source, _, in_memory = persisting(memory, path, persist_ranges=False)
-    in_memory[3:9, 3]
-    _, store, array = persisting(source, path)
+    source, store, array = persisting(memory, path)
+    array[3, 3]
+    _, _, in_memory = persisting(source, path, persist_ranges=False)
+    in_memory[9, 3]
+    in_memory[25, 3]
 
-    report = warm(array, np.s_[3:9, 3])
+    source.reset()
+
+    report = warm(array, ([3, 9, 25], 3))
     restart(store)
     _, _, again = persisting(source, path)
-    again[3:9, 3]
+    again.oindex[np.array([3, 9, 25]), 3]
 
-    assert (report.chunks, report.left, source.requests) == (2, 0, {})
+    assert (report.chunks, report.cached, report.left, source.requests) == (3, 1, 0, {})
 
 
 def test_a_store_that_does_not_persist_ranges_fetches_whole_shards(path: Path) -> None:
@@ -355,6 +381,24 @@ def test_several_shards_keep_to_the_budget_together(path: Path, max_concurrency:
     assert store.cache_info()["file_size"] <= max_size
 
 
+def test_warming_more_shards_again_evicts_none(path: Path) -> None:
+    memory = MemoryStore()
+    zarr.create_array(memory, shape=4000, chunks=100, shards=1000, dtype="u1")[:] = 1
+    shard = len(memory._store_dict["c/0"])
+    max_size = len(memory._store_dict["zarr.json"]) + 3 * shard // 2
+    source, store, array = persisting(memory, path, max_size=max_size)
+    warm(array, np.s_[:1000])
+    source.reset()
+
+    report = warm(array)
+
+    # Before encoding, a shard is larger than what is left.
+    assert shard < 1000
+    assert (report.cached, report.fetched, report.stopped) == (10, 0, "budget")
+    assert source.requests == {}
+    assert store.cache_stats()["evictions"] == 0
+
+
 def test_what_was_warm_is_evicted_after_what_was_read_since(path: Path) -> None:
     memory = sharded((20, 240), (20, 20), (20, 240))
     inner, index = 400, 16 * 12 + 4
@@ -381,6 +425,7 @@ def test_at_most_max_concurrency_requests_are_in_flight(path: Path) -> None:
         async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:
             MostStore.under_way += 1
             MostStore.most = max(MostStore.most, MostStore.under_way)
+            await asyncio.sleep(0)
             response = await super()._ask(method, key, call)
             MostStore.under_way -= 1
             return response
@@ -388,10 +433,28 @@ def test_at_most_max_concurrency_requests_are_in_flight(path: Path) -> None:
     _, _, array = persisting(MostStore(sharded()), path)
     MostStore.most = 0
 
-    report = warm(array, np.s_[::7, ::12], max_concurrency=4)
+    report = warm(array, np.s_[::7, ::12], max_concurrency=9)
 
+    # Six shards, each by one worker, and several requests for each.
     assert report.fetched > 20
-    assert MostStore.most <= 4
+    assert 2 < MostStore.most <= 9
+
+
+def test_the_requests_for_one_shard_are_made_at_once(path: Path) -> None:
+    source = HeldStore(sharded())
+    store = CacheStore(source, cache_store=SqliteStore(path), persist_ranges=True)
+    array = zarr.open_array(store, mode="r").with_config(UNMERGED)
+    gates = [source.hold_before("get_ranges") for _ in range(3)]
+    thread = threading.Thread(target=lambda: warm(array, np.s_[:5, :18], max_concurrency=3))
+    thread.start()
+
+    for gate in gates:
+        gate.wait_until_reached()
+
+    for gate in gates:
+        gate.open()
+    thread.join()
+    assert source.requests["get_ranges"] == 3
 
 
 # Interrupted
