@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from zarr_cache.cache.store import CacheStore
+from zarr_cache.core.byte_range import span_of
 from zarr_cache.core.flow import run
-from zarr_cache.index.ranges import span_of
 from zarr_cache.warming.cached_chunks import MISSING, find_inner, list_cached, list_ranges
 from zarr_cache.warming.chunk_grid import Shards, StoredChunks, prefix_of
 from zarr_cache.warming.shard_index import sharding_of
