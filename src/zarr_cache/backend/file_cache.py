@@ -38,7 +38,7 @@ URGENT_BYTES = 8 * 2**20
 """While responses of so many bytes wait, they are written without delay."""
 
 MAX_WAITING_BYTES = 32 * 2**20
-"""While responses of so many bytes wait, the caller that adds another waits with it."""
+"""While responses of so many bytes wait, a caller that adds another waits for the oldest."""
 
 
 class FileCache(FileLookups):
@@ -136,12 +136,13 @@ class FileCache(FileLookups):
         if not self._writes.breaker.is_closed:
             self._writes.breaker.raise_if_open()
         self._upkeep.max_size = limits.max_size
-        mine = Admission(namespace, key, response, limits, on_done)
-        self._queue.add(mine)
+        self._queue.add(Admission(namespace, key, response, limits, on_done))
         nbytes = self._queue.nbytes
         self._writer.wake(is_urgent=nbytes > URGENT_BYTES)
-        if nbytes > MAX_WAITING_BYTES:
-            yield from mine.wait()
+        oldest = self._queue.oldest() if nbytes > MAX_WAITING_BYTES else None
+        if oldest is not None:
+            # Not for the new one: a queue of small responses takes seconds to be written.
+            yield from oldest.wait()
 
     def admit_now(self, admission: Admission) -> None:
         """Admit a response, and write it before this returns, with the others that wait."""

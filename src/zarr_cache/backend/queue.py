@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -95,6 +96,11 @@ class WriteBehindQueue:
                 self._entries[admission] = entry
             self._waiting.append(admission)
             self.nbytes += response.size
+
+    def oldest(self) -> Admission | None:
+        """The response that is in the queue for longest; None if the queue is empty."""
+        with self._lock:
+            return next(iter((*self._dequeued[:1], *itertools.islice(self._waiting, 1))), None)
 
     def response(self, namespace: str, key: str) -> Response | None:
         """The last response for the key that waits or is being written."""
