@@ -784,9 +784,8 @@ WHERE kind IN ('value', 'range')
 
 def cached_bytes(path: Path) -> int:
     """Bytes of the values and ranges in the file, counted."""
-    statement = "SELECT TOTAL(size) FROM entry WHERE kind IN ('value', 'range')"
     with open_file(path) as db:
-        (total,) = db.execute(statement).fetchone()
+        (total,) = db.execute(CACHED_BYTES).fetchone()
     return int(total)
 
 
