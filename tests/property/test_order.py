@@ -367,6 +367,29 @@ class Order(RuleBasedStateMachine):
             self.model.get_range(key, start, stop), lambda: get(self.store, key, request)
         )
 
+    @rule(
+        key=KEYS,
+        get=GETS,
+        start=st.integers(0, 6),
+        length=st.integers(1, 3),
+        before=st.integers(0, 3),
+        after=st.integers(0, 3) | st.none(),
+    )
+    def get_a_range_and_what_is_around_it(
+        self, key: str, get: Any, start: int, length: int, before: int, after: int | None
+    ) -> None:
+        """Which rarely happens by chance: a larger range, or the whole value, replaces it."""
+        self.get_range(key, get, start, length)
+        self.flush()
+        if after is None:
+            self.get(key, get)
+        else:
+            first = max(0, start - before)
+            self.get_range(key, get, first, start + length + after - first)
+
+    def flush(self) -> None:
+        """Where it can wait: write what waits."""
+
     def new_value(self, size: int) -> bytes:
         """Bytes that no value before had."""
         self.written += 1
@@ -436,6 +459,9 @@ class OrderInFile(Order):
             self.check_order()
             assert_accounts(self.path)
         super().teardown()
+
+    def flush(self) -> None:
+        flush_everything()
 
     def query(self, statement: str, *parameters: str) -> list[tuple[Any, ...]]:
         """Ask the file as another program would."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -100,7 +99,10 @@ class WriteBehindQueue:
     def oldest(self) -> Admission | None:
         """The response that is in the queue for longest; None if the queue is empty."""
         with self._lock:
-            return next(iter((*self._dequeued[:1], *itertools.islice(self._waiting, 1))), None)
+            for queue in (self._dequeued, self._waiting):
+                if queue:
+                    return queue[0]
+        return None
 
     def response(self, namespace: str, key: str) -> Response | None:
         """The last response for the key that waits or is being written."""

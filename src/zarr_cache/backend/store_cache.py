@@ -175,7 +175,6 @@ class StoreCache(ValueCache):
         fresh_after: int,
         row: EntryState,
     ) -> Flow[list[EntryState]]:
-        _ = row
         found = yield from self.lookup(namespace, key, None, fresh_after)
         return [_part(found, request) for request in requests]
 

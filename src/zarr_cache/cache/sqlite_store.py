@@ -115,7 +115,7 @@ class SqliteStore(Store):
         return {"path": str(self._given_path), "read_only": self.read_only}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc] # as from a call of the class
 
     async def _open(self) -> None:
         self._open_sync()
@@ -349,7 +349,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
         )
     named = Path(name).expanduser().absolute()
     # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
-    if os.path.isdir(named):  # noqa: PTH112
+    if os.path.isdir(named):  # noqa: PTH112 - for this reason
         raise ValueError(
             f"path is the folder {named}; name a file in it, such as {named}/cache.sqlite"
         )

@@ -231,7 +231,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         store = state.pop("store")
-        self.__init__(store, **state)  # type: ignore[misc]
+        self.__init__(store, **state)  # type: ignore[misc] # as from a call of the class
 
     async def clear_cache(self) -> None:
         """Remove what is cached of this source, and admit no response that is being fetched.

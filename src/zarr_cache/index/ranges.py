@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 
-WHOLE = -1
-"""The `start` of an entry that is not a range."""
-
 TAIL = -2
 """The `start` of the last bytes of a value of unknown size."""
 

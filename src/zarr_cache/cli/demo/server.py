@@ -177,7 +177,7 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         # A client that closed its connection, for example at Ctrl-C, is no error of the server.
         if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+            super().handle_error(request, client_address)  # type: ignore[arg-type] # of any type
 
 
 class DemoServer(contextlib.AbstractContextManager["DemoServer"]):
