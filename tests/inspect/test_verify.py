@@ -9,7 +9,7 @@ import pytest
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, buffer, forge, open_file, restart
+from tests.fakes import CountingStore, buffer, file_cache, forge, open_file, restart
 from zarr_cache import CacheStore, SqliteStore, StorageError
 from zarr_cache.core import checksum
 from zarr_cache.core.errors import FileFullError
@@ -58,6 +58,8 @@ def cache(path: Path, values: Mapping[str, bytes] = VALUES) -> CacheStore:
         db.commit()
     SqliteStore(path).set_sync("mine", buffer(b"stored by hand"))
     store.flush()
+    # Otherwise its upkeep may meet the damage that a test does, and open the circuit.
+    file_cache(store)._writer.stop()
     return store
 
 
