@@ -439,7 +439,7 @@ def rows(bench: Bench) -> list[Row]:
     """All of them; the resident memory of a process is only known on Linux."""
     has_proc = Path("/proc/self/status").exists()
     return [
-        *(row for inner in INNER for row in new_process_rows(bench, inner)),
+        *(row for inner in INNER[: bench.scale.rounds] for row in new_process_rows(bench, inner)),
         *first_rows(bench),
         hit_row(bench),
         *(memory_rows(bench) if has_proc else []),
