@@ -126,18 +126,32 @@ def draw() -> str:
 
 
 def _boxes(found: dict[str, Wing]) -> tuple[dict[str, Box], int]:
-    """Each wing above those that it imports; ``sources`` beside those that do not know it."""
+    """Each wing above those that it imports.
+
+    ``flows`` is beside ``inspect``, and ``sources`` beside the wings that do not know it.
+    """
     whole, left = WIDTH - 2 * MARGIN, (WIDTH - 2 * MARGIN) * 2 // 3
-    above, beside = ["cli", "warming", "cache"], ["inspect", "backend", "index", "file", "disk"]
+    half = (left - GAP) // 2
     boxes: dict[str, Box] = {}
     y = MARGIN
-    for name in [*above, *beside, "core"]:
-        width = left if name in beside else whole
-        box = Box(MARGIN, y, width, _height(found[name], width))
-        boxes[name] = box
-        y += box.height + GAP
-    top, last = boxes[beside[0]], boxes[beside[-1]]
-    x = MARGIN + left + GAP
+    for row in (
+        {"cli": whole},
+        {"warming": whole},
+        {"cache": whole},
+        {"inspect": half, "flows": whole - half - GAP},
+        {"backend": left},
+        {"index": left},
+        {"file": left},
+        {"disk": left},
+        {"core": whole},
+    ):
+        height = max(_height(found[name], width) for name, width in row.items())
+        x = MARGIN
+        for name, width in row.items():
+            boxes[name] = Box(x, y, width, height)
+            x += width + GAP
+        y += height + GAP
+    top, last, x = boxes["backend"], boxes["disk"], MARGIN + left + GAP
     bottom = last.y + last.height
     boxes["sources"] = Box(x, top.y, WIDTH - MARGIN - x, bottom - top.y)
     missing = set(found) ^ set(boxes)
@@ -179,10 +193,10 @@ def _drawn(wing: Wing, box: Box) -> list[str]:
 def _arrow(boxes: dict[str, Box], upper: str, lower: str) -> str:
     start, end = boxes[upper], boxes[lower]
     bottom = start.y + start.height
-    if end.y - bottom != GAP:
+    first, last = max(start.x, end.x), min(start.x + start.width, end.x + end.width)
+    if end.y - bottom != GAP or first >= last:
         raise ValueError(f"{upper} imports {lower}, which is not drawn right below it")
-    narrow = min(start, end, key=lambda box: box.width)
-    x = narrow.x + narrow.width // 2
+    x = (first + last) // 2
     return f'<line class="arrow" x1="{x}" y1="{bottom}" x2="{x}" y2="{end.y}"/>'
 
 

@@ -1,4 +1,4 @@
-"""CacheStore and SqliteStore, zarr's stores: reads and writes over a source.
+"""CacheStore and SqliteStore, zarr's stores, and what they report.
 
-Imports ``sources``, ``inspect`` and what is below them.
+Imports ``flows``, ``inspect`` and what is below them.
 """

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zarr_cache.backend.store_cache import StoreCache
-from zarr_cache.cache import evict, notebook
+from zarr_cache.cache import notebook
 from zarr_cache.cache.parameters import class_of
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run
+from zarr_cache.flows import evict
 from zarr_cache.index import space
 from zarr_cache.inspect.verify_store import verify_store
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
-    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.ages import Age
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.index.space import Usage
     from zarr_cache.inspect.problem import Problem
 

@@ -11,9 +11,9 @@ from zarr_cache.inspect import html
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from zarr_cache.cache.view import SourceView
     from zarr_cache.file.connection import Connection
     from zarr_cache.file.file_database import FileDatabase
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.index.space import Usage
     from zarr_cache.inspect.report import NamespaceReport
 

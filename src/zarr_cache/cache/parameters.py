@@ -8,8 +8,8 @@ from zarr.storage import WrapperStore
 
 from zarr_cache.backend.registry import file_cache_of, store_cache_of
 from zarr_cache.cache.sqlite_store import SqliteStore
-from zarr_cache.cache.view import SourceView
 from zarr_cache.core import private
+from zarr_cache.flows.view import SourceView
 from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:

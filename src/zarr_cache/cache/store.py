@@ -10,7 +10,6 @@ from zarr.abc.store import Store, _store_supports_sync_io
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache.cache import evict, reading, reading_ranges, writing
 from zarr_cache.cache.info import CacheInfo
 from zarr_cache.cache.parameters import (
     cache_in,
@@ -19,10 +18,11 @@ from zarr_cache.cache.parameters import (
     refuse_itself,
 )
 from zarr_cache.cache.sqlite_store import SqliteStore
-from zarr_cache.cache.view import Settings, view_of
 from zarr_cache.core import ages, sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run, run_async
+from zarr_cache.flows import evict, reading, reading_ranges, writing
+from zarr_cache.flows.view import Settings, view_of
 from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:

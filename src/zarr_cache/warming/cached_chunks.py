@@ -13,8 +13,8 @@ from zarr_cache.warming.shard_index import EMPTY
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.index.lookup import Data, Kept
     from zarr_cache.index.ranges import ListedRange
     from zarr_cache.warming.chunk_grid import Shard, Shards

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from zarr.abc.store import Store
 
-    from zarr_cache.cache.view import SourceView
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.index.lookup import Kept
     from zarr_cache.warming.chunk_grid import AnyArray, Selection, Shard, StoredChunks
     from zarr_cache.warming.shard_index import Sharding

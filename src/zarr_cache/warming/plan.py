@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zarr_cache.cache.store import CacheStore
-    from zarr_cache.cache.view import SourceView
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.warming.chunk_grid import Shard
     from zarr_cache.warming.parts import Part
 

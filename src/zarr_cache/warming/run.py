@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from zarr_cache.cache.store import CacheStore
-    from zarr_cache.cache.view import SourceView
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.warming.parts import Part, Unit
     from zarr_cache.warming.report import Stop
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.errors import CacheError
 
 if TYPE_CHECKING:
-    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.index.evict import Limits
 
 

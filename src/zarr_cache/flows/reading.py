@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
 
-from zarr_cache.cache import evict, ranges
-from zarr_cache.cache.view import LookupResult
 from zarr_cache.core import ages, byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call, call_async
 from zarr_cache.core.single_flight import Flight
+from zarr_cache.flows import evict, ranges
+from zarr_cache.flows.view import LookupResult
 from zarr_cache.index.admit import Response
 from zarr_cache.index.ranges import KnownRanges
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.index.lookup import Data, EntryState
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zarr_cache.backend.ranges import RangeEntry
-from zarr_cache.cache import evict
 from zarr_cache.core import byte_range
 from zarr_cache.core.errors import CacheError, CircuitOpenError
 from zarr_cache.core.flow import run
+from zarr_cache.flows import evict
 from zarr_cache.index.admit import Response
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.cache.view import LookupResult, SourceView
     from zarr_cache.core.flow import Flow
+    from zarr_cache.flows.view import LookupResult, SourceView
     from zarr_cache.index.evict import Evictions
     from zarr_cache.index.lookup import Data
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zarr_cache.cache import evict
 from zarr_cache.core.buffers import to_array
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call, call_async
 from zarr_cache.core.keys import is_storable
+from zarr_cache.flows import evict
 from zarr_cache.index.admit import Response
 from zarr_cache.sources.names import folder_of
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from zarr.core.buffer import Buffer
 
-    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
+    from zarr_cache.flows.view import SourceView
 
 
 def set_value(view: SourceView, key: str, value: Buffer) -> Flow[None]:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr.core.buffer import cpu
 
-from zarr_cache.cache import ranges, reading
-from zarr_cache.cache.reading import to_prototype
-from zarr_cache.cache.view import LookupResult
 from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call
+from zarr_cache.flows import ranges, reading
+from zarr_cache.flows.reading import to_prototype
+from zarr_cache.flows.view import LookupResult
 from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from zarr_cache.backend.ranges import RangeEntry
-    from zarr_cache.cache.view import SourceView
     from zarr_cache.core.flow import Flow
+    from zarr_cache.flows.view import SourceView
     from zarr_cache.index.lookup import Data, EntryState
 
 
