@@ -13,7 +13,7 @@ from zarr_cache.backend.store_values import StoreValues
 from zarr_cache.core.errors import StorageError
 from zarr_cache.core.flow import run
 from zarr_cache.file.database import MemoryDatabase
-from zarr_cache.index import admit
+from zarr_cache.index import listing
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def values_in(store: Store, *with_entry: str) -> StoreValues:
     """The values of a store, of which those named have an entry."""
     index = MemoryDatabase()
-    index.run(admit.adopt, "source", [(key, 1) for key in with_entry])
+    index.run(listing.adopt, "source", [(key, 1) for key in with_entry])
     values = StoreValues(store, index)
     run(values.sizes())
     return values

@@ -10,7 +10,7 @@ from zarr.storage import MemoryStore
 from tests.fakes import buffer, open_file, restart
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.sizes import format_size
-from zarr_cache.index import space
+from zarr_cache.index import upkeep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,11 +70,11 @@ def test_it_prints_one_line(command: Command, path: Path, store: CacheStore) -> 
 def test_steps_are_short_and_a_store_works_between_them(
     command: Command, path: Path, store: CacheStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "MAX_VACUUM_BYTES", 2**20)
+    monkeypatch.setattr(upkeep, "MAX_VACUUM_BYTES", 2**20)
     command("evict", "--prefix", "a/")
     given_back = []
     with open_file(path) as other:
-        while freed := store._cache.database.run(space.give_back):  # type: ignore[attr-defined]
+        while freed := store._cache.database.run(upkeep.give_back):  # type: ignore[attr-defined]
             given_back.append(freed)
             other.execute("UPDATE statistics SET hits = hits + 1")
             other.commit()

@@ -32,7 +32,7 @@ from zarr_cache import SqliteStore
 from zarr_cache.backend.counters import MAX_PENDING
 from zarr_cache.core.flow import run
 from zarr_cache.file import connection
-from zarr_cache.index import evict, invalidate, space, uses
+from zarr_cache.index import evict, invalidate, upkeep
 from zarr_cache.index.admit import Admission, Response
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ ONE_SIZE = [2 * MIB, 8 * MIB, 64 * MIB]
 LARGEST = ONE_SIZE if STRESS > 1 else ONE_SIZE[-1:]
 """Those that four processes read."""
 
-SHORT_OF_PAGES = 4 * MIB + space.MAX_FREE_BYTES
+SHORT_OF_PAGES = 4 * MIB + upkeep.MAX_FREE_BYTES
 """What the cache file may have in tables that are all but empty, and in free pages."""
 
 READ_THROUGH = """
@@ -399,7 +399,7 @@ async def test_the_wal_stays_short_under_a_long_reader_when_there_are_only_hits(
     path: Path, held_time: HeldTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in a file with many entries.
-    monkeypatch.setattr(uses, "FEW_ENTRIES", 0)
+    monkeypatch.setattr(upkeep, "FEW_ENTRIES", 0)
     source = MemoryStore({f"{number}": buffer(bytes(100)) for number in range(3000)})
     counting = CountingStore(source)
     store = new_cache(counting, path, max_size=MAX_SIZE)
@@ -453,7 +453,7 @@ async def test_many_uses_are_written_in_short_transactions_in_a_file_with_many_e
     is_large: bool, path: Path, statements: Statements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_large:
-        monkeypatch.setattr(uses, "FEW_ENTRIES", 0)
+        monkeypatch.setattr(upkeep, "FEW_ENTRIES", 0)
     # In a single one they would change most pages of a large file, and the log would hold them all.
     source = MemoryStore({f"{number}": buffer(bytes(10)) for number in range(MAX_PENDING - 1)})
     store = new_cache(source, path)
@@ -467,7 +467,7 @@ async def test_many_uses_are_written_in_short_transactions_in_a_file_with_many_e
     transactions = statements.number("BEGIN IMMEDIATE") - before
 
     assert len(store._view.values.pending) == 0
-    least = MAX_PENDING / uses.MAX_AT_ONCE if is_large else 1
+    least = MAX_PENDING / upkeep.MAX_USES if is_large else 1
     assert least <= transactions < 2 * least
 
 

@@ -26,7 +26,7 @@ from tests.fault.children import run_child
 from tests.fault.real import filled, mounted
 from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, told
 from zarr_cache.disk import data_file
-from zarr_cache.index import extents, large_values, space
+from zarr_cache.index import extents, large_values, upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -313,7 +313,7 @@ async def cache_with_a_gap(path: Path) -> CacheStore:
 def move_last(store: CacheStore) -> None:
     """Move the last value to the front."""
     now_ns = store._view.values.clock().now_ns()
-    file_cache(store)._database.run(space.move_last, now_ns)
+    file_cache(store)._database.run(upkeep.move_last, now_ns)
 
 
 async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(

@@ -141,7 +141,7 @@ def test_the_size_is_known_in_as_many_steps_among_a_few_as_among_very_many(
     databases: dict[int, SqliteStore],
 ) -> None:
     def known(connection: Connection) -> object:
-        return ranges.known(connection, "source", KEY, EVER)
+        return listing.known(connection, "source", KEY, EVER)
 
     taken = {number: store.database.run(steps, known) for number, store in databases.items()}
 

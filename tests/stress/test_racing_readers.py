@@ -19,7 +19,7 @@ from tests.fakes import STRESS, buffer, file_cache, read
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.sources import new_cache
 from zarr_cache.disk import data_read
-from zarr_cache.index import extents, space
+from zarr_cache.index import extents, upkeep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,12 +139,12 @@ async def test_what_is_moved_to_the_front_meanwhile_is_read_all_the_same(path: P
         await store.delete(key)
     before = run(extents.length)
     moved = 0
-    while run(space.move_last, store._view.values.clock().now_ns()):
+    while run(upkeep.move_last, store._view.values.clock().now_ns()):
         moved += 1
         key = KEYS[1::2][moved % 12]
         assert await read(store, key) == value(key)
     after = run(extents.length)
-    run(space.cut)
+    run(upkeep.cut)
 
     assert after < before * 0.7
     assert run(extents.free_bytes) == 0

@@ -18,7 +18,7 @@ from tests.conftest import PIPELINES
 from tests.fakes import FailingStore, HeldStore, restart
 from tests.warming.arrays import UNMERGED, RecordingStore, persisting, sharded
 from zarr_cache import CacheStore, SqliteStore, WarmReport, warm
-from zarr_cache.index import ranges
+from zarr_cache.index import listing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -200,8 +200,8 @@ def test_a_window_lists_the_ranges_of_the_shards_that_it_touches(
         prefixes.append(prefix)
         return original(connection, namespace, prefix, fresh_after)
 
-    original = ranges.list_ranges
-    monkeypatch.setattr(ranges, "list_ranges", listed)
+    original = listing.list_ranges
+    monkeypatch.setattr(listing, "list_ranges", listed)
     warm(array, np.s_[3, 8:12], dry_run=True)
     warm(array, np.s_[3, :], dry_run=True)
 

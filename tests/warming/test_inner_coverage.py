@@ -18,7 +18,7 @@ from tests.fakes import open_file, restart
 from tests.warming.arrays import cached, persisting, rows, sharded
 from zarr_cache import CacheStore, SqliteStore, coverage, warm
 from zarr_cache.core.byte_range import Span
-from zarr_cache.index.ranges import ListedRange
+from zarr_cache.index.listing import ListedRange
 from zarr_cache.warming.cached_chunks import _covering
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tests.fakes import buffer, file_cache
 from tests.warming.arrays import cached, rows
 from zarr_cache import CacheStore, coverage, warm
 from zarr_cache.core.flow import run
-from zarr_cache.index import lookup
+from zarr_cache.index import listing
 from zarr_cache.warming.cached_chunks import list_cached
 from zarr_cache.warming.coverage import source_of
 
@@ -37,7 +37,7 @@ def test_only_the_keys_below_the_prefix_are_walked(path: Path) -> None:
         parameters = dict.fromkeys(
             ("namespace", "prefix", "end", "fresh_after", "absent_fresh_after"), 0
         )
-        rows = connection.execute(f"EXPLAIN QUERY PLAN {lookup.LIST_CACHED}", parameters)
+        rows = connection.execute(f"EXPLAIN QUERY PLAN {listing.LIST_CACHED}", parameters)
         plans.extend(detail for *_, detail in rows)
 
     _, store, _ = cached(rows(1), path)
@@ -57,8 +57,8 @@ def test_coverage_takes_one_query(path: Path, monkeypatch: pytest.MonkeyPatch) -
         calls.append(arguments)
         return original(*arguments)
 
-    original = lookup.list_cached
-    monkeypatch.setattr(lookup, "list_cached", count)
+    original = listing.list_cached
+    monkeypatch.setattr(listing, "list_cached", count)
 
     assert coverage(array).all()
     assert len(calls) == 1

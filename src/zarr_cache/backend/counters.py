@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from zarr_cache.index.upkeep import Confirmation
+
 
 MAX_PENDING = 1024
 
@@ -37,6 +39,7 @@ class Pending:
         # Timestamps of the first use since these were last taken, and of the last.
         self._since = self._until = 0
         self._counts: dict[str, Counter[str]] = {}
+        self._confirmations: dict[int, Confirmation] = {}
         self.counted: set[Statistics] = set()
 
     def __len__(self) -> int:
@@ -45,8 +48,30 @@ class Pending:
 
     @property
     def are_due(self) -> bool:
-        """Whether it is time to write the uses: there are many, or the first is old."""
-        return len(self._touches) >= MAX_PENDING or self._until - self._since >= MAX_PENDING_NS
+        """Whether it is time to write: there are many uses, or the first is old.
+
+        Or a version was confirmed, which saves other processes a request.
+        """
+        is_old = self._until - self._since >= MAX_PENDING_NS
+        return len(self._touches) >= MAX_PENDING or is_old or bool(self._confirmations)
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Record that the source still has the version of an entry."""
+        with self._lock:
+            if len(self._confirmations) < MAX_TOUCHES:
+                self._confirmations[confirmation.entry] = confirmation
+
+    @contextmanager
+    def writing_confirmations(self) -> Iterator[list[Confirmation]]:
+        """Those since they were last taken; they wait again if the block raises."""
+        with self._lock:
+            confirmations, self._confirmations = self._confirmations, {}
+        try:
+            yield list(confirmations.values())
+        except BaseException:
+            with self._lock:
+                self._confirmations = {**confirmations, **self._confirmations}
+            raise
 
     def touch(self, entry: int, used_at: int) -> bool:
         """Record a use of the entry; return whether the uses `are_due`."""

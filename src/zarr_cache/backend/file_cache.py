@@ -7,18 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING, override
 
 from zarr_cache.backend.counters import Pending
-from zarr_cache.backend.failures import GuardedDatabase
+from zarr_cache.backend.failures import GuardedDatabase, InvalidatedNamespaces
 from zarr_cache.backend.file_lookups import FileLookups
-from zarr_cache.backend.invalidated import InvalidatedNamespaces
 from zarr_cache.backend.queue import WriteBehindQueue
 from zarr_cache.backend.ranges import RangeCache
 from zarr_cache.backend.upkeep import Upkeep
+from zarr_cache.backend.versions import Versions
 from zarr_cache.core.background import BackgroundWorker
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.single_flight import Flights
 from zarr_cache.core.sizes import format_size
-from zarr_cache.index import evict, invalidate, removals, space, values
+from zarr_cache.index import evict, invalidate, listing, removals, values
 from zarr_cache.index.admit import Admission
+from zarr_cache.index.upkeep import Confirmation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from zarr_cache.file.database import Database
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
+    from zarr_cache.index.listing import Usage
     from zarr_cache.index.lookup import EntryState
-    from zarr_cache.index.space import Usage
     from zarr_cache.index.values import Keep
 
 
@@ -76,6 +77,7 @@ class FileCache(FileLookups):
         """Start empty: at first, and in the child of a fork, where locks may be held for ever."""
         self.ranges = RangeCache()
         self.flights = Flights()
+        self.versions = Versions()
         self.pending = Pending()
         # One for reads and one for writes: while the file is locked or full, hits go on.
         self._reads = GuardedDatabase(self._database)
@@ -95,6 +97,7 @@ class FileCache(FileLookups):
     def _forget_file(self) -> None:
         """Forget what is known of one file: it does not hold for another in its place."""
         self.ranges.clear()
+        self.versions = Versions()
         self.pending.take_touches()
 
     def _close(self) -> None:
@@ -118,7 +121,7 @@ class FileCache(FileLookups):
 
     @override
     def usage(self, namespace: str) -> Usage:
-        return self._reads.run(space.usage, namespace)
+        return self._reads.run(listing.usage, namespace)
 
     @override
     def admit(
@@ -208,10 +211,28 @@ class FileCache(FileLookups):
         )
 
     @override
-    def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
-        self._queue.cancel(namespace, key)
+    def confirm(self, found: EntryState, confirmed_at: int) -> None:
+        if found.entry is None or found.validator is None:
+            # It waits to be written, and is as good as new.
+            return
+        row = (found.entry, found.checksum, found.validator, found.confirmed_at)
+        self.pending.confirm(Confirmation(*row, confirmed_at))
+        if not self._writes.breaker.is_open:
+            self._writer.wake()
+
+    @override
+    def forget(
+        self, namespace: str, key: str, revision: int, stored_at: int, *, with_ranges: bool = False
+    ) -> Flow[list[str]]:
+        self._queue.cancel(namespace, key, with_ranges=with_ranges)
+        if with_ranges:
+            self.ranges.remove_key(namespace, key)
         return self._writes.flow(
-            removals.forget, namespace, key, revision=revision, stored_at=stored_at
+            partial(removals.forget, with_ranges=with_ranges),
+            namespace,
+            key,
+            revision=revision,
+            stored_at=stored_at,
         )
 
     @override
@@ -223,7 +244,7 @@ class FileCache(FileLookups):
         marked_ns = self._database.marked_ns(namespace)
         yield from self.invalidate_prefix(namespace, "")
         try:
-            yield from self.invalidated.revalidate(namespace, marked_ns)
+            yield from self.invalidated.release(namespace, marked_ns)
         except CacheError as error:
             # Then the next reads need not try.
             raise self._writes.record_failure(error) from error
@@ -234,6 +255,7 @@ class FileCache(FileLookups):
     ) -> Flow[None]:
         for key in keys:
             self.ranges.remove_key(namespace, key)
+            self.versions.forget(namespace, key)
         return self._writes.flow(invalidate.begin_write, namespace, keys, now_ns, begun)
 
     @override
@@ -257,6 +279,7 @@ class FileCache(FileLookups):
     @override
     def invalidate_prefix(self, namespace: str, prefix: str) -> Flow[list[str]]:
         self.ranges.remove(namespace, prefix)
+        self.versions.forget_prefix(namespace, prefix)
         return self._writes.flow(removals.invalidate_prefix, namespace, prefix)
 
     @override

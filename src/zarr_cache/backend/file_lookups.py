@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, override
 from zarr_cache.backend.value_cache import ValueCache
 from zarr_cache.core.flow import running_loop, step, threaded
 from zarr_cache.disk.read_threads import read_all, read_in_pool
-from zarr_cache.index import lookup, ranges
-from zarr_cache.index.ranges import KnownRanges, ListedRange
+from zarr_cache.index import listing, lookup, ranges
+from zarr_cache.index.listing import ListedRange
+from zarr_cache.index.listing import KnownRanges
+from zarr_cache.index.ranges import KeptVersion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.database import Database
-    from zarr_cache.index.lookup import Data, EntryState, Kept
+    from zarr_cache.index.listing import Kept
+    from zarr_cache.index.lookup import Data, EntryState
 
 
 MAX_RANGES_ON_LOOP = 64
@@ -191,7 +194,7 @@ class FileLookups(ValueCache):
         # Responses that wait are cached as well.
         yield from threaded(self.flush)
         arguments = (namespace, prefix, fresh_after, absent_fresh_after)
-        return (yield from self._reads.flow(lookup.list_cached, *arguments))
+        return (yield from self._reads.flow(listing.list_cached, *arguments))
 
     @override
     def known_ranges(
@@ -202,9 +205,21 @@ class FileLookups(ValueCache):
         known = self.ranges.known(namespace, key, **of_memory)
         has_any, size = waiting.has_any or known.has_any, waiting.size or known.size
         if found.file_ranges and size is None:
-            in_file = self._reads.run(ranges.known, namespace, key, fresh_after)
+            in_file = self._reads.run(listing.known, namespace, key, fresh_after)
             has_any, size = has_any or in_file.has_any, in_file.size
         return KnownRanges(has_any, size)
+
+    @override
+    def kept_version(self, namespace: str, key: str, found: EntryState) -> KeptVersion | None:
+        in_memory = (
+            self._queue.kept_version(namespace, key),
+            self.ranges.kept_version(namespace, key, fence=found.fence),
+        )
+        kept = [each for each in in_memory if each is not None]
+        if found.file_ranges:
+            in_file = self._reads.run(ranges.version, namespace, key)
+            kept += [] if in_file is None else [in_file]
+        return max(kept, key=lambda version: version.as_of, default=None)
 
     @override
     def list_ranges(
@@ -213,7 +228,7 @@ class FileLookups(ValueCache):
         # Responses that wait are cached as well.
         yield from threaded(self.flush)
         arguments = (namespace, prefix, fresh_after)
-        found = yield from self._reads.flow(ranges.list_ranges, *arguments)
+        found = yield from self._reads.flow(listing.list_ranges, *arguments)
         for key, spans in self.ranges.list_spans(*arguments).items():
             found.setdefault(key, []).extend(ListedRange(None, span) for span in spans)
         return found
@@ -228,6 +243,8 @@ def _with_range(found: EntryState, entry: RangeEntry, data: Data) -> EntryState:
         kind="range",
         size=len(entry.data),
         stored_at=entry.stored_at,
+        validator=entry.validator,
+        confirmed_at=None,
         data=data,
         is_damaged=False,
     )

@@ -13,7 +13,7 @@ from zarr_cache.index import extents, values
 from zarr_cache.index.evict import Evictions, evict_ahead
 from zarr_cache.index.large_values import max_bytes, written
 from zarr_cache.index.ranges import remove_all_but_some
-from zarr_cache.index.uses import write_counts, write_touches
+from zarr_cache.index.upkeep import write_counts, write_touches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from zarr_cache.file.database import Database
     from zarr_cache.index.admit import Admission, Response
     from zarr_cache.index.lookup import Data
-    from zarr_cache.index.ranges import KnownRanges
+    from zarr_cache.index.listing import KnownRanges
+    from zarr_cache.index.ranges import KeptVersion
     from zarr_cache.index.values import Keep
 
 
@@ -90,6 +91,7 @@ class WriteBehindQueue:
                     response.stored_at,
                     response.revision,
                     response.used_at,
+                    response.validator,
                 )
                 self._ranges.add(entry, fence=0)
                 self._entries[admission] = entry
@@ -136,14 +138,21 @@ class WriteBehindQueue:
             if admission is not None:
                 admission.used_at = used_at
 
-    def cancel(self, namespace: str, key: str) -> None:
-        """Write no response for the key that is in the queue; ranges of it are written."""
+    def kept_version(self, namespace: str, key: str) -> KeptVersion | None:
+        """The version of the ranges of the key that wait or are being written."""
+        return self._ranges.kept_version(namespace, key, fence=0)
+
+    def cancel(self, namespace: str, key: str, *, with_ranges: bool = False) -> None:
+        """Write no response for the key that is in the queue, nor ranges of it if so said."""
         with self._lock:
             # Nor those that are being written: they have no entry yet that could be removed.
             for admission in (*self._waiting, *self._dequeued):
                 place = (admission.namespace, admission.key)
-                if place == (namespace, key) and admission.response.request is None:
+                is_range = admission.response.request is not None
+                if place == (namespace, key) and (with_ranges or not is_range):
                     admission.is_cancelled = True
+        if with_ranges:
+            self._ranges.remove_key(namespace, key)
 
     def write_waiting(self) -> None:
         """Write the responses that wait now, and report the outcome of each.
@@ -283,7 +292,7 @@ class WriteBehindQueue:
         limits = first.limits
         wanted = [each for each in batch if not each.is_cancelled]
         for admission in wanted:
-            if admission.response.request is None:
+            if index_admit.replaces_ranges(connection, admission):
                 remove_all_but_some(connection, admission.namespace, admission.key)
         large = index_admit.large_values(connection, wanted)
         failure = extents.why_unusable(connection) if large else None

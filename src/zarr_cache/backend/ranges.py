@@ -11,7 +11,8 @@ from sortedcontainers import SortedDict
 from zarr.abc.store import RangeByteRequest
 
 from zarr_cache.core.byte_range import span_of
-from zarr_cache.index.ranges import KnownRanges
+from zarr_cache.index.listing import KnownRanges
+from zarr_cache.index.ranges import KeptVersion
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -41,6 +42,8 @@ class RangeEntry:
         Time and revision at which the source was read.
     used_at
         Time of the last use.
+    validator
+        Of the version that they are of; None if it is not known.
     """
 
     namespace: str
@@ -50,6 +53,7 @@ class RangeEntry:
     stored_at: int
     revision: int
     used_at: int
+    validator: str | None = None
 
     @property
     def span(self) -> Span:
@@ -112,6 +116,8 @@ class RangeCache:
         self._values: dict[tuple[str, str], _Value] = {}
         self._by_use: OrderedDict[RangeEntry, None] = OrderedDict()
         self._by_age: dict[str, dict[RangeEntry, None]] = {}
+        # Those without a validator.
+        self._expiring: dict[str, dict[RangeEntry, None]] = {}
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -145,7 +151,7 @@ class RangeCache:
         fence
             Revision of the last write to the key: entries of earlier revisions are removed.
         fresh_after
-            Entries of this time or earlier are removed.
+            Entries of this time or earlier are stale, and removed if they have no validator.
         used_at
             Time of this use.
         """
@@ -159,6 +165,9 @@ class RangeCache:
                     entry.used_at = used_at
                     self._by_use.move_to_end(entry)
                     return entry, entry.data[part]
+                if entry.validator is not None:
+                    # The source may confirm it.
+                    return None
                 # An entry that begins earlier may have the bytes too, and be fresh.
                 self._remove(entry)
             return None
@@ -186,8 +195,9 @@ class RangeCache:
     def add(self, entry: RangeEntry, *, fence: int) -> None:
         """Add a response, unless its bytes are here already.
 
-        Entries inside it are removed, and entries of a revision before `fence`. It is refused if
-        its own revision is before that of the last write to the key that a caller gave.
+        Entries inside it are removed, those of a revision before `fence`, and those of an earlier
+        version. It is refused if its own revision is before that of the last write to the key that
+        a caller gave, or if it is of an earlier version.
         """
         if not len(entry.data):
             return
@@ -196,6 +206,12 @@ class RangeCache:
             if entry.revision < value.fence:
                 # Another caller knows of a later write.
                 return
+            kept = self._version(value)
+            if kept is not None and kept.validator != entry.validator:
+                if kept.as_of > entry.stored_at:
+                    return
+                for other in value.entries:
+                    self._remove(other)
             if self._covering(value, entry.request)[0] is not None:
                 return
             for inside in self._inside(value, entry):
@@ -209,7 +225,20 @@ class RangeCache:
                 value.spans[start] = entry
             self._by_use[entry] = None
             self._by_age.setdefault(entry.namespace, {})[entry] = None
+            if entry.validator is None:
+                self._expiring.setdefault(entry.namespace, {})[entry] = None
             self.nbytes += len(entry.data)
+
+    def kept_version(self, namespace: str, key: str, *, fence: int) -> KeptVersion | None:
+        """The version of the entries of the key, fresh or stale; None if there is none."""
+        with self._lock:
+            value = self._known(namespace, key, fence)
+            return None if value is None else self._version(value)
+
+    @staticmethod
+    def _version(value: _Value) -> KeptVersion | None:
+        entry = value.tail or (value.spans.peekitem()[1] if value.spans else None)
+        return None if entry is None else KeptVersion(entry.validator, entry.stored_at)
 
     @staticmethod
     def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
@@ -276,12 +305,12 @@ class RangeCache:
                 if entry.request == request:
                     self._remove(entry)
 
-    def expire(self, namespace: str, fresh_after: int) -> int:
-        """Remove the entries of this time or earlier; return how many there were."""
+    def expire(self, namespace: str, expired_after: int) -> int:
+        """Remove those of this time or earlier without a validator; return how many there were."""
         removed = 0
         with self._lock:
-            by_age = self._by_age.get(namespace, {})
-            while (oldest := next(iter(by_age), None)) and oldest.stored_at <= fresh_after:
+            by_age = self._expiring.get(namespace, {})
+            while (oldest := next(iter(by_age), None)) and oldest.stored_at <= expired_after:
                 self._remove(oldest)
                 removed += 1
         return removed
@@ -301,6 +330,7 @@ class RangeCache:
             self._values.clear()
             self._by_use.clear()
             self._by_age.clear()
+            self._expiring.clear()
             self.nbytes = 0
 
     def list_spans(self, namespace: str, prefix: str, fresh_after: int) -> dict[str, list[Span]]:
@@ -324,6 +354,7 @@ class RangeCache:
     def _remove(self, entry: RangeEntry) -> None:
         del self._by_use[entry]
         del self._by_age[entry.namespace][entry]
+        self._expiring.get(entry.namespace, {}).pop(entry, None)
         self.nbytes -= len(entry.data)
         value = self._values[entry.namespace, entry.key]
         if entry is value.tail:

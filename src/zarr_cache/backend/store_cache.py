@@ -14,7 +14,7 @@ from zarr_cache.core.errors import StorageError
 from zarr_cache.core.flow import to_its_end
 from zarr_cache.core.single_flight import Flight, Flights
 from zarr_cache.file.database import MemoryDatabase
-from zarr_cache.index import admit, removals, values
+from zarr_cache.index import listing, removals, values
 from zarr_cache.index.admit import Admission
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
-    from zarr_cache.index.lookup import EntryState, Kept
-    from zarr_cache.index.ranges import KnownRanges, ListedRange
-    from zarr_cache.index.space import Usage
+    from zarr_cache.index.listing import Kept, ListedRange, Usage
+    from zarr_cache.index.lookup import EntryState
+    from zarr_cache.index.listing import KnownRanges
+    from zarr_cache.index.ranges import KeptVersion
 
 
 class LockedByTaskError(StorageError):
@@ -78,13 +79,14 @@ class StoreCache(ValueCache):
         self.ranges = self._index.ranges
         self.flights = self._index.flights
         self.pending = self._index.pending
+        self.versions = self._index.versions
         self._values.forget_writes()
         # Keys of which this process changes the value in the store, and () while it lists them.
         self._locked: Flights[tuple[str, ...], None] = Flights()
 
     def has_value(self, key: str) -> bool:
         """Whether the index has a value of this key, in whatever namespace."""
-        return self.database.run(admit.has_value, key)
+        return self.database.run(listing.has_value, key)
 
     @property
     @override
@@ -110,7 +112,7 @@ class StoreCache(ValueCache):
         try:
             if not self._is_listed:
                 sizes = yield from self._values.sizes()
-                self.database.run(admit.adopt, namespace, sizes)
+                self.database.run(listing.adopt, namespace, sizes)
                 self._is_listed = True
         finally:
             self._locked.end((), lock)
@@ -141,7 +143,7 @@ class StoreCache(ValueCache):
         found: EntryState | None = None,
     ) -> Flow[EntryState]:
         found = yield from self.lookup_metadata(namespace, key)
-        if found.kind != "value" or found.stored_at <= fresh_after:
+        if found.kind != "value" or found.as_of <= fresh_after:
             return found
         buffer = yield from self._values.get(key)
         data = None if buffer is None else buffer.to_bytes()
@@ -191,6 +193,10 @@ class StoreCache(ValueCache):
         self, namespace: str, key: str, found: EntryState, fresh_after: int
     ) -> KnownRanges:
         return self._index.known_ranges(namespace, key, found, fresh_after)
+
+    @override
+    def kept_version(self, namespace: str, key: str, found: EntryState) -> KeptVersion | None:
+        return self._index.kept_version(namespace, key, found)
 
     @override
     def list_ranges(
@@ -278,8 +284,16 @@ class StoreCache(ValueCache):
         self._index.report_eviction(max_size)
 
     @override
-    def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
-        forgotten = yield from self._index.forget(namespace, key, revision, stored_at)
+    def confirm(self, found: EntryState, confirmed_at: int) -> None:
+        """Nothing: the index ends with this process, which has it in `versions`."""
+
+    @override
+    def forget(
+        self, namespace: str, key: str, revision: int, stored_at: int, *, with_ranges: bool = False
+    ) -> Flow[list[str]]:
+        forgotten = yield from self._index.forget(
+            namespace, key, revision, stored_at, with_ranges=with_ranges
+        )
         yield from self._values.delete(forgotten)
         return forgotten
 
@@ -292,7 +306,7 @@ class StoreCache(ValueCache):
     @override
     def clear(self, namespace: str) -> Flow[None]:
         yield from self.invalidate_prefix(namespace, "")
-        yield from self.invalidated.revalidate(namespace, None)
+        yield from self.invalidated.release(namespace, None)
 
     @override
     def begin_write(

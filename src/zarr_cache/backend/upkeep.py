@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.core import private
 from zarr_cache.core.errors import CacheError, CircuitOpenError
 from zarr_cache.core.flow import run
-from zarr_cache.index import evict, space, uses
+from zarr_cache.index import evict, upkeep
 
 if TYPE_CHECKING:
     from zarr_cache.backend.counters import Pending
@@ -61,8 +61,8 @@ class Upkeep:
         if self._database.is_gone():
             return
         try:
-            while self._reads.run(space.has_much_free):
-                self._writes.run(space.give_back)
+            while self._reads.run(upkeep.has_much_free):
+                self._writes.run(upkeep.give_back)
                 self.write_waiting()
             self._shorten_data_file()
         except CacheError as error:
@@ -76,11 +76,14 @@ class Upkeep:
 
     def write_pending(self) -> Flow[None]:
         """Write the uses and counts that wait."""
-        with self._pending.writing_counts() as counts:
-            if not counts and not len(self._pending):
+        with (
+            self._pending.writing_counts() as counts,
+            self._pending.writing_confirmations() as confirmations,
+        ):
+            if not counts and not confirmations and not len(self._pending):
                 return
             with self._pending.writing_touches() as touches:
-                yield from self._writes.flow(uses.write, counts, touches)
+                yield from self._writes.flow(upkeep.write, counts, touches, confirmations)
 
     def write_pending_now(self) -> None:
         """Write the uses and counts that wait, in this thread; a failure is logged."""
@@ -114,18 +117,18 @@ class Upkeep:
             for name in useless:
                 while self._writes.run(evict.remove_namespace, name):
                     pass
-            is_too_long = bool(useless) and self._reads.run(space.has_much_to_cut)
+            is_too_long = bool(useless) and self._reads.run(upkeep.has_much_to_cut)
             if is_too_long:
-                self._writes.run(space.cut)
+                self._writes.run(upkeep.cut)
         except CacheError as error:
             # They are evicted as the least recently used.
             logger.info("entries that are private to a process could not be removed: %s", error)
 
     def _shorten_data_file(self) -> None:
         """Move what is at the end of the data file to the front, if the file is too long."""
-        while self._reads.run(space.is_too_long, self.max_size):
-            if not self._writes.run(space.move_last, self._database.clock().now_ns()):
+        while self._reads.run(upkeep.is_too_long, self.max_size):
+            if not self._writes.run(upkeep.move_last, self._database.clock().now_ns()):
                 break
             self.write_waiting()
-        if self._reads.run(space.has_much_to_cut):
-            self._writes.run(space.cut)
+        if self._reads.run(upkeep.has_much_to_cut):
+            self._writes.run(upkeep.cut)

@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
     from zarr_cache.backend.counters import Pending
-    from zarr_cache.backend.invalidated import InvalidatedNamespaces
+    from zarr_cache.backend.failures import InvalidatedNamespaces
     from zarr_cache.backend.ranges import RangeCache
+    from zarr_cache.backend.versions import Versions
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.errors import CacheError
     from zarr_cache.core.flow import Flow
     from zarr_cache.core.single_flight import Flights
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
-    from zarr_cache.index.lookup import EntryState, Kept
-    from zarr_cache.index.ranges import KnownRanges, ListedRange
-    from zarr_cache.index.space import Usage
+    from zarr_cache.index.listing import Kept, ListedRange, Usage
+    from zarr_cache.index.lookup import EntryState
+    from zarr_cache.index.listing import KnownRanges
+    from zarr_cache.index.ranges import KeptVersion
 
 
 class ValueCache(ABC):
@@ -41,12 +43,15 @@ class ValueCache(ABC):
         Uses and counts that wait to be written.
     invalidated
         Namespaces of which no entry may be served.
+    versions
+        What the source has told this process of its versions of values.
     """
 
     ranges: RangeCache
     flights: Flights[tuple[object, ...], Buffer | None]
     pending: Pending
     invalidated: InvalidatedNamespaces
+    versions: Versions
 
     @property
     @abstractmethod
@@ -127,6 +132,13 @@ class ValueCache(ABC):
         """What the fresh ranges of the key show; `found` is what a lookup of it has found."""
 
     @abstractmethod
+    def kept_version(self, namespace: str, key: str, found: EntryState) -> KeptVersion | None:
+        """The version of the ranges of the key, fresh or stale; None if there is none.
+
+        `found` is what a lookup of the key has found.
+        """
+
+    @abstractmethod
     def list_ranges(
         self, namespace: str, prefix: str, fresh_after: int
     ) -> Flow[dict[str, list[ListedRange]]]:
@@ -189,8 +201,17 @@ class ValueCache(ABC):
         """Log that `max_size` is used up, the first time that this is called in a process."""
 
     @abstractmethod
-    def forget(self, namespace: str, key: str, revision: int, stored_at: int) -> Flow[list[str]]:
-        """Remove the entry of the key, unless it is newer; return the keys removed."""
+    def confirm(self, found: EntryState, confirmed_at: int) -> None:
+        """Record that the source still had the version of an entry; it is written soon."""
+
+    @abstractmethod
+    def forget(
+        self, namespace: str, key: str, revision: int, stored_at: int, *, with_ranges: bool = False
+    ) -> Flow[list[str]]:
+        """Remove the entry of the key, and its ranges if so said, unless they are newer.
+
+        Returns the keys of the values removed.
+        """
 
     @abstractmethod
     def discard(self, found: EntryState) -> Flow[list[str]]:

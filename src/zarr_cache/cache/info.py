@@ -11,7 +11,7 @@ from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run
 from zarr_cache.flows import evict
-from zarr_cache.index import space
+from zarr_cache.index import listing
 from zarr_cache.inspect.verify_store import verify_store
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.ages import Age
     from zarr_cache.flows.view import SourceView
-    from zarr_cache.index.space import Usage
+    from zarr_cache.index.listing import Usage
     from zarr_cache.inspect.problem import Problem
 
 
@@ -91,7 +91,7 @@ class CacheInfo:
         usage: Usage | str
         if isinstance(self._cache, SqliteStore):
             location = str(self._cache)
-            usage = notebook.read_or_reason(self._cache.database, space.usage, self.namespace)
+            usage = notebook.read_or_reason(self._cache.database, listing.usage, self.namespace)
         else:
             location = class_of(self._cache)
             try:

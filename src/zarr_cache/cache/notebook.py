@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
     from zarr_cache.file.file_database import FileDatabase
     from zarr_cache.flows.view import SourceView
-    from zarr_cache.index.space import Usage
+    from zarr_cache.index.listing import Usage
     from zarr_cache.inspect.report import NamespaceReport
 
 

@@ -7,8 +7,8 @@ from zarr_cache.cli.options import CacheFile, Json
 from zarr_cache.cli.terminal import print_json, say
 from zarr_cache.core.sizes import format_size
 from zarr_cache.disk.paths import data_file_of, wal_of
-from zarr_cache.index import space as index_space
-from zarr_cache.index.space import checkpoint, give_back, space
+from zarr_cache.index import upkeep
+from zarr_cache.index.upkeep import checkpoint, give_back, space
 
 
 def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
@@ -21,9 +21,9 @@ def compact(cache_file: CacheFile = None, *, as_json: Json = False) -> None:
     before = _bytes_on_disk(path)
     with opened_to_write(path) as store:
         now_ns = store.database.clock().now_ns
-        while store.database.run(index_space.move_last, now_ns()):
+        while store.database.run(upkeep.move_last, now_ns()):
             pass
-        store.database.run(index_space.cut)
+        store.database.run(upkeep.cut)
         can_shrink = store.database.run(space).can_shrink
         while can_shrink and store.database.run(give_back):
             pass

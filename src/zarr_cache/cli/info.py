@@ -19,7 +19,7 @@ from zarr_cache.core import ages
 from zarr_cache.core.sizes import format_size
 from zarr_cache.disk.paths import data_file_of, wal_of
 from zarr_cache.index import extents
-from zarr_cache.index.space import space
+from zarr_cache.index.upkeep import space
 from zarr_cache.inspect import report
 from zarr_cache.inspect.report import NamespaceReport
 from zarr_cache.inspect.selection import NOTHING, Amount

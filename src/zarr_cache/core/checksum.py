@@ -42,6 +42,17 @@ def of_facts(namespace: str, key: str, kind: str, size: int, stored_at: int) -> 
     return xxh3_64_intdigest(claim.encode(errors="surrogatepass")) >> 1
 
 
+def of_version(validator: str | None, confirmed_at: int | None) -> int:
+    """What the validator of an entry, and when it was confirmed, change of the checksum of its row.
+
+    The checksum of a row is that of its facts, XOR this. It is 0 for a row without them. Blocks are
+    seeded by the facts alone, so that a version is confirmed without a look at its bytes.
+    """
+    if validator is None and confirmed_at is None:
+        return 0
+    return xxh3_64_intdigest(f"{validator}\0{confirmed_at}".encode(errors="surrogatepass")) >> 1
+
+
 def of_blocks(identity_checksum: int, first: int, data: bytes | ByteArray) -> bytes:
     """The checksums of the blocks in `data`, `LENGTH` bytes each, big-endian.
 

@@ -14,7 +14,7 @@ from zarr_cache.core.single_flight import Flight
 from zarr_cache.flows import evict, ranges
 from zarr_cache.flows.view import LookupResult
 from zarr_cache.index.admit import Response
-from zarr_cache.index.ranges import KnownRanges
+from zarr_cache.index.listing import KnownRanges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

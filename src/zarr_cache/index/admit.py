@@ -34,8 +34,8 @@ MAX_ABSENT = 100_000
 # the row is newer, if the key was written since, or if a write is in flight whose lease has not
 # expired. While a folder of the source is being removed, every response is refused.
 ADMIT = """
-INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
-SELECT id, :key, :kind, :size, :stored_at, :used_at, 0, :checksum
+INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum, validator)
+SELECT id, :key, :kind, :size, :stored_at, :used_at, 0, :checksum, :validator
 FROM namespace
 WHERE name = :namespace
   AND fence <= :revision
@@ -46,10 +46,12 @@ SET kind = excluded.kind,
     stored_at = excluded.stored_at,
     used_at = excluded.used_at,
     writes_in_flight = 0,
-    checksum = excluded.checksum
+    checksum = excluded.checksum,
+    validator = excluded.validator,
+    confirmed_at = NULL
 WHERE revision <= :revision
   AND (writes_in_flight = 0 OR stored_at <= :expired_before)
-  AND stored_at <= excluded.stored_at
+  AND coalesce(confirmed_at, stored_at) <= excluded.stored_at
   AND kind <> 'stored'
 RETURNING id
 """
@@ -58,7 +60,9 @@ RETURNING id
 EVICT_OLD_VALUE = """
 UPDATE entry
 SET kind = 'tombstone',
-    size = 0
+    size = 0,
+    validator = NULL,
+    confirmed_at = NULL
 WHERE id = :entry AND kind = 'value'
 """
 
@@ -69,24 +73,6 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
   AND +kind IN ('value', 'range')
 """
-
-ADOPT = """
-INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
-SELECT id, :key, 'value', :size, 0, :used_at, 0, :checksum
-FROM namespace
-WHERE name = :namespace
-ON CONFLICT DO NOTHING
-"""
-
-HAS_VALUE = """
-SELECT 1
-FROM entry
-WHERE namespace IN (SELECT id FROM namespace)
-  AND key = :key
-  AND start = -1
-  AND kind = 'value'
-"""
-
 
 class Admission:
     """A response that is to be admitted.
@@ -215,7 +201,8 @@ def admit(
         "used_at": used_at,
         "revision": response.revision,
         "expired_before": response.stored_at - WRITE_LEASE_NS,
-        "checksum": identity_checksum,
+        "checksum": identity_checksum ^ checksum.of_version(response.validator, None),
+        "validator": response.validator,
     }
     before = admission.removed_before
     with under_limits(connection, namespace, admission.limits, before) as removed:
@@ -256,7 +243,14 @@ def _admit_range(
             span = byte_range.span_of(response.request, response.size)
             seed = identity_checksum_of(namespace, key, response)
             entry = ranges.insert(
-                connection, namespace, key, span, response.stored_at, used_at, seed
+                connection,
+                namespace,
+                key,
+                span,
+                response.stored_at,
+                used_at,
+                seed,
+                response.validator,
             )
             admission.entry = entry
             if found.kind == "absent":
@@ -270,7 +264,7 @@ def _admit_range(
 
 def _may_be_admitted(response: Response, found: EntryState, limits: Limits) -> bool:
     """Whether a range is wanted: its value is not cached, and nothing newer is known of the key."""
-    if found.kind == "value" and found.stored_at > limits.fresh_after:
+    if found.kind == "value" and found.as_of > limits.fresh_after:
         return False
     if found.kind == "absent" and found.stored_at > response.stored_at:
         return False
@@ -278,36 +272,32 @@ def _may_be_admitted(response: Response, found: EntryState, limits: Limits) -> b
 
 
 def _make_place(connection: Connection, admission: Admission) -> bool:
-    """Remove the ranges that this one replaces; False if its bytes are cached already."""
-    response = admission.response
-    return response.request is not None and ranges.make_place(
+    """Remove the ranges that this one replaces; False if its bytes are cached already.
+
+    Or if they are of an earlier version than those that are kept.
+    """
+    response, of_key = admission.response, (admission.namespace, admission.key)
+    if response.request is None:
+        return False
+    if replaces_ranges(connection, admission):
+        ranges.remove_of_key(connection, *of_key)
+    elif not ranges.may_join(connection, *of_key, response.validator, response.stored_at):
+        return False
+    return ranges.make_place(
         connection,
-        admission.namespace,
-        admission.key,
+        *of_key,
         response.request,
         response.size,
         admission.limits.fresh_after,
     )
 
 
-def has_value(connection: Connection, key: str) -> bool:
-    """Whether there is a value of this key in any namespace."""
-    return connection.execute(HAS_VALUE, {"key": key}).fetchone() is not None
-
-
-def adopt(connection: Connection, namespace: str, sizes: Sequence[tuple[str, int]]) -> None:
-    """Add the values that another store already has, oldest first, older than any finite age."""
-    with connection.writing():
-        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
-        for used_at, (key, size) in enumerate(sizes, 1):
-            parameters = {
-                "namespace": namespace,
-                "key": key,
-                "size": size,
-                "used_at": used_at,
-                "checksum": checksum.of_facts(namespace, key, "value", size, 0),
-            }
-            connection.execute(ADOPT, parameters)
+def replaces_ranges(connection: Connection, admission: Admission) -> bool:
+    """Whether every range of its key is to be removed: it is a whole value, or a later version."""
+    response = admission.response
+    return response.request is None or ranges.replaces(
+        connection, admission.namespace, admission.key, response.validator, response.stored_at
+    )
 
 
 class Response(NamedTuple):
@@ -325,6 +315,8 @@ class Response(NamedTuple):
         `EntryState.revision` from before the source was read.
     request
         Which bytes of the value these are; None for all.
+    validator
+        Of the version that the bytes are of; None if it is not known.
     """
 
     data: ByteArray | None
@@ -332,6 +324,7 @@ class Response(NamedTuple):
     used_at: int
     revision: int
     request: ByteRequest | None = None
+    validator: str | None = None
 
     @property
     def kind(self) -> str:
@@ -357,7 +350,7 @@ class Response(NamedTuple):
         """
         if found.is_overtaken(self.revision, self.stored_at):
             return found
-        if found.kind in {"value", "absent"} and found.stored_at > self.stored_at:
+        if found.kind in {"value", "absent"} and found.as_of > self.stored_at:
             return found
         data = None
         if self.data is not None and fresh_after is not None and self.stored_at > fresh_after:
@@ -369,6 +362,8 @@ class Response(NamedTuple):
             size=self.size,
             stored_at=self.stored_at,
             writes_in_flight=0,
+            validator=self.validator,
+            confirmed_at=None,
             data=data,
             read=None,
             is_damaged=False,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.errors import FileDamagedError
 from zarr_cache.core.keys import prefix_end
-from zarr_cache.index import extents, uses
+from zarr_cache.index import extents, upkeep
 from zarr_cache.index.lookup import WRITE_LEASE_NS
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ WHERE id IN (
     FROM entry
     WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
       AND kind = :kind
-      AND stored_at <= :fresh_after
+      AND validator IS NULL
+      AND stored_at <= :expired_after
     ORDER BY stored_at
     LIMIT :limit
 )
@@ -112,8 +113,8 @@ class RangesInMemory(Protocol):
     def evict(self) -> bool:
         """Remove the least recently used one; False if there is none."""
 
-    def expire(self, namespace: str, fresh_after: int) -> int:
-        """Remove those of this time or earlier; return how many there were."""
+    def expire(self, namespace: str, expired_after: int) -> int:
+        """Remove those of this time or earlier without a validator; return how many there were."""
 
 
 class Limits(NamedTuple):
@@ -126,8 +127,10 @@ class Limits(NamedTuple):
     ranges
         Those in memory.
     fresh_after
-        A value stored at this time or earlier is stale, and an absence stored at
-        `absent_fresh_after` or earlier.
+        A value of this time or earlier is stale.
+    expired_after
+        A value without a validator that was stored at this time or earlier is removed: nothing can
+        make it fresh again, and it is not served while the source fails either.
     now_ns
         The time as of which this is. The lease of a write that began an hour before has expired.
     """
@@ -135,7 +138,7 @@ class Limits(NamedTuple):
     max_size: int | None
     ranges: RangesInMemory
     fresh_after: int
-    absent_fresh_after: int
+    expired_after: int
     now_ns: int
 
     @property
@@ -197,9 +200,9 @@ def apply_limits(
     last uses that are not written yet.
     """
     evictions = Evictions()
-    touches = uses.write_batches(connection, touches)
+    touches = upkeep.write_batches(connection, touches)
     with connection.writing_much():
-        uses.write_touches(connection, touches)
+        upkeep.write_touches(connection, touches)
         expire(connection, namespace, limits, evictions)
         is_done = evict_batch(connection, limits, evictions)
     while not is_done:
@@ -230,7 +233,7 @@ def evict_ahead(
             return
         with connection.writing_much():
             if is_first:
-                uses.write_touches(connection, touches)
+                upkeep.write_touches(connection, touches)
             is_first = False
             if evict_batch(connection, limits, evictions, coming):
                 return
@@ -299,23 +302,19 @@ def trim(connection: Connection, kind: str, limit: int, expired_before: int) -> 
 
 
 def expire(connection: Connection, namespace: str, limits: Limits, evictions: Evictions) -> None:
-    """Remove stale entries, at most `MAX_AT_ONCE` of a kind, and expired reservations of space."""
+    """Remove expired values and ranges, at most `MAX_AT_ONCE` of each, and expired reservations."""
     extents.release_expired(connection, limits.now_ns)
-    for kind, fresh_after in (
-        ("value", limits.fresh_after),
-        ("range", limits.fresh_after),
-        ("absent", limits.absent_fresh_after),
-    ):
-        if fresh_after == EVER:
-            continue
+    if limits.expired_after == EVER:
+        return
+    for kind in ("value", "range"):
         parameters = {
             "namespace": namespace,
             "kind": kind,
-            "fresh_after": fresh_after,
+            "expired_after": limits.expired_after,
             "limit": MAX_AT_ONCE,
         }
         evictions.expired += [key for (key,) in connection.execute(EXPIRE, parameters)]
-    limits.ranges.expire(namespace, limits.fresh_after)
+    limits.ranges.expire(namespace, limits.expired_after)
 
 
 MAX_UNUSED_NS = 7 * 24 * 3600 * 10**9

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zarr_cache.core.errors import FileDamagedError, FileLockedError
-from zarr_cache.index import extents, lookup, ranges, uses
+from zarr_cache.index import extents, lookup, ranges, upkeep
 from zarr_cache.index.admit import identity_checksum_of
 from zarr_cache.index.evict import Evictions, evict_ahead, trim, under_limits
 from zarr_cache.index.large_values import LargeValue, max_bytes, written
@@ -59,6 +59,8 @@ SET kind = 'tombstone',
     END,
     used_at = excluded.used_at,
     revision = excluded.revision,
+    validator = NULL,
+    confirmed_at = NULL,
     writes_in_flight = CASE WHEN stored_at <= :expired_before THEN 1 ELSE writes_in_flight + 1 END
 WHERE kind IS NOT 'stored'
 RETURNING id
@@ -74,7 +76,9 @@ SET kind = 'value',
     used_at = :used_at,
     revision = :revision,
     writes_in_flight = 0,
-    checksum = :checksum
+    checksum = :checksum,
+    validator = NULL,
+    confirmed_at = NULL
 WHERE namespace = (
         SELECT id
         FROM namespace
@@ -109,6 +113,8 @@ SET kind = 'tombstone',
     stored_at = CASE WHEN writes_in_flight > 1 THEN stored_at ELSE excluded.stored_at END,
     used_at = excluded.used_at,
     revision = excluded.revision,
+    validator = NULL,
+    confirmed_at = NULL,
     writes_in_flight = max(0, writes_in_flight - 1)
 WHERE kind IS NOT 'stored'
 RETURNING id
@@ -203,7 +209,7 @@ def _end_write(
             connection.writing_much() if responses else connection.writing(),
             under_limits(connection, namespace, limits, evictions),
         ):
-            uses.write_touches(connection, touches)
+            upkeep.write_touches(connection, touches)
             revision = next_revision(connection, namespace)
             parameters: Parameters = {"namespace": namespace, "now": now_ns, "revision": revision}
             below = {"namespace": namespace, "fence": fence}

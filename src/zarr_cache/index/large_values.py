@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.core.errors import CacheError, DataFileError, is_code
 from zarr_cache.disk.read_threads import in_two_threads
-from zarr_cache.index import extents
-from zarr_cache.index import space as index_space
+from zarr_cache.index import extents, upkeep
 from zarr_cache.index.evict import evict_to_fit, expire
-from zarr_cache.index.uses import write_touches
+from zarr_cache.index.upkeep import write_touches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -142,7 +141,7 @@ def written(
                 for space in reserved.values():
                     extents.release(connection, space.id)
                 # On a full disk, only this makes the space that the commit needs.
-                index_space.cut_off(connection)
+                upkeep.cut_off(connection)
         raise
 
 

@@ -1,4 +1,4 @@
-"""Lookups: what the file has of a key, and of the keys below a prefix. Operations."""
+"""Lookups: what the file has of a key. Operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from zarr.abc.store import RangeByteRequest
 from zarr_cache.core import ages, byte_range, checksum
 from zarr_cache.core.checksum import DamagedValueError
 from zarr_cache.core.errors import FileDamagedError
-from zarr_cache.core.keys import prefix_end
 from zarr_cache.disk.data_read import Read
 from zarr_cache.index import extents, ranges, values
 
@@ -61,6 +60,8 @@ SELECT
     entry.stored_at,
     entry.writes_in_flight,
     entry.checksum,
+    entry.validator,
+    entry.confirmed_at,
     value.rowid,
     length(value.data),
     CASE WHEN length(value.checksums) <= 512 THEN value.checksums END,
@@ -72,9 +73,13 @@ LEFT JOIN total ON total.kind = 'value'
 LEFT JOIN total AS ranges ON ranges.kind = 'range'
 LEFT JOIN namespace ON namespace.name = ?
 LEFT JOIN entry ON entry.namespace = namespace.id AND entry.key = ? AND entry.start = -1
-LEFT JOIN value ON value.entry = entry.id AND value.part = 0 AND entry.stored_at > ?
+LEFT JOIN value
+    ON value.entry = entry.id AND value.part = 0
+    AND coalesce(entry.confirmed_at, entry.stored_at) > ?
 LEFT JOIN extent
-    ON extent.entry = CASE WHEN entry.size >= ? AND entry.stored_at > ? THEN entry.id END
+    ON extent.entry = CASE
+        WHEN entry.size >= ? AND coalesce(entry.confirmed_at, entry.stored_at) > ? THEN entry.id
+    END
     AND extent.start = 0
 WHERE counter.id = 1
 """
@@ -95,7 +100,7 @@ class EntryState(NamedTuple):
         When the first removal of a folder that is in progress began; None if there is none.
     file_ranges
         Number of ranges in the file, of all keys; one more if others wait to be written.
-    entry, kind, size, stored_at, writes_in_flight, checksum
+    entry, kind, size, stored_at, writes_in_flight, checksum, validator, confirmed_at
         The row of the key, or of a range of it that has the bytes of the request; None if there is
         no row.
     part, part_length, checksums
@@ -121,6 +126,8 @@ class EntryState(NamedTuple):
     stored_at: int
     writes_in_flight: int | None
     checksum: int
+    validator: str | None = None
+    confirmed_at: int | None = None
     part: int | None = None
     part_length: int | None = None
     checksums: bytes | None = None
@@ -133,17 +140,21 @@ class EntryState(NamedTuple):
     @property
     def row(self) -> tuple[object, ...]:
         """The row of the key."""
-        facts = (self.entry, self.kind, self.size, self.stored_at)
-        return (*facts, self.writes_in_flight, self.checksum)
+        return self[5:13]
+
+    @property
+    def as_of(self) -> int:
+        """When the source last had this, as far as is known: its age counts from then."""
+        return self.stored_at if self.confirmed_at is None else self.confirmed_at
 
     def with_bytes(self, data: Data | None, read: Read | None) -> EntryState:
         """The same with the bytes of the request, or with the read that is left to do."""
         # Takes a third of the time of `_replace`.
-        return EntryState(*self[:14], data, self.offset, self.length, read)
+        return EntryState(*self[:16], data, self.offset, self.length, read)
 
     def has_bytes(self, fresh_after: int) -> bool:
         """Whether it is a fresh value or range, or one that was stored."""
-        return self.kind in HAVE_BYTES and self.stored_at > fresh_after
+        return self.kind in HAVE_BYTES and self.as_of > fresh_after
 
     def is_being_written(self, now_ns: int) -> bool:
         """Whether a write to the key is in flight whose lease has not expired."""
@@ -256,13 +267,13 @@ def _fit(
         return state._replace(checksum=found.checksum, is_damaged=True), 0, None
     span = found.span
     part = span.part_for(request)
-    if part is None or found.stored_at <= fresh_after:
+    if part is None or found.as_of <= fresh_after:
         return row, 0, None
     identity_checksum = ranges.facts_of(namespace, key, span, found.stored_at)
     # As `row._replace` with the columns from `checksum` to `length`, in a third of the time.
     facts = (found.entry, "range", found.size, found.stored_at, row.writes_in_flight)
-    state = EntryState._make((*row[:5], *facts, *found[4:11], None, False))
-    if identity_checksum != found.checksum:
+    state = EntryState._make((*row[:5], *facts, *found[4:13], None, False))
+    if identity_checksum != found.identity_checksum:
         state = state._replace(data=None, is_damaged=True)
     return state, identity_checksum, part
 
@@ -304,7 +315,8 @@ def _facts(
     identity_checksum = checksum.of_facts(
         namespace, key, str(found.kind), found.size, found.stored_at
     )
-    if identity_checksum != found.checksum or found.size < 0:
+    version = checksum.of_version(found.validator, found.confirmed_at)
+    if identity_checksum ^ version != found.checksum or found.size < 0:
         # The bytes that came with the row are neither verified nor cut to the request.
         found = found._replace(data=None, is_damaged=True)
     return found, identity_checksum
@@ -354,47 +366,3 @@ def lookup_many(
         lookup(connection, namespace, key, request, fresh_after, may_wait=may_wait, located=located)
         for request, located in zip(requests, many, strict=True)
     ]
-
-
-# A blob is greater than every text: it is the bound of a prefix without an end. With
-# "OR :end IS NULL" instead, SQLite walks to the last key of the namespace.
-#
-# In the order of the rows, not of the keys: SQLite checks a page each time it visits it, and keys
-# stored in another order are on a page each. Without the LIMIT, SQLite drops the subquery's order.
-LIST_CACHED = """
-WITH below AS MATERIALIZED (
-    SELECT id
-    FROM entry
-    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-      AND key >= :prefix
-      AND key < coalesce(:end, x'')
-    ORDER BY id
-    LIMIT -1
-)
-SELECT entry.key, entry.id, CASE entry.kind WHEN 'value' THEN entry.size END
-FROM below
-CROSS JOIN entry ON entry.id = below.id
-WHERE entry.kind = 'value' AND entry.stored_at > :fresh_after
-   OR entry.kind = 'absent' AND entry.stored_at > :absent_fresh_after
-"""
-
-type Kept = tuple[int, int | None]
-"""The number of an entry, and the size of its value; None if the source has no such key."""
-
-
-def list_cached(
-    connection: Connection, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
-) -> dict[str, Kept]:
-    """The fresh entries of the keys that begin with `prefix`; no value is read.
-
-    Walks the entries below the prefix: some seconds for a million.
-    """
-    parameters = {
-        "namespace": namespace,
-        "prefix": prefix,
-        "end": prefix_end(prefix),
-        "fresh_after": fresh_after,
-        "absent_fresh_after": absent_fresh_after,
-    }
-    rows = connection.execute(LIST_CACHED, parameters)
-    return {key: (entry, size) for key, entry, size in rows}

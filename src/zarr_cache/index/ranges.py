@@ -14,7 +14,6 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr_cache.core import checksum
 from zarr_cache.core.byte_range import Span, span_of
 from zarr_cache.core.errors import FileDamagedError
-from zarr_cache.core.keys import prefix_end
 from zarr_cache.index import extents
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ SELECT
     entry.size,
     entry.stored_at,
     entry.checksum,
+    entry.validator,
+    entry.confirmed_at,
     value.rowid,
     length(value.data),
     CASE WHEN length(value.checksums) <= 512 THEN value.checksums END,
@@ -63,15 +64,17 @@ JOIN entry ON entry.id = (
 )
 LEFT JOIN value
     ON value.entry = entry.id AND value.part = 0
-    AND entry.stored_at > ?
+    AND coalesce(entry.confirmed_at, entry.stored_at) > ?
     AND (entry.start + entry.size > wanted.value OR entry.stop IS NULL)
 LEFT JOIN extent
-    ON extent.entry = CASE WHEN entry.size >= ? AND entry.stored_at > ? THEN entry.id END
+    ON extent.entry = CASE
+        WHEN entry.size >= ? AND coalesce(entry.confirmed_at, entry.stored_at) > ? THEN entry.id
+    END
     AND extent.start = 0
 """
 
 LAST_PLACE = """
-SELECT id, start, stop, size, stored_at, checksum
+SELECT id, start, stop, size, stored_at, checksum, validator, confirmed_at
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
@@ -82,13 +85,13 @@ LIMIT 1
 
 # `+kind` is not looked up in an index. Otherwise SQLite takes entry_by_age, and walks all ranges of
 # the namespace.
-HAS_ANY = """
-SELECT id, start, stop, size, stored_at, checksum
+FIRST = """
+SELECT id, start, stop, size, stored_at, checksum, validator, confirmed_at
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND key = :key
   AND +kind = 'range'
-  AND stored_at > :fresh_after
+LIMIT 1
 """
 
 REMOVE = """
@@ -144,23 +147,12 @@ LIMIT 1 OFFSET :limit
 
 INSERT = """
 INSERT INTO entry (
-    namespace, key, kind, start, stop, size, stored_at, used_at, revision, checksum
+    namespace, key, kind, start, stop, size, stored_at, used_at, revision, checksum, validator
 )
-SELECT id, :key, 'range', :start, :stop, :size, :stored_at, :used_at, 0, :checksum
+SELECT id, :key, 'range', :start, :stop, :size, :stored_at, :used_at, 0, :checksum, :validator
 FROM namespace
 WHERE name = :namespace
 RETURNING id
-"""
-
-LIST = """
-SELECT key, id, start, stop, size, stored_at, checksum
-FROM entry
-WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-  AND key >= :prefix
-  AND key < coalesce(:end, x'')
-  AND +kind = 'range'
-  AND stored_at > :fresh_after
-ORDER BY key, start
 """
 
 
@@ -178,6 +170,8 @@ class FoundRange(NamedTuple):
     size: int
     stored_at: int
     checksum: int
+    validator: str | None
+    confirmed_at: int | None
     part: int | None
     part_length: int | None
     checksums: bytes | None
@@ -190,7 +184,18 @@ class FoundRange(NamedTuple):
     @property
     def has_integers(self) -> bool:
         """Whether the columns of `span`, and its time, are integers."""
-        return _are_integers(self.start, self.size, self.stored_at, self.stop or 0)
+        times = (self.stored_at, self.as_of)
+        return _are_integers(self.start, self.size, *times, self.stop or 0)
+
+    @property
+    def as_of(self) -> int:
+        """When the source last had this, as far as is known."""
+        return self.stored_at if self.confirmed_at is None else self.confirmed_at
+
+    @property
+    def identity_checksum(self) -> int:
+        """That which the row claims, without its version."""
+        return self.checksum ^ checksum.of_version(self.validator, self.confirmed_at)
 
     @property
     def span(self) -> Span:
@@ -208,7 +213,7 @@ def span_of_row(start: int, stop: int | None, size: int) -> Span:
     return Span(start if start >= 0 else None, size, reaches_end=stop is None)
 
 
-class _Row(NamedTuple):
+class RangeRow(NamedTuple):
     """The facts of a range, without its bytes."""
 
     entry: int
@@ -217,13 +222,23 @@ class _Row(NamedTuple):
     size: int
     stored_at: int
     checksum: int
+    validator: str | None
+    confirmed_at: int | None
+
+    @property
+    def as_of(self) -> int:
+        """When the source last had this, as far as is known."""
+        return self.stored_at if self.confirmed_at is None else self.confirmed_at
 
     def span_in(self, namespace: str, key: str) -> Span | None:
         """Which bytes of the key's value it has; None if the row is not what was written."""
-        if not _are_integers(self.start, self.size, self.stored_at, self.stop or 0):
+        times = (self.stored_at, self.as_of)
+        if not _are_integers(self.start, self.size, *times, self.stop or 0):
             return None
         span = span_of_row(self.start, self.stop, self.size)
-        return span if facts_of(namespace, key, span, self.stored_at) == self.checksum else None
+        facts = facts_of(namespace, key, span, self.stored_at)
+        version = checksum.of_version(self.validator, self.confirmed_at)
+        return span if facts ^ version == self.checksum else None
 
 
 def find(
@@ -279,12 +294,12 @@ def make_place(
     for last in places_of(request):
         interval = {**of_key, "first": min(last, 0), "last": last}
         while row := connection.execute(LAST_PLACE, interval).fetchone():
-            found = _Row(*row)
+            found = RangeRow(*row)
             span = found.span_in(namespace, key)
             if span is not None:
                 if span.part_for(request) is None:
                     break
-                if found.stored_at > fresh_after:
+                if found.as_of > fresh_after:
                     return False
             replaced.append({"entry": found.entry})
             interval["last"] = found.start - 1
@@ -306,6 +321,7 @@ def insert(
     stored_at: int,
     used_at: int,
     identity_checksum: int,
+    validator: str | None,
 ) -> int:
     """Insert a range without its bytes, and return its number."""
     is_tail = span.start is None
@@ -317,7 +333,8 @@ def insert(
         "size": span.size,
         "stored_at": stored_at,
         "used_at": used_at,
-        "checksum": identity_checksum,
+        "checksum": identity_checksum ^ checksum.of_version(validator, None),
+        "validator": validator,
     }
     rows = connection.execute(INSERT, parameters).fetchall()
     if not rows:
@@ -346,47 +363,47 @@ def remove_all_but_some(connection: Connection, namespace: str, key: str) -> Non
             connection.execute(REMOVE_SOME, parameters).fetchall()
 
 
-class KnownRanges(NamedTuple):
-    """What the fresh ranges of a key show: that there is one, and the size of the value."""
+class KeptVersion(NamedTuple):
+    """The version of the ranges of a key.
 
-    has_any: bool
-    size: int | None
+    Attributes
+    ----------
+    validator
+        None if it is not known.
+    as_of
+        When the source last had it, as far as a range of it tells.
+    """
 
-
-def known(connection: Connection, namespace: str, key: str, fresh_after: int) -> KnownRanges:
-    """What the fresh ranges of the key in the file show: an operation."""
-    of_key = {"namespace": namespace, "key": key, "fresh_after": fresh_after}
-    rows = map(_Row._make, connection.execute(HAS_ANY, of_key))
-    has_any = any(row.span_in(namespace, key) is not None for row in rows)
-    last = connection.execute(LAST_PLACE, {**of_key, "first": 0, "last": END})
-    for row in map(_Row._make, last):
-        span = row.span_in(namespace, key)
-        if span is not None and span.reaches_end and row.stored_at > fresh_after:
-            return KnownRanges(has_any, span.stop)
-    return KnownRanges(has_any, None)
+    validator: str | None
+    as_of: int
 
 
-class ListedRange(NamedTuple):
-    """A range in the file or in memory. `start` is None for the end of a value of unknown size."""
+def version(connection: Connection, namespace: str, key: str) -> KeptVersion | None:
+    """The version of the ranges of the key, fresh or stale; None if there is none: an operation."""
+    row = connection.execute(FIRST, {"namespace": namespace, "key": key}).fetchone()
+    if row is None:
+        return None
+    found = RangeRow._make(row)
+    if found.span_in(namespace, key) is None:
+        # Damaged: the lookup of its bytes removes it.
+        return KeptVersion(None, 0)
+    return KeptVersion(found.validator, found.as_of)
 
-    entry: int | None
-    span: Span
+
+def may_join(
+    connection: Connection, namespace: str, key: str, validator: str | None, stored_at: int
+) -> bool:
+    """Whether a range of this version may be kept: those that are kept are not of a later one.
+
+    Those of an earlier version are to be removed.
+    """
+    kept = version(connection, namespace, key)
+    return kept is None or kept.validator == validator or kept.as_of <= stored_at
 
 
-def list_ranges(
-    connection: Connection, namespace: str, prefix: str, fresh_after: int
-) -> dict[str, list[ListedRange]]:
-    """The fresh ranges in the file of the keys that begin with `prefix`: an operation."""
-    parameters = {
-        "namespace": namespace,
-        "prefix": prefix,
-        "end": prefix_end(prefix),
-        "fresh_after": fresh_after,
-    }
-    found: dict[str, list[ListedRange]] = {}
-    for key, *facts in connection.execute(LIST, parameters):
-        row = _Row(*facts)
-        span = row.span_in(namespace, key)
-        if span is not None:
-            found.setdefault(key, []).append(ListedRange(row.entry, span))
-    return found
+def replaces(
+    connection: Connection, namespace: str, key: str, validator: str | None, stored_at: int
+) -> bool:
+    """Whether ranges are kept that are of another version, and not of a later one."""
+    kept = version(connection, namespace, key)
+    return kept is not None and kept.validator != validator and kept.as_of <= stored_at

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.core.errors import FileDamagedError
 from zarr_cache.core.keys import prefix_end
+from zarr_cache.index import ranges
 from zarr_cache.index.evict import MAX_AT_ONCE
 from zarr_cache.index.invalidate import next_revision
 from zarr_cache.index.lookup import NEW_NAMESPACE, WRITE_LEASE_NS
@@ -71,6 +72,14 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND writes_in_flight = 0
   AND stored_at <= :stored_at
 RETURNING key
+"""
+
+FORGET_RANGES = """
+DELETE FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND +kind = 'range'
+  AND stored_at <= :stored_at
 """
 
 DISCARD = """
@@ -145,9 +154,20 @@ def _raise_fence(connection: Connection, namespace: str, revision: int) -> None:
 
 
 def forget(
-    connection: Connection, namespace: str, key: str, *, revision: int, stored_at: int
+    connection: Connection,
+    namespace: str,
+    key: str,
+    *,
+    revision: int,
+    stored_at: int,
+    with_ranges: bool = False,
 ) -> list[str]:
-    """Remove the entry of the key, unless it is newer; return the keys removed."""
+    """Remove the entry of the key, and its ranges if so said, unless they are newer.
+
+    Returns the keys of the values removed.
+    """
+    if with_ranges:
+        ranges.remove_all_but_some(connection, namespace, key)
     parameters = {
         "namespace": namespace,
         "key": key,
@@ -155,6 +175,8 @@ def forget(
         "stored_at": stored_at,
     }
     with connection.writing_much():
+        if with_ranges:
+            connection.execute(FORGET_RANGES, parameters)
         return [key for (key,) in connection.execute(FORGET, parameters).fetchall()]
 
 

@@ -49,7 +49,9 @@ SELECT
     entry.writes_in_flight,
     entry.checksum,
     entry.start,
-    entry.stop
+    entry.stop,
+    entry.validator,
+    entry.confirmed_at
 FROM entry
 LEFT JOIN namespace ON namespace.id = entry.namespace
 WHERE entry.id > :after AND entry.id <= :last
@@ -109,6 +111,8 @@ class Entry(NamedTuple):
     checksum: int
     start: int
     stop: int | None
+    validator: str | None
+    confirmed_at: int | None
 
     @property
     def has_value(self) -> bool:
@@ -192,8 +196,9 @@ def _find_in_entry(connection: Connection, entry: Entry, *, has_bytes: bool) -> 
     if entry.revision and entry.kind == "range":
         yield problem("revision", entry.revision, 0)
     identity_checksum = entry.identity_checksum(entry.namespace)
-    if entry.checksum != identity_checksum and entry.kind != "tombstone":
-        yield problem("checksum", entry.checksum, identity_checksum)
+    right = identity_checksum ^ checksum.of_version(entry.validator, entry.confirmed_at)
+    if entry.checksum != right and entry.kind != "tombstone":
+        yield problem("checksum", entry.checksum, right)
         return
     wrong = _wrong_value(connection, entry, identity_checksum, has_bytes=has_bytes)
     if wrong is not None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.flow import Flow
     from zarr_cache.flows.view import SourceView
-    from zarr_cache.index.lookup import Data, Kept
-    from zarr_cache.index.ranges import ListedRange
+    from zarr_cache.index.listing import Kept, ListedRange
+    from zarr_cache.index.lookup import Data
     from zarr_cache.warming.chunk_grid import Shard, Shards
     from zarr_cache.warming.shard_index import Sharding
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from zarr_cache.flows.view import SourceView
-    from zarr_cache.index.lookup import Kept
+    from zarr_cache.index.listing import Kept
     from zarr_cache.warming.chunk_grid import AnyArray, Selection, Shard, StoredChunks
     from zarr_cache.warming.shard_index import Sharding
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zarr_cache import SqliteStore
-from zarr_cache.backend.invalidated import InvalidatedNamespaces
+from zarr_cache.backend.failures import InvalidatedNamespaces
 from zarr_cache.core.errors import StorageError
 from zarr_cache.core.flow import run
 from zarr_cache.file.database import MemoryDatabase
@@ -30,7 +30,7 @@ def test_revalidation_removes_the_marker(path: Path) -> None:
     database = SqliteStore(path).database
     invalidated = InvalidatedNamespaces(database)
     run(invalidated.invalidate("source"))
-    run(invalidated.revalidate("source", database.marked_ns("source")))
+    run(invalidated.release("source", database.marked_ns("source")))
 
     assert not invalidated.is_invalidated("source")
 
@@ -38,7 +38,7 @@ def test_revalidation_removes_the_marker(path: Path) -> None:
 def test_a_marker_of_a_later_write_stays(path: Path) -> None:
     invalidated = InvalidatedNamespaces(SqliteStore(path).database)
     run(invalidated.invalidate("source"))
-    run(invalidated.revalidate("source", 1))
+    run(invalidated.release("source", 1))
 
     assert invalidated.is_invalidated("source")
 
@@ -59,7 +59,7 @@ def test_without_a_marker_this_process_remembers_and_warns_once(
     assert caplog.messages == [
         "no room even for a name; other processes may serve values from before a write"
     ]
-    run(invalidated.revalidate("source", None))
+    run(invalidated.release("source", None))
     assert not invalidated.is_invalidated("source")
 
 
@@ -68,5 +68,5 @@ def test_it_is_remembered_where_there_is_no_file() -> None:
     run(invalidated.invalidate("source"))
 
     assert invalidated.is_invalidated("source")
-    run(invalidated.revalidate("source", None))
+    run(invalidated.release("source", None))
     assert not invalidated.is_invalidated("source")

@@ -1,51 +1,143 @@
-"""The size of the files, and giving free space back to the disk: operations."""
+"""Upkeep: what was collected in memory is written to the file, and free space given back.
+
+All are operations, or steps of operations that write other rows as well.
+"""
 
 from __future__ import annotations
 
+from itertools import batched
 from typing import TYPE_CHECKING, NamedTuple
 
+from zarr_cache.core import checksum
 from zarr_cache.disk import data_file
 from zarr_cache.disk.data_file import HEADER
 from zarr_cache.index import extents as index_extents
+from zarr_cache.index.lookup import NEW_NAMESPACE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from zarr_cache.file.connection import Connection
     from zarr_cache.index.extents import Reservation
 
 
-USAGE = """
-SELECT usage.kind, usage.entries, usage.bytes
-FROM usage
-JOIN namespace ON namespace.id = usage.namespace
-WHERE namespace.name = :namespace
-"""
+MAX_USES = 128
+"""At most this many uses are written in one transaction of a file with many entries, where each
+changes two pages of its own: the WAL stays short."""
 
-TOTAL = """
-SELECT kind, entries, bytes
+FEW_ENTRIES = 16_384
+"""The rows and indexes of so few entries have no more pages than `MAX_USES` uses change."""
+
+ENTRIES = """
+SELECT sum(entries)
 FROM total
 """
 
+TOUCH = """
+UPDATE entry
+SET used_at = :used_at
+WHERE id = :entry AND used_at < :used_at AND kind IN ('value', 'range', 'absent')
+"""
 
-class Usage(NamedTuple):
-    """Entries and bytes by kind of entry: of a namespace, and of the whole file."""
+# The row is that which was confirmed: its checksum is of its facts and its version.
+CONFIRM = """
+UPDATE entry
+SET confirmed_at = :confirmed_at,
+    checksum = :checksum
+WHERE id = :entry AND checksum = :before AND validator IS NOT NULL
+"""
 
-    entries: dict[str, int]
-    bytes: dict[str, int]
-    total_entries: dict[str, int]
-    total_bytes: dict[str, int]
+ADD_STATISTICS = """
+UPDATE statistics
+SET hits = hits + :hits,
+    misses = misses + :misses,
+    bytes_served = bytes_served + :bytes_served,
+    bytes_fetched = bytes_fetched + :bytes_fetched,
+    evictions = evictions + :evictions,
+    expirations = expirations + :expirations
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+"""
 
 
-def usage(connection: Connection, namespace: str) -> Usage:
-    """Entries and bytes of the namespace, and of the file."""
-    with connection.reading():
-        own = connection.execute(USAGE, {"namespace": namespace}).fetchall()
-        total = connection.execute(TOTAL).fetchall()
-    return Usage(
-        {kind: entries for kind, entries, _ in own},
-        {kind: size for kind, _, size in own},
-        {kind: entries for kind, entries, _ in total},
-        {kind: size for kind, _, size in total},
-    )
+class Confirmation(NamedTuple):
+    """The source still has the version of an entry.
+
+    Attributes
+    ----------
+    entry, checksum, validator, before
+        The row as it was found; `before` is its `confirmed_at`.
+    confirmed_at
+        When the source was asked.
+    """
+
+    entry: int
+    checksum: int
+    validator: str
+    before: int | None
+    confirmed_at: int
+
+
+def write(
+    connection: Connection,
+    counts: Mapping[str, Mapping[str, int]],
+    touches: Mapping[int, int],
+    confirmations: Sequence[Confirmation] = (),
+) -> None:
+    """Write the counts by namespace and column, and the time of the last use by entry.
+
+    And when entries were confirmed. In short transactions.
+    """
+    touches = write_batches(connection, touches)
+    for batch in batched(confirmations, MAX_USES):
+        with connection.writing_much():
+            connection.executemany(CONFIRM, list(map(_confirmed, batch)))
+    with connection.writing_much():
+        write_touches(connection, touches)
+        write_counts(connection, counts)
+
+
+def _confirmed(each: Confirmation) -> dict[str, int]:
+    facts = each.checksum ^ checksum.of_version(each.validator, each.before)
+    return {
+        "entry": each.entry,
+        "before": each.checksum,
+        "confirmed_at": each.confirmed_at,
+        "checksum": facts ^ checksum.of_version(each.validator, each.confirmed_at),
+    }
+
+
+def write_batches(connection: Connection, touches: Mapping[int, int]) -> Mapping[int, int]:
+    """Write the uses in batches; return the last batch, for the caller to write with its rows."""
+    if len(touches) <= MAX_USES or _has_few_entries(connection):
+        return touches
+    *batches, last = batched(touches.items(), MAX_USES)
+    for batch in batches:
+        with connection.writing_much():
+            write_touches(connection, dict(batch))
+    return dict(last)
+
+
+def _has_few_entries(connection: Connection) -> bool:
+    (entries,) = connection.execute(ENTRIES).fetchone()
+    return bool(entries is None or entries <= FEW_ENTRIES)
+
+
+def write_touches(connection: Connection, touches: Mapping[int, int]) -> None:
+    """Write the uses in the current transaction.
+
+    If the WAL is long they are dropped: then the transaction only ends a write to the source.
+    """
+    if touches and not connection.has_long_wal():
+        connection.executemany(
+            TOUCH, [{"entry": entry, "used_at": used_at} for entry, used_at in touches.items()]
+        )
+
+
+def write_counts(connection: Connection, counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Add the counts in the current transaction."""
+    for namespace, added in counts.items():
+        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+        connection.execute(ADD_STATISTICS, {"namespace": namespace, **added})
 
 
 MAX_MOVED_BYTES = 8 * 2**20

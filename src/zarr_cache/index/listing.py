@@ -1,0 +1,202 @@
+"""Listings: how much is cached, and what of a key or of those below a prefix. Operations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from zarr_cache.core import checksum
+from zarr_cache.core.keys import prefix_end
+from zarr_cache.index import ranges
+from zarr_cache.index.lookup import NEW_NAMESPACE
+from zarr_cache.index.ranges import RangeRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zarr_cache.core.byte_range import Span
+    from zarr_cache.file.connection import Connection
+
+
+USAGE = """
+SELECT usage.kind, usage.entries, usage.bytes
+FROM usage
+JOIN namespace ON namespace.id = usage.namespace
+WHERE namespace.name = :namespace
+"""
+
+TOTAL = """
+SELECT kind, entries, bytes
+FROM total
+"""
+
+
+class Usage(NamedTuple):
+    """Entries and bytes by kind of entry: of a namespace, and of the whole file."""
+
+    entries: dict[str, int]
+    bytes: dict[str, int]
+    total_entries: dict[str, int]
+    total_bytes: dict[str, int]
+
+
+def usage(connection: Connection, namespace: str) -> Usage:
+    """Entries and bytes of the namespace, and of the file."""
+    with connection.reading():
+        own = connection.execute(USAGE, {"namespace": namespace}).fetchall()
+        total = connection.execute(TOTAL).fetchall()
+    return Usage(
+        {kind: entries for kind, entries, _ in own},
+        {kind: size for kind, _, size in own},
+        {kind: entries for kind, entries, _ in total},
+        {kind: size for kind, _, size in total},
+    )
+
+
+# A blob is greater than every text: it is the bound of a prefix without an end. With
+# "OR :end IS NULL" instead, SQLite walks to the last key of the namespace.
+#
+# In the order of the rows, not of the keys: SQLite checks a page each time it visits it, and keys
+# stored in another order are on a page each. Without the LIMIT, SQLite drops the subquery's order.
+LIST_CACHED = """
+WITH below AS MATERIALIZED (
+    SELECT id
+    FROM entry
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+      AND key >= :prefix
+      AND key < coalesce(:end, x'')
+    ORDER BY id
+    LIMIT -1
+)
+SELECT entry.key, entry.id, CASE entry.kind WHEN 'value' THEN entry.size END
+FROM below
+CROSS JOIN entry ON entry.id = below.id
+WHERE entry.kind = 'value' AND coalesce(entry.confirmed_at, entry.stored_at) > :fresh_after
+   OR entry.kind = 'absent' AND entry.stored_at > :absent_fresh_after
+"""
+
+type Kept = tuple[int, int | None]
+"""The number of an entry, and the size of its value; None if the source has no such key."""
+
+
+def list_cached(
+    connection: Connection, namespace: str, prefix: str, fresh_after: int, absent_fresh_after: int
+) -> dict[str, Kept]:
+    """The fresh entries of the keys that begin with `prefix`; no value is read.
+
+    Walks the entries below the prefix: some seconds for a million.
+    """
+    parameters = {
+        "namespace": namespace,
+        "prefix": prefix,
+        "end": prefix_end(prefix),
+        "fresh_after": fresh_after,
+        "absent_fresh_after": absent_fresh_after,
+    }
+    rows = connection.execute(LIST_CACHED, parameters)
+    return {key: (entry, size) for key, entry, size in rows}
+
+
+LIST = """
+SELECT key, id, start, stop, size, stored_at, checksum, validator, confirmed_at
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key >= :prefix
+  AND key < coalesce(:end, x'')
+  AND +kind = 'range'
+  AND coalesce(confirmed_at, stored_at) > :fresh_after
+ORDER BY key, start
+"""
+
+
+class ListedRange(NamedTuple):
+    """A range in the file or in memory. `start` is None for the end of a value of unknown size."""
+
+    entry: int | None
+    span: Span
+
+
+def list_ranges(
+    connection: Connection, namespace: str, prefix: str, fresh_after: int
+) -> dict[str, list[ListedRange]]:
+    """The fresh ranges in the file of the keys that begin with `prefix`: an operation."""
+    parameters = {
+        "namespace": namespace,
+        "prefix": prefix,
+        "end": prefix_end(prefix),
+        "fresh_after": fresh_after,
+    }
+    found: dict[str, list[ListedRange]] = {}
+    for key, *facts in connection.execute(LIST, parameters):
+        row = RangeRow(*facts)
+        span = row.span_in(namespace, key)
+        if span is not None:
+            found.setdefault(key, []).append(ListedRange(row.entry, span))
+    return found
+
+
+# As in `ranges`: `+kind` is not looked up in an index.
+HAS_ANY = """
+SELECT id, start, stop, size, stored_at, checksum, validator, confirmed_at
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND +kind = 'range'
+  AND coalesce(confirmed_at, stored_at) > :fresh_after
+"""
+
+class KnownRanges(NamedTuple):
+    """What the fresh ranges of a key show: that there is one, and the size of the value."""
+
+    has_any: bool
+    size: int | None
+
+
+def known(connection: Connection, namespace: str, key: str, fresh_after: int) -> KnownRanges:
+    """What the fresh ranges of the key in the file show: an operation."""
+    of_key = {"namespace": namespace, "key": key, "fresh_after": fresh_after}
+    rows = map(RangeRow._make, connection.execute(HAS_ANY, of_key))
+    has_any = any(row.span_in(namespace, key) is not None for row in rows)
+    last = connection.execute(ranges.LAST_PLACE, {**of_key, "first": 0, "last": ranges.END})
+    for row in map(RangeRow._make, last):
+        span = row.span_in(namespace, key)
+        if span is not None and span.reaches_end and row.as_of > fresh_after:
+            return KnownRanges(has_any, span.stop)
+    return KnownRanges(has_any, None)
+
+
+ADOPT = """
+INSERT INTO entry (namespace, key, kind, size, stored_at, used_at, revision, checksum)
+SELECT id, :key, 'value', :size, 0, :used_at, 0, :checksum
+FROM namespace
+WHERE name = :namespace
+ON CONFLICT DO NOTHING
+"""
+
+HAS_VALUE = """
+SELECT 1
+FROM entry
+WHERE namespace IN (SELECT id FROM namespace)
+  AND key = :key
+  AND start = -1
+  AND kind = 'value'
+"""
+
+
+def has_value(connection: Connection, key: str) -> bool:
+    """Whether there is a value of this key in any namespace."""
+    return connection.execute(HAS_VALUE, {"key": key}).fetchone() is not None
+
+
+def adopt(connection: Connection, namespace: str, sizes: Sequence[tuple[str, int]]) -> None:
+    """Add the values that another store already has, oldest first, older than any finite age."""
+    with connection.writing():
+        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+        for used_at, (key, size) in enumerate(sizes, 1):
+            parameters = {
+                "namespace": namespace,
+                "key": key,
+                "size": size,
+                "used_at": used_at,
+                "checksum": checksum.of_facts(namespace, key, "value", size, 0),
+            }
+            connection.execute(ADOPT, parameters)
