@@ -1,4 +1,4 @@
-"""Names of sources, the same in every process and without secrets.
+"""Names of sources without secrets, and reads that tell which version of a value was sent.
 
 Imports ``core``.
 
@@ -10,5 +10,8 @@ A new kind of source is a function that returns its name, and a line in one of t
 
 A table has the class by its name, so that no optional package is imported for it. The functions in
 `urls` remove secrets from URLs. `names.name_of` looks a source up in the tables. Another package
-adds its own class with `names.register_namespace`. `range_check` is about reads, not about names.
+adds its own class with `names.register_namespace`.
+
+`readers.reader_of` gives the reader of a source: `local_reads`, `object_store_reads` or
+`file_system_reads`. What identifies a version is in `validators`.
 """
