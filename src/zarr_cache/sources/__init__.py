@@ -12,6 +12,6 @@ A table has the class by its name, so that no optional package is imported for i
 `urls` remove secrets from URLs. `names.name_of` looks a source up in the tables. Another package
 adds its own class with `names.register_namespace`.
 
-`readers.reader_of` gives the reader of a source: `local_reads`, `object_store_reads` or
-`file_system_reads`. What identifies a version is in `validators`.
+`readers.reader_of` gives the reader of a source: `local_reads`, `obstore_reads` or
+`fsspec_reads`. What identifies a version is in `validators`.
 """

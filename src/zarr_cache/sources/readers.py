@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from zarr_cache.sources import file_system_reads, object_store_reads
+from zarr_cache.sources import fsspec_reads, obstore_reads
 from zarr_cache.sources.local_reads import LocalStoreReader
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def reader_of(source: Store) -> SourceReader | None:
     if type(source) is LocalStore:
         return LocalStoreReader(source)
     if type(source) is ObjectStore:
-        return object_store_reads.reader_of(source)
+        return obstore_reads.reader_of(source)
     if type(source) is FsspecStore:
-        return file_system_reads.reader_of(source)
+        return fsspec_reads.reader_of(source)
     return None
