@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes import buffer, open_file
 from zarr_cache import SqliteStore
-from zarr_cache.index import admit, ranges, removals
+from zarr_cache.index import admit, listing, ranges, removals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     [
         pytest.param(getattr(ranges, name), id=name)
         for name in (
-            "HAS_ANY",
             "HAS_MORE_THAN",
             "LAST_PLACE",
-            "LIST",
             "REMOVE_INSIDE",
             "REMOVE_OF_KEY",
             "REMOVE_SOME",
@@ -32,7 +30,11 @@ if TYPE_CHECKING:
     ]
     + [
         pytest.param(admit.SIZE_NOW, id="SIZE_NOW"),
-        pytest.param(admit.HAS_VALUE, id="HAS_VALUE"),
+        pytest.param(listing.HAS_VALUE, id="HAS_VALUE"),
+        pytest.param(listing.HAS_ANY, id="HAS_ANY"),
+        pytest.param(listing.LIST, id="LIST"),
+        pytest.param(ranges.FIRST, id="FIRST"),
+        pytest.param(removals.FORGET_RANGES, id="FORGET_RANGES"),
         pytest.param(removals.REMOVE_FROM_OTHER_NAMESPACES, id="REMOVE_FROM_OTHER_NAMESPACES"),
         pytest.param(removals.FORGET, id="FORGET"),
     ],

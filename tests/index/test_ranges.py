@@ -22,7 +22,7 @@ from tests.fakes import (
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.byte_range import Span
-from zarr_cache.index import lookup, ranges
+from zarr_cache.index import listing, lookup, ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable

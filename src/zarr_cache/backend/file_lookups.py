@@ -9,9 +9,7 @@ from zarr_cache.backend.value_cache import ValueCache
 from zarr_cache.core.flow import running_loop, step, threaded
 from zarr_cache.disk.read_threads import read_all, read_in_pool
 from zarr_cache.index import listing, lookup, ranges
-from zarr_cache.index.listing import ListedRange
-from zarr_cache.index.listing import KnownRanges
-from zarr_cache.index.ranges import KeptVersion
+from zarr_cache.index.listing import KnownRanges, ListedRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from zarr_cache.file.database import Database
     from zarr_cache.index.listing import Kept
     from zarr_cache.index.lookup import Data, EntryState
+    from zarr_cache.index.ranges import KeptVersion
 
 
 MAX_RANGES_ON_LOOP = 64

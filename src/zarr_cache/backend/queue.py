@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
     from zarr_cache.file.database import Database
     from zarr_cache.index.admit import Admission, Response
-    from zarr_cache.index.lookup import Data
     from zarr_cache.index.listing import KnownRanges
+    from zarr_cache.index.lookup import Data
     from zarr_cache.index.ranges import KeptVersion
     from zarr_cache.index.values import Keep
 

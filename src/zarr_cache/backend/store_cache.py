@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
-    from zarr_cache.index.listing import Kept, ListedRange, Usage
+    from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage
     from zarr_cache.index.lookup import EntryState
-    from zarr_cache.index.listing import KnownRanges
     from zarr_cache.index.ranges import KeptVersion
 
 

@@ -9,7 +9,7 @@ from zarr.core.buffer import cpu
 
 from zarr_cache.core.errors import StorageError
 from zarr_cache.core.flow import call, call_async, to_its_end
-from zarr_cache.index import admit
+from zarr_cache.index import listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -111,7 +111,7 @@ class StoreValues:
             # Unless it has been written again, or another thread has deleted it.
             if key in self._to_delete and key not in self._being_written:
                 try:
-                    if not self._index.run(admit.has_value, key):
+                    if not self._index.run(listing.has_value, key):
                         yield from self._delete_one(key)
                 except StorageError as error:
                     # It is tried again with the next that are deleted, and the others now.

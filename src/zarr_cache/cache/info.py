@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 OWN_COUNTS = (
-    "absent_hits", "expirations", "faults", "damaged", "bytes_served", "bytes_fetched"
+    "absent_hits", "revalidated", "stale_served", "expirations", "faults", "damaged",
+    "bytes_served", "bytes_fetched",
 )  # fmt: skip
 """The counts that zarr's CacheStore does not have."""
 
@@ -42,6 +43,21 @@ class CacheInfo:
     def max_age_seconds(self) -> Age:
         """For how many seconds a cached value is fresh; ``"infinity"`` or None for ever."""
         return self._view.settings.max_age_seconds
+
+    @property
+    def max_age_metadata_seconds(self) -> Age:
+        """The same for metadata; None for `max_age_seconds` in read-only views, 0 in others."""
+        return self._view.settings.max_age_metadata_seconds
+
+    @property
+    def stale_if_error_seconds(self) -> float:
+        """For how many seconds a stale value is returned while the source fails."""
+        return self._view.settings.stale_if_error_seconds
+
+    @property
+    def offline(self) -> bool:
+        """Whether the source is never used."""
+        return self._view.settings.offline
 
     @property
     def max_age_absent_seconds(self) -> Age:
@@ -103,8 +119,9 @@ class CacheInfo:
     def cache_info(self) -> dict[str, Any]:
         """What is cached, and under which settings.
 
-        Stale entries are removed first, at most 256 values and as many absences. Those that are
-        left count as cached, and so do all while the file cannot be written. The dict has the keys
+        Stale entries that cannot be revalidated are removed first, at most 64 values and as many
+        ranges. Those that are left count as cached, and so do all while the file cannot be written.
+        The dict has the keys
         of zarr's CacheStore, of which ``current_size`` and the numbers of keys are those of this
         namespace, and:
 
@@ -119,6 +136,8 @@ class CacheInfo:
             Number and bytes of the byte ranges in memory, of all namespaces.
         ``file_ranges``, ``file_range_size``
             Number and bytes of those in the file, of all namespaces.
+        ``max_age_metadata_seconds``, ``stale_if_error_seconds``, ``offline``
+            The settings of the same names.
         ``persist_ranges``, ``max_memory``
             The settings of the same names.
 
@@ -143,6 +162,9 @@ class CacheInfo:
             "tracked_keys": keys,
             "cached_keys": keys,
             "max_age_absent_seconds": settings.max_age_absent_seconds,
+            "max_age_metadata_seconds": settings.max_age_metadata_seconds,
+            "stale_if_error_seconds": settings.stale_if_error_seconds,
+            "offline": settings.offline,
             "namespace": view.namespace,
             "file_size": usage.total_bytes["value"] + usage.total_bytes["range"],
             "absent_keys": usage.entries.get("absent", 0),
@@ -158,7 +180,9 @@ class CacheInfo:
         """Counts of this process, for this CacheStore and its views.
 
         The dict has the keys of zarr's CacheStore, and: ``absent_hits``, hits on cached absences;
-        ``expirations``, stale entries that were removed; ``faults``, cache failures, after which
+        ``revalidated``, hits on stale values that the source has confirmed; ``stale_served``, hits
+        on stale values while the source failed; ``expirations``, stale entries that were removed;
+        ``faults``, cache failures, after which
         the source was read instead; ``damaged``, values that were not those that had been cached,
         and were fetched again; ``bytes_served`` from the cache; ``bytes_fetched`` from the source.
         """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zarr_cache.backend.value_cache import ValueCache
 
 
-def check_cache_store(cache_store: Store, *, persist_ranges: object) -> None:
+def check_cache_store(cache_store: Store, *, persist_ranges: object, offline: object) -> None:
     """Refuse a store in which nothing can be cached, and ranges in a store that is no file.
 
     Raises
@@ -27,7 +27,7 @@ def check_cache_store(cache_store: Store, *, persist_ranges: object) -> None:
         It does not support deletes, or is read-only; or `persist_ranges` is true, and it is no
         `SqliteStore`.
     TypeError
-        `persist_ranges` is neither true nor false.
+        `persist_ranges` or `offline` is neither true nor false.
     """
     if not cache_store.supports_deletes:
         msg = (
@@ -41,8 +41,9 @@ def check_cache_store(cache_store: Store, *, persist_ranges: object) -> None:
             "pass a writable store. To serve a cache file and leave it unchanged, remove the write "
             "permission of the file"
         )
-    if not isinstance(persist_ranges, bool):
-        raise TypeError(f"persist_ranges must be True or False, got {persist_ranges!r}")
+    for name, flag in (("persist_ranges", persist_ranges), ("offline", offline)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
     if persist_ranges and not isinstance(cache_store, SqliteStore):
         raise ValueError(
             "persist_ranges=True keeps byte ranges in a cache file, and cache_store is "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store, _store_supports_sync_io
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import MemoryStore
 
 from zarr_cache.cache.info import CacheInfo
+from zarr_cache.cache.many_keys import ManyKeys
 from zarr_cache.cache.parameters import (
     cache_in,
     check_cache_store,
@@ -26,7 +26,7 @@ from zarr_cache.flows.view import Settings, view_of
 from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from types import TracebackType
 
     from zarr.abc.store import ByteRequest
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.ages import Age
 
 
-class CacheStore(CacheInfo, WrapperStore[Store]):
+class CacheStore(CacheInfo, ManyKeys):
     """A store that reads `store` and caches its values in `cache_store`.
 
     A drop-in for `zarr.experimental.cache_store.CacheStore` with the same parameters. With a
@@ -49,7 +49,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     and the value is read from `store`.
 
     All threads and event loops may use one CacheStore concurrently, and any number of processes one
-    cache file. Listings always read `store`.
+    cache file. Listings read `store`, unless `offline`.
 
     Parameters
     ----------
@@ -62,7 +62,10 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         one file for each user.
     max_age_seconds
         For how many seconds a cached value is fresh, also across restarts; ``"infinity"`` or None
-        for ever.
+        for ever. A stale value is revalidated, where the source tells which version it has.
+    max_age_metadata_seconds
+        The same for Zarr's metadata, such as ``zarr.json``. None: as `max_age_seconds` in read-only
+        views, and 0 in others.
     max_size
         Maximum total bytes of the cached values and byte ranges, in the file and in the memory of
         this process: a number, or a string such as ``"20 GiB"`` or ``"500 MB"``; None for no limit.
@@ -86,6 +89,11 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     max_memory
         Maximum memory for the byte ranges of this process, as `max_size`; None for no limit besides
         `max_size`. A range takes its bytes and about 1 KiB.
+    stale_if_error_seconds
+        While `store` fails, a value that is stale by no more than this is returned (RFC 5861).
+    offline
+        Whether `store` is never used, nor opened. What is cached is returned, fresh or stale;
+        listings list it; other keys raise OfflineError, and writes ValueError.
     read_only
         Whether to refuse writes; None for the same as `store`.
 
@@ -99,7 +107,8 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
 
     Notes
     -----
-    Methods raise the errors of `store`. Writes to a read-only CacheStore raise ValueError.
+    Methods raise the errors of `store`. Writes to a read-only CacheStore raise ValueError. A read
+    of some bytes of a value raises SourceChangedError if it was replaced since others were read.
 
     Examples
     --------
@@ -121,26 +130,36 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
         *,
         cache_store: Store | None = None,
         max_age_seconds: Age = "infinity",
+        max_age_metadata_seconds: Age = None,
         max_size: int | str | None = None,
         cache_set_data: bool = True,
         max_age_absent_seconds: Age = None,
         namespace: str | None = None,
         persist_ranges: bool = False,
         max_memory: int | str | None = "1 GiB",
+        stale_if_error_seconds: float = 0,
+        offline: bool = False,
         read_only: bool | None = None,
     ) -> None:
         cache_store = SqliteStore() if cache_store is None else cache_store
-        check_cache_store(cache_store, persist_ranges=persist_ranges)
+        check_cache_store(cache_store, persist_ranges=persist_ranges, offline=offline)
         self._given_namespace = checked_namespace(namespace)
         name = namespace or name_of(store)
         settings = Settings(
             max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
+            max_age_metadata_seconds=ages.checked(
+                "max_age_metadata_seconds", max_age_metadata_seconds
+            ),
+            stale_if_error_seconds=ages.seconds("stale_if_error_seconds", stale_if_error_seconds),
+            offline=offline,
             max_size=sizes.checked("max_size", max_size),
             cache_set_data=cache_set_data,
             max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
             persist_ranges=persist_ranges,
             max_memory=sizes.checked("max_memory", max_memory),
         )
+        if offline:
+            read_only = True
         if read_only is not None and store.read_only != read_only:
             store = store.with_read_only(read_only)
         super().__init__(store)
@@ -163,7 +182,8 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
 
     async def _ensure_open(self) -> None:
         if not self._is_open:
-            await self._store._ensure_open()  # noqa: SLF001 - zarr's way to open a wrapped store
+            if not self._view.settings.offline:
+                await self._store._ensure_open()  # noqa: SLF001 - zarr's way to open a wrapped store
             try:
                 await self._cache._ensure_open()  # noqa: SLF001 - the same
             except CacheError as error:
@@ -211,7 +231,7 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's
         """A view with the same cache, statistics and settings that refuses or accepts writes."""
         other = type(self).__new__(type(self))
-        source = self._store.with_read_only(read_only)
+        source = self._store.with_read_only(read_only or self._view.settings.offline)
         view = dataclasses.replace(self._view, source=source)
         vars(other).update(vars(self), _store=source, _view=view, _is_open=False)
         return other
@@ -313,23 +333,6 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
             raise error
         return [piece for batch in batches for piece in batch]
 
-    async def get_partial_values(
-        self,
-        prototype: BufferPrototype,
-        key_ranges: Iterable[tuple[str, ByteRequest | None]],
-    ) -> list[Buffer | None]:
-        """The bytes of each request, in order; None for absent keys."""
-        reads = (self.get(key, prototype, request) for key, request in key_ranges)
-        return await asyncio.gather(*reads)
-
-    async def _get_many(
-        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
-    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
-        requests = list(requests)
-        buffers = await asyncio.gather(*(self.get(*request) for request in requests))
-        for (key, _, _), buffer in zip(requests, buffers, strict=True):
-            yield key, buffer
-
     async def exists(self, key: str) -> bool:
         """Whether there is such a key, by a fresh entry or by the source."""
         return await run_async(reading.exists(self._view, key))
@@ -337,10 +340,6 @@ class CacheStore(CacheInfo, WrapperStore[Store]):
     async def getsize(self, key: str) -> int:
         """Bytes of the value, by a fresh entry or by the source."""
         return await run_async(reading.getsize(self._view, key))
-
-    async def getsize_prefix(self, prefix: str) -> int:
-        """Bytes of all values below the folder `prefix`, by the source."""
-        return await self._store.getsize_prefix(prefix)
 
     @property
     def _supports_sync_io(self) -> bool:

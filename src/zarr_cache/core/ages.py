@@ -38,12 +38,31 @@ def checked(name: str, age: object) -> Age:
     return seconds
 
 
+def seconds(name: str, age: object) -> float:
+    """`age`, if it is a finite number of seconds.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As from `checked`; or it is infinite.
+    """
+    found = checked(name, age)
+    if not isinstance(found, float) or math.isinf(found):
+        raise ValueError(f"{name} must be a finite number of seconds, got {age!r}")
+    return found
+
+
 def fresh_after(age: Age, now_ns: int) -> int:
     """The time in nanoseconds after which a response is fresh now."""
     if age is None or isinstance(age, str) or math.isinf(age):
         return EVER
     # What is older than all time that is counted is stale at every finite age.
     return max(0, now_ns - int(age) * 1_000_000_000 - int(age % 1 * 1_000_000_000))
+
+
+def longer(age: Age, seconds: float) -> Age:
+    """The age, and so many seconds more."""
+    return "infinity" if age is None or isinstance(age, str) else age + seconds
 
 
 def least(one: Age, other: Age) -> Age:

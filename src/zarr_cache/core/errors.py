@@ -123,6 +123,45 @@ class HardLinkedFileError(StorageError):
         )
 
 
+class SourceChangedError(Exception):
+    """A value was replaced at the source after some of its bytes were served: read it again.
+
+    The bytes that are still wanted would be of another version than those that were returned. What
+    was cached of the value is removed, so the next read is of one version: read the chunk or the
+    selection again from its beginning. Open the array again if its metadata may have changed, too.
+
+    Attributes
+    ----------
+    key
+        The key of the value.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"{key!r} was replaced at the source after some of its bytes were read; what was "
+            "cached of it is removed: read it again"
+        )
+        self.key = key
+
+
+class OfflineError(Exception):
+    """The key is not cached, and ``offline=True`` forbids to ask the source.
+
+    Attributes
+    ----------
+    key
+        The key. Whether the source has it is not known.
+    """
+
+    def __init__(self, key: str, namespace: str) -> None:
+        super().__init__(
+            f"{key!r} of {namespace!r} is not cached, and the store is offline: fetch it where the "
+            "source can be reached, for example with zarr-cache warm, or open the store without "
+            "offline=True"
+        )
+        self.key = key
+
+
 class CircuitOpenError(StorageError):
     """The circuit is open: the file has just failed, and is not tried again for a while."""
 

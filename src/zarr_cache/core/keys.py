@@ -1,11 +1,19 @@
-"""Keys: their folders, their prefixes as ranges of an index, and which SQLite can keep."""
+"""Keys: which are metadata, their prefixes as ranges of an index, and which SQLite can keep."""
 
 from __future__ import annotations
 
 import sys
 
+METADATA = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
+"""The last parts of the keys of Zarr's metadata, of formats 2 and 3."""
+
 # Code points that UTF-8 does not encode.
 FIRST_SURROGATE, AFTER_SURROGATES = 0xD800, 0xE000
+
+
+def is_metadata(key: str) -> bool:
+    """Whether the key is one of Zarr's metadata."""
+    return key.rpartition("/")[2] in METADATA
 
 
 def is_storable(key: str) -> bool:

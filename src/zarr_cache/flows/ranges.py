@@ -1,4 +1,4 @@
-"""Ranges: served from memory, and admitted to the file or to memory."""
+"""Ranges: those of a key that are cached are served, others admitted to the file or to memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from zarr_cache.backend.ranges import RangeEntry
 from zarr_cache.core import byte_range
 from zarr_cache.core.errors import CacheError, CircuitOpenError
 from zarr_cache.core.flow import run
-from zarr_cache.flows import evict
+from zarr_cache.flows import evict, versions
+from zarr_cache.flows.versions import Found
 from zarr_cache.index.admit import Response
 
 if TYPE_CHECKING:
@@ -23,25 +24,113 @@ if TYPE_CHECKING:
     from zarr_cache.core.flow import Flow
     from zarr_cache.flows.view import LookupResult, SourceView
     from zarr_cache.index.evict import Evictions
-    from zarr_cache.index.lookup import Data
+    from zarr_cache.index.lookup import Data, EntryState
 
 
-def serve_from_memory(
-    view: SourceView, key: str, request: ByteRequest, result: LookupResult
-) -> tuple[RangeEntry, Data] | None:
-    """The entry in memory with the fresh bytes of the request, and these, counted as a hit."""
-    state, looked_up_at, fresh_after = result
-    found = view.values.ranges.get(
-        view.namespace,
-        key,
-        request,
-        fence=state.fence,
-        fresh_after=fresh_after,
-        used_at=looked_up_at,
-    )
-    if found is not None:
-        view.count_hit(found[1])
-    return found
+def lookup_many(
+    view: SourceView,
+    key: str,
+    requests: Sequence[ByteRequest | None],
+    result: LookupResult,
+    read_after: int,
+) -> Flow[list[Found]]:
+    """The entry of each request, with its bytes if they are cached and later than `read_after`."""
+    state = result.state
+    states: list[EntryState] = [state] * len(requests)
+    if state.has_bytes(read_after) or state.file_ranges:
+        try:
+            states = yield from view.values.lookup_many(
+                view.namespace, key, requests, read_after, state
+            )
+        except CacheError as error:
+            view.faults.note(error)
+    many = []
+    for request, found in zip(requests, states, strict=True):
+        in_memory = None
+        if found.is_damaged:
+            yield from _discard(view, found)
+        if found.data is None or found.kind == "stored" or found.is_damaged:
+            if request is not None and view.values.ranges:
+                in_memory = versions.find_in_memory(view, key, request, result, read_after)
+            found = found._replace(data=None)  # noqa: PLW2901 - the same without bytes
+        many.append(in_memory or Found(found))
+    return many
+
+
+def _discard(view: SourceView, state: EntryState) -> Flow[None]:
+    """Remove a damaged entry."""
+    view.statistics.add(damaged=1)
+    try:
+        yield from view.values.discard(state)
+    except CacheError as error:
+        view.faults.note(error)
+
+
+def serve(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    result: LookupResult,
+    read_after: int,
+) -> Flow[tuple[dict[int, Data], str | None]]:
+    """What is cached and fresh, by the index of its range, counted as hits; and its version.
+
+    All are of one version: that of the one that was cached last.
+
+    Raises
+    ------
+    SourceChangedError
+        Ranges of another version were served a moment ago.
+    """
+    many = yield from lookup_many(view, key, byte_ranges, result, read_after)
+    usable = {
+        index: found
+        for index, found in enumerate(many)
+        if found.state.data is not None
+        and result.may_serve(found.state.validator, found.state.as_of)
+    }
+    if not usable:
+        return {}, None
+    validator = None
+    if view.reader is not None:
+        validator = max(usable.values(), key=lambda found: found.state.stored_at).state.validator
+        usable = {i: found for i, found in usable.items() if found.state.validator == validator}
+        if not (yield from versions.is_current(view, key, result, validator)):
+            return {}, None
+        versions.check_served(view, key, result, validator)
+    yield from _count_hits(view, key, byte_ranges, result, usable)
+    served = {i: found.state.data for i, found in usable.items() if found.state.data is not None}
+    return served, validator
+
+
+def _count_hits(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    result: LookupResult,
+    served: dict[int, Found],
+) -> Flow[None]:
+    """Record the uses of ranges, and move those in memory to the file if they are persisted."""
+    known, in_memory = result.known, view.values.ranges
+    in_file: list[EntryState] = []
+    nbytes = 0
+    for index, (state, entry) in served.items():
+        nbytes += 0 if state.data is None else len(state.data)
+        if entry is not None:
+            continue
+        in_file.append(state)
+        if known is not None and state.as_of <= result.fresh_after:
+            versions.confirm_entry(view, key, state, known.at)
+        request = byte_ranges[index]
+        if in_memory and request is not None:
+            # Another process has put it into the file since. It counts once for the budget.
+            in_memory.discard_copy(view.namespace, key, request)
+    if in_file:
+        view.values.touch_all(view.namespace, key, in_file, result.looked_up_at)
+    view.statistics.hit(nbytes, len(served))
+    # Only now, and each once: one range may have the bytes of several requests.
+    moved = dict.fromkeys(found.in_memory for found in served.values())
+    yield from move_to_file(view, [entry for entry in moved if entry is not None])
 
 
 def move_to_file(view: SourceView, entries: Iterable[RangeEntry]) -> Flow[None]:
@@ -67,15 +156,17 @@ def admit(
     parts: Sequence[tuple[ByteRequest, Buffer]],
     revision: int,
     asked_at: int,
+    validator: str | None,
 ) -> Flow[None]:
-    """Admit ranges of a value to the file, or to memory if they are not persisted."""
+    """Admit ranges of one version of a value to the file, or to memory if not persisted."""
     entries = []
     for request, buffer in parts:
         data = buffer.to_bytes()
-        if data and view.is_cacheable(data) and byte_range.may_be_cached(request, len(data)):
-            timestamp = view.values.clock().timestamp_ns()
-            entry = RangeEntry(view.namespace, key, request, data, asked_at, revision, timestamp)
-            entries.append(entry)
+        is_cacheable = view.is_cacheable(data, validator)
+        if data and is_cacheable and byte_range.may_be_cached(request, len(data)):
+            used_at = view.values.clock().timestamp_ns()
+            facts = (data, asked_at, revision, used_at, validator)
+            entries.append(RangeEntry(view.namespace, key, request, *facts))
     if view.settings.persist_ranges:
         try:
             for entry in entries:
@@ -104,6 +195,7 @@ def _persist(view: SourceView, entry: RangeEntry) -> Flow[None]:
         entry.used_at,
         entry.revision,
         entry.request,
+        entry.validator,
     )
     yield from view.values.admit(view.namespace, entry.key, response, view.limits(), on_done)
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
 
-from zarr_cache.core import ages, byte_range
+from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
 from zarr_cache.core.errors import CacheError
-from zarr_cache.core.flow import call, call_async
+from zarr_cache.core.flow import call_async
 from zarr_cache.core.single_flight import Flight
-from zarr_cache.flows import evict, ranges
-from zarr_cache.flows.view import LookupResult
+from zarr_cache.flows import evict, fetching, ranges, versions
+from zarr_cache.flows.versions import Kept
+from zarr_cache.flows.view import LookupResult, read_after
 from zarr_cache.index.admit import Response
 from zarr_cache.index.listing import KnownRanges
 
@@ -40,13 +41,14 @@ def get(
     ended = view.values.flights.ended
     result = yield from lookup(view, key, request)
     if result is None:
-        return to_prototype(prototype, (yield from _read_source(view, key, request)))
+        return to_prototype(prototype, (yield from _read_uncached(view, key, request)))
     data = yield from _serve(view, key, request, result)
     if data is not None:
         return to_buffer(prototype, data)
     if serve_absence(view, key, result):
         return None
-    buffer = yield from fetch(view, key, request, result.state, ended)
+    view.refuse_if_offline(key)
+    buffer = yield from fetch(view, key, request, result, ended)
     return to_prototype(prototype, buffer)
 
 
@@ -63,8 +65,9 @@ def lookup(
             if not view.is_ready():
                 yield from _prepare(view)
             now = values.clock().timestamp_ns()
-            fresh_after = ages.fresh_after(view.settings.max_age_seconds, now)
-            arguments = (view.namespace, key, request, fresh_after)
+            fresh_after = view.fresh_after(key, now)
+            known = values.versions.known.get(view.namespace, key)
+            arguments = (view.namespace, key, request, read_after(known, fresh_after))
             state = values.lookup_nowait(*arguments) if with_data else None
             if state is None or state.read is not None:
                 state = yield from (
@@ -83,7 +86,7 @@ def lookup(
             max_size = view.settings.max_size
             if max_size is not None and state.cached_bytes + values.ranges.nbytes > max_size:
                 yield from evict.try_to_enforce(view)
-            return LookupResult(state, now, fresh_after)
+            return LookupResult(state, now, fresh_after, known)
     except CacheError as error:
         view.faults.note(error)
         return None
@@ -101,9 +104,14 @@ def serve_bytes(
     view: SourceView, key: str, request: ByteRequest | None, result: LookupResult
 ) -> Data | None:
     """The fresh bytes of the request from the file, counted as a hit."""
-    state, looked_up_at, _ = result
+    state, looked_up_at, fresh_after, known = result
     if state.data is None or state.kind == "stored":
         return None
+    if known is not None:
+        if not result.may_serve(state.validator, state.as_of):
+            return None
+        if state.as_of <= fresh_after:
+            versions.confirm_entry(view, key, state, known.at)
     view.values.touch(view.namespace, key, state, looked_up_at)
     if state.kind == "range" and request is not None and view.values.ranges:
         # Another process has put it into the file since. It counts once for the budget.
@@ -116,44 +124,76 @@ def _serve(
     view: SourceView, key: str, request: ByteRequest | None, result: LookupResult
 ) -> Flow[Data | None]:
     """The fresh bytes of the request, from the file or from memory, counted as a hit."""
-    data = serve_bytes(view, key, request, result)
+    state = result.state
+    if request is None or view.reader is None:
+        may_serve = True
+    else:
+        may_serve = yield from _may_serve_range(view, key, result, state)
+    data = serve_bytes(view, key, request, result) if may_serve else None
     if data is not None or request is None:
         return data
-    found = ranges.serve_from_memory(view, key, request, result)
-    if found is None:
+    found = versions.find_in_memory(view, key, request, result, result.read_after)
+    if found is None or found.in_memory is None:
         return None
-    entry, data = found
-    yield from ranges.move_to_file(view, [entry])
-    return data
+    if not (yield from _may_serve_range(view, key, result, found.state)):
+        return None
+    view.count_hit(found.state.data)
+    yield from ranges.move_to_file(view, [found.in_memory])
+    return found.state.data
+
+
+def _may_serve_range(
+    view: SourceView, key: str, result: LookupResult, state: EntryState
+) -> Flow[bool]:
+    """Whether the range that was found is of the version that the source has, as far as is known.
+
+    Raises
+    ------
+    SourceChangedError
+        Ranges of another version were served a moment ago.
+    """
+    if state.data is None or not result.may_serve(state.validator, state.as_of):
+        return False
+    if not (yield from versions.is_current(view, key, result, state.validator)):
+        return False
+    versions.check_served(view, key, result, state.validator)
+    return True
 
 
 def serve_absence(view: SourceView, key: str, result: LookupResult) -> bool:
     """Whether a fresh absence of the key is cached; if so, count a hit."""
-    state, looked_up_at, _ = result
+    state, looked_up_at = result.state, result.looked_up_at
+    if state.kind != "absent" and not view.absences_are_doubtful:
+        return False
+    since: int | None = state.stored_at
+    if view.absences_are_doubtful:
+        since = view.doubtful_absence(key, looked_up_at)
     if (
-        state.kind != "absent"
+        since is None
         or not view.may_serve_absences()
-        or state.stored_at <= view.absent_fresh_after(looked_up_at)
+        or since <= view.absent_fresh_after(key, looked_up_at)
     ):
         return False
-    view.values.touch(view.namespace, key, state, looked_up_at)
+    if state.kind == "absent":
+        view.values.touch(view.namespace, key, state, looked_up_at)
     view.count_hit(None)
     return True
 
 
 def fetch(
-    view: SourceView, key: str, request: ByteRequest | None, state: EntryState, ended: int
+    view: SourceView, key: str, request: ByteRequest | None, result: LookupResult, ended: int
 ) -> Flow[Buffer | None]:
     """Read from the source, once for all callers with the same request, and admit the response.
 
-    `state` is from the lookup that missed, and `ended` is `Flights.ended` from before it. A caller
+    `result` is of the lookup that missed, and `ended` is `Flights.ended` from before it. A caller
     whose lookup saw a later write to the key does not share the response, and reads by itself.
 
     While the key is being written, each caller reads by itself, and nothing is admitted: the end of
     the write may not be recorded, and then a later caller has the same `EntryState.fence`.
     """
+    state = result.state
     if state.writes_in_flight and state.is_being_written(view.values.clock().now_ns()):
-        return (yield from _read_source(view, key, request))
+        return (yield from _read_uncached(view, key, request))
     flights = view.values.flights
     flight_key = (view.namespace, key, request, state.fence)
     mine: Flight[Buffer | None] = Flight()
@@ -166,31 +206,69 @@ def fetch(
                 return buffer
         elif flights.ended != ended:
             # Another fetch has ended since the lookup: its response may be cached by now.
-            result = yield from lookup(view, key, request)
+            again = yield from lookup(view, key, request)
             data = None
-            if result is not None:
-                data = yield from _serve(view, key, request, result)
-            if data is not None or (result is not None and serve_absence(view, key, result)):
+            if again is not None:
+                data = yield from _serve(view, key, request, again)
+            if data is not None or (again is not None and serve_absence(view, key, again)):
                 buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
                 mine.complete(buffer)
                 return buffer
-        asked_at = view.values.clock().now_ns()
-        buffer = yield from _read_source(view, key, request)
-        mine.complete(buffer)
-        yield from admit(view, key, [(request, buffer)], state.revision, asked_at)
+            result = again or result
+        buffer = yield from _ask(view, key, request, result, state.revision, mine)
     finally:
         flights.end(flight_key, mine)
     return buffer
 
 
-def _read_source(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
-    """The response of the source, in host memory, counted as a miss."""
-    prototype = cpu.buffer_prototype
-    buffer: Buffer | None = yield from call(
-        view.source,
-        lambda source: source.get_sync(key, prototype=prototype, byte_range=request),
-        lambda source: source.get(key, prototype, request),
-    )
+def _ask(
+    view: SourceView,
+    key: str,
+    request: ByteRequest | None,
+    result: LookupResult,
+    revision: int,
+    flight: Flight[Buffer | None],
+) -> Flow[Buffer | None]:
+    """Ask the source, complete the flight, and admit the response.
+
+    What is cached is served if the source confirms it, or fails and it may be stale.
+    """
+    kept = Kept()
+    try:
+        kept = yield from versions.find_kept(view, key, request, result)
+    except CacheError as error:
+        view.faults.note(error)
+    asked_at = view.values.clock().now_ns()
+    try:
+        fetched = yield from fetching.fetch(view, key, request, result, kept, asked_at)
+    except Exception as error:
+        stale = fetching.serve_stale(view, key, result, kept, error)
+        if stale is None:
+            raise
+        (buffer,) = stale
+        flight.complete(buffer)
+        return buffer
+    if fetched.is_unchanged and kept.found is not None:
+        if request is not None:
+            versions.check_served(view, key, result, kept.found.validator)
+        data = fetching.serve_confirmed(view, key, result, kept.found, asked_at)
+        buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
+        flight.complete(buffer)
+        return buffer
+    buffer, validator = fetched.buffer, fetched.validator
+    view.count_miss(buffer)
+    flight.complete(buffer)
+    if not fetched.is_torn:
+        yield from admit(view, key, [(request, buffer)], revision, asked_at, validator)
+        if request is not None and buffer is not None:
+            versions.record_served(view, key, result, validator, len(buffer))
+    return buffer
+
+
+def _read_uncached(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
+    """The response of the source, in host memory, counted as a miss and not cached."""
+    view.refuse_if_offline(key)
+    buffer = yield from fetching.read_plainly(view, key, request)
     view.count_miss(buffer)
     return buffer
 
@@ -201,6 +279,7 @@ def admit(
     responses: Sequence[tuple[ByteRequest | None, Buffer | None]],
     revision: int,
     asked_at: int,
+    validator: str | None = None,
 ) -> Flow[None]:
     """Admit the response to each request, where the limits and later writes allow it.
 
@@ -210,32 +289,46 @@ def admit(
         `EntryState.revision` from before the source was read.
     asked_at
         When the source was read.
+    validator
+        Of the version that all are of.
     """
     try:
         parts = []
         for request, buffer in responses:
             if request is None or buffer is None:
-                yield from _admit_value(view, key, buffer, revision, asked_at)
+                yield from _admit_value(view, key, buffer, revision, asked_at, validator)
             else:
                 parts.append((request, buffer))
         if parts:
-            yield from ranges.admit(view, key, parts, revision, asked_at)
+            yield from ranges.admit(view, key, parts, revision, asked_at, validator)
     except CacheError as error:
         view.faults.note(error)
 
 
 def _admit_value(
-    view: SourceView, key: str, buffer: Buffer | None, revision: int, asked_at: int
+    view: SourceView,
+    key: str,
+    buffer: Buffer | None,
+    revision: int,
+    asked_at: int,
+    validator: str | None,
 ) -> Flow[None]:
     """Admit a whole value, or the absence of the key; if neither may be, remove its entry."""
+    if buffer is None and view.absences_are_doubtful:
+        view.values.versions.absent.set(view.namespace, key, asked_at)
     data = None if buffer is None else to_lasting_array(buffer)
-    if view.is_cacheable(data):
-        response = Response(data, asked_at, view.values.clock().timestamp_ns(), revision)
+    is_cacheable = view.is_cacheable(data, validator)
+    if is_cacheable and not (data is None and view.absences_are_doubtful):
+        used_at = view.values.clock().timestamp_ns()
+        response = Response(data, asked_at, used_at, revision, None, validator)
         yield from view.values.admit(
             view.namespace, key, response, view.limits(), view.record_outcome
         )
     elif (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
-        yield from view.values.forget(view.namespace, key, revision, asked_at)
+        with_ranges = buffer is None
+        yield from view.values.forget(
+            view.namespace, key, revision, asked_at, with_ranges=with_ranges
+        )
 
 
 def exists(view: SourceView, key: str) -> Flow[bool]:
@@ -251,6 +344,7 @@ def exists(view: SourceView, key: str) -> Flow[bool]:
             return True
         if serve_absence(view, key, result):
             return False
+    view.refuse_if_offline(key)
     exists: bool = yield from call_async(view.source, lambda source: source.exists(key))
     view.count_miss()
     return exists
@@ -273,19 +367,21 @@ def getsize(view: SourceView, key: str) -> Flow[int]:
             return size
         if serve_absence(view, key, result):
             raise FileNotFoundError(key)
+    view.refuse_if_offline(key)
     view.count_miss()
     size_in_source: int = yield from call_async(view.source, lambda source: source.getsize(key))
     return size_in_source
 
 
 def _is_cached(result: LookupResult) -> bool:
-    return result.state.kind == "value" and result.state.stored_at > result.fresh_after
+    state = result.state
+    return state.kind == "value" and result.may_serve(state.validator, state.as_of)
 
 
 def _known_ranges(view: SourceView, key: str, result: LookupResult) -> KnownRanges:
     """What the fresh ranges of the key show; nothing if the cache fails."""
     try:
-        return view.values.known_ranges(view.namespace, key, result.state, result.fresh_after)
+        return view.values.known_ranges(view.namespace, key, result.state, result.read_after)
     except CacheError as error:
         view.faults.note(error)
         return KnownRanges(has_any=False, size=None)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr.core.buffer import cpu
 
 from zarr_cache.core import byte_range
+from zarr_cache.core.ages import EVER
 from zarr_cache.core.buffers import to_buffer
-from zarr_cache.core.errors import CacheError
+from zarr_cache.core.errors import CacheError, SourceChangedError
 from zarr_cache.core.flow import call
-from zarr_cache.flows import ranges, reading
+from zarr_cache.flows import fetching, ranges, reading, versions
 from zarr_cache.flows.reading import to_prototype
-from zarr_cache.flows.view import LookupResult
+from zarr_cache.flows.versions import Kept
 from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
+from zarr_cache.sources.source_reader import ChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +23,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from zarr_cache.backend.ranges import RangeEntry
     from zarr_cache.core.flow import Flow
-    from zarr_cache.flows.view import SourceView
-    from zarr_cache.index.lookup import Data, EntryState
+    from zarr_cache.flows.view import LookupResult, SourceView
+    from zarr_cache.index.lookup import Data
 
 
 FAILED = "chunk read failed"
@@ -58,7 +59,9 @@ def get_ranges(
 ) -> Flow[RangeBatches]:
     """The byte ranges: first those that are cached, then those that the source sends.
 
-    If there is no such key, the error is a group with a `FileNotFoundError` in it.
+    If there is no such key, the error is a group with a `FileNotFoundError` in it. If the source
+    has another version than ranges that were served before, it is a group with a
+    `SourceChangedError`.
 
     Parameters
     ----------
@@ -70,121 +73,326 @@ def get_ranges(
     if not byte_ranges:
         return RangeBatches([], None)
     result = yield from reading.lookup(view, key, with_data=False)
-    cached: dict[int, Data] = {}
-    if result is not None:
-        if reading.serve_absence(view, key, result):
-            return RangeBatches([], ExceptionGroup(FAILED, [FileNotFoundError(key)]))
-        cached = yield from _serve_ranges(view, key, byte_ranges, result)
+    if result is None:
+        view.refuse_if_offline(key)
+        indexes = list(range(len(byte_ranges)))
+        uncached = yield from _read(view, key, byte_ranges, indexes, settings, None)
+        return _with_prototype(prototype, [], uncached)
+    if reading.serve_absence(view, key, result):
+        return RangeBatches([], ExceptionGroup(FAILED, [FileNotFoundError(key)]))
     batches: Batches = []
+    try:
+        read = yield from _read_missing(
+            view, key, byte_ranges, prototype, settings, result, batches
+        )
+    except SourceChangedError as error:
+        return RangeBatches([], ExceptionGroup(FAILED, [error]))
+    return _with_prototype(prototype, batches, read)
+
+
+def _with_prototype(
+    prototype: BufferPrototype, batches: Batches, read: Read | None
+) -> RangeBatches:
+    """The batches, and those that were read from the source."""
+    if read is None:
+        return RangeBatches(batches, None)
+    more = [
+        [(index, to_prototype(prototype, buffer)) for index, buffer in batch]
+        for batch in read.batches
+    ]
+    return RangeBatches(batches + more, read.error)
+
+
+class Version(NamedTuple):
+    """Of which version ranges are read.
+
+    Attributes
+    ----------
+    only
+        The version that they must be of; None for any.
+    label
+        The version that the source had not long ago, where it does not tell with the ranges.
+    """
+
+    only: str | None
+    label: str | None = None
+
+
+class Read(NamedTuple):
+    """What one ``get_ranges`` of the source has sent, and the validators of its responses.
+
+    Attributes
+    ----------
+    unsafe
+        Indexes of ranges that may hold other bytes than were requested.
+    """
+
+    batches: Batches
+    error: Exception | None
+    unsafe: set[int]
+    validators: set[str | None]
+
+
+def _read_missing(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    prototype: BufferPrototype,
+    settings: dict[str, int],
+    result: LookupResult,
+    batches: Batches,
+) -> Flow[Read | None]:
+    """Serve what is cached into `batches`, and read the rest from the source; None if it is all."""
+    cached, validator = yield from ranges.serve(view, key, byte_ranges, result, result.read_after)
+    missing = [index for index in range(len(byte_ranges)) if index not in cached]
+    kept = Kept()
+    if missing and view.reader is not None:
+        kept = _find_version(view, key, result, validator)
+        if kept.validator is not None and not view.settings.offline:
+            confirmed = yield from _revalidate(view, key, byte_ranges, missing, result, kept)
+            cached |= confirmed
+            missing = [index for index in missing if index not in confirmed]
     if cached:
         batches.append([(index, to_buffer(prototype, data)) for index, data in cached.items()])
-    missing = [index for index in range(len(byte_ranges)) if index not in cached]
     if not missing:
-        return RangeBatches(batches, None)
-    asked_at = 0 if result is None else view.values.clock().now_ns()
-    (fetched, error), unsafe = yield from _read_source(view, key, byte_ranges, missing, settings)
-    if result is not None:
-        responses = [
-            (byte_ranges[index], buffer)
-            for batch in fetched
-            for index, buffer in batch
-            if index not in unsafe
-        ]
-        yield from reading.admit(view, key, responses, result.state.revision, asked_at)
-    for batch in fetched:
-        batches.append([(index, to_prototype(prototype, buffer)) for index, buffer in batch])
-    return RangeBatches(batches, error)
+        return None
+    view.refuse_if_offline(key)
+    asked_at = view.values.clock().now_ns()
+    read, validator = yield from _read_version(
+        view, key, byte_ranges, missing, settings, result, kept, asked_at
+    )
+    if read.error is not None:
+        stale = yield from _serve_stale(view, key, byte_ranges, missing, result, kept, read.error)
+        if stale:
+            batches.append([(index, to_buffer(prototype, data)) for index, data in stale.items()])
+            return None
+    yield from _admit(view, key, byte_ranges, read, result, validator, asked_at)
+    return read
 
 
-def _serve_ranges(
-    view: SourceView, key: str, byte_ranges: Sequence[ByteRequest | None], result: LookupResult
-) -> Flow[dict[int, Data]]:
-    """The bytes that are cached and fresh, by the index of their range, counted as hits."""
-    state, looked_up_at, fresh_after = result
-    states: list[EntryState] = [state] * len(byte_ranges)
-    if state.has_bytes(fresh_after) or state.file_ranges:
-        try:
-            states = yield from view.values.lookup_many(
-                view.namespace, key, byte_ranges, fresh_after, state
-            )
-        except CacheError as error:
-            view.faults.note(error)
-    cached: dict[int, Data] = {}
-    hits: list[EntryState] = []
-    nbytes = 0
-    in_memory: dict[RangeEntry, None] = {}
-    for index, (request, found) in enumerate(zip(byte_ranges, states, strict=True)):
-        if found.is_damaged:
-            yield from _discard(view, found)
-        elif found.data is not None and found.kind != "stored":
-            cached[index] = found.data
-            hits.append(found)
-            nbytes += len(found.data)
-            if view.values.ranges and request is not None:
-                # Another process has put it into the file since. It counts once for the budget.
-                view.values.ranges.discard_copy(view.namespace, key, request)
-        if index not in cached and request is not None:
-            at = LookupResult(found, looked_up_at, fresh_after)
-            served = ranges.serve_from_memory(view, key, request, at)
-            if served is not None:
-                entry, cached[index] = served
-                in_memory[entry] = None
-    if hits:
-        view.values.touch_all(view.namespace, key, hits, looked_up_at)
-        view.statistics.hit(nbytes, len(hits))
-    # Only now: one range may have the bytes of several requests.
-    yield from ranges.move_to_file(view, in_memory)
-    return cached
+def _read_version(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    missing: list[int],
+    settings: dict[str, int],
+    result: LookupResult,
+    kept: Kept,
+    asked_at: int,
+) -> Flow[tuple[Read, str | None]]:
+    """Read the missing ranges, all of one version; and the validator of it.
+
+    Raises
+    ------
+    SourceChangedError
+        A reader may have ranges of another version.
+    """
+    version = yield from _version_to_read(view, key, result, kept, asked_at)
+    arguments = (view, key, byte_ranges, missing, settings)
+    read = yield from _read(*arguments, version.only)
+    if _has_changed(read.error):
+        yield from versions.leave_version(view, key, result, kept, asked_at)
+        read = yield from _read(*arguments, None)
+        for validator in read.validators:
+            versions.confirm(view, key, validator, asked_at)
+    if len(read.validators) > 1:
+        # It was replaced between two requests.
+        read = yield from _read(*arguments, None)
+        if len(read.validators) > 1:
+            raise SourceChangedError(key)
+    return read, next(iter(read.validators), version.label)
 
 
-def _discard(view: SourceView, state: EntryState) -> Flow[None]:
-    """Remove a damaged entry."""
-    view.statistics.add(damaged=1)
+def _find_version(view: SourceView, key: str, result: LookupResult, validator: str | None) -> Kept:
+    """The version that is cached of the key, fresh or stale; `validator` is of what was served."""
+    if validator is not None:
+        return Kept(None, validator, is_fresh=True)
     try:
-        yield from view.values.discard(state)
+        return versions.find_version(view, key, result)
     except CacheError as error:
         view.faults.note(error)
+        return Kept()
 
 
-def _read_source(
+def _revalidate(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    missing: list[int],
+    result: LookupResult,
+    kept: Kept,
+) -> Flow[dict[int, Data]]:
+    """The bytes of stale ranges that the source confirms, by the index of their range."""
+    requests = [byte_ranges[index] for index in missing]
+    found = yield from ranges.lookup_many(view, key, requests, result, EVER)
+    cached = {each.state.validator for each in found if each.state.data is not None}
+    if kept.validator not in cached:
+        return {}
+    reader = view.reader
+    assert reader is not None  # noqa: S101 - checked by the caller
+    asked_at = view.values.clock().now_ns()
+    try:
+        current = yield from versions.present_version(view, reader, key)
+    except Exception:  # noqa: BLE001 - the read of the missing ranges fails as well, and raises
+        return {}
+    if current is None:
+        return {}
+    if current != kept.validator:
+        yield from versions.leave_version(view, key, result, kept, asked_at)
+        versions.confirm(view, key, current, asked_at)
+        return {}
+    versions.confirm(view, key, current, asked_at)
+    view.statistics.add(revalidated=1)
+    known = view.values.versions.known.get(view.namespace, key)
+    again = result._replace(known=known)
+    served, _ = yield from ranges.serve(view, key, requests, again, EVER)
+    return {missing[position]: data for position, data in served.items()}
+
+
+def _version_to_read(
+    view: SourceView, key: str, result: LookupResult, kept: Kept, asked_at: int
+) -> Flow[Version]:
+    """Of which version the missing ranges must be."""
+    reader = view.reader
+    if reader is None:
+        return Version(None)
+    known = view.values.versions.known.get(view.namespace, key)
+    if known is not None and kept.validator is not None and known.validator != kept.validator:
+        # It has just been left.
+        kept = Kept()
+    only = versions.expected(view, key, result, kept)
+    if reader.can_match:
+        return Version(only)
+    current = yield from versions.recent_version(view, reader, key, asked_at)
+    if only is not None and current is not None and current != only:
+        yield from versions.leave_version(view, key, result, kept, asked_at)
+        versions.confirm(view, key, current, asked_at)
+    return Version(None, current)
+
+
+def _has_changed(error: Exception | None) -> bool:
+    """Whether the source had another version than the one that was requested."""
+    if isinstance(error, ExceptionGroup):
+        return error.subgroup(ChangedError) is not None
+    return isinstance(error, ChangedError)
+
+
+def _serve_stale(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    missing: list[int],
+    result: LookupResult,
+    kept: Kept,
+    error: Exception,
+) -> Flow[dict[int, Data]]:
+    """The bytes of stale ranges since the source fails: all of them, or none."""
+    if isinstance(error, ExceptionGroup):
+        others = error.split(FileNotFoundError)[1]
+        error = FileNotFoundError(key) if others is None else _first_of(others)
+    requests = [byte_ranges[index] for index in missing]
+    states = [
+        each.state for each in (yield from ranges.lookup_many(view, key, requests, result, EVER))
+    ]
+    validators = {each.validator for each in states}
+    if any(each.data is None for each in states) or len(validators) > 1:
+        return {}
+    if kept.is_fresh and validators != {kept.validator}:
+        return {}
+    oldest = min(each.as_of for each in states)
+    if not fetching.may_serve_stale(view, key, oldest, error):
+        return {}
+    for state in states:
+        fetching.serve_kept(view, key, result, state)
+    return {
+        index: state.data
+        for index, state in zip(missing, states, strict=True)
+        if state.data is not None
+    }
+
+
+def _first_of(group: ExceptionGroup) -> Exception:
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _admit(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    read: Read,
+    result: LookupResult,
+    validator: str | None,
+    asked_at: int,
+) -> Flow[None]:
+    responses = [
+        (byte_ranges[index], buffer)
+        for batch in read.batches
+        for index, buffer in batch
+        if index not in read.unsafe
+    ]
+    yield from reading.admit(view, key, responses, result.state.revision, asked_at, validator)
+    largest = max((len(buffer) for _, buffer in responses if buffer is not None), default=None)
+    if largest is not None:
+        versions.record_served(view, key, result, validator, largest)
+
+
+def _read(
     view: SourceView,
     key: str,
     byte_ranges: Sequence[ByteRequest | None],
     indexes: list[int],
     settings: dict[str, int],
-) -> Flow[tuple[RangeBatches, set[int]]]:
-    """Read the ranges at `indexes` by one ``get_ranges`` of the source, counted as misses.
-
-    Returns
-    -------
-    tuple
-        The result, and the indexes of ranges that may hold other bytes than were requested.
-    """
+    only: str | None,
+) -> Flow[Read]:
+    """Read the ranges at `indexes` by one ``get_ranges`` of the source, counted as misses."""
     requests = [byte_ranges[index] for index in indexes]
-    prototype = cpu.buffer_prototype
+    checked, batches, error = yield from _call(view, key, requests, settings, only)
+    if not _has_changed(error):
+        for batch in batches:
+            for _, buffer in batch:
+                view.count_miss(buffer)
+    unsafe: set[int] = set()
+    validators: set[str | None] = set()
+    if isinstance(checked, RangeCheckedStore):
+        unsafe = {index for index in indexes if checked.may_be_wrong(byte_ranges[index])}
+        unsafe |= set(indexes if checked.is_torn else ())
+        validators = checked.validators
+    batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
+    return Read(batches, error, unsafe, validators)
 
-    async def read(source: Store) -> tuple[Store, RangeBatches]:
-        reader = with_range_check(source, "get_ranges")
+
+def _call(
+    view: SourceView,
+    key: str,
+    requests: list[ByteRequest | None],
+    settings: dict[str, int],
+    only: str | None,
+) -> Flow[tuple[Store, Batches, Exception | None]]:
+    """The store through which the source was called, what it sent, and the error after that."""
+    prototype, reader = cpu.buffer_prototype, view.reader
+    if reader is not None and not reader.can_match:
+        reader = None
+
+    async def read(source: Store) -> tuple[Store, Batches, Exception | None]:
+        checked = with_range_check(source, "get_ranges", reader, only)
         batches: Batches = []
         try:
-            async for batch in reader.get_ranges(key, requests, prototype=prototype, **settings):
+            async for batch in checked.get_ranges(key, requests, prototype=prototype, **settings):
                 batches.append(list(batch))
         except Exception as error:  # noqa: BLE001 - raised after earlier batches are admitted
-            return reader, RangeBatches(batches, error)
-        return reader, RangeBatches(batches, None)
+            return checked, batches, error
+        return checked, batches, None
 
-    def read_sync(source: Store) -> tuple[Store, RangeBatches]:
-        reader = with_range_check(source, "get_ranges_sync")
+    def read_sync(source: Store) -> tuple[Store, Batches, Exception | None]:
+        checked = with_range_check(source, "get_ranges_sync", reader, only)
         chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
-        batch = reader.get_ranges_sync(key, requests, prototype=prototype, **chosen)
-        return reader, RangeBatches([list(batch)], None)
+        try:
+            batch = checked.get_ranges_sync(key, requests, prototype=prototype, **chosen)
+        except Exception as error:  # noqa: BLE001 - raised after it is known what it means
+            return checked, [], error
+        return checked, [list(batch)], None
 
-    reader, (batches, error) = yield from call(view.source, read_sync, read)
-    for batch in batches:
-        for _, buffer in batch:
-            view.count_miss(buffer)
-    unsafe = set()
-    if isinstance(reader, RangeCheckedStore):
-        unsafe = {index for index in indexes if reader.may_be_wrong(byte_ranges[index])}
-    batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
-    return RangeBatches(batches, error), unsafe
+    return call(view.source, read_sync, read)

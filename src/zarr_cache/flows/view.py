@@ -10,23 +10,30 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr_cache.backend.counters import Statistics
 from zarr_cache.backend.failures import Faults
 from zarr_cache.core import ages, private
-from zarr_cache.core.errors import CacheError
-from zarr_cache.core.keys import is_storable
+from zarr_cache.core.ages import EVER
+from zarr_cache.core.errors import CacheError, OfflineError
+from zarr_cache.core.keys import is_metadata, is_storable
 from zarr_cache.index.evict import Limits
-from zarr_cache.sources.names import folder_of, name_of, reads_urls
+from zarr_cache.sources.names import absences_are_doubtful, folder_of, name_of, reads_urls
+from zarr_cache.sources.readers import reader_of
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
     from zarr_cache.backend.value_cache import ValueCache
+    from zarr_cache.backend.versions import Known
     from zarr_cache.core.ages import Age
     from zarr_cache.index.evict import Evictions
     from zarr_cache.index.lookup import Data, EntryState
+    from zarr_cache.sources.source_reader import SourceReader
 
 
 DEFAULT_ABSENT_SECONDS = 60
 """For how long a read-only view serves a cached absence, unless the user gave another age."""
+
+DOUBTFUL_NS = 60 * 10**9
+"""For how long a source is believed that takes other errors for absent keys."""
 
 URL_CHARACTERS = frozenset("#%?")
 """Characters that mean something else in a URL than in a key."""
@@ -52,6 +59,9 @@ class Settings(NamedTuple):
     max_age_absent_seconds: Age
     persist_ranges: bool
     max_memory: int | None
+    max_age_metadata_seconds: Age = None
+    stale_if_error_seconds: float = 0
+    offline: bool = False
 
 
 class LookupResult(NamedTuple):
@@ -64,12 +74,45 @@ class LookupResult(NamedTuple):
     looked_up_at
         When, as a timestamp of the clock of the file.
     fresh_after
-        A value stored at this time or earlier was stale then.
+        A value of this time or earlier was stale then.
+    known
+        What the source has told of its version meanwhile; None if it was not asked.
     """
 
     state: EntryState
     looked_up_at: int
     fresh_after: int
+    known: Known | None = None
+
+    @property
+    def read_after(self) -> int:
+        """The bytes of entries of this time or earlier are not read: see `may_serve`."""
+        return read_after(self.known, self.fresh_after)
+
+    def may_serve(self, validator: str | None, as_of: int) -> bool:
+        """Whether an entry is fresh, or the source has told that it is, and none of it otherwise.
+
+        Parameters
+        ----------
+        validator, as_of
+            Of the entry.
+        """
+        known = self.known
+        if known is not None and validator is not None:
+            if known.validator == validator:
+                return max(known.at, as_of) > self.fresh_after
+            if known.validator is not None and as_of <= known.at:
+                return False
+        return as_of > self.fresh_after
+
+
+def read_after(known: Known | None, fresh_after: int) -> int:
+    """The bytes of entries of this time or earlier need not be read: they may not be served.
+
+    A version that the source has confirmed since may be served whatever its age.
+    """
+    is_confirmed = known is not None and known.validator and known.at > fresh_after
+    return EVER if is_confirmed else fresh_after
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -103,6 +146,15 @@ class SourceView:
     is_folder: bool = False
     reads_urls: bool = False
 
+    # Reads the source with validators; None if it has none, or is never read.
+    reader: SourceReader | None = field(init=False)
+
+    # Whether the source says that a key is absent when it may not be.
+    absences_are_doubtful: bool = field(init=False)
+
+    # Whether it was said that the source fails and stale values are served.
+    has_warned_of_stale: bool = field(default=False, init=False)
+
     # Whether the source must be named before its next use: its path may lead elsewhere by then.
     must_be_named: bool = field(init=False)
 
@@ -114,6 +166,8 @@ class SourceView:
         self.absent_age = ages.least(
             DEFAULT_ABSENT_SECONDS if given is None else given, self.settings.max_age_seconds
         )
+        self.reader = None if self.settings.offline else reader_of(self.source)
+        self.absences_are_doubtful = absences_are_doubtful(self.source)
         if private.is_private(self.namespace):
             _private_views.add(self)
         self.close_source()
@@ -149,30 +203,87 @@ class SourceView:
             self.reads_urls and not URL_CHARACTERS.isdisjoint(key)
         )
 
-    def is_cacheable(self, data: Data | None) -> bool:
-        """Whether a response may be cached: not if it is stale at once, or too large."""
+    def is_cacheable(self, data: Data | None, validator: str | None = None) -> bool:
+        """Whether a response may be cached: not if it is too large.
+
+        Nor if it is stale at once, and can neither be revalidated nor be served when the source
+        fails.
+        """
         if data is None:
             return self.may_serve_absences() and self.absent_age != 0
-        return self.settings.max_age_seconds != 0 and (
-            self.settings.max_size is None or len(data) <= self.settings.max_size
+        return self.may_be_kept(len(data), validator)
+
+    def may_be_kept(self, nbytes: int, validator: str | None) -> bool:
+        """As `is_cacheable`, of so many bytes."""
+        settings = self.settings
+        is_useful = (
+            settings.max_age_seconds != 0
+            or validator is not None
+            or settings.stale_if_error_seconds > 0
         )
+        return is_useful and (settings.max_size is None or nbytes <= settings.max_size)
 
     def may_serve_absences(self) -> bool:
         """Whether this view serves a cached absence, and does not read the source again."""
-        return self.source.read_only or self.settings.max_age_absent_seconds is not None
+        settings = self.settings
+        return (
+            self.source.read_only or settings.max_age_absent_seconds is not None or settings.offline
+        )
 
-    def absent_fresh_after(self, now_ns: int) -> int:
+    @property
+    def metadata_age(self) -> Age:
+        """The age at which metadata is stale.
+
+        In a writable view it is revalidated at each read by default: a caller who appends to an
+        array that another one has resized meanwhile would overwrite what that one has written.
+        """
+        settings = self.settings
+        if settings.max_age_metadata_seconds is not None:
+            return settings.max_age_metadata_seconds
+        return settings.max_age_seconds if self.source.read_only else 0
+
+    def age_of(self, key: str) -> Age:
+        """The age at which the value of the key is stale."""
+        return self.metadata_age if is_metadata(key) else self.settings.max_age_seconds
+
+    def fresh_after(self, key: str, now_ns: int) -> int:
+        """A value of this time or earlier is stale now."""
+        return EVER if self.settings.offline else ages.fresh_after(self.age_of(key), now_ns)
+
+    def stale_after(self, key: str, now_ns: int) -> int:
+        """A value of this time or earlier is not served even if the source fails."""
+        more = self.settings.stale_if_error_seconds
+        return ages.fresh_after(ages.longer(self.age_of(key), more), now_ns)
+
+    def absent_fresh_after(self, key: str, now_ns: int) -> int:
         """An absence stored at this time or earlier is stale now."""
-        return ages.fresh_after(self.absent_age, now_ns)
+        if self.settings.offline:
+            return EVER
+        age = ages.least(self.absent_age, self.age_of(key)) if is_metadata(key) else self.absent_age
+        return ages.fresh_after(age, now_ns)
+
+    def doubtful_absence(self, key: str, now_ns: int) -> int | None:
+        """When the source said that the key is absent, if that was within a minute."""
+        since = self.values.versions.absent.get(self.namespace, key)
+        return since if since is not None and since > now_ns - DOUBTFUL_NS else None
+
+    def refuse_if_offline(self, key: str) -> None:
+        """Raise OfflineError if the source may not be asked for the key, which is not cached."""
+        if self.settings.offline:
+            raise OfflineError(key, self.namespace)
 
     def limits(self) -> Limits:
         """The limits as of now."""
         settings, now_ns = self.settings, self.values.clock().now_ns()
+        kept = (
+            ages.fresh_after(ages.longer(age, settings.stale_if_error_seconds), now_ns)
+            for age in (settings.max_age_seconds, self.metadata_age)
+        )
         return Limits(
             settings.max_size,
             self.values.ranges,
             ages.fresh_after(settings.max_age_seconds, now_ns),
-            self.absent_fresh_after(now_ns),
+            EVER if settings.offline else min(kept),
             now_ns,
         )
 

@@ -74,6 +74,7 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND +kind IN ('value', 'range')
 """
 
+
 class Admission:
     """A response that is to be admitted.
 

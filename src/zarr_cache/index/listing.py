@@ -144,6 +144,7 @@ WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
   AND coalesce(confirmed_at, stored_at) > :fresh_after
 """
 
+
 class KnownRanges(NamedTuple):
     """What the fresh ranges of a key show: that there is one, and the size of the value."""
 

@@ -16,6 +16,7 @@ from zarr.storage import (
     MemoryStore,
     ObjectStore,
 )
+from zarr.storage._fsspec import ALLOWED_EXCEPTIONS
 
 from zarr_cache.core import private
 from zarr_cache.sources.file_systems import FILE_SYSTEMS
@@ -103,6 +104,14 @@ def folder_of(source: Any) -> Path | None:
     if type(named) is FsspecStore and name is not None and name.startswith("file:"):
         return Path(named.path)
     return None
+
+
+def absences_are_doubtful(source: Any) -> bool:
+    """Whether the source takes errors for absent keys that say something else, such as a 403."""
+    named, _ = _named(source)
+    return type(named) is FsspecStore and not set(named.allowed_exceptions) <= set(
+        ALLOWED_EXCEPTIONS
+    )
 
 
 def reads_urls(source: Any) -> bool:

@@ -37,11 +37,13 @@ def list_cached(view: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
     if view.values.invalidated.is_invalidated(view.namespace):
         # The next read removes the entries of the namespace.
         return {}
-    limits = view.limits()
-    absent_fresh_after = limits.absent_fresh_after if view.may_serve_absences() else NEVER
+    now_ns = view.values.clock().now_ns()
+    absent_fresh_after = view.absent_fresh_after(prefix, now_ns)
+    if not view.may_serve_absences():
+        absent_fresh_after = NEVER
     return (
         yield from view.values.list_cached(
-            view.namespace, prefix, limits.fresh_after, absent_fresh_after
+            view.namespace, prefix, view.fresh_after(prefix, now_ns), absent_fresh_after
         )
     )
 
@@ -51,7 +53,8 @@ def list_ranges(view: SourceView, prefix: str) -> Flow[dict[str, list[ListedRang
     yield from view.values.ensure_open()
     if view.values.invalidated.is_invalidated(view.namespace):
         return {}
-    return (yield from view.values.list_ranges(view.namespace, prefix, view.limits().fresh_after))
+    fresh_after = view.fresh_after(prefix, view.values.clock().now_ns())
+    return (yield from view.values.list_ranges(view.namespace, prefix, fresh_after))
 
 
 class InnerChunks(NamedTuple):

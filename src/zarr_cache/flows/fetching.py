@@ -1,0 +1,183 @@
+"""Fetches: conditional where something is cached, and what is served when the source fails."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from zarr.core.buffer import cpu
+
+from zarr_cache.backend.failures import CacheWarning
+from zarr_cache.core.buffers import to_buffer
+from zarr_cache.core.errors import SourceChangedError
+from zarr_cache.core.flow import call, call_async, step
+from zarr_cache.core.keys import is_metadata
+from zarr_cache.flows import versions
+from zarr_cache.sources.source_reader import ChangedError, Fetched
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer
+
+    from zarr_cache.core.flow import Flow
+    from zarr_cache.flows.versions import Kept
+    from zarr_cache.flows.view import LookupResult, SourceView
+    from zarr_cache.index.lookup import Data, EntryState
+    from zarr_cache.sources.source_reader import SourceReader
+
+
+NOT_A_FAILURE = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ChangedError,
+    SourceChangedError,
+)
+"""What the source says of the key, and no failure of the source."""
+
+
+def fetch(
+    view: SourceView,
+    key: str,
+    request: ByteRequest | None,
+    result: LookupResult,
+    kept: Kept,
+    asked_at: int,
+) -> Flow[Fetched]:
+    """Read from the source; what is cached of the key and stale is asked for conditionally.
+
+    Raises
+    ------
+    SourceChangedError
+        The source has another version than that of which a reader may have ranges.
+    """
+    reader = view.reader
+    if reader is None:
+        return Fetched((yield from read_plainly(view, key, request)), None)
+    if request is not None and not reader.can_match:
+        return (yield from _fetch_range(view, reader, key, request, result, kept, asked_at))
+    unless = kept.found.validator if kept.found is not None else None
+    only = None
+    if request is not None and unless is None:
+        only = versions.expected(view, key, result, kept)
+    try:
+        fetched = yield from _call(view, reader, key, request, unless=unless, only=only)
+    except ChangedError:
+        yield from versions.leave_version(view, key, result, kept, asked_at)
+        fetched = yield from _call(view, reader, key, request)
+        versions.confirm(view, key, fetched.validator, asked_at)
+        return fetched
+    if unless is not None and fetched.validator != unless and request is not None:
+        yield from versions.leave_version(view, key, result, kept, asked_at)
+    if fetched.validator is not None and (unless is not None or only is not None):
+        versions.confirm(view, key, fetched.validator, asked_at)
+    return fetched
+
+
+def _fetch_range(
+    view: SourceView,
+    reader: SourceReader,
+    key: str,
+    request: ByteRequest,
+    result: LookupResult,
+    kept: Kept,
+    asked_at: int,
+) -> Flow[Fetched]:
+    """Read a range from a source that cannot be asked for one version."""
+    current = yield from versions.recent_version(view, reader, key, asked_at)
+    wanted = versions.expected(view, key, result, kept)
+    if wanted is not None and current is not None and current != wanted:
+        yield from versions.leave_version(view, key, result, kept, asked_at)
+        versions.confirm(view, key, current, asked_at)
+    elif kept.found is not None and current is not None and current == kept.found.validator:
+        return Fetched(None, current, is_unchanged=True)
+    fetched = yield from _call(view, reader, key, request, with_version=False)
+    return fetched._replace(validator=current)
+
+
+def _call(
+    view: SourceView,
+    reader: SourceReader,
+    key: str,
+    request: ByteRequest | None,
+    *,
+    unless: str | None = None,
+    only: str | None = None,
+    with_version: bool | None = None,
+) -> Flow[Fetched]:
+    """One fetch through the reader.
+
+    Metadata is worth a request for its validator alone, where a source needs one; a chunk is not.
+    """
+    if with_version is None:
+        with_version = not reader.asks_more or is_metadata(key)
+    settings = {"unless": unless, "only": only, "with_version": with_version}
+    if reader.is_sync:
+        return step(
+            lambda: reader.fetch_sync(key, request, **settings),  # type: ignore[arg-type] # of three types
+            lambda: reader.fetch(key, request, **settings),  # type: ignore[arg-type] # the same
+        )
+    return call_async(view.source, lambda _: reader.fetch(key, request, **settings))  # type: ignore[arg-type] # the same
+
+
+def read_plainly(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:
+    """The response of the source, in host memory, without its version."""
+    prototype = cpu.buffer_prototype
+    return call(
+        view.source,
+        lambda source: source.get_sync(key, prototype=prototype, byte_range=request),
+        lambda source: source.get(key, prototype, request),
+    )
+
+
+def serve_confirmed(
+    view: SourceView, key: str, result: LookupResult, found: EntryState, asked_at: int
+) -> Data | None:
+    """The bytes that the source has confirmed, counted as a hit: their age begins anew."""
+    versions.confirm(view, key, found.validator, asked_at)
+    versions.confirm_entry(view, key, found, asked_at)
+    view.statistics.add(revalidated=1)
+    return serve_kept(view, key, result, found)
+
+
+def serve_kept(view: SourceView, key: str, result: LookupResult, found: EntryState) -> Data | None:
+    """The bytes of an entry, whatever its age, counted as a hit."""
+    view.values.touch(view.namespace, key, found, result.looked_up_at)
+    view.count_hit(found.data)
+    return found.data
+
+
+def may_serve_stale(view: SourceView, key: str, as_of: int, error: Exception) -> bool:
+    """Whether what is stale is served since the source fails, which is warned of once."""
+    if isinstance(error, NOT_A_FAILURE) or not view.settings.stale_if_error_seconds:
+        return False
+    if as_of <= view.stale_after(key, view.values.clock().now_ns()):
+        return False
+    view.statistics.add(stale_served=1)
+    if not view.has_warned_of_stale:
+        view.has_warned_of_stale = True
+        # Not the message of the error: it may be a URL with a token.
+        warnings.warn(
+            f"{view.namespace}: the source fails ({type(error).__name__}), and cached values are "
+            f"served that are stale by up to {view.settings.stale_if_error_seconds:g} s, such as "
+            f"{key!r}; cache_stats()['stale_served'] counts them",
+            CacheWarning,
+            stacklevel=2,
+        )
+    return True
+
+
+def serve_stale(
+    view: SourceView, key: str, result: LookupResult, kept: Kept, error: Exception
+) -> tuple[Buffer | None] | None:
+    """A stale response since the source fails, in a tuple; None if there is none."""
+    state, found = result.state, kept.found
+    if found is not None and may_serve_stale(view, key, found.as_of, error):
+        data = serve_kept(view, key, result, found)
+        return None if data is None else (to_buffer(cpu.buffer_prototype, data),)
+    is_absent = state.kind == "absent" and view.may_serve_absences()
+    if is_absent and may_serve_stale(view, key, state.stored_at, error):
+        view.values.touch(view.namespace, key, state, result.looked_up_at)
+        view.count_hit(None)
+        return (None,)
+    return None
