@@ -8,6 +8,7 @@ import typer
 
 from zarr_cache.cli.demo.command import demo
 from zarr_cache.cli.explain import explain
+from zarr_cache.cli.export import export
 from zarr_cache.cli.info import info
 from zarr_cache.cli.ls import ls
 from zarr_cache.cli.map import map_
@@ -35,6 +36,7 @@ app.command()(ls)
 app.command()(explain)
 app.command()(evict)
 app.command()(clear)
+app.command()(export)
 app.command()(compact)
 app.command()(verify)
 app.command()(warm)
