@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from tests.fakes import (
     open_file,
     restart,
 )
+from tests.fault.real import mode
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.byte_range import span
 from zarr_cache.core.errors import FileFullError
 from zarr_cache.file.invalidation import Markers
+from zarr_cache.index.admit import EVICT_OLD_VALUE
 from zarr_cache.inspect import export
 
 if TYPE_CHECKING:
@@ -108,6 +111,13 @@ def rows(path: Path, namespace: str = "source") -> list[Any]:
         return db.execute(ROWS, [namespace]).fetchall()
 
 
+def values_of(path: Path, key: str) -> list[bytes]:
+    """The bytes of the entries of the key, by their start."""
+    statement = "SELECT data FROM value JOIN entry ON id = entry WHERE key = ? ORDER BY start"
+    with open_file(path) as db:
+        return [data for (data,) in db.execute(statement, [key])]
+
+
 def failure(command: Command, *arguments: object) -> str:
     """The one line that an export prints as it fails."""
     result = command("export", *map(str, arguments))
@@ -169,6 +179,26 @@ def test_the_old_file_stays_as_it_is(command: Command, old: Path, new: Path) -> 
     command.lines("export", str(new))
 
     assert {each.name: each.read_bytes() for each in old.parent.glob("cache.sqlite*")} == before
+
+
+def test_it_needs_no_lock_of_the_old_file(command: Command, old: Path, new: Path) -> None:
+    before = rows(old)
+    with open_file(old) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("DELETE FROM entry")
+        command.lines("export", str(new))
+        other.rollback()
+
+    assert rows(new) == before
+
+
+def test_an_old_file_that_cannot_be_written_is_exported(
+    command: Command, old: Path, new: Path
+) -> None:
+    with mode(old, 0o400), mode(old.parent, 0o500):
+        command.lines("export", str(new))
+
+    assert rows(new) == rows(old)
 
 
 @pytest.mark.usefixtures("old")
@@ -302,6 +332,72 @@ def test_an_entry_that_is_removed_meanwhile_is_not_copied(
 
     assert line.startswith(f"{new}: 2 entries ")
     assert rows(new) == rows(old)
+
+
+def test_a_value_that_is_evicted_for_its_successor_is_not_copied_as_an_absence(
+    command: Command, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def next_rows(*arguments: Any) -> Any:
+        found = original(*arguments)
+        with open_file(old) as db, db:
+            for row in found:
+                db.execute(EVICT_OLD_VALUE, {"entry": row.id})
+                db.execute("DELETE FROM value WHERE entry = ? AND ? = -1", [row.id, row.start])
+                db.execute("DELETE FROM extent WHERE entry = ? AND ? = -1", [row.id, row.start])
+        return found
+
+    original = export.next_rows
+    monkeypatch.setattr(export, "next_rows", next_rows)
+    command.lines("export", str(new))
+
+    assert {row[1] for row in rows(new)} == {"absent", "range"}
+    assert [row[0] for row in rows(new) if row[1] == "absent"] == [ABSENT]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+@pytest.mark.parametrize("step", [1, 2, 64])
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
+def test_ranges_of_two_versions_of_a_value_are_not_mixed(
+    command: Command,
+    path: Path,
+    new: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_written: bool,
+    step: int,
+    at: int,
+) -> None:
+    kept = {"shard": buffer(b"1" * 10), "zarr.json": buffer(b"{}")}
+    settings = OPTIONS | {"read_only": False, "cache_set_data": False}
+    store = CacheStore(MemoryStore(kept), cache_store=SqliteStore(path), **settings)
+
+    def read_ranges() -> None:
+        for start in range(0, 10, 2):
+            store.get_sync("shard", byte_range=RangeByteRequest(start, start + 2))
+        store.flush()
+
+    def replace() -> None:
+        if is_written:
+            store.set_sync("shard", buffer(b"2" * 10))
+        else:
+            # The next ranges get the ids of those that are evicted.
+            command("evict", "--prefix", "shard")
+            kept["shard"] = buffer(b"2" * 10)
+        read_ranges()
+
+    def read(*arguments: Any) -> Any:
+        if next(calls) == at:
+            replace()
+        return original(*arguments)
+
+    store.get_sync("zarr.json")
+    read_ranges()
+    original, calls = export.read, itertools.count(1)
+    monkeypatch.setattr(export, "MAX_ENTRIES", step)
+    monkeypatch.setattr(export, "read", read)
+    command.lines("export", str(new))
+
+    assert values_of(new, "shard") == [b"11"] * (at - 1)
+    assert values_of(new, "zarr.json") == [b"{}"]
 
 
 def test_the_only_source_need_not_be_named(command: Command, old: Path, new: Path) -> None:
@@ -458,6 +554,7 @@ def test_what_was_begun_is_removed(
 KILLED = """
 import os, signal, sys
 from zarr_cache.cli import app
+from zarr_cache.index.admit import EVICT_OLD_VALUE
 from zarr_cache.inspect import export
 
 def die(*arguments):

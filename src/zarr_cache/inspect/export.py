@@ -29,7 +29,7 @@ from zarr_cache.index.evict import Evictions, Limits
 from zarr_cache.index.large_values import MAX_BYTES, LargeValue, written
 from zarr_cache.index.lookup import NEW_NAMESPACE
 from zarr_cache.index.space import checkpoint
-from zarr_cache.inspect.selection import NOTHING, Amount
+from zarr_cache.inspect.selection import CACHED, NOTHING, Amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ NEXT = """
 SELECT id, key, start, stop, size, stored_at, used_at
 FROM entry
 WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-  AND (key, start) > (:key, :start)
+  AND (key, start) >= (:key, :start)
   AND +kind IN ('value', 'range', 'absent')
 ORDER BY key, start
 LIMIT :limit
@@ -92,6 +92,11 @@ class Row(NamedTuple):
     size: int
     stored_at: int
     used_at: int
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What no other row had before it or has after it: the next one may get the same `id`."""
+        return self.id, self.key, self.start, self.stored_at
 
     @property
     def has_types(self) -> bool:
@@ -237,9 +242,9 @@ def copy(connection: Connection, database: FileDatabase, namespace: str) -> Expo
     """Copy what is cached of the namespace, in short steps, into a file that has nothing of it."""
     now_ns = database.clock().now_ns
     amount, damaged = NOTHING, 0
-    after = ("", ranges.TAIL - 1)
-    while rows := next_rows(connection, namespace, *after):
-        after = rows[-1].key, rows[-1].start
+    last: Row | None = None
+    while rows := next_rows(connection, namespace, last):
+        last = rows[-1]
         batch: list[Entry] = []
         for row in rows:
             try:
@@ -259,14 +264,28 @@ def copy(connection: Connection, database: FileDatabase, namespace: str) -> Expo
     return Exported(amount, damaged)
 
 
-def next_rows(connection: Connection, namespace: str, key: str, start: int) -> list[Row]:
-    """The first of the rows that come after this key and start: an operation."""
-    parameters = {"namespace": namespace, "key": key, "start": start, "limit": MAX_ENTRIES}
+def next_rows(connection: Connection, namespace: str, last: Row | None) -> list[Row]:
+    """The next `MAX_ENTRIES` rows after the last one, by key and start: an operation.
+
+    If that row was removed meanwhile, its value may have been written, and ranges of another
+    version would come next. Then the other entries of its key are left out.
+    """
+    if last is None:
+        return _rows_from(connection, namespace, "", ranges.TAIL)
+    rows = _rows_from(connection, namespace, last.key, last.start)
+    if rows and rows[0].identity == last.identity:
+        return rows[1:]
+    return _rows_from(connection, namespace, last.key, ranges.END)
+
+
+def _rows_from(connection: Connection, namespace: str, key: str, start: int) -> list[Row]:
+    # One more, since the first is of the step before.
+    parameters = {"namespace": namespace, "key": key, "start": start, "limit": MAX_ENTRIES + 1}
     return [Row(*row) for row in connection.execute(NEXT, parameters)]
 
 
 def read(connection: Connection, namespace: str, row: Row) -> Entry | None:
-    """The entry, as it is now; None if it was removed meanwhile. An operation.
+    """The entry of the row; None if it was removed or replaced meanwhile. An operation.
 
     Raises
     ------
@@ -281,8 +300,7 @@ def read(connection: Connection, namespace: str, row: Row) -> Entry | None:
     found = lookup.lookup(connection, namespace, row.key, row.request, fresh_after)
     if found.is_damaged:
         raise DamagedEntryError
-    is_it = found.kind in {"value", "absent"} if row.request is None else found.entry == row.id
-    if not is_it:
+    if (found.entry, found.stored_at) != (row.id, row.stored_at) or found.kind not in CACHED:
         return None
     data = None if found.data is None else np.frombuffer(found.data, np.uint8)
     # No checksum covers the last use.
