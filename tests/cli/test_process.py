@@ -79,5 +79,5 @@ def test_a_shell_completes_commands_and_options() -> None:
         _ZARR_CACHE_COMPLETE="complete_bash", COMP_WORDS="zarr-cache ls --pre", COMP_CWORD="2"
     )
 
-    assert commands.stdout.split() == ["explain", "evict"]
+    assert commands.stdout.split() == ["explain", "evict", "export"]
     assert options.stdout.split() == ["--prefix"]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 READING = [["info"], ["ls"], ["explain", "k"], ["verify"]]
 WRITING = [["evict", "--to-size", "0"], ["clear", "--yes"], ["compact"], ["verify", "--repair"]]
 DRY = [["evict", "--to-size", "0", "--dry-run"], ["clear", "--dry-run"]]
-EVERY = READING + WRITING + DRY
+COPYING = [["export", "/nowhere/new.sqlite"]]
+EVERY = READING + WRITING + DRY + COPYING
 
 NO_UTF_8 = "caf\udce9"
 """What Python makes of an argument that is not in the encoding of the system."""
@@ -193,7 +194,7 @@ def test_what_a_killed_process_has_left_in_its_wal_is_read_and_stays_there(
 
 
 @pytest.mark.leaves_damage
-@pytest.mark.parametrize("arguments", READING + DRY + WRITING[:-1], ids=name_of)
+@pytest.mark.parametrize("arguments", READING + DRY + COPYING + WRITING[:-1], ids=name_of)
 def test_a_damaged_file_is_reported_on_one_line(
     command: Command, path: Path, arguments: list[str]
 ) -> None:

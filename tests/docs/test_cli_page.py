@@ -77,6 +77,7 @@ def test_every_option_is_in_the_table_of_its_command_and_no_other(name: str) -> 
         ["explain", "t/c/0"],
         ["evict", "--to-size", "0"],
         ["clear", "--yes"],
+        ["export", "new.sqlite", "--namespace", "era5"],
         ["compact"],
         ["verify"],
         ["warm", "a.zarr", "--dry-run"],
@@ -104,8 +105,11 @@ def test_every_key_of_json_of_the_ranges_of_a_key_is_named(command: Command) -> 
 
 @pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_every_example_is_understood(command: Command, example: str) -> None:
-    program, *arguments = shlex.split(example)
+def test_every_example_is_understood(
+    command: Command, example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(example.replace("s3://bucket/era5.zarr", "era5"))
     result = command(*arguments)
 
     assert program == "zarr-cache"

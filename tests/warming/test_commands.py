@@ -95,6 +95,41 @@ def test_a_store_on_the_folder_reads_what_was_warmed(command: Command) -> None:
     assert np.argwhere(found.all(axis=(1, 2))).tolist() == [[3]]
 
 
+def test_chunks_are_cached_under_the_namespace_that_is_given(command: Command) -> None:
+    command.lines("warm", "--array", "s", "--namespace", "mirrors of s")
+    store = CacheStore(
+        LocalStore(command.folder, read_only=True),
+        cache_store=SqliteStore(command.path),
+        namespace="mirrors of s",
+    )
+
+    assert coverage(zarr.open_array(store, path="s", mode="r")).all()
+
+
+def test_a_map_shows_what_is_cached_under_the_namespace_that_is_given(command: Command) -> None:
+    command.lines("warm", "--array", "s", "--namespace", "mirrors of s")
+
+    assert command.lines("map", "--array", "s")[1] == "·····"
+    assert command.lines("map", "--array", "s", "--namespace", "mirrors of s")[1] == "█████"
+
+
+@pytest.mark.parametrize(
+    ("namespace", "line"),
+    [
+        ("", "namespace must not be empty: "),
+        ("private:mine", "namespace must not begin with 'private:', "),
+    ],
+)
+@pytest.mark.parametrize("name", ["warm", "map"])
+def test_a_namespace_that_no_user_may_choose_is_refused_on_one_line(
+    command: Command, name: str, namespace: str, line: str
+) -> None:
+    command.lines("warm", "--array", "s")
+    failure = command.failure(name, "--array", "s", "--namespace", namespace)
+
+    assert failure.startswith(f"{command.folder}: {line}")
+
+
 def test_without_an_array_everything_is_fetched(command: Command) -> None:
     (line,) = command.lines("warm")
     (again,) = command.lines("warm")

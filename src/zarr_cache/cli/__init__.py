@@ -6,15 +6,15 @@ interrupts no transaction. Imports ``warming`` and what is below it.
 
 import typer
 
-from zarr_cache.cli.compact import compact
 from zarr_cache.cli.demo.command import demo
 from zarr_cache.cli.explain import explain
+from zarr_cache.cli.export import export
 from zarr_cache.cli.info import info
 from zarr_cache.cli.ls import ls
 from zarr_cache.cli.map import map_
 from zarr_cache.cli.removal import clear, evict
 from zarr_cache.cli.terminal import escape_unencodable
-from zarr_cache.cli.verify import verify
+from zarr_cache.cli.upkeep import compact, verify
 from zarr_cache.cli.warm import warm
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.command()(ls)
 app.command()(explain)
 app.command()(evict)
 app.command()(clear)
+app.command()(export)
 app.command()(compact)
 app.command()(verify)
 app.command()(warm)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from zarr_cache.cli import source
 from zarr_cache.cli.file import existing
-from zarr_cache.cli.options import CacheFile
+from zarr_cache.cli.options import CacheFile, SourceNamespace
 from zarr_cache.cli.terminal import fail, say
 from zarr_cache.core.sizes import format_size
 from zarr_cache.warming import coverage_map, coverage_picture
@@ -47,6 +47,7 @@ def map_(
         Path | None, typer.Option(help="Draw to this file, .png or .svg, instead of the terminal.")
     ] = None,
     cache_file: CacheFile = None,
+    namespace: SourceNamespace = None,
 ) -> None:
     """Draw which chunks of an array are cached.
 
@@ -65,7 +66,7 @@ def map_(
     most = MAX_CELLS.get(ending, (2 * lines if is_coloured else lines, console.width))
 
     async def draw() -> CoverageMap:
-        async with source.opened(url, array, path) as node:
+        async with source.opened(url, array, path, namespace=namespace) as node:
             if not isinstance(node, zarr.AsyncArray):
                 fail(f"{url}: {array!r} is a group; name an array of it with --array")
             covered = coverage(node, inner=inner)

@@ -46,6 +46,13 @@ CacheFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Namespace = Annotated[str | None, typer.Option(help="Only this source, as `info` names it.")]
+SourceNamespace = Annotated[
+    str | None,
+    typer.Option(
+        help="The name under which the source is cached, if a `CacheStore` was given one. By "
+        "default the source's own."
+    ),
+]
 Prefix = Annotated[str, typer.Option(help="Only keys that begin with this.")]
 MaxSize = Annotated[
     int | None,

@@ -7,7 +7,13 @@ import typer
 import zarr
 
 from zarr_cache.cli import source
-from zarr_cache.cli.options import CacheFile, Json, parse_age, parse_size_option
+from zarr_cache.cli.options import (
+    CacheFile,
+    Json,
+    SourceNamespace,
+    parse_age,
+    parse_size_option,
+)
 from zarr_cache.cli.terminal import fail, print_json, say
 from zarr_cache.disk.paths import default_path
 from zarr_cache.warming.report import WarmPlan, WarmReport
@@ -30,6 +36,7 @@ def warm(
         bool, typer.Option("--dry-run", help="Report what would be fetched; fetch no chunk.")
     ] = False,
     cache_file: CacheFile = None,
+    namespace: SourceNamespace = None,
     max_size: Annotated[
         int | None,
         typer.Option(
@@ -68,6 +75,7 @@ def warm(
 
     async def run() -> WarmPlan | WarmReport:
         settings = {
+            "namespace": namespace,
             "max_size": max_size,
             "max_age_absent_seconds": max_age_absent,
             "persist_ranges": persist_ranges,
