@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from datetime import timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,14 +11,14 @@ from urllib.parse import quote
 
 import aiohttp
 import numpy as np
-import obstore.store
 import pytest
 import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, LoggingStore, ObjectStore
+from zarr.storage import FsspecStore, LocalStore, LoggingStore
 
 from tests.fakes import PROTOTYPE, assert_accounts, read, values
+from tests.sources.http_server import through_fsspec, through_obstore
 from zarr_cache import CacheStore, SqliteStore, warm
 from zarr_cache.cli.demo.server import byte_span
 from zarr_cache.core.byte_range import span
@@ -113,28 +112,6 @@ def server() -> Iterator[FaultyServer]:
         finally:
             server.shutdown()
             thread.join()
-
-
-@contextlib.contextmanager
-def through_fsspec(url: str) -> Iterator[Store]:
-    options = {"skip_instance_cache": True}
-    source = FsspecStore.from_url(url, storage_options=options, read_only=True)
-
-    async def close() -> None:
-        await (await source.fs.set_session()).close()
-
-    try:
-        yield source
-    finally:
-        sync(close())
-
-
-@contextlib.contextmanager
-def through_obstore(url: str) -> Iterator[Store]:
-    retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
-    options: Any = {"allow_http": True}
-    http = obstore.store.HTTPStore(url, client_options=options, retry_config=retries)
-    yield ObjectStore(http, read_only=True)
 
 
 each_client = pytest.mark.parametrize("client", [through_fsspec, through_obstore])
