@@ -193,11 +193,6 @@ class FoundRange(NamedTuple):
         return self.stored_at if self.confirmed_at is None else self.confirmed_at
 
     @property
-    def identity_checksum(self) -> int:
-        """That which the row claims, without its version."""
-        return self.checksum ^ checksum.of_version(self.validator, self.confirmed_at)
-
-    @property
     def span(self) -> Span:
         """Which bytes it has."""
         return span_of_row(self.start, self.stop, self.size)
@@ -388,17 +383,6 @@ def version(connection: Connection, namespace: str, key: str) -> KeptVersion | N
         # Damaged: the lookup of its bytes removes it.
         return KeptVersion(None, 0)
     return KeptVersion(found.validator, found.as_of)
-
-
-def may_join(
-    connection: Connection, namespace: str, key: str, validator: str | None, stored_at: int
-) -> bool:
-    """Whether a range of this version may be kept: those that are kept are not of a later one.
-
-    Those of an earlier version are to be removed.
-    """
-    kept = version(connection, namespace, key)
-    return kept is None or kept.validator == validator or kept.as_of <= stored_at
 
 
 def replaces(
