@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PART = 4 * 2**20
 VALUES = {
-    "zarr.json": b"{}",
+    "small": b"{}",
     "c/0": b"0" * 60_000,
     "c/1": b"1",
     "empty": b"",

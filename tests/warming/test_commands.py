@@ -394,20 +394,20 @@ def test_without_pillow_a_png_is_refused_with_what_to_install(
 
 SLOW = """
 import asyncio, signal, sys
-from zarr.storage import LocalStore
+from zarr_cache.sources.local_reads import LocalStoreReader
 
 # Which is ignored where a shell runs the tests in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-original = LocalStore.get
+original = LocalStoreReader.fetch
 
-async def get(self, key, *arguments, **settings):
+async def fetch(self, key, *arguments, **settings):
     if key.endswith("c/2/0/0"):
         print("reached", flush=True)
         await asyncio.Event().wait()
     return await original(self, key, *arguments, **settings)
 
-LocalStore.get = get
+LocalStoreReader.fetch = fetch
 from zarr_cache.cli import app
 app(sys.argv[1:])
 """
