@@ -88,6 +88,9 @@ class ObjectStoreReader(SourceReader):
             PreconditionError,
         )
 
+        if isinstance(request, RangeByteRequest) and request.start >= request.end:
+            # obstore refuses it with another error where zarr calls it.
+            return Fetched(await self._source.get(key, cpu.buffer_prototype, request), None)
         if unless is not None and await self._is_known_unchanged(key, unless):
             return Fetched(None, unless, is_unchanged=True)
         try:
