@@ -274,6 +274,15 @@ def test_a_server_that_ignores_ranges_is_read_as_by_the_plain_store(
         assert outcome(source, request) == outcome_of_plain(source, request)
 
 
+def test_a_server_that_ignores_ranges_and_refuses_head_is_read_as_by_the_plain_store(
+    server: VersionedServer, source: Store
+) -> None:
+    server.ignores_range, server.head_status = True, HTTPStatus.METHOD_NOT_ALLOWED
+
+    for request in REQUESTS:
+        assert outcome(source, request) == outcome_of_plain(source, request)
+
+
 def test_obstore_asks_for_the_one_version_in_the_request_for_the_bytes(
     server: VersionedServer, obstores: Store
 ) -> None:
