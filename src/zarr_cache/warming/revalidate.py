@@ -181,8 +181,7 @@ def _compare(rows: list[Versioned], listed: Listed) -> bool | None:
             row.size != listed.size for row in rows if row.kind == "value"
         )
         return False if is_later or has_another_size else None
-    if listed.validator is None:
-        return None
+    # If it has none any more, it was changed: a version that is a moment old has none yet.
     return all(row.validator == listed.validator for row in rows)
 
 
