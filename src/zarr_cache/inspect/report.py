@@ -61,15 +61,37 @@ LISTS: dict[tuple[Sort, bool], str] = {
     ("used", True): f"{_LIST} ORDER BY entry.used_at, entry.id LIMIT :most",
 }
 
-# The oldest and the newest are at the ends of the index entry_by_age.
+# The oldest and the newest are at the ends of the index entry_by_age, with a validator and without.
 NAMESPACES = """
 SELECT
     namespace.name,
     usage.kind,
     usage.entries,
     usage.bytes,
-    (SELECT min(stored_at) FROM entry WHERE namespace = namespace.id AND kind = usage.kind),
-    (SELECT max(stored_at) FROM entry WHERE namespace = namespace.id AND kind = usage.kind)
+    (
+        SELECT min(
+            (
+                SELECT min(stored_at)
+                FROM entry
+                WHERE namespace = namespace.id
+                  AND kind = usage.kind
+                  AND (validator IS NULL) = has_none.value
+            )
+        )
+        FROM json_each('[0, 1]') AS has_none
+    ),
+    (
+        SELECT max(
+            (
+                SELECT max(stored_at)
+                FROM entry
+                WHERE namespace = namespace.id
+                  AND kind = usage.kind
+                  AND (validator IS NULL) = has_none.value
+            )
+        )
+        FROM json_each('[0, 1]') AS has_none
+    )
 FROM namespace
 JOIN usage ON usage.namespace = namespace.id
 ORDER BY namespace.name
@@ -92,7 +114,8 @@ STALE = """
 SELECT namespace.name, count(*), sum(entry.size)
 FROM entry
 JOIN namespace ON namespace.id = entry.namespace
-WHERE entry.kind IN ('value', 'range') AND entry.stored_at <= :fresh_after
+WHERE entry.kind IN ('value', 'range')
+  AND coalesce(entry.confirmed_at, entry.stored_at) <= :fresh_after
 GROUP BY namespace.id
 """
 
@@ -105,6 +128,8 @@ SELECT
     entry.size,
     entry.stored_at,
     entry.used_at,
+    entry.validator,
+    entry.confirmed_at,
     CASE WHEN entry.kind = 'value' THEN (
         SELECT count(*)
         FROM entry AS other
@@ -132,6 +157,8 @@ SELECT
     newest,
     stale,
     used_at,
+    validator,
+    confirmed_at,
     (SELECT count(*) FROM entry WHERE ordered_as = 'value' AND used_at < first_used_at),
     (
         SELECT coalesce(sum(size), 0)
@@ -145,8 +172,10 @@ FROM (
         sum(entry.size) AS bytes,
         min(entry.stored_at) AS oldest,
         max(entry.stored_at) AS newest,
-        sum(entry.stored_at <= :fresh_after) AS stale,
+        sum(coalesce(entry.confirmed_at, entry.stored_at) <= :fresh_after) AS stale,
         max(entry.used_at) AS used_at,
+        max(entry.validator) AS validator,
+        max(entry.confirmed_at) AS confirmed_at,
         min(entry.used_at) AS first_used_at
     FROM namespace
     CROSS JOIN entry ON entry.namespace = namespace.id AND entry.key = :key AND entry.start <> -1
@@ -188,15 +217,28 @@ class Listed(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """The row of a key and, of a value, how much would be evicted before it."""
+    """The row of a key and, of a value, how much would be evicted before it.
+
+    Attributes
+    ----------
+    validator, confirmed_at
+        Of the version of a value, and when the source last said that it still has it.
+    """
 
     namespace: str
     kind: str
     size: int
     stored_at: int
     used_at: int
+    validator: str | None
+    confirmed_at: int | None
     entries_before: int | None
     bytes_before: int | None
+
+    @property
+    def as_of(self) -> int:
+        """When the source last had it, as far as is known: its age counts from then."""
+        return self.stored_at if self.confirmed_at is None else self.confirmed_at
 
 
 class RangesExplanation(NamedTuple):
@@ -210,6 +252,8 @@ class RangesExplanation(NamedTuple):
         How many of them are stale; None if no age was given.
     used_at
         Time of the last use of any of them.
+    validator, confirmed_at
+        Of their version, and when the source last said that it still has it.
     entries_before, bytes_before
         How much would be evicted before the least recently used of them.
     """
@@ -221,6 +265,8 @@ class RangesExplanation(NamedTuple):
     newest: int
     stale: int | None
     used_at: int
+    validator: str | None
+    confirmed_at: int | None
     entries_before: int
     bytes_before: int
 
