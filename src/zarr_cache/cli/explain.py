@@ -21,8 +21,8 @@ from zarr_cache.core.keys import is_metadata
 from zarr_cache.core.sizes import format_size
 from zarr_cache.file.invalidation import Markers
 from zarr_cache.index import evict, lookup
-from zarr_cache.inspect import report
-from zarr_cache.inspect.report import Explanation, RangesExplanation
+from zarr_cache.inspect import explanation, report
+from zarr_cache.inspect.explanation import Explanation, RangesExplanation
 from zarr_cache.inspect.selection import CACHED, Selection
 
 NO_WHOLE_VALUE = "the whole value is not cached: a read of it goes to the source"
@@ -133,17 +133,17 @@ def explain(
                 _fresh_until(each, fresh_after, now),
                 room,
             )
-            for each in report.explain(connection, key, namespace)
+            for each in explanation.explain(connection, key, namespace)
         ]
         ranges = [
             _ExplainedRanges(
                 each,
-                report.first_ranges(connection, each.namespace, key, MAX_NAMED),
+                explanation.first_ranges(connection, each.namespace, key, MAX_NAMED),
                 markers.is_marked(each.namespace),
                 now,
                 room,
             )
-            for each in report.explain_ranges(connection, key, namespace, fresh_after)
+            for each in explanation.explain_ranges(connection, key, namespace, fresh_after)
         ]
         kinds = (*CACHED, "stored")
         below = report.count_keys(connection, Selection(namespace, f"{key.rstrip('/')}/", kinds))
