@@ -29,6 +29,7 @@ from zarr_cache.inspect.problem import Problem
 from zarr_cache.sources.names import register_namespace
 from zarr_cache.warming.coverage import coverage
 from zarr_cache.warming.report import WarmPlan, WarmReport
+from zarr_cache.warming.revalidate import RevalidateReport, revalidate
 from zarr_cache.warming.warm import warm, warm_async
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "OfflineError",
     "OutOfMemoryError",
     "Problem",
+    "RevalidateReport",
     "SourceChangedError",
     "SqliteStore",
     "StorageError",
@@ -58,6 +60,7 @@ __all__ = [
     "WarmReport",
     "coverage",
     "register_namespace",
+    "revalidate",
     "warm",
     "warm_async",
 ]

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import obstore
 import obstore.store
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, ObjectStore
@@ -51,11 +52,11 @@ class S3Server:
 
     def put(self, key: str, data: bytes) -> None:
         """Change a value."""
-        self._ask("PUT", f"/{BUCKET}/{FOLDER}/{key}", data)
+        obstore.put(store_of(self.url), key, data)
 
     def delete(self, key: str) -> None:
         """Remove a value."""
-        self._ask("DELETE", f"/{BUCKET}/{FOLDER}/{key}")
+        obstore.delete(store_of(self.url), key)
 
     def requests(self) -> list[S3Request]:
         """The requests since `reset` that read."""
@@ -121,13 +122,17 @@ def through_s3fs(url: str) -> Iterator[Store]:
 @contextlib.contextmanager
 def through_s3_of_obstore(url: str) -> Iterator[Store]:
     """The values of a server as a store of obstore."""
-    store = obstore.store.S3Store(
+    yield ObjectStore(store_of(url), read_only=True)
+
+
+def store_of(url: str, folder: str = FOLDER) -> obstore.store.S3Store:
+    """A folder of the bucket."""
+    return obstore.store.S3Store(
         BUCKET,
-        prefix=FOLDER,
+        prefix=folder,
         endpoint=url,
         region="us-east-1",
         access_key_id="key",
         secret_access_key="secret",  # noqa: S106 - moto takes any
         client_options={"allow_http": True},
     )
-    yield ObjectStore(store, read_only=True)

@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 from tests.fakes import cached_keys
 from zarr_cache import CacheStore, SqliteStore, coverage
 from zarr_cache.cli import app
-from zarr_cache.warming import coverage_picture
+from zarr_cache.warming import coverage_map
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -385,7 +385,7 @@ def test_without_pillow_a_png_is_refused_with_what_to_install(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command.lines("warm", "--array", "s")
-    monkeypatch.setattr(coverage_picture, "has_pillow", lambda: False)
+    monkeypatch.setattr(coverage_map, "has_pillow", lambda: False)
 
     line = command.failure("map", "--array", "s", "--output", "map.png")
 

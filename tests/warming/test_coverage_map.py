@@ -16,8 +16,16 @@ from zarr.storage import MemoryStore
 
 from tests.warming.arrays import cached
 from zarr_cache import coverage, warm
-from zarr_cache.warming.coverage_map import COLOURS, NOTHING, CoverageMap, as_text, map_of
-from zarr_cache.warming.coverage_picture import ON_WHITE, as_svg, save_png
+from zarr_cache.warming.coverage_map import (
+    COLOURS,
+    NOTHING,
+    ON_WHITE,
+    CoverageMap,
+    as_svg,
+    as_text,
+    map_of,
+    save_png,
+)
 
 EXPECTED = Path(__file__).parent / "partly_warm.svg"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zarr_cache.file.database import Database
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
-    from zarr_cache.index.listing import Usage
+    from zarr_cache.index.listing import Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.values import Keep
 
@@ -211,8 +211,8 @@ class FileCache(FileLookups):
         )
 
     @override
-    def confirm(self, found: EntryState, confirmed_at: int) -> None:
-        if found.entry is None or found.validator is None:
+    def confirm(self, found: EntryState | Versioned, confirmed_at: int) -> None:
+        if not found.entry or found.validator is None:
             # It waits to be written, and is as good as new.
             return
         row = (found.entry, found.checksum, found.validator, found.confirmed_at)

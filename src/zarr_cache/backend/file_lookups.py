@@ -9,7 +9,7 @@ from zarr_cache.backend.value_cache import ValueCache
 from zarr_cache.core.flow import running_loop, step, threaded
 from zarr_cache.disk.read_threads import read_all, read_in_pool
 from zarr_cache.index import listing, lookup, ranges
-from zarr_cache.index.listing import KnownRanges, ListedRange
+from zarr_cache.index.listing import KnownRanges, ListedRange, Versioned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -231,6 +231,18 @@ class FileLookups(ValueCache):
         for key, spans in self.ranges.list_spans(*arguments).items():
             found.setdefault(key, []).extend(ListedRange(None, span) for span in spans)
         return found
+
+    @override
+    def list_versions(self, namespace: str, prefix: str) -> Flow[list[Versioned]]:
+        # Responses that wait are cached as well.
+        yield from threaded(self.flush)
+        found = yield from self._reads.flow(listing.list_versions, namespace, prefix)
+        in_memory = self.ranges.list_versions(namespace, prefix)
+        return found + [_in_memory(key, version) for key, version in in_memory.items()]
+
+
+def _in_memory(key: str, version: KeptVersion) -> Versioned:
+    return Versioned(0, key, "range", 0, version.as_of, 0, version.validator, None)
 
 
 def _with_range(found: EntryState, entry: RangeEntry, data: Data) -> EntryState:

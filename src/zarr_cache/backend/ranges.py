@@ -342,6 +342,16 @@ class RangeCache:
                     found.setdefault(entry.key, []).append(entry.span)
         return found
 
+    def list_versions(self, namespace: str, prefix: str) -> dict[str, KeptVersion]:
+        """The versions of the keys that begin with `prefix`. Walks all keys."""
+        with self._lock:
+            return {
+                key: version
+                for (of, key), value in self._values.items()
+                if of == namespace and key.startswith(prefix)
+                if (version := self._version(value)) is not None
+            }
+
     def remove_key(self, namespace: str, key: str) -> None:
         """Remove the entries of one key."""
         with self._lock:

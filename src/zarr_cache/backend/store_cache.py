@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, override
 from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.store_values import StoreValues, is_name
 from zarr_cache.backend.value_cache import ValueCache
-from zarr_cache.core import byte_range, checksum
+from zarr_cache.core import checksum
 from zarr_cache.core.checksum import DamagedValueError
 from zarr_cache.core.errors import StorageError
 from zarr_cache.core.flow import to_its_end
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.flow import Flow
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
-    from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage
+    from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.ranges import KeptVersion
 
@@ -150,7 +150,7 @@ class StoreCache(ValueCache):
             # Unless another value has replaced it since.
             again = self._index.lookup_metadata_nowait(namespace, key)
             return found._replace(is_damaged=True) if again.row == found.row else again
-        return _part(found._replace(data=data), request)
+        return found._replace(data=data).cut_to(request)
 
     def _is_right(self, namespace: str, key: str, found: EntryState, data: bytes) -> bool:
         """Whether these are the bytes that the entry was made for."""
@@ -177,7 +177,7 @@ class StoreCache(ValueCache):
         row: EntryState,
     ) -> Flow[list[EntryState]]:
         found = yield from self.lookup(namespace, key, None, fresh_after)
-        return [_part(found, request) for request in requests]
+        return [found.cut_to(request) for request in requests]
 
     @override
     def list_cached(
@@ -202,6 +202,11 @@ class StoreCache(ValueCache):
         self, namespace: str, prefix: str, fresh_after: int
     ) -> Flow[dict[str, list[ListedRange]]]:
         return self._index.list_ranges(namespace, prefix, fresh_after)
+
+    @override
+    def list_versions(self, namespace: str, prefix: str) -> Flow[list[Versioned]]:
+        yield from self.ensure_listed(namespace)
+        return (yield from self._index.list_versions(namespace, prefix))
 
     @override
     def usage(self, namespace: str) -> Usage:
@@ -283,7 +288,7 @@ class StoreCache(ValueCache):
         self._index.report_eviction(max_size)
 
     @override
-    def confirm(self, found: EntryState, confirmed_at: int) -> None:
+    def confirm(self, found: EntryState | Versioned, confirmed_at: int) -> None:
         """Nothing: the index ends with this process, which has it in `versions`."""
 
     @override
@@ -390,9 +395,3 @@ class StoreCache(ValueCache):
                     f"{self.store}: a task of an event loop is at work on it, which a call that is "
                     "not awaited does not wait for"
                 )
-
-
-def _part(found: EntryState, request: ByteRequest | None) -> EntryState:
-    """The same with the bytes of the request alone."""
-    start, stop = byte_range.span(request, found.size)
-    return found if found.data is None else found._replace(data=found.data[start:stop])

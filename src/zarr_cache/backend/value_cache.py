@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.single_flight import Flights
     from zarr_cache.index.admit import Response
     from zarr_cache.index.evict import Evictions, Limits
-    from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage
+    from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.ranges import KeptVersion
 
@@ -144,6 +144,13 @@ class ValueCache(ABC):
         """The fresh ranges of the keys with this prefix, in the file and in memory."""
 
     @abstractmethod
+    def list_versions(self, namespace: str, prefix: str) -> Flow[list[Versioned]]:
+        """The facts that tell the versions of what is cached of the keys with this prefix.
+
+        Of ranges in memory too: their `Versioned.entry` is 0.
+        """
+
+    @abstractmethod
     def usage(self, namespace: str) -> Usage:
         """How much is cached, of the namespace and in all."""
 
@@ -200,7 +207,7 @@ class ValueCache(ABC):
         """Log that `max_size` is used up, the first time that this is called in a process."""
 
     @abstractmethod
-    def confirm(self, found: EntryState, confirmed_at: int) -> None:
+    def confirm(self, found: EntryState | Versioned, confirmed_at: int) -> None:
         """Record that the source still had the version of an entry; it is written soon."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from zarr_cache.cli.map import map_
 from zarr_cache.cli.removal import clear, evict
 from zarr_cache.cli.terminal import escape_unencodable
 from zarr_cache.cli.upkeep import compact, verify
-from zarr_cache.cli.warm import warm
+from zarr_cache.cli.warm import revalidate, warm
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,5 +40,6 @@ app.command()(export)
 app.command()(compact)
 app.command()(verify)
 app.command()(warm)
+app.command()(revalidate)
 app.command("map")(map_)
 app.command()(demo)

@@ -12,7 +12,7 @@ from zarr_cache.cli.file import existing
 from zarr_cache.cli.options import CacheFile, SourceNamespace
 from zarr_cache.cli.terminal import fail, say
 from zarr_cache.core.sizes import format_size
-from zarr_cache.warming import coverage_map, coverage_picture
+from zarr_cache.warming import coverage_map
 from zarr_cache.warming.chunk_grid import by_dimension
 from zarr_cache.warming.coverage import cached_ranges, coverage
 from zarr_cache.warming.coverage_map import CoverageMap
@@ -57,7 +57,7 @@ def map_(
     ending = "" if output is None else output.suffix.lower()
     if output is not None and ending not in MAX_CELLS:
         fail(f"{output}: a map can be drawn as .png or .svg")
-    if ending == ".png" and not coverage_picture.has_pillow():
+    if ending == ".png" and not coverage_map.has_pillow():
         fail("Pillow not installed: pip install 'zarr-cache[map]', or draw an .svg")
     path = existing(cache_file)
     console = Console()
@@ -95,9 +95,9 @@ def map_(
         return
     try:
         if ending == ".svg":
-            output.write_text(coverage_picture.as_svg(drawn), encoding="utf-8")
+            output.write_text(coverage_map.as_svg(drawn), encoding="utf-8")
         else:
-            coverage_picture.save_png(drawn, output)
+            coverage_map.save_png(drawn, output)
     except OSError as error:
         fail(f"{output}: {error.strerror or error}")
     say(f"{output}: {drawn.caption[0]}")

@@ -61,13 +61,20 @@ async def opened(
     settings
         Passed to the `CacheStore`.
     """
+    async with opened_store(url, cache_file, **settings) as cache:
+        yield await asynchronous.open(store=cache, path=path, mode="r")
+
+
+@contextlib.asynccontextmanager
+async def opened_store(url: str, cache_file: Path, **settings: Any) -> AsyncIterator[CacheStore]:
+    """The Zarr at `url`, read through the cache file; `settings` as in `opened`."""
     async with _source(url) as source:
         # Opened first, so that a file that is not a cache file is an error: a CacheStore would warn
         # and read without it.
         cache_store = await SqliteStore.open(cache_file)
         cache = CacheStore(source, cache_store=cache_store, **settings)
         try:
-            yield await asynchronous.open(store=cache, path=path, mode="r")
+            yield cache
         finally:
             cache.close()
 

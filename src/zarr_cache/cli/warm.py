@@ -1,4 +1,4 @@
-"""``zarr-cache warm``."""
+"""``zarr-cache warm`` and ``zarr-cache revalidate``."""
 
 import dataclasses
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 import zarr
 
 from zarr_cache.cli import source
+from zarr_cache.cli.file import existing
 from zarr_cache.cli.options import (
     CacheFile,
     Json,
@@ -16,7 +17,9 @@ from zarr_cache.cli.options import (
 )
 from zarr_cache.cli.terminal import fail, print_json, say
 from zarr_cache.disk.paths import default_path
+from zarr_cache.warming.coverage import source_of
 from zarr_cache.warming.report import WarmPlan, WarmReport
+from zarr_cache.warming.revalidate import RevalidateReport, check
 from zarr_cache.warming.warm import warm_async
 
 
@@ -108,3 +111,34 @@ def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
     if isinstance(result, WarmReport):
         return {**facts, "is_complete": result.is_complete}
     return {**facts, "fits": result.fits}
+
+
+def revalidate(
+    url: Annotated[str, typer.Argument(help="A Zarr: a URL that fsspec reads, or a folder.")],
+    *,
+    array: Annotated[
+        str, typer.Option(help="Path of an array or group in it; empty for all of it.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what has changed; change nothing.")
+    ] = False,
+    cache_file: CacheFile = None,
+    namespace: SourceNamespace = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the source which cached values have changed, and remove them from the cache.
+
+    The age of unchanged ones begins anew, and no value is transferred.
+    """
+    path = existing(cache_file)
+    prefix = f"{array.strip('/')}/" if array.strip("/") else ""
+
+    async def run() -> RevalidateReport:
+        async with source.opened_store(url, path, namespace=namespace) as store:
+            return await check(source_of(store), prefix, dry_run=dry_run)
+
+    report = source.run(url, array, run())
+    if as_json:
+        print_json(dataclasses.asdict(report))
+    else:
+        say(str(report))

@@ -297,9 +297,11 @@ def _make_place(connection: Connection, admission: Admission) -> bool:
 def replaces_ranges(connection: Connection, admission: Admission) -> bool:
     """Whether every range of its key is to be removed: it is a whole value, or a later version."""
     response = admission.response
-    return response.request is None or ranges.replaces(
-        connection, admission.namespace, admission.key, response.validator, response.stored_at
-    )
+    if response.request is None:
+        return True
+    kept = ranges.version(connection, admission.namespace, admission.key)
+    is_other = kept is not None and kept.validator != response.validator
+    return is_other and kept is not None and kept.as_of <= response.stored_at
 
 
 class Response(NamedTuple):

@@ -134,6 +134,40 @@ def list_ranges(
     return found
 
 
+LIST_VERSIONS = """
+SELECT id, key, kind, size, stored_at, checksum, validator, confirmed_at
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key >= :prefix
+  AND key < coalesce(:end, x'')
+  AND +kind IN ('value', 'range', 'absent')
+ORDER BY key, start
+"""
+
+
+class Versioned(NamedTuple):
+    """The facts of an entry that tell its version."""
+
+    entry: int
+    key: str
+    kind: str
+    size: int
+    stored_at: int
+    checksum: int
+    validator: str | None
+    confirmed_at: int | None
+
+
+def list_versions(connection: Connection, namespace: str, prefix: str) -> list[Versioned]:
+    """The values, ranges and absences of the keys that begin with `prefix`, in their order."""
+    parameters = {
+        "namespace": namespace,
+        "prefix": prefix,
+        "end": prefix_end(prefix),
+    }
+    return [Versioned._make(row) for row in connection.execute(LIST_VERSIONS, parameters)]
+
+
 # As in `ranges`: `+kind` is not looked up in an index.
 HAS_ANY = """
 SELECT id, start, stop, size, stored_at, checksum, validator, confirmed_at

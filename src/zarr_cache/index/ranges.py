@@ -383,11 +383,3 @@ def version(connection: Connection, namespace: str, key: str) -> KeptVersion | N
         # Damaged: the lookup of its bytes removes it.
         return KeptVersion(None, 0)
     return KeptVersion(found.validator, found.as_of)
-
-
-def replaces(
-    connection: Connection, namespace: str, key: str, validator: str | None, stored_at: int
-) -> bool:
-    """Whether ranges are kept that are of another version, and not of a later one."""
-    kept = version(connection, namespace, key)
-    return kept is not None and kept.validator != validator and kept.as_of <= stored_at

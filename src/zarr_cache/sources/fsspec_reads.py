@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr.core.buffer import cpu
@@ -87,7 +88,7 @@ def reader_of(source: FsspecStore) -> SourceReader | None:
     file_system, _ = _below(source.fs, "")
     name = class_name(type(file_system))
     if name == LOCAL:
-        return LocalFileSystemReader(source, lambda key: _local_path(source, key))
+        return LocalFileSystemReader(source, partial(_local_path, source))
     kind = FILE_SYSTEMS.get(name)
     # What is below an AsyncFileSystemWrapper has no coroutines.
     return FileSystemReader(source, kind) if kind and file_system.async_impl else None

@@ -84,10 +84,12 @@ class ObjectStoreReader(SourceReader):
         """The bytes and their validator: see `SourceReader.fetch`."""
         from obstore.exceptions import (  # noqa: PLC0415 - an optional package
             NotModifiedError,
-            NotSupportedError,
             PreconditionError,
         )
 
+        if isinstance(request, RangeByteRequest) and request.start >= request.end:
+            # obstore refuses it with another error where zarr calls it.
+            return Fetched(await self._source.get(key, cpu.buffer_prototype, request), None)
         if unless is not None and await self._is_known_unchanged(key, unless):
             return Fetched(None, unless, is_unchanged=True)
         try:
@@ -102,12 +104,21 @@ class ObjectStoreReader(SourceReader):
             if only is not None:
                 raise ChangedError(key, only) from error
             return Fetched(None, None)
+
+    async def _get(
+        self, key: str, request: ByteRequest | None, unless: str | None, only: str | None
+    ) -> Fetched:
+        """The bytes, also of a suffix where the store has no request for it."""
+        from obstore.exceptions import NotSupportedError  # noqa: PLC0415 - an optional package
+
+        try:
+            return await self._request(key, request, unless, only)
         except NotSupportedError:
             if not isinstance(request, SuffixByteRequest):
                 raise
-            return await self._fetch_suffix(key, request, only)
+        return await self._request_suffix(key, request, only)
 
-    async def _get(
+    async def _request(
         self, key: str, request: ByteRequest | None, unless: str | None, only: str | None
     ) -> Fetched:
         """One request, with conditions where the store can check them."""
@@ -133,7 +144,7 @@ class ObjectStoreReader(SourceReader):
             return Fetched(buffer, None, is_torn=True)
         return Fetched(buffer, validator)
 
-    async def _fetch_suffix(
+    async def _request_suffix(
         self, key: str, request: SuffixByteRequest, only: str | None
     ) -> Fetched:
         """The end of a value from a store that has no requests for it, as Azure: as zarr reads it.
@@ -146,8 +157,8 @@ class ObjectStoreReader(SourceReader):
         meta = await obstore.head_async(self._source.store, key)
         size = meta["size"]
         part = RangeByteRequest(max(0, size - request.suffix), size)
-        fetched = await self.fetch(key, part, only=only)
-        if fetched.buffer is not None and fetched.validator != self._validator(meta, asked_at):
+        fetched = await self._request(key, part, None, only)
+        if fetched.validator != self._validator(meta, asked_at):
             return Fetched(fetched.buffer, None, is_torn=True)
         return fetched
 
