@@ -32,6 +32,7 @@ from zarr_cache.core import checksum
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import extents
 from zarr_cache.index import values as values_module
+from zarr_cache.sources.source_reader import ChangedError, Fetched, SourceReader
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Callable,
         Generator,
         Iterable,
+        Mapping,
         Sequence,
     )
     from pathlib import Path
@@ -277,6 +279,56 @@ class AsyncOnlyStore(CountingStore):
     def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:  # noqa: ARG002
         msg = f"{method}({key!r}): this source has async methods only"
         raise AssertionError(msg)
+
+
+class VersionedReader(SourceReader):
+    """Reads a source on both surfaces, and tells the validators that the test gives its keys.
+
+    ``versioned(store, {...})`` lets a CacheStore read its source so.
+    """
+
+    is_sync = True
+    can_match = True
+    asks_more = False
+
+    def __init__(self, source: Any, validators: Mapping[str, str]) -> None:
+        self._source = source
+        self._validators = validators
+
+    def fetch_sync(
+        self,
+        key: str,
+        request: ByteRequest | None = None,
+        *,
+        unless: str | None = None,
+        only: str | None = None,
+        with_version: bool = True,  # noqa: ARG002 - it costs nothing
+    ) -> Fetched:
+        validator = self._validators.get(key)
+        if unless is not None and validator == unless:
+            return Fetched(None, unless, is_unchanged=True)
+        if only is not None and validator != only:
+            raise ChangedError(key, only)
+        found = self._source.get_sync(key, prototype=cpu.buffer_prototype, byte_range=request)
+        return Fetched(found, None if found is None else validator)
+
+    async def fetch(self, key: str, request: ByteRequest | None = None, **options: Any) -> Fetched:
+        return self.fetch_sync(key, request, **options)
+
+    def version_sync(self, key: str) -> str | None:
+        return self._validators.get(key)
+
+    async def version(self, key: str) -> str | None:
+        return self.version_sync(key)
+
+    def list_versions(self, prefix: str) -> None:  # noqa: ARG002 - there are none
+        return None
+
+
+def versioned(store: CacheStore, validators: Mapping[str, str]) -> CacheStore:
+    """The CacheStore, whose source tells these validators from now on."""
+    store._view.reader = VersionedReader(store._store, validators)
+    return store
 
 
 class Gate:
