@@ -6,6 +6,7 @@ Every fake source wraps a real store, so that what it answers is what zarr's own
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import multiprocessing
 import os
 import sqlite3
@@ -30,6 +31,7 @@ from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.store_cache import StoreCache
 from zarr_cache.core import checksum
 from zarr_cache.file.file_database import FileDatabase
+from zarr_cache.flows import view
 from zarr_cache.index import extents
 from zarr_cache.index import values as values_module
 from zarr_cache.sources.source_reader import ChangedError, Fetched, SourceReader
@@ -282,16 +284,19 @@ class AsyncOnlyStore(CountingStore):
 
 
 class VersionedReader(SourceReader):
-    """Reads a source on both surfaces, and tells the validators that the test gives its keys.
+    """Reads a source on both surfaces, and tells a validator of each value: a checksum of it.
 
-    ``versioned(store, {...})`` lets a CacheStore read its source so.
+    Parameters
+    ----------
+    validators
+        Those of the keys, in place of checksums; a key that is not in it has none.
     """
 
     is_sync = True
     can_match = True
     asks_more = False
 
-    def __init__(self, source: Any, validators: Mapping[str, str]) -> None:
+    def __init__(self, source: Any, validators: Mapping[str, str] | None = None) -> None:
         self._source = source
         self._validators = validators
 
@@ -304,7 +309,7 @@ class VersionedReader(SourceReader):
         only: str | None = None,
         with_version: bool = True,  # noqa: ARG002 - it costs nothing
     ) -> Fetched:
-        validator = self._validators.get(key)
+        validator = self.version_sync(key)
         if unless is not None and validator == unless:
             return Fetched(None, unless, is_unchanged=True)
         if only is not None and validator != only:
@@ -316,7 +321,12 @@ class VersionedReader(SourceReader):
         return self.fetch_sync(key, request, **options)
 
     def version_sync(self, key: str) -> str | None:
-        return self._validators.get(key)
+        if self._validators is not None:
+            return self._validators.get(key)
+        # Past the wrapper that counts.
+        source = self._source._store if isinstance(self._source, CountingStore) else self._source
+        found = source.get_sync(key, prototype=cpu.buffer_prototype)
+        return None if found is None else hashlib.sha256(found.to_bytes()).hexdigest()[:16]
 
     async def version(self, key: str) -> str | None:
         return self.version_sync(key)
@@ -325,10 +335,15 @@ class VersionedReader(SourceReader):
         return None
 
 
-def versioned(store: CacheStore, validators: Mapping[str, str]) -> CacheStore:
-    """The CacheStore, whose source tells these validators from now on."""
+def versioned(store: CacheStore, validators: Mapping[str, str] | None = None) -> CacheStore:
+    """The CacheStore, which reads its source by a `VersionedReader` from now on."""
     store._view.reader = VersionedReader(store._store, validators)
     return store
+
+
+def tell_versions(patch: pytest.MonkeyPatch) -> None:
+    """Let every CacheStore that is made from now on read its source by a `VersionedReader`."""
+    patch.setattr(view, "reader_of", VersionedReader)
 
 
 class Gate:
