@@ -309,16 +309,43 @@ class VersionedReader(SourceReader):
         only: str | None = None,
         with_version: bool = True,  # noqa: ARG002 - it costs nothing
     ) -> Fetched:
-        validator = self.version_sync(key)
-        if unless is not None and validator == unless:
+        before = self._before(key, unless, only)
+        if before is not None and before == unless:
             return Fetched(None, unless, is_unchanged=True)
+        found = self._source.get_sync(key, prototype=cpu.buffer_prototype, byte_range=request)
+        return self._after(key, found, before, only)
+
+    async def fetch(
+        self,
+        key: str,
+        request: ByteRequest | None = None,
+        *,
+        unless: str | None = None,
+        only: str | None = None,
+        with_version: bool = True,  # noqa: ARG002 - the same
+    ) -> Fetched:
+        before = self._before(key, unless, only)
+        if before is not None and before == unless:
+            return Fetched(None, unless, is_unchanged=True)
+        found = await self._source.get(key, cpu.buffer_prototype, request)
+        return self._after(key, found, before, only)
+
+    def _before(self, key: str, unless: str | None, only: str | None) -> str | None:
+        assert unless is None or only is None
+        validator = self.version_sync(key)
         if only is not None and validator != only:
             raise ChangedError(key, only)
-        found = self._source.get_sync(key, prototype=cpu.buffer_prototype, byte_range=request)
-        return Fetched(found, None if found is None else validator)
+        return validator
 
-    async def fetch(self, key: str, request: ByteRequest | None = None, **options: Any) -> Fetched:
-        return self.fetch_sync(key, request, **options)
+    def _after(
+        self, key: str, found: Buffer | None, before: str | None, only: str | None
+    ) -> Fetched:
+        """The response, unless the value was written to while it was read."""
+        is_same = self.version_sync(key) == before
+        if only is not None and not is_same:
+            raise ChangedError(key, only)
+        is_torn = found is not None and not is_same
+        return Fetched(found, before if found is not None and is_same else None, is_torn=is_torn)
 
     def version_sync(self, key: str) -> str | None:
         if self._validators is not None:
