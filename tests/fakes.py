@@ -351,7 +351,9 @@ class VersionedReader(SourceReader):
         if self._validators is not None:
             return self._validators.get(key)
         # Past the wrapper that counts.
-        source = self._source._store if isinstance(self._source, CountingStore) else self._source
+        source: Any = self._source
+        if isinstance(source, CountingStore):
+            source = source._store
         found = source.get_sync(key, prototype=cpu.buffer_prototype)
         return None if found is None else hashlib.sha256(found.to_bytes()).hexdigest()[:16]
 
