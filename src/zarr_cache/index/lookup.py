@@ -314,8 +314,9 @@ def _facts(
     found = EntryState(*row)
     if found.entry is None:
         return found, 0
-    if not type(found.size) is type(found.stored_at) is int:
-        return found._replace(size=0, stored_at=0, data=None, is_damaged=True), 0
+    if not type(found.size) is type(found.stored_at) is type(found.as_of) is int:
+        found = found._replace(size=0, stored_at=0, confirmed_at=None, data=None)
+        return found._replace(is_damaged=True), 0
     if found.kind == "tombstone":
         return found, 0
     identity_checksum = checksum.of_facts(
