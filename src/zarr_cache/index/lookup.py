@@ -278,7 +278,8 @@ def _fit(
     # As `row._replace` with the columns from `checksum` to `length`, in a third of the time.
     facts = (found.entry, "range", found.size, found.stored_at, row.writes_in_flight)
     state = EntryState._make((*row[:5], *facts, *found[4:13], None, False))
-    if identity_checksum != found.identity_checksum:
+    version = checksum.of_version(found.validator, found.confirmed_at)
+    if identity_checksum ^ version != found.checksum:
         state = state._replace(data=None, is_damaged=True)
     return state, identity_checksum, part
 
