@@ -16,8 +16,7 @@ import zarr.storage._local as zarr_local
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import FsspecStore, LocalStore
 
-from tests.sources.http_server import VersionedServer, serving, through_fsspec, through_obstore
-from tests.sources.s3 import FOLDER, serving_s3, through_s3_of_obstore, through_s3fs
+from tests.sources.http_server import VersionedServer, serving
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -39,6 +38,12 @@ NAMESPACE = "changing"
 def version(number: int, size: int = SIZE) -> bytes:
     """The bytes of one version of a value."""
     return bytes([number]) * size
+
+
+def settle(path: Path, hours: int) -> None:
+    """Let a file be so many hours younger than the first, and all of them be long ago."""
+    seconds = 1_600_000_000 + 3600 * hours
+    os.utime(path, (seconds, seconds))
 
 
 class Asked(NamedTuple):
@@ -152,15 +157,15 @@ class FolderOrigin(Origin):
         super().__init__(source, asks_first=False)
         self.root = root
         self._reads = reads
-        self._seconds = 1_600_000_000
+        self._puts = 0
 
     def put(self, key: str, data: bytes) -> None:
-        self._seconds += 3600
+        self._puts += 1
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.new")
         new.write_bytes(data)
-        os.utime(new, (self._seconds, self._seconds))
+        settle(new, self._puts)
         new.replace(path)
 
     def delete(self, key: str) -> None:
@@ -244,6 +249,3 @@ def caching(origin: Origin, path: Path, **settings: Any) -> CacheStore:
     return CacheStore(
         origin.source, cache_store=SqliteStore(path), namespace=NAMESPACE, **settings
     )
-
-
-__all__ = ["FOLDER", "serving_s3", "through_fsspec", "through_obstore"]

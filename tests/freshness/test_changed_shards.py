@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from zarr.abc.store import RangeByteRequest
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
-from tests.fakes import PROTOTYPE, cached_ranges, file_cache, leave_process, read, read_ranges, restart
-from tests.freshness.origins import SIZE, caching, version
-from zarr_cache import SourceChangedError
+from tests.fakes import (
+    PROTOTYPE,
+    buffer,
+    cached_ranges,
+    file_cache,
+    leave_process,
+    read,
+    read_ranges,
+    restart,
+)
+from tests.freshness.origins import caching, settle, version
+from zarr_cache import CacheStore, SourceChangedError, SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,3 +223,20 @@ def test_every_reader_that_has_a_part_of_the_earlier_version_is_told(
         other.submit(error_of, part, cache, SECOND).result()
         assert one.submit(part, cache, SECOND).result() == TWO
         assert other.submit(part, cache, SECOND).result() == TWO
+
+
+@pytest.mark.parametrize("write", ["set", "set_sync"])
+def test_a_caller_who_replaces_a_value_reads_parts_of_it_without_an_error(
+    path: Path, tmp_path: Path, persist: bool, write: str
+) -> None:
+    source = LocalStore(tmp_path / "source")
+    cache = CacheStore(source, cache_store=SqliteStore(path), persist_ranges=persist)
+    source.set_sync(KEY, buffer(version(1)))
+    settle(tmp_path / "source" / KEY, 1)
+    assert get(cache, FIRST) == ONE
+    if write == "set":
+        sync(cache.set(KEY, buffer(version(2))))
+    else:
+        cache.set_sync(KEY, buffer(version(2)))
+
+    assert [get(cache, each) for each in (SECOND, FIRST)] == [TWO] * 2
