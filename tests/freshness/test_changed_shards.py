@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +211,8 @@ def test_parts_of_the_earlier_version_leave_the_file_the_queue_and_the_memory(
     assert cached_ranges(path) == []
 
 
-def test_every_reader_that_has_a_part_of_the_earlier_version_is_told(
+@pytest.mark.parametrize("part", [get_sync, get_ranges_sync], ids=lambda get: get.__name__)
+def test_every_thread_that_has_a_part_of_the_earlier_version_is_told(
     origin: Origin, cache: Store, part: Get, held_time: HeldTime
 ) -> None:
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
@@ -230,7 +232,8 @@ def test_a_caller_who_replaces_a_value_reads_parts_of_it_without_an_error(
     path: Path, tmp_path: Path, persist: bool, write: str
 ) -> None:
     source = LocalStore(tmp_path / "source")
-    cache = CacheStore(source, cache_store=SqliteStore(path), persist_ranges=persist)
+    settings = {"persist_ranges": persist, "cache_set_data": False}
+    cache = CacheStore(source, cache_store=SqliteStore(path), **settings)
     source.set_sync(KEY, buffer(version(1)))
     settle(tmp_path / "source" / KEY, 1)
     assert get(cache, FIRST) == ONE
@@ -240,3 +243,68 @@ def test_a_caller_who_replaces_a_value_reads_parts_of_it_without_an_error(
         cache.set_sync(KEY, buffer(version(2)))
 
     assert [get(cache, each) for each in (SECOND, FIRST)] == [TWO] * 2
+
+
+class Task:
+    """A task that makes one call after another, as the test says."""
+
+    def __init__(self) -> None:
+        self._calls: asyncio.Queue[Any] = asyncio.Queue()
+        self._task = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            call, outcome = await self._calls.get()
+            try:
+                outcome.set_result(await call)
+            except (SourceChangedError, ExceptionGroup) as error:
+                outcome.set_result(type(error))
+
+    async def __call__(self, call: Any) -> object:
+        outcome = asyncio.get_running_loop().create_future()
+        self._calls.put_nowait((call, outcome))
+        return await outcome
+
+    def end(self) -> None:
+        self._task.cancel()
+
+
+@pytest.mark.parametrize("missing", [SECOND, THIRD], ids=["the same part", "another part"])
+def test_every_task_that_has_a_part_of_the_earlier_version_is_told(
+    origin: Origin, cache: Store, held_time: HeldTime, missing: RangeByteRequest
+) -> None:
+    async def work() -> list[object]:
+        one, other = Task(), Task()
+        assert await one(read(cache, KEY, FIRST)) == ONE
+        assert await other(read_ranges(cache, KEY, [FIRST])) == [ONE]
+        origin.put(KEY, version(2))
+        held_time.step(METADATA_AGE + 1)
+        found = [
+            await one(read(cache, KEY, SECOND)),
+            await one(read(cache, KEY, FIRST)),
+            await one(read(cache, KEY, SECOND)),
+            await other(read_ranges(cache, KEY, [missing])),
+            await other(read_ranges(cache, KEY, [FIRST, missing])),
+        ]
+        one.end()
+        other.end()
+        return found
+
+    assert sync(work()) == [SourceChangedError, TWO, TWO, ExceptionGroup, [TWO, TWO]]
+
+
+def test_a_thread_that_begins_anew_may_have_the_later_version(
+    origin: Origin, cache: Store, held_time: HeldTime
+) -> None:
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for thread in (one, other):
+            assert [thread.submit(get_sync, cache, each).result() for each in (FIRST, SECOND)]
+        origin.put(KEY, version(2))
+        held_time.step(METADATA_AGE + 1)
+        one.submit(error_of, get_sync, cache, THIRD).result()
+
+        # As for the index of a shard, which is read before its parts.
+        assert [other.submit(get_sync, cache, each).result() for each in (FIRST, SECOND)] == [
+            TWO,
+            TWO,
+        ]

@@ -72,6 +72,7 @@ def get_ranges(
         byte_range.check(request)
     if not byte_ranges:
         return RangeBatches([], None)
+    versions.begin(view, key, byte_ranges[0])
     result = yield from reading.lookup(view, key, with_data=False)
     if result is None:
         view.refuse_if_offline(key)
@@ -336,7 +337,7 @@ def _admit(
     yield from reading.admit(view, key, responses, result.state.revision, asked_at, validator)
     largest = max((len(buffer) for _, buffer in responses if buffer is not None), default=None)
     if largest is not None:
-        versions.record_served(view, key, result, validator, largest)
+        versions.check_served(view, key, byte_ranges[0], result, validator, largest)
 
 
 def _read(
