@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,7 +28,7 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
-def opened(client: str, request: pytest.FixtureRequest, root: Path) -> AbstractContextManager[Origin]:
+def opened(client: str, request: pytest.FixtureRequest, root: Path) -> AbstractContextManager[Any]:
     """What the client reads."""
     match client:
         case "obstore-http":

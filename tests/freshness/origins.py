@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer
 
     from tests.sources.s3 import S3Server
 
@@ -213,12 +214,12 @@ def over_local_store(root: Path) -> Iterator[FolderOrigin]:
     reads: list[int] = []
     get = zarr_local._get
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Buffer:
         buffer = get(*arguments)
         reads.append(len(buffer))
         return buffer
 
-    zarr_local._get = counted
+    zarr_local._get = counted  # type: ignore[assignment] # the same
     try:
         yield FolderOrigin(root, LocalStore(root, read_only=True), reads)
     finally:
@@ -246,6 +247,4 @@ def over_fsspec_files(root: Path) -> Iterator[FolderOrigin]:
 
 def caching(origin: Origin, path: Path, **settings: Any) -> CacheStore:
     """A read-only CacheStore over the origin."""
-    return CacheStore(
-        origin.source, cache_store=SqliteStore(path), namespace=NAMESPACE, **settings
-    )
+    return CacheStore(origin.source, cache_store=SqliteStore(path), namespace=NAMESPACE, **settings)

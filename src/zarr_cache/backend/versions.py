@@ -9,12 +9,13 @@ import asyncio
 import threading
 import weakref
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr_cache.core.flow import running_loop
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer
 
 MAX_KEYS = 10_000
 """Of so many keys it is known what the source has told."""
@@ -63,6 +64,13 @@ class RecentKeys[V]:
             for place in list(self._values):
                 if place[0] == namespace and place[1].startswith(prefix):
                     del self._values[place]
+
+
+class Sent(NamedTuple):
+    """What the source sent to a caller who fetched for others, too, and which version that is."""
+
+    buffer: Buffer | None
+    validator: str | None
 
 
 class Known(NamedTuple):
@@ -175,10 +183,12 @@ class Versions:
 
     def forget(self, namespace: str, key: str) -> None:
         """Forget a key that is written to."""
-        for each in (self.known, self.absent, self._served, *self._of_readers()):
+        everything: list[RecentKeys[Any]] = [self.known, self.absent, self._served]
+        for each in everything + self._of_readers():
             each.discard(namespace, key)
 
     def forget_prefix(self, namespace: str, prefix: str) -> None:
         """Forget the keys that begin with `prefix`, which are removed."""
-        for each in (self.known, self.absent, self._served, *self._of_readers()):
+        everything: list[RecentKeys[Any]] = [self.known, self.absent, self._served]
+        for each in everything + self._of_readers():
             each.discard_prefix(namespace, prefix)

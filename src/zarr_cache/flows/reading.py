@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
 
+from zarr_cache.backend.versions import Sent
 from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
 from zarr_cache.core.errors import CacheError
@@ -16,7 +17,6 @@ from zarr_cache.flows.versions import Kept
 from zarr_cache.flows.view import LookupResult, read_after
 from zarr_cache.index.admit import Response
 from zarr_cache.index.listing import KnownRanges
-from zarr_cache.sources.source_reader import Fetched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,15 +198,15 @@ def fetch(
         return (yield from _read_uncached(view, key, request))
     flights = view.values.flights
     flight_key = (view.namespace, key, request, state.fence)
-    mine: Flight[Fetched] = Flight()
+    mine: Flight[Sent] = Flight()
     try:
         flight = flights.join(flight_key, mine)
         if flight is not mine:
-            is_complete, fetched = yield from flight.wait()
-            if is_complete and fetched is not None:
+            _, sent = yield from flight.wait()
+            if sent is not None:
                 view.count_miss()
-                versions.check_fetched(view, key, request, result, fetched)
-                return fetched.buffer
+                versions.check_fetched(view, key, request, result, sent)
+                return sent.buffer
         elif flights.ended != ended:
             # Another fetch has ended since the lookup: its response may be cached by now.
             again = yield from lookup(view, key, request)
@@ -215,7 +215,7 @@ def fetch(
                 data = yield from _serve(view, key, request, again)
             if again and (data is not None or serve_absence(view, key, again)):
                 buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
-                mine.complete(Fetched(buffer, versions.expected(view, key, again, Kept())))
+                mine.complete(Sent(buffer, versions.expected(view, key, again, Kept())))
                 return buffer
             result = again or result
         buffer = yield from _ask(view, key, request, result, state.revision, mine)
@@ -230,7 +230,7 @@ def _ask(
     request: ByteRequest | None,
     result: LookupResult,
     revision: int,
-    flight: Flight[Fetched],
+    flight: Flight[Sent],
 ) -> Flow[Buffer | None]:
     """Ask the source, complete the flight, and admit the response.
 
@@ -250,21 +250,22 @@ def _ask(
             raise
         (buffer,) = stale
         validator = None if kept.found is None else kept.found.validator
-        flight.complete(Fetched(buffer, validator))
+        flight.complete(Sent(buffer, validator))
         return buffer
     if fetched.is_unchanged and kept.found is not None:
         if request is not None:
             versions.check_served(view, key, request, result, kept.found.validator)
         data = fetching.serve_confirmed(view, key, result, kept.found, asked_at)
         buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
-        flight.complete(Fetched(buffer, kept.found.validator))
+        flight.complete(Sent(buffer, kept.found.validator))
         return buffer
     buffer, validator = fetched.buffer, fetched.validator
     view.count_miss(buffer)
-    flight.complete(fetched)
+    sent = Sent(buffer, validator)
+    flight.complete(sent)
     if not fetched.is_torn:
         yield from admit(view, key, [(request, buffer)], revision, asked_at, validator)
-    versions.check_fetched(view, key, request, result, fetched)
+    versions.check_fetched(view, key, request, result, sent)
     return buffer
 
 

@@ -9,7 +9,7 @@ from zarr.core.buffer import cpu
 from zarr_cache.core import byte_range
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.buffers import to_buffer
-from zarr_cache.core.errors import CacheError, SourceChangedError
+from zarr_cache.core.errors import CacheError, SourceChangedError, first_of, has_kind
 from zarr_cache.core.flow import call
 from zarr_cache.flows import fetching, ranges, reading, versions
 from zarr_cache.flows.reading import to_prototype
@@ -191,7 +191,9 @@ def _read_version(
     version = yield from _version_to_read(view, key, result, kept, asked_at)
     arguments = (view, key, byte_ranges, missing, settings)
     read = yield from _read(*arguments, version.only)
-    if _has_changed(read.error):
+    is_known = versions.expected(view, key, result, kept) is not None
+    # A version that was removed has changed, too.
+    if has_kind(read.error, (ChangedError, FileNotFoundError) if is_known else ChangedError):
         yield from versions.leave_version(view, key, result, kept, asked_at)
         read = yield from _read(*arguments, None)
         for validator in read.validators:
@@ -271,13 +273,6 @@ def _version_to_read(
     return Version(None, current)
 
 
-def _has_changed(error: Exception | None) -> bool:
-    """Whether the source had another version than the one that was requested."""
-    if isinstance(error, ExceptionGroup):
-        return error.subgroup(ChangedError) is not None
-    return isinstance(error, ChangedError)
-
-
 def _serve_stale(
     view: SourceView,
     key: str,
@@ -290,7 +285,7 @@ def _serve_stale(
     """The bytes of stale ranges since the source fails: all of them, or none."""
     if isinstance(error, ExceptionGroup):
         others = error.split(FileNotFoundError)[1]
-        error = FileNotFoundError(key) if others is None else _first_of(others)
+        error = FileNotFoundError(key) if others is None else first_of(others)
     requests = [byte_ranges[index] for index in missing]
     states = [
         each.state for each in (yield from ranges.lookup_many(view, key, requests, result, EVER))
@@ -310,13 +305,6 @@ def _serve_stale(
         for index, state in zip(missing, states, strict=True)
         if state.data is not None
     }
-
-
-def _first_of(group: ExceptionGroup) -> Exception:
-    error: Exception = group
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _admit(
@@ -351,7 +339,7 @@ def _read(
     """Read the ranges at `indexes` by one ``get_ranges`` of the source, counted as misses."""
     requests = [byte_ranges[index] for index in indexes]
     checked, batches, error = yield from _call(view, key, requests, settings, only)
-    if not _has_changed(error):
+    if not has_kind(error, ChangedError):
         for batch in batches:
             for _, buffer in batch:
                 view.count_miss(buffer)

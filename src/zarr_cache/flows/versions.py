@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
     from zarr_cache.backend.ranges import RangeEntry
+    from zarr_cache.backend.versions import Sent
     from zarr_cache.core.flow import Flow
     from zarr_cache.flows.view import LookupResult, SourceView
     from zarr_cache.index.lookup import EntryState
-    from zarr_cache.sources.source_reader import Fetched, SourceReader
+    from zarr_cache.sources.source_reader import SourceReader
 
 
 class Kept(NamedTuple):
@@ -168,11 +169,11 @@ def check_fetched(
     key: str,
     request: ByteRequest | None,
     result: LookupResult,
-    fetched: Fetched,
+    sent: Sent,
 ) -> None:
     """`check_served` of a range that was fetched; whole values need none."""
-    if request is not None and fetched.buffer is not None:
-        check_served(view, key, request, result, fetched.validator, len(fetched.buffer))
+    if request is not None and sent.buffer is not None:
+        check_served(view, key, request, result, sent.validator, len(sent.buffer))
 
 
 def leave_version(
