@@ -267,6 +267,9 @@ class FileCache(FileLookups):
         now_ns: int,
         limits: Limits,
     ) -> Flow[Evictions]:
+        for key in keys:
+            # Reads may have come between.
+            self.versions.forget(namespace, key)
         self._upkeep.max_size = limits.max_size
         end_write = partial(invalidate.end_write, keep=self._keep)
         arguments = (namespace, keys, responses, now_ns, limits)

@@ -211,7 +211,7 @@ class FileLookups(ValueCache):
     @override
     def kept_version(self, namespace: str, key: str, found: EntryState) -> KeptVersion | None:
         in_memory = (
-            self._queue.kept_version(namespace, key),
+            self._queue.kept_version(namespace, key, found.fence),
             self.ranges.kept_version(namespace, key, fence=found.fence),
         )
         kept = [each for each in in_memory if each is not None]

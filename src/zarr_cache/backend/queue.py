@@ -138,9 +138,9 @@ class WriteBehindQueue:
             if admission is not None:
                 admission.used_at = used_at
 
-    def kept_version(self, namespace: str, key: str) -> KeptVersion | None:
-        """The version of the ranges of the key that wait or are being written."""
-        return self._ranges.kept_version(namespace, key, fence=0)
+    def kept_version(self, namespace: str, key: str, fence: int) -> KeptVersion | None:
+        """The version of the ranges of the key that wait, without those from before `fence`."""
+        return self._ranges.kept_version(namespace, key, fence=fence)
 
     def cancel(self, namespace: str, key: str, *, with_ranges: bool = False) -> None:
         """Write no response for the key that is in the queue, nor ranges of it if so said."""

@@ -9,12 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer
 
     from zarr_cache.backend.counters import Pending
     from zarr_cache.backend.failures import InvalidatedNamespaces
     from zarr_cache.backend.ranges import RangeCache
-    from zarr_cache.backend.versions import Versions
+    from zarr_cache.backend.versions import Sent, Versions
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.errors import CacheError
     from zarr_cache.core.flow import Flow
@@ -47,7 +46,7 @@ class ValueCache(ABC):
     """
 
     ranges: RangeCache
-    flights: Flights[tuple[object, ...], Buffer | None]
+    flights: Flights[tuple[object, ...], Sent]
     pending: Pending
     invalidated: InvalidatedNamespaces
     versions: Versions

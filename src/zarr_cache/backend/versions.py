@@ -5,15 +5,26 @@ Only of the keys that were asked for last. What is forgotten is asked for again.
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import weakref
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zarr_cache.core.flow import running_loop
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer
 
 MAX_KEYS = 10_000
 """Of so many keys it is known what the source has told."""
 
 SERVED_NS = 60 * 10**9
 """A reader that was given a range asks for the next one of the same value within this time."""
+
+MAX_KEYS_OF_READER = 64
+"""Of so many keys it is known which version a thread or a task was served."""
 
 CHANGED = ""
 """Stands for a version that is not known: it is none of those that are kept."""
@@ -55,6 +66,13 @@ class RecentKeys[V]:
                     del self._values[place]
 
 
+class Sent(NamedTuple):
+    """What the source sent to a caller who fetched for others, too, and which version that is."""
+
+    buffer: Buffer | None
+    validator: str | None
+
+
 class Known(NamedTuple):
     """What the source has told: its version of a value at a time.
 
@@ -76,15 +94,15 @@ class Served(NamedTuple):
 
     Attributes
     ----------
-    fence
-        Revision of the last write to the key then.
     at
         When.
+    first
+        The request with which the reader has begun.
     """
 
     validator: str
-    fence: int
     at: int
+    first: ByteRequest | None = None
 
 
 class Versions:
@@ -103,32 +121,74 @@ class Versions:
         self.known: RecentKeys[Known] = RecentKeys()
         self.absent: RecentKeys[int] = RecentKeys()
         self._served: RecentKeys[Served] = RecentKeys()
+        # Once more for each thread or task: of several that have ranges of an earlier version, one
+        # finds that it has changed, and each must be told. They are forgotten as they end.
+        self._lock = threading.Lock()
+        self._readers: weakref.WeakKeyDictionary[object, RecentKeys[Served]]
+        self._readers = weakref.WeakKeyDictionary()
 
-    def serve(self, namespace: str, key: str, validator: str, fence: int, now_ns: int) -> None:
-        """Record that a range of this version is served."""
-        self._served.set(namespace, key, Served(validator, fence, now_ns))
+    def _of_reader(self) -> RecentKeys[Served]:
+        """What was served to the thread or the task that calls."""
+        task = None if running_loop() is None else asyncio.current_task()
+        reader = task or threading.current_thread()
+        with self._lock:
+            found = self._readers.get(reader)
+            if found is None:
+                found = self._readers[reader] = RecentKeys(MAX_KEYS_OF_READER)
+        return found
 
-    def served(self, namespace: str, key: str, fence: int, now_ns: int) -> str | None:
-        """The version of which a reader may have a range and ask for another one.
+    def _of_readers(self) -> list[RecentKeys[Served]]:
+        with self._lock:
+            return list(self._readers.values())
 
-        None if no range was served of late, or if the key was written since.
+    def begin(self, namespace: str, key: str, request: ByteRequest | None) -> None:
+        """Record that the reader asks for this range.
+
+        One who asks once more for the first one, such as the index of a shard, begins anew: it has
+        no use for what it was served before.
         """
-        served = self._served.get(namespace, key)
-        if served is None or served.fence != fence or served.at < now_ns - SERVED_NS:
-            return None
-        return served.validator
+        own = self._of_reader()
+        served = own.get(namespace, key)
+        if served is not None and served.first == request:
+            own.discard(namespace, key)
+
+    def serve(
+        self, namespace: str, key: str, request: ByteRequest | None, validator: str, now_ns: int
+    ) -> None:
+        """Record that a range of this version is served."""
+        served = Served(validator, now_ns, request)
+        self._served.set(namespace, key, served)
+        own = self._of_reader()
+        before = own.get(namespace, key)
+        if before is not None and before.validator == validator:
+            served = served._replace(first=before.first)
+        own.set(namespace, key, served)
+
+    def served(self, namespace: str, key: str, now_ns: int) -> str | None:
+        """The version of which the reader, or else another one, may have a range.
+
+        None if no range was served of late, or if this process has written to the key since.
+        """
+        for each in (self._of_reader(), self._served):
+            served = each.get(namespace, key)
+            if served is not None and served.at >= now_ns - SERVED_NS:
+                return served.validator
+        return None
 
     def record_change(self, namespace: str, key: str, now_ns: int) -> None:
         """Record that what is kept of the key up to now is of an earlier version."""
         self._served.discard(namespace, key)
+        self._of_reader().discard(namespace, key)
         self.known.set(namespace, key, Known(CHANGED, now_ns))
 
     def forget(self, namespace: str, key: str) -> None:
         """Forget a key that is written to."""
-        for each in (self.known, self.absent, self._served):
+        everything: list[RecentKeys[Any]] = [self.known, self.absent, self._served]
+        for each in everything + self._of_readers():
             each.discard(namespace, key)
 
     def forget_prefix(self, namespace: str, prefix: str) -> None:
         """Forget the keys that begin with `prefix`, which are removed."""
-        for each in (self.known, self.absent, self._served):
+        everything: list[RecentKeys[Any]] = [self.known, self.absent, self._served]
+        for each in everything + self._of_readers():
             each.discard_prefix(namespace, prefix)

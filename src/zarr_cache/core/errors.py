@@ -169,6 +169,24 @@ class CircuitOpenError(StorageError):
 LeftAloneError = CircuitOpenError
 """The earlier name of `CircuitOpenError`."""
 
+type Kinds = type[Exception] | tuple[type[Exception], ...]
+
+
+def has_kind(error: Exception | None, kinds: Kinds) -> bool:
+    """Whether it is an error of one of these kinds, or a group with one in it."""
+    if isinstance(error, ExceptionGroup):
+        return error.subgroup(kinds) is not None
+    return isinstance(error, kinds)
+
+
+def first_of(group: ExceptionGroup) -> Exception:
+    """The first error of a group, at any depth."""
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_BUSY: FileLockedError,
     sqlite3.SQLITE_LOCKED: FileLockedError,

@@ -92,6 +92,9 @@ def _fetch_range(
     elif kept.found is not None and current is not None and current == kept.found.validator:
         return Fetched(None, current, is_unchanged=True)
     fetched = yield from _call(view, reader, key, request, with_version=False)
+    if fetched.buffer is None and wanted is not None:
+        # It was removed, which `version` does not tell from a refusal.
+        yield from versions.leave_version(view, key, result, kept, asked_at)
     return fetched._replace(validator=current)
 
 

@@ -97,7 +97,7 @@ def serve(
         usable = {i: found for i, found in usable.items() if found.state.validator == validator}
         if not (yield from versions.is_current(view, key, result, validator)):
             return {}, None
-        versions.check_served(view, key, result, validator)
+        versions.check_served(view, key, byte_ranges[0], result, validator)
     yield from _count_hits(view, key, byte_ranges, result, usable)
     served = {i: found.state.data for i, found in usable.items() if found.state.data is not None}
     return served, validator

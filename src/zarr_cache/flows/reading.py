@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
 
+from zarr_cache.backend.versions import Sent
 from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array
 from zarr_cache.core.errors import CacheError
@@ -38,6 +39,7 @@ def get(
     """The bytes of the request; None if there is no such key."""
     if request is not None:
         byte_range.check(request)
+        versions.begin(view, key, request)
     ended = view.values.flights.ended
     result = yield from lookup(view, key, request)
     if result is None:
@@ -128,14 +130,14 @@ def _serve(
     if request is None or view.reader is None:
         may_serve = True
     else:
-        may_serve = yield from _may_serve_range(view, key, result, state)
+        may_serve = yield from _may_serve_range(view, key, request, result, state)
     data = serve_bytes(view, key, request, result) if may_serve else None
     if data is not None or request is None:
         return data
     found = versions.find_in_memory(view, key, request, result, result.read_after)
     if found is None or found.in_memory is None:
         return None
-    if not (yield from _may_serve_range(view, key, result, found.state)):
+    if not (yield from _may_serve_range(view, key, request, result, found.state)):
         return None
     view.count_hit(found.state.data)
     yield from ranges.move_to_file(view, [found.in_memory])
@@ -143,7 +145,7 @@ def _serve(
 
 
 def _may_serve_range(
-    view: SourceView, key: str, result: LookupResult, state: EntryState
+    view: SourceView, key: str, request: ByteRequest, result: LookupResult, state: EntryState
 ) -> Flow[bool]:
     """Whether the range that was found is of the version that the source has, as far as is known.
 
@@ -156,7 +158,7 @@ def _may_serve_range(
         return False
     if not (yield from versions.is_current(view, key, result, state.validator)):
         return False
-    versions.check_served(view, key, result, state.validator)
+    versions.check_served(view, key, request, result, state.validator)
     return True
 
 
@@ -196,23 +198,24 @@ def fetch(
         return (yield from _read_uncached(view, key, request))
     flights = view.values.flights
     flight_key = (view.namespace, key, request, state.fence)
-    mine: Flight[Buffer | None] = Flight()
+    mine: Flight[Sent] = Flight()
     try:
         flight = flights.join(flight_key, mine)
         if flight is not mine:
-            is_complete, buffer = yield from flight.wait()
-            if is_complete:
+            _, sent = yield from flight.wait()
+            if sent is not None:
                 view.count_miss()
-                return buffer
+                versions.check_fetched(view, key, request, result, sent)
+                return sent.buffer
         elif flights.ended != ended:
             # Another fetch has ended since the lookup: its response may be cached by now.
             again = yield from lookup(view, key, request)
             data = None
             if again is not None:
                 data = yield from _serve(view, key, request, again)
-            if data is not None or (again is not None and serve_absence(view, key, again)):
+            if again and (data is not None or serve_absence(view, key, again)):
                 buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
-                mine.complete(buffer)
+                mine.complete(Sent(buffer, versions.expected(view, key, again, Kept())))
                 return buffer
             result = again or result
         buffer = yield from _ask(view, key, request, result, state.revision, mine)
@@ -227,7 +230,7 @@ def _ask(
     request: ByteRequest | None,
     result: LookupResult,
     revision: int,
-    flight: Flight[Buffer | None],
+    flight: Flight[Sent],
 ) -> Flow[Buffer | None]:
     """Ask the source, complete the flight, and admit the response.
 
@@ -246,22 +249,23 @@ def _ask(
         if stale is None:
             raise
         (buffer,) = stale
-        flight.complete(buffer)
+        validator = None if kept.found is None else kept.found.validator
+        flight.complete(Sent(buffer, validator))
         return buffer
     if fetched.is_unchanged and kept.found is not None:
         if request is not None:
-            versions.check_served(view, key, result, kept.found.validator)
+            versions.check_served(view, key, request, result, kept.found.validator)
         data = fetching.serve_confirmed(view, key, result, kept.found, asked_at)
         buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
-        flight.complete(buffer)
+        flight.complete(Sent(buffer, kept.found.validator))
         return buffer
     buffer, validator = fetched.buffer, fetched.validator
     view.count_miss(buffer)
-    flight.complete(buffer)
+    sent = Sent(buffer, validator)
+    flight.complete(sent)
     if not fetched.is_torn:
         yield from admit(view, key, [(request, buffer)], revision, asked_at, validator)
-        if request is not None and buffer is not None:
-            versions.record_served(view, key, result, validator, len(buffer))
+    versions.check_fetched(view, key, request, result, sent)
     return buffer
 
 

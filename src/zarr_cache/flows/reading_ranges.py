@@ -9,7 +9,7 @@ from zarr.core.buffer import cpu
 from zarr_cache.core import byte_range
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.buffers import to_buffer
-from zarr_cache.core.errors import CacheError, SourceChangedError
+from zarr_cache.core.errors import CacheError, SourceChangedError, first_of, has_kind
 from zarr_cache.core.flow import call
 from zarr_cache.flows import fetching, ranges, reading, versions
 from zarr_cache.flows.reading import to_prototype
@@ -72,6 +72,7 @@ def get_ranges(
         byte_range.check(request)
     if not byte_ranges:
         return RangeBatches([], None)
+    versions.begin(view, key, byte_ranges[0])
     result = yield from reading.lookup(view, key, with_data=False)
     if result is None:
         view.refuse_if_offline(key)
@@ -190,7 +191,9 @@ def _read_version(
     version = yield from _version_to_read(view, key, result, kept, asked_at)
     arguments = (view, key, byte_ranges, missing, settings)
     read = yield from _read(*arguments, version.only)
-    if _has_changed(read.error):
+    is_known = versions.expected(view, key, result, kept) is not None
+    # A version that was removed has changed, too.
+    if has_kind(read.error, (ChangedError, FileNotFoundError) if is_known else ChangedError):
         yield from versions.leave_version(view, key, result, kept, asked_at)
         read = yield from _read(*arguments, None)
         for validator in read.validators:
@@ -270,13 +273,6 @@ def _version_to_read(
     return Version(None, current)
 
 
-def _has_changed(error: Exception | None) -> bool:
-    """Whether the source had another version than the one that was requested."""
-    if isinstance(error, ExceptionGroup):
-        return error.subgroup(ChangedError) is not None
-    return isinstance(error, ChangedError)
-
-
 def _serve_stale(
     view: SourceView,
     key: str,
@@ -289,7 +285,7 @@ def _serve_stale(
     """The bytes of stale ranges since the source fails: all of them, or none."""
     if isinstance(error, ExceptionGroup):
         others = error.split(FileNotFoundError)[1]
-        error = FileNotFoundError(key) if others is None else _first_of(others)
+        error = FileNotFoundError(key) if others is None else first_of(others)
     requests = [byte_ranges[index] for index in missing]
     states = [
         each.state for each in (yield from ranges.lookup_many(view, key, requests, result, EVER))
@@ -311,13 +307,6 @@ def _serve_stale(
     }
 
 
-def _first_of(group: ExceptionGroup) -> Exception:
-    error: Exception = group
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _admit(
     view: SourceView,
     key: str,
@@ -336,7 +325,7 @@ def _admit(
     yield from reading.admit(view, key, responses, result.state.revision, asked_at, validator)
     largest = max((len(buffer) for _, buffer in responses if buffer is not None), default=None)
     if largest is not None:
-        versions.record_served(view, key, result, validator, largest)
+        versions.check_served(view, key, byte_ranges[0], result, validator, largest)
 
 
 def _read(
@@ -350,7 +339,7 @@ def _read(
     """Read the ranges at `indexes` by one ``get_ranges`` of the source, counted as misses."""
     requests = [byte_ranges[index] for index in indexes]
     checked, batches, error = yield from _call(view, key, requests, settings, only)
-    if not _has_changed(error):
+    if not has_kind(error, ChangedError):
         for batch in batches:
             for _, buffer in batch:
                 view.count_miss(buffer)

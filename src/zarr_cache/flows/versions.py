@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
     from zarr_cache.backend.ranges import RangeEntry
+    from zarr_cache.backend.versions import Sent
     from zarr_cache.core.flow import Flow
     from zarr_cache.flows.view import LookupResult, SourceView
     from zarr_cache.index.lookup import EntryState
@@ -120,11 +121,32 @@ def expected(view: SourceView, key: str, result: LookupResult, kept: Kept) -> st
     """The version of which a missing range must be; None if any will do."""
     if kept.validator is not None:
         return kept.validator
-    return view.values.versions.served(view.namespace, key, result.state.fence, result.looked_up_at)
+    return view.values.versions.served(view.namespace, key, result.looked_up_at)
 
 
-def check_served(view: SourceView, key: str, result: LookupResult, validator: str | None) -> None:
-    """Record that ranges of this version are about to be served.
+def begin(view: SourceView, key: str, request: ByteRequest | None) -> None:
+    """Record that the reader asks for a range: see `Versions.begin`."""
+    if view.reader is not None:
+        view.values.versions.begin(view.namespace, key, request)
+
+
+def check_served(
+    view: SourceView,
+    key: str,
+    request: ByteRequest | None,
+    result: LookupResult,
+    validator: str | None,
+    nbytes: int = 0,
+) -> None:
+    """Record that ranges of this version are about to be served, unless they are too large.
+
+    Parameters
+    ----------
+    request
+        The range, or the first of several.
+    nbytes
+        Bytes of the largest one, if they were fetched for the reader: whether they are cached
+        depends on it.
 
     Raises
     ------
@@ -133,21 +155,25 @@ def check_served(view: SourceView, key: str, result: LookupResult, validator: st
     """
     if validator is None:
         return
-    versions, fence, now_ns = view.values.versions, result.state.fence, result.looked_up_at
-    served = versions.served(view.namespace, key, fence, now_ns)
-    versions.serve(view.namespace, key, validator, fence, now_ns)
+    versions, now_ns = view.values.versions, result.looked_up_at
+    served = versions.served(view.namespace, key, now_ns)
+    if view.may_be_kept(nbytes, validator):
+        versions.serve(view.namespace, key, request, validator, now_ns)
     if served is not None and served != validator:
         view.values.ranges.remove_key(view.namespace, key)
         raise SourceChangedError(key)
 
 
-def record_served(
-    view: SourceView, key: str, result: LookupResult, validator: str | None, nbytes: int
+def check_fetched(
+    view: SourceView,
+    key: str,
+    request: ByteRequest | None,
+    result: LookupResult,
+    sent: Sent,
 ) -> None:
-    """Record that a range of this version was fetched for a reader, and cached if not too large."""
-    if validator is not None and view.may_be_kept(nbytes, validator):
-        fence, now_ns = result.state.fence, result.looked_up_at
-        view.values.versions.serve(view.namespace, key, validator, fence, now_ns)
+    """`check_served` of a range that was fetched; whole values need none."""
+    if request is not None and sent.buffer is not None:
+        check_served(view, key, request, result, sent.validator, len(sent.buffer))
 
 
 def leave_version(
@@ -161,7 +187,7 @@ def leave_version(
         A reader may have bytes of that version: a range of it is fresh, or was just served.
     """
     versions = view.values.versions
-    served = versions.served(view.namespace, key, result.state.fence, result.looked_up_at)
+    served = versions.served(view.namespace, key, result.looked_up_at)
     versions.record_change(view.namespace, key, asked_at)
     try:
         yield from view.values.forget(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import zarr
 from zarr.core.sync import sync
 
-from zarr_cache.core.keys import METADATA
 from zarr_cache.warming.chunk_grid import StoredChunks, decoded_nbytes
 from zarr_cache.warming.coverage import source_of
 from zarr_cache.warming.parts import InnerChunksPart, Values
@@ -19,7 +18,7 @@ from zarr_cache.warming.run import WarmRun
 from zarr_cache.warming.shard_index import is_sharded, sharding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine
 
     from zarr_cache.warming.chunk_grid import Selection
     from zarr_cache.warming.parts import Part
@@ -79,10 +78,9 @@ def warm(
     """Fetch what a read of the selection needs, so that the read makes no request.
 
     Fetches the chunks that the selection touches, and the metadata of the array or group, of all
-    members of the group, and of the groups above it. In read-only views it also learns which other
-    metadata is absent, so that zarr can open the array with ``offline=True``. What is cached and
-    fresh is neither fetched nor read, and becomes the most recently used. So an interrupted run
-    continues where it was when it is called again.
+    members of the group, and of the groups above it. What is cached and fresh is neither fetched
+    nor read, and becomes the most recently used. So an interrupted run continues where it was when
+    it is called again.
 
     Of a sharded array, whole shards are fetched, unless the CacheStore has ``persist_ranges=True``.
     Then it is what zarr reads: the indexes of the shards, and by them the inner chunks that the
@@ -209,9 +207,6 @@ async def warm_async(
     ]
     if dry_run:
         return await plan(store, cached, parts, max_concurrency)
-    if cached.may_serve_absences():
-        probed = _probed(array_or_group, documents)
-        parts.append(Values(probed, probed, nbytes=0, is_chunks=False))
     with shown(progress, array_or_group.path or "warming") as report:
         return await WarmRun(store, cached, parts, max_concurrency, report).fetch()
 
@@ -242,16 +237,6 @@ def _documents(nodes: list[AsyncNode]) -> list[str]:
         for path in (*above, *(node.path for node in nodes))
         for name in (ARRAY_DOCUMENTS if path in arrays else GROUP_DOCUMENTS)[zarr_format]
     ]
-
-
-def _probed(node: AsyncNode, documents: Sequence[str]) -> list[str]:
-    """Keys of other metadata that zarr requests to find out what is at the root and at the node.
-
-    Without a network, it must be known that they are absent.
-    """
-    folders = {"", f"{node.path}/" if node.path else ""}
-    keys = [f"{folder}{name}" for folder in sorted(folders) for name in sorted(METADATA)]
-    return [key for key in keys if key not in documents]
 
 
 def _sync[T](coroutine: Coroutine[Any, Any, T]) -> T:
