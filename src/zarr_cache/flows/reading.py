@@ -156,7 +156,9 @@ def _may_serve_range(
     """
     if state.data is None or not result.may_serve(state.validator, state.as_of):
         return False
-    if not (yield from versions.is_current(view, key, result, state.validator)):
+    reader = view.reader
+    is_asked_first = reader is not None and not reader.can_match
+    if is_asked_first and not (yield from versions.is_current(view, key, result, state.validator)):
         return False
     versions.check_served(view, key, request, result, state.validator)
     return True
@@ -237,10 +239,11 @@ def _ask(
     What is cached is served if the source confirms it, or fails and it may be stale.
     """
     kept = Kept()
-    try:
-        kept = yield from versions.find_kept(view, key, request, result)
-    except CacheError as error:
-        view.faults.note(error)
+    if request is not None or result.state.kind == "value":
+        try:
+            kept = yield from versions.find_kept(view, key, request, result)
+        except CacheError as error:
+            view.faults.note(error)
     asked_at = view.values.clock().now_ns()
     try:
         fetched = yield from fetching.fetch(view, key, request, result, kept, asked_at)
@@ -328,10 +331,13 @@ def _admit_value(
         yield from view.values.admit(
             view.namespace, key, response, view.limits(), view.record_outcome
         )
-    elif (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
-        with_ranges = buffer is None
+        return
+    if data is None and view.absences_are_doubtful:
+        # Nothing is removed for it: it may be an expired login.
+        return
+    if (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
         yield from view.values.forget(
-            view.namespace, key, revision, asked_at, with_ranges=with_ranges
+            view.namespace, key, revision, asked_at, with_ranges=data is None
         )
 
 
