@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
-import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -153,7 +152,9 @@ class Versions(RuleBasedStateMachine):
 
     def start(self, process: int) -> None:
         """Open the stores of a process."""
-        begun = {name: self.connect(each) for name, each in READERS.items() if each.process == process}
+        begun = {
+            name: self.connect(each) for name, each in READERS.items() if each.process == process
+        }
         self.stores |= begun
         for store in begun.values():
             leave_process(store)
@@ -259,6 +260,21 @@ class Versions(RuleBasedStateMachine):
             for request in requests:
                 self.compare(name, key, [request], method)
 
+    @rule(name=ANY_READER, other=ANY_READER, key=ANY_KEY, requests=SOME_RANGES)
+    def read_while_it_is_replaced_and_read(
+        self, name: str, other: str, key: str, requests: Sequence[ByteRequest]
+    ) -> None:
+        """Another reader has the later version, and keeps it, before this one goes on."""
+        first, *others = requests
+        self.compare(name, key, [first], "get")
+        self.change(key, SIZES[0])
+        self.let_time_pass(METADATA_AGE + 1)
+        for request in (first, *RANGES[:2]):
+            self.compare(other, key, [request], "get_ranges")
+        self.stores[other].flush()
+        for request in (*others, RANGES[3]):
+            self.compare(name, key, [request], "get")
+
     def compare(self, name: str, key: str, requests: Sequence[ByteRequest], method: str) -> None:
         reader = READERS[name]
         place = (reader.process, key)
@@ -282,9 +298,7 @@ class Versions(RuleBasedStateMachine):
         assert served == number or at < self.now - WINDOW, "parts of two versions"
         self.windows[place] = (number, self.now)
 
-    def ask(
-        self, store: Any, key: str, requests: Sequence[ByteRequest], method: str
-    ) -> Outcome:
+    def ask(self, store: Any, key: str, requests: Sequence[ByteRequest], method: str) -> Outcome:
         try:
             match method:
                 case "get":
