@@ -154,7 +154,7 @@ def test_metadata_is_asked_for_once_each_time_its_age_has_passed_and_chunks_are_
         asked.append(origin.asked())
         origin.reset()
 
-    nothing, once = ([], 0), (condition_of(origin), 0)
+    nothing, once = Asked([], 0), Asked(condition_of(origin), 0)
     assert asked == [nothing, once, nothing, nothing, once]
 
 

@@ -12,8 +12,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -96,7 +96,7 @@ READERS = {
     "other process, in memory": Reader(1, False, AGE, METADATA_AGE),
 }
 
-RANGES = [
+RANGES: list[ByteRequest] = [
     RangeByteRequest(0, 20),
     RangeByteRequest(5, 60),
     RangeByteRequest(40, 90),
@@ -134,9 +134,9 @@ class Versions(RuleBasedStateMachine):
         folder = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
         self.path = folder / "c.sqlite"
         self.held = HeldTime()
-        self.cleanup.enter_context(mock.patch.object(clock, "wall_ns", lambda: self.held.wall_ns))
-        monotonic = mock.patch.object(clock, "monotonic_ns", lambda: self.held.monotonic_ns)
-        self.cleanup.enter_context(monotonic)
+        patch = self.cleanup.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(clock, "wall_ns", lambda: self.held.wall_ns)
+        patch.setattr(clock, "monotonic_ns", lambda: self.held.monotonic_ns)
         (folder / "source").mkdir()
         self.origin = self.cleanup.enter_context(over_local_store(folder / "source"))
         self.now = 0.0
@@ -236,7 +236,7 @@ class Versions(RuleBasedStateMachine):
     def read_value(self, name: str, key: str, is_sync: bool) -> None:
         store: Any = self.stores[name]
         found = store.get_sync(key) if is_sync else sync(read(store, key))
-        data = found if found is None or isinstance(found, bytes) else found.to_bytes()
+        data = as_bytes(found)
         age = READERS[name].age_of(key)
         if data is None:
             assert None in self.numbers_since(key, min(age, ABSENT_AGE))
@@ -317,7 +317,7 @@ class Versions(RuleBasedStateMachine):
             assert kind in {SourceChangedError, FileNotFoundError}
             is_absent = kind is FileNotFoundError
             return Outcome([], is_absent=is_absent, is_changed=not is_absent)
-        parts = [each if isinstance(each, bytes) else each and each.to_bytes() for each in found]
+        parts = [as_bytes(each) for each in found]
         if None in parts:
             return Outcome([], is_absent=True)
         return Outcome([part for part in parts if part is not None])
@@ -334,6 +334,11 @@ class Versions(RuleBasedStateMachine):
             if not later or later[0].at >= begin:
                 numbers.add(each.number)
         return numbers
+
+
+def as_bytes(found: Any) -> bytes | None:
+    """What a method of a store has returned, as bytes."""
+    return found if found is None or isinstance(found, bytes) else found.to_bytes()
 
 
 def length_of(request: ByteRequest, size: int) -> int:
