@@ -9,7 +9,7 @@ ALTER TABLE entry ADD COLUMN validator TEXT;
 -- later of the two.
 ALTER TABLE entry ADD COLUMN confirmed_at INTEGER;
 
--- Stale entries, without those that have a validator: the source is asked about them, and does not send
--- what it has not changed. Absences are few, and none is removed for its age.
+-- Stale entries that have no validator expire. About those that have one, the source is asked, and does not
+-- send what it has not changed.
 DROP INDEX entry_by_age;
-CREATE INDEX entry_by_age ON entry (namespace, kind, stored_at) WHERE validator IS NULL;
+CREATE INDEX entry_by_age ON entry (namespace, kind, validator IS NULL, stored_at);

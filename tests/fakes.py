@@ -6,6 +6,7 @@ Every fake source wraps a real store, so that what it answers is what zarr's own
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import multiprocessing
 import os
 import sqlite3
@@ -30,8 +31,10 @@ from zarr_cache.backend.file_cache import FileCache
 from zarr_cache.backend.store_cache import StoreCache
 from zarr_cache.core import checksum
 from zarr_cache.file.file_database import FileDatabase
+from zarr_cache.flows import view
 from zarr_cache.index import extents
 from zarr_cache.index import values as values_module
+from zarr_cache.sources.source_reader import ChangedError, Fetched, SourceReader
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         Callable,
         Generator,
         Iterable,
+        Mapping,
         Sequence,
     )
     from pathlib import Path
@@ -277,6 +281,98 @@ class AsyncOnlyStore(CountingStore):
     def _ask_sync[T](self, method: str, key: str, call: Callable[[], T]) -> T:  # noqa: ARG002
         msg = f"{method}({key!r}): this source has async methods only"
         raise AssertionError(msg)
+
+
+class VersionedReader(SourceReader):
+    """Reads a source on both surfaces, and tells a validator of each value: a checksum of it.
+
+    Parameters
+    ----------
+    validators
+        Those of the keys, in place of checksums; a key that is not in it has none.
+    """
+
+    is_sync = True
+    can_match = True
+    asks_more = False
+
+    def __init__(self, source: Any, validators: Mapping[str, str] | None = None) -> None:
+        self._source = source
+        self._validators = validators
+
+    def fetch_sync(
+        self,
+        key: str,
+        request: ByteRequest | None = None,
+        *,
+        unless: str | None = None,
+        only: str | None = None,
+        with_version: bool = True,  # noqa: ARG002 - it costs nothing
+    ) -> Fetched:
+        before = self._before(key, unless, only)
+        if before is not None and before == unless:
+            return Fetched(None, unless, is_unchanged=True)
+        found = self._source.get_sync(key, prototype=cpu.buffer_prototype, byte_range=request)
+        return self._after(key, found, before, only)
+
+    async def fetch(
+        self,
+        key: str,
+        request: ByteRequest | None = None,
+        *,
+        unless: str | None = None,
+        only: str | None = None,
+        with_version: bool = True,  # noqa: ARG002 - the same
+    ) -> Fetched:
+        before = self._before(key, unless, only)
+        if before is not None and before == unless:
+            return Fetched(None, unless, is_unchanged=True)
+        found = await self._source.get(key, cpu.buffer_prototype, request)
+        return self._after(key, found, before, only)
+
+    def _before(self, key: str, unless: str | None, only: str | None) -> str | None:
+        assert unless is None or only is None
+        validator = self.version_sync(key)
+        if only is not None and validator != only:
+            raise ChangedError(key, only)
+        return validator
+
+    def _after(
+        self, key: str, found: Buffer | None, before: str | None, only: str | None
+    ) -> Fetched:
+        """The response, unless the value was written to while it was read."""
+        is_same = self.version_sync(key) == before
+        if only is not None and not is_same:
+            raise ChangedError(key, only)
+        is_torn = found is not None and not is_same
+        return Fetched(found, before if found is not None and is_same else None, is_torn=is_torn)
+
+    def version_sync(self, key: str) -> str | None:
+        if self._validators is not None:
+            return self._validators.get(key)
+        # Past the wrapper that counts.
+        source: Any = self._source
+        if isinstance(source, CountingStore):
+            source = source._store
+        found = source.get_sync(key, prototype=cpu.buffer_prototype)
+        return None if found is None else hashlib.sha256(found.to_bytes()).hexdigest()[:16]
+
+    async def version(self, key: str) -> str | None:
+        return self.version_sync(key)
+
+    def list_versions(self, prefix: str) -> None:  # noqa: ARG002 - there are none
+        return None
+
+
+def versioned(store: CacheStore, validators: Mapping[str, str] | None = None) -> CacheStore:
+    """The CacheStore, which reads its source by a `VersionedReader` from now on."""
+    store._view.reader = VersionedReader(store._store, validators)
+    return store
+
+
+def tell_versions(patch: pytest.MonkeyPatch) -> None:
+    """Let every CacheStore that is made from now on read its source by a `VersionedReader`."""
+    patch.setattr(view, "reader_of", VersionedReader)
 
 
 class Gate:
@@ -844,6 +940,7 @@ class Accounts(NamedTuple):
     orphans: list[tuple[object, ...]]
     incomplete: list[tuple[object, ...]]
     space: list[tuple[object, ...]]
+    versions: list[tuple[object, ...]]
     integrity: list[tuple[object, ...]]
 
 
@@ -924,11 +1021,27 @@ WHERE entry NOT IN (SELECT id FROM entry UNION ALL SELECT -id FROM reservation)
 """
 
 
+# All ranges of a key are of one version, and only what has bytes of a source has a version.
+MIXED_VERSIONS = """
+SELECT namespace, key, kind
+FROM entry
+WHERE kind = 'range'
+GROUP BY namespace, key
+HAVING COUNT(DISTINCT validator) + MAX(validator IS NULL) > 1
+UNION ALL
+SELECT namespace, key, kind
+FROM entry
+WHERE kind IN ('absent', 'tombstone', 'stored') AND coalesce(validator, confirmed_at) IS NOT NULL
+"""
+
+
 def assert_accounts(path: Path) -> None:
     """The totals are those of the entries, every value is whole, and SQLite finds no damage.
 
     Counted here once more, and not by `verify` alone: so it is tested, too.
     """
+    # First, since it brings a file of an earlier schema to that of today.
+    problems = list(map(str, SqliteStore(path).verify()))
     with open_file(path) as db:
         found = Accounts(
             usage=db.execute(USAGE).fetchall(),
@@ -936,6 +1049,7 @@ def assert_accounts(path: Path) -> None:
             orphans=db.execute(ORPHANS).fetchall(),
             incomplete=db.execute(INCOMPLETE).fetchall(),
             space=db.execute(LOST_OR_SHARED).fetchall() + db.execute(OF_NOTHING).fetchall(),
+            versions=db.execute(MIXED_VERSIONS).fetchall(),
             integrity=db.execute("PRAGMA integrity_check").fetchall(),
         )
         counted = Accounts(
@@ -944,11 +1058,12 @@ def assert_accounts(path: Path) -> None:
             orphans=[],
             incomplete=[],
             space=[],
+            versions=[],
             integrity=[("ok",)],
         )
 
     assert found == counted, path
-    assert list(map(str, SqliteStore(path).verify())) == [], path
+    assert problems == [], path
 
 
 def is_cache_file(path: Path) -> bool:

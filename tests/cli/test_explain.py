@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 from zarr.abc.store import RangeByteRequest
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import buffer, open_file, restart
 from zarr_cache import CacheStore, SqliteStore
@@ -39,6 +40,7 @@ def test_a_value_is_shown_with_its_times_and_what_is_evicted_before_it(command: 
         "    since 2023-11-14 22:13:20, 7.0 min ago",
         "    last used 2023-11-14 22:18:20, 2.0 min ago",
         "    fresh until 2023-11-14 23:13:20, for 53.0 min",
+        "    the next read makes no request",
         "    evicted after 3 other values and ranges, 6.1 KiB",
         "    evicted when 8.8 KiB more are cached",
     ]
@@ -70,7 +72,10 @@ def test_a_stored_value_is_shown_as_such(command: Command) -> None:
     [
         (["nothing"], "is not cached: the next read goes to the source"),
         (["written"], "written to at 2023-11-14 22:19:20, 1.0 min ago: the next read goes"),
-        (["t/c/1", "--max-age", "5 min"], "stale since 2023-11-14 22:19:20: the next read goes"),
+        (
+            ["t/c/1", "--max-age", "5 min"],
+            "the next read fetches it: it is stale, and its version is not known",
+        ),
         (["t/c/1", "--namespace", "sst"], "is not cached"),
     ],
 )
@@ -91,7 +96,7 @@ def test_a_damaged_value_is_reported_and_not_changed(command: Command, filled: P
     again = command("explain", "t/c/1")
 
     assert result.exit_code == 1
-    assert "damaged: the next read goes to the source" in result.stdout
+    assert "the next read fetches it: it is damaged" in result.stdout
     assert again.stdout == result.stdout
     assert command("verify", "--repair").exit_code == 0
 
@@ -102,8 +107,31 @@ def test_an_invalidated_value_is_reported(command: Command, filled: Path) -> Non
     others = command.json("explain", "t/c/0", "--namespace", "sst")
 
     assert result.exit_code == 1
-    assert "a write could not be recorded: the next read goes to the source" in result.stdout
+    assert "fetches it: a write to the source could not be recorded" in result.stdout
     assert [each["is_answer"] for each in others["entries"]] == [True]
+
+
+def test_the_next_read_of_a_stale_value_with_a_version_asks_whether_it_has_changed(
+    command: Command, filled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for key in ("zarr.json", "c0"):
+        (folder / key).write_bytes(b"{}")
+        os.utime(folder / key, ns=(0, 10**9 + 1))
+    source = LocalStore(folder, read_only=True)
+    local = CacheStore(source, cache_store=SqliteStore(filled), namespace="local")
+    for key in ("zarr.json", "c0"):
+        local.get_sync(key)
+    restart(local)
+    ages = ("--max-age", "1 d", "--max-age-metadata", "0", "--namespace", "local")
+    metadata, chunk = command("explain", "zarr.json", *ages), command("explain", "c0", *ages)
+
+    asks = "the next read asks the source whether it has changed, and fetches it if so: it is stale"
+    assert (metadata.exit_code, chunk.exit_code) == (1, 0)
+    assert asks in metadata.stdout
+    assert "    version f" in metadata.stdout
+    assert "the next read makes no request" in chunk.stdout
 
 
 def test_a_folder_is_shown_with_the_number_of_its_keys(command: Command) -> None:
@@ -141,6 +169,9 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
                 "stored_at": "2023-11-14T22:14:20.000000Z",
                 "used_at": "2023-11-14T22:14:20.000000Z",
                 "fresh_until": "2023-11-14T23:14:20.000000Z",
+                "validator": None,
+                "confirmed_at": None,
+                "next_read": "makes no request",
                 "is_damaged": False,
                 "is_invalidated": False,
                 "is_answer": True,
@@ -249,6 +280,8 @@ def test_json_of_ranges_has_the_keys_that_scripts_rely_on(command: Command) -> N
             "newest": "2023-11-14T22:23:20.000000Z",
             "stale_entries": 0,
             "used_at": "2023-11-14T22:23:20.000000Z",
+            "validator": None,
+            "confirmed_at": None,
             "is_invalidated": False,
             "entries_before": 4,
             "bytes_before": 7196,

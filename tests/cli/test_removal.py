@@ -277,7 +277,7 @@ async def test_what_was_evicted_is_fetched_again_and_what_stayed_is_not(
     command: Command, path: Path
 ) -> None:
     source = CountingStore(caching(path, "era5")._store)
-    store = CacheStore(source, cache_store=SqliteStore(path), namespace="era5")
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="era5", read_only=True)
     for key in SIZES["era5"]:
         await read(store, key)
     store.flush()

@@ -556,10 +556,10 @@ async def test_two_sources_in_one_cache_keep_apart(subject: Subject, tmp_path: P
     stores = []
     for name in ("one", "other"):
         local = LocalStore(tmp_path / name)
-        await local.set("zarr.json", buffer(name.encode()))
+        await local.set("c/0", buffer(name.encode()))
         stores.append(subject.open(local, namespace=None))
 
-    responses = [await read(store, "zarr.json") for store in stores * 2]
+    responses = [await read(store, "c/0") for store in stores * 2]
 
     assert responses == [b"one", b"other"] * 2
 

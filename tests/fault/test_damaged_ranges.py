@@ -21,6 +21,7 @@ from tests.fakes import (
     read,
     read_ranges,
     restart,
+    tell_versions,
 )
 from tests.fault.test_wrong_types import TRIED, forge
 from zarr_cache import CacheStore, SqliteStore
@@ -72,26 +73,39 @@ def new_source() -> CountingStore:
     return CountingStore(MemoryStore({key: buffer(data) for key, data in DATA.items()}))
 
 
-def new_cache(source: CountingStore, path: Path) -> CacheStore:
+def new_cache(source: CountingStore, path: Path, *, max_age_seconds: float = 10**6) -> CacheStore:
     return CacheStore(
         source,
         cache_store=SqliteStore(path),
         namespace="source",
         persist_ranges=True,
         max_size=100_000,
-        max_age_seconds=10**6,
+        max_age_seconds=max_age_seconds,
     )
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Path:
-    """A file with the ranges, as it is when every process has ended."""
+@pytest.fixture(params=[False, True], ids=["without versions", "with versions"])
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A file with the ranges, as it is when every process has ended.
+
+    With versions, the source has told them, and has confirmed every other range.
+    """
+    has_versions = request.param
+    if has_versions:
+        tell_versions(monkeypatch)
     path = tmp_path / "whole.sqlite"
     store = new_cache(new_source(), path)
     for key in DATA:
-        for request in REQUESTS:
-            store.get_sync(key, byte_range=request)
+        for each in REQUESTS:
+            store.get_sync(key, byte_range=each)
+    store.flush()
+    later = new_cache(new_source(), path, max_age_seconds=1e-9)
+    for each in REQUESTS[::2] if has_versions else []:
+        later.get_sync(KEY, byte_range=each)
     restart(store)
+    with open_file(path) as db:
+        versions = db.execute("SELECT count(validator), count(confirmed_at) FROM entry").fetchone()
+    assert versions == ((2 * len(REQUESTS), len(REQUESTS[::2])) if has_versions else (0, 0))
     assert len(cached_ranges(path)) == 2 * len(REQUESTS)
     assert data_file(path).exists()
     return path
@@ -197,6 +211,14 @@ def later_in_time(path: Path, request: ByteRequest) -> None:
     changed(path, request, "stored_at = stored_at + 1")
 
 
+def of_another_version(path: Path, request: ByteRequest) -> None:
+    changed(path, request, "validator = 'another'")
+
+
+def confirmed_later(path: Path, request: ByteRequest) -> None:
+    changed(path, request, "confirmed_at = stored_at + 1")
+
+
 def changed(path: Path, request: ByteRequest, change: str) -> None:
     with open_file(path) as db:
         number = row(db, request)
@@ -216,6 +238,8 @@ DAMAGES: list[Any] = [
     *((one_byte_shorter, request) for request in PLACED),
     *((to_the_end, request) for request in PLACED),
     *((later_in_time, request) for request in REQUESTS),
+    *((of_another_version, request) for request in REQUESTS),
+    *((confirmed_later, request) for request in REQUESTS),
 ]
 
 
@@ -348,6 +372,8 @@ COLUMNS = {
         "revision",
         "writes_in_flight",
         "checksum",
+        "validator",
+        "confirmed_at",
     ],
     "value": ["entry", "part", "checksums", "data"],
     "extent": ["entry", "start", "offset", "length"],

@@ -49,7 +49,7 @@ KEYS = [f"c/{n}" for n in range(6)]
 NEW = "c/new"
 """A key that is written to when something has happened."""
 VALUES = {key: random.Random(key).randbytes(SIZE) for key in KEYS}  # noqa: S311 - the same each time
-SMALL = {"zarr.json": b"{}", "c/small": bytes(range(256))}
+SMALL = {"c/smaller": b"{}", "c/small": bytes(range(256))}
 
 SECRET = b"somebody else's"
 
@@ -376,7 +376,7 @@ async def test_what_is_stored_with_sqlite_store_is_in_one_file(path: Path) -> No
 
 async def test_a_data_file_has_the_mode_of_the_cache_file(path: Path) -> None:
     store = new_cache(new_source(), path)
-    await read(store, "zarr.json")
+    await read(store, "c/smaller")
     drain(store)
     set_mode(path, 0o660)
     await read(store, KEYS[0])

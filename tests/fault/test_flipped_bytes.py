@@ -15,7 +15,7 @@ import pytest
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import LocalStore, MemoryStore
 
-from tests.fakes import STRESS, CountingStore, buffer, open_file, restart
+from tests.fakes import STRESS, CountingStore, buffer, open_file, restart, versioned
 from tests.fault.children import run_child
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.file import connection
@@ -44,30 +44,39 @@ VALUES = {
 }
 
 
+VERSIONS = {"zarr.json": "a version", "c/0": "another"}
+"""Of two values. Reads of metadata ask whether it still is the one that is cached."""
+
+
 @pytest.fixture
 def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with all the values, an absence and a fence, as it is when every process has ended."""
+    """A file with all the values, an absence and a fence, as it is when every process has ended.
+
+    The source has confirmed the version of a value.
+    """
     monkeypatch.setattr(connection, "PAGE_SIZE", PAGE_SIZE)
     path = tmp_path / "whole.sqlite"
-    source, store = source_and_store(path)
+    store = new_cache(path)
     for key in VALUES:
         store.get_sync(key)
     store.get_sync("absent")
-    source.reset()
+    store.flush()
+    new_cache(path, max_age_seconds=1e-9).get_sync("c/0")
     restart(store)
     return path
 
 
-def source_and_store(path: Path) -> tuple[CountingStore, CacheStore]:
+def new_cache(path: Path, *, max_age_seconds: float = 10**6) -> CacheStore:
     source = CountingStore(MemoryStore({key: buffer(value) for key, value in VALUES.items()}))
     store = CacheStore(
         source,
         cache_store=SqliteStore(path),
         namespace="source",
         max_size=100_000,
+        max_age_seconds=max_age_seconds,
         max_age_absent_seconds=1000,
     )
-    return source, store
+    return versioned(store, VERSIONS)
 
 
 def positions(path: Path) -> list[int]:
@@ -101,7 +110,7 @@ def read_flipped(whole: Path, folder: Path, position: int, flip: int) -> dict[st
     path.write_bytes(data)
     responses: dict[str, bytes | None] = {}
     for _ in range(2):
-        _, store = source_and_store(path)
+        store = new_cache(path)
         responses = read_all(store)
         if responses != RIGHT:
             break

@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 VALUES = {
-    "zarr.json": b"{}",
+    "small": b"{}",
     "c/0": b"0" * 1000,
     "c/1": b"1" * 60_000,
     "large": bytes(range(250)) * 800,

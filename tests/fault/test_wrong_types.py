@@ -14,7 +14,16 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from tests.fakes import PROTOTYPE, STRESS, buffer, close_everything, open_file, read, restart
+from tests.fakes import (
+    PROTOTYPE,
+    STRESS,
+    buffer,
+    close_everything,
+    open_file,
+    read,
+    restart,
+    tell_versions,
+)
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core import checksum
 from zarr_cache.file import connection
@@ -54,6 +63,8 @@ COLUMNS = {
         "revision",
         "writes_in_flight",
         "checksum",
+        "validator",
+        "confirmed_at",
     ],
     "value": ["entry", "part", "checksums", "data"],
     "usage": ["entries", "bytes"],
@@ -71,7 +82,7 @@ CONTENTS = [
     "-5",
     "0x7fffffffffffffff",
 ]
-TRIED = CONTENTS if STRESS > 1 else CONTENTS[::2]
+TRIED = CONTENTS if STRESS > 1 else [*CONTENTS[:3], *CONTENTS[4::2]]
 
 LOOSE = """
 UPDATE sqlite_schema
@@ -88,30 +99,43 @@ WHERE name = :name
 """
 
 
-@pytest.fixture
-def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with all the values, an absence and a fence, that nobody has open."""
+@pytest.fixture(params=[False, True], ids=["without versions", "with versions"])
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A file with all the values, an absence and a fence, that nobody has open.
+
+    With versions, the source has told them, and has confirmed the values.
+    """
     monkeypatch.setattr(connection, "PAGE_SIZE", 1024)
     monkeypatch.setattr(checksum, "BLOCK", 256)
     monkeypatch.setattr(values, "PART", 1024)
     monkeypatch.setattr(lookup, "MAX_INLINE_BYTES", 512)
     path = tmp_path / "whole.sqlite"
+    if request.param:
+        tell_versions(monkeypatch)
     store = new_cache(path)
     for key in [*VALUES, ABSENT]:
         store.get_sync(key)
+    store.flush()
+    later = new_cache(path, max_age_seconds=1e-9)
+    for key in VALUES if request.param else []:
+        later.get_sync(key)
     store.set_sync("written", buffer(b"soon gone"))
     store.delete_sync("written")
     restart(store)
+    with open_file(path) as db:
+        versions = db.execute("SELECT count(validator), count(confirmed_at) FROM entry").fetchone()
+    assert versions == ((len(VALUES), len(VALUES)) if request.param else (0, 0))
     return path
 
 
-def new_cache(path: Path) -> CacheStore:
+def new_cache(path: Path, **settings: Any) -> CacheStore:
     return CacheStore(
         MemoryStore({key: buffer(value) for key, value in VALUES.items()}),
         cache_store=SqliteStore(path),
         namespace="source",
         max_size=100_000,
         max_age_absent_seconds=1000,
+        **settings,
     )
 
 

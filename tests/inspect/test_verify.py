@@ -9,7 +9,7 @@ import pytest
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, buffer, file_cache, forge, open_file, restart
+from tests.fakes import CountingStore, buffer, file_cache, forge, open_file, restart, versioned
 from zarr_cache import CacheStore, SqliteStore, StorageError
 from zarr_cache.core import checksum
 from zarr_cache.core.errors import FileFullError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PART = 4 * 2**20
 VALUES = {
-    "zarr.json": b"{}",
+    "small": b"{}",
     "c/0": b"0" * 60_000,
     "c/1": b"1",
     "empty": b"",
@@ -38,7 +38,10 @@ VALUES = {
 
 
 def cache(path: Path, values: Mapping[str, bytes] = VALUES) -> CacheStore:
-    """A CacheStore that keeps the values, an absence and a fence, beside a value of ours."""
+    """A CacheStore that keeps the values, an absence and a fence, beside a value of ours.
+
+    Of one value, it is known which version it is.
+    """
     gone = {"gone": b"4" * 200_000}
     source = MemoryStore({key: buffer(value) for key, value in (gone | {**values}).items()})
     store = CacheStore(
@@ -47,6 +50,7 @@ def cache(path: Path, values: Mapping[str, bytes] = VALUES) -> CacheStore:
         namespace="source",
         max_age_absent_seconds=1000,
     )
+    versioned(store, {"c/0": "a version"})
     for key in gone | {**values}:
         store.get_sync(key)
     store.get_sync("absent")
@@ -131,6 +135,22 @@ ENTRIES = {
     ),
     "another key": ("UPDATE entry SET key = 'c/2' WHERE key = 'c/0'", ("checksum", "c/2")),
     "an absurd size": ("UPDATE entry SET size = 1 << 62 WHERE key = 'c/0'", ("checksum", "c/0")),
+    "another version": (
+        "UPDATE entry SET validator = 'another' WHERE key = 'c/0'",
+        ("checksum", "c/0"),
+    ),
+    "a version that is no longer known": (
+        "UPDATE entry SET validator = NULL WHERE key = 'c/0'",
+        ("checksum", "c/0"),
+    ),
+    "a confirmation that was never made": (
+        "UPDATE entry SET confirmed_at = stored_at + 1 WHERE key = 'c/0'",
+        ("checksum", "c/0"),
+    ),
+    "a version of an absence": (
+        "UPDATE entry SET validator = 'another' WHERE key = 'absent'",
+        ("checksum", "absent"),
+    ),
     "another kind": (
         "UPDATE entry SET kind = 'value' WHERE key = 'absent'",
         ("checksum", "absent"),

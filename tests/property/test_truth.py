@@ -41,6 +41,7 @@ from tests.fakes import (
     read,
     restart,
     take_for_large,
+    versioned,
 )
 from zarr_cache import CacheStore, SqliteStore
 
@@ -299,12 +300,20 @@ class Truth(ZarrStoreStateMachine):
     ----------
     persist
         Whether the first and the second keep the parts of values in the file.
+    has_versions
+        Whether the source tells which version of a value it sends.
     """
 
     def __init__(
-        self, max_size: int, *, is_other_process: bool, persist: tuple[bool, bool] = (False, False)
+        self,
+        max_size: int,
+        *,
+        is_other_process: bool,
+        persist: tuple[bool, bool] = (False, False),
+        has_versions: bool = False,
     ) -> None:
         self.max_size = max_size
+        self.has_versions = has_versions
         self.is_other_process = is_other_process
         self.persist = persist
         self.cleanup = ExitStack()
@@ -314,7 +323,7 @@ class Truth(ZarrStoreStateMachine):
         self.written = 0
         self.writable = self.connect()
         super().__init__(self.writable)
-        self.read_only = self.writable.with_read_only(read_only=True)
+        self.read_only = self.view_of(self.writable)
         self.second = self.connect_second()
 
     def teardown(self) -> None:
@@ -334,16 +343,21 @@ class Truth(ZarrStoreStateMachine):
             cache_store=SqliteStore(self.path),
             max_size=self.max_size,
             namespace=NAMESPACE,
+            max_age_metadata_seconds="infinity",
             persist_ranges=self.persist[0] if persist_ranges is None else persist_ranges,
         )
         if self.is_other_process:
             leave_process(store)
-        return store
+        return versioned(store) if self.has_versions else store
+
+    def view_of(self, store: CacheStore) -> CacheStore:
+        view = store.with_read_only(read_only=True)
+        return versioned(view) if self.has_versions else view
 
     def reconnect(self) -> None:
         self.writable = self.connect()
         self.store = SyncStoreWrapper(self.writable)
-        self.read_only = self.writable.with_read_only(read_only=True)
+        self.read_only = self.view_of(self.writable)
 
     def new_values(self, sizes: dict[str, int]) -> Items:
         """Bytes that no value before had, and no other place of the same value."""
@@ -592,6 +606,19 @@ def test_any_reader_sees_what_the_source_holds_with_ranges_in_the_file(
     )
 
 
+@PROCESSES
+@pytest.mark.parametrize("persist", [(False, False), (True, True), (True, False)])
+def test_any_reader_sees_what_a_source_with_versions_holds(
+    persist: tuple[bool, bool], is_other_process: bool
+) -> None:
+    run_state_machine_as_test(
+        lambda: Truth(  # type: ignore[arg-type] # any callable
+            1000, is_other_process=is_other_process, persist=persist, has_versions=True
+        ),
+        settings=MANY_OPERATIONS,
+    )
+
+
 @pytest.mark.parametrize("persist", [False, True], ids=["ranges in memory", "ranges in the file"])
 def test_any_reader_sees_what_the_source_holds_of_large_values(
     persist: bool, monkeypatch: pytest.MonkeyPatch
@@ -640,7 +667,11 @@ class Readers:
     def __init__(self, source: Store, path: Path, max_size: int | None) -> None:
         self.writable, self.second = (
             CacheStore(
-                source, cache_store=SqliteStore(path), max_size=max_size, namespace=NAMESPACE
+                source,
+                cache_store=SqliteStore(path),
+                max_size=max_size,
+                namespace=NAMESPACE,
+                max_age_metadata_seconds="infinity",
             )
             for _ in range(2)
         )

@@ -32,7 +32,7 @@ SHELLS = [
     pytest.param([sys.executable, "-m", "sqlite3"], id="python -m sqlite3"),
 ]
 
-SIZES = {"a/c/0": 100, "a/c/1": 2048, "zarr.json": 5 * 2**20}
+SIZES = {"a/c/0": 100, "a/c/1": 2048, "t/c/0": 5 * 2**20}
 
 
 class Shell:
@@ -131,7 +131,7 @@ async def test_the_entries_are_shown_while_the_file_is_open(shell: Shell) -> Non
     assert [line.strip("()',\"") for line in lines] == [
         "era5,a/c/0,value,100 B,100",
         "era5,a/c/1,value,2.0 KiB,2048",
-        "era5,zarr.json,value,5.0 MiB,5242880",
+        "era5,t/c/0,value,5.0 MiB,5242880",
     ]
     assert requests == 0
 
@@ -247,12 +247,12 @@ async def test_a_cache_that_is_emptied_fills_again(shell: Shell, statement: str)
 
 @pytest.mark.parametrize("statement", ["DELETE FROM entry", "DELETE FROM namespace"])
 async def test_writes_work_after_a_cache_was_emptied(shell: Shell, statement: str) -> None:
-    await shell.store.set("zarr.json", buffer(b"before"))
+    await shell.store.set("t/c/0", buffer(b"before"))
     shell.run(statement)
-    await shell.store.set("zarr.json", buffer(b"after"))
+    await shell.store.set("t/c/0", buffer(b"after"))
     shell.source.reset()
 
-    assert await read(shell.store, "zarr.json") == b"after"
+    assert await read(shell.store, "t/c/0") == b"after"
     assert shell.source.requests.total() == 0
 
 

@@ -142,7 +142,7 @@ def test_the_sync_surface_reads_one_version_or_fails(
         store.get_ranges_sync(KEY, RANGES, prototype=PROTOTYPE)
 
 
-def test_a_torn_response_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_response_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = LocalStore(tmp_path)
     file = tmp_path / KEY
     file.parent.mkdir()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import gzip
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import MemoryStore
 
-from tests.fakes import CountingStore, buffer, open_file
+from tests.fakes import CountingStore, buffer, open_file, versioned
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.disk.paths import data_file_of
 from zarr_cache.file import migrate
@@ -41,6 +41,12 @@ RANGES: list[tuple[str, ByteRequest]] = [
     ("other shard", SuffixByteRequest(16)),
 ]
 SHARDS = {"shard": bytes(range(250)) * 400, "other shard": b"shard" * 1000}
+VALIDATORS = {"c/0/0": "e of c/0/0", "c/1/0": "e of c/1/0", "shard": "e of shard"}
+"""Versions of values at the source; those of the others are not known. Since schema 2."""
+
+CONFIRMED: list[tuple[str, ByteRequest | None]] = [("c/1/0", None), ("shard", RANGES[1][1])]
+"""Of these, the source has said later that it still has the version."""
+
 STORED = {"mine/zarr.json": b"stored by hand", "mine/c/0": b"\0" * 70_000}
 
 
@@ -88,14 +94,16 @@ def source() -> CountingStore:
     return CountingStore(MemoryStore({key: buffer(value) for key, value in held.items()}))
 
 
-def cache(path: Path, of: CountingStore) -> CacheStore:
+def cache(path: Path, of: CountingStore, **settings: Any) -> CacheStore:
     """A cache of it in the file."""
     return CacheStore(
         of,
         cache_store=SqliteStore(path),
         namespace="s3://bucket/hierarchy.zarr",
         max_age_absent_seconds="infinity",
+        max_age_metadata_seconds="infinity",
         persist_ranges=True,
+        **settings,
     )
 
 
@@ -132,13 +140,18 @@ def make() -> None:
         with open_file(new.path) as db:
             kept_schema(migrate.newest()).write_text(printed(db), encoding="utf-8")
         path = Path(folder, "cache.sqlite")
-        store = cache(path, source())
+        store = versioned(cache(path, source()), VALIDATORS)
         for key in VALUES:
             store.get_sync(key)
         for key, span in RANGES:
             store.get_sync(key, byte_range=span)
         store.get_sync("absent")
         store.delete_sync("deleted")
+        store.flush()
+        # Everything is stale to this one.
+        later = versioned(cache(path, source(), max_age_seconds=1e-9), VALIDATORS)
+        for confirmed, request in CONFIRMED:
+            later.get_sync(confirmed, byte_range=request)
         stored = SqliteStore(path)
         for key, value in STORED.items():
             stored.set_sync(key, buffer(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -72,6 +73,10 @@ def sharded(command: Command) -> Command:
     root = zarr.open_group(command.folder)
     settings: dict[str, Any] = {"chunks": (10, 10), "shards": (40, 40), "compressors": None}
     root.create_array("sharded", shape=(80, 120), dtype="u1", **settings)[...] = 7
+    for file in command.folder.rglob("c/*/*"):
+        # It was not written just now: then its version would not be known yet.
+        written_at = file.stat().st_mtime - 60
+        os.utime(file, (written_at, written_at))
     return command
 
 
@@ -394,20 +399,20 @@ def test_without_pillow_a_png_is_refused_with_what_to_install(
 
 SLOW = """
 import asyncio, signal, sys
-from zarr.storage import LocalStore
+from zarr_cache.sources.local_reads import LocalStoreReader
 
 # Which is ignored where a shell runs the tests in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-original = LocalStore.get
+original = LocalStoreReader.fetch
 
-async def get(self, key, *arguments, **settings):
+async def fetch(self, key, *arguments, **settings):
     if key.endswith("c/2/0/0"):
         print("reached", flush=True)
         await asyncio.Event().wait()
     return await original(self, key, *arguments, **settings)
 
-LocalStore.get = get
+LocalStoreReader.fetch = fetch
 from zarr_cache.cli import app
 app(sys.argv[1:])
 """

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from zarr_cache.cli.file import existing, opened_to_read
-from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize, Namespace
+from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize, Namespace, parse_age
 from zarr_cache.cli.terminal import (
     count,
     duration,
@@ -17,11 +17,12 @@ from zarr_cache.cli.terminal import (
 )
 from zarr_cache.core import ages
 from zarr_cache.core.byte_range import Span
+from zarr_cache.core.keys import is_metadata
 from zarr_cache.core.sizes import format_size
 from zarr_cache.file.invalidation import Markers
 from zarr_cache.index import evict, lookup
-from zarr_cache.inspect import report
-from zarr_cache.inspect.report import Explanation, RangesExplanation
+from zarr_cache.inspect import explanation, report
+from zarr_cache.inspect.explanation import Explanation, RangesExplanation
 from zarr_cache.inspect.selection import CACHED, Selection
 
 NO_WHOLE_VALUE = "the whole value is not cached: a read of it goes to the source"
@@ -98,13 +99,24 @@ def explain(
     *,
     namespace: Namespace = None,
     max_age: MaxAge = None,
+    max_age_metadata: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_age,
+            metavar="AGE",
+            help="The same for Zarr's metadata, such as zarr.json. By default as --max-age.",
+        ),
+    ] = None,
     max_size: MaxSize = None,
     as_json: Json = False,
 ) -> None:
-    """Show whether a key is cached, since when, and what is evicted before it.
+    """Show whether a key is cached, what the next read of it does, and what is evicted before it.
 
-    Exits with 1 if a read of the whole value would not be served from the file.
+    The ages are settings of a CacheStore, not of the file: without them, what is cached counts as
+    fresh. Exits with 1 if a read of the whole value would ask the source.
     """
+    if max_age_metadata is not None and is_metadata(key):
+        max_age = max_age_metadata
     path = existing(cache_file)
     markers = Markers(path)
     with opened_to_read(path) as connection:
@@ -121,17 +133,17 @@ def explain(
                 _fresh_until(each, fresh_after, now),
                 room,
             )
-            for each in report.explain(connection, key, namespace)
+            for each in explanation.explain(connection, key, namespace)
         ]
         ranges = [
             _ExplainedRanges(
                 each,
-                report.first_ranges(connection, each.namespace, key, MAX_NAMED),
+                explanation.first_ranges(connection, each.namespace, key, MAX_NAMED),
                 markers.is_marked(each.namespace),
                 now,
                 room,
             )
-            for each in report.explain_ranges(connection, key, namespace, fresh_after)
+            for each in explanation.explain_ranges(connection, key, namespace, fresh_after)
         ]
         kinds = (*CACHED, "stored")
         below = report.count_keys(connection, Selection(namespace, f"{key.rstrip('/')}/", kinds))
@@ -154,7 +166,7 @@ def _fresh_until(each: Explanation, fresh_after: int | None, now: int) -> int | 
     # Values stored with SqliteStore have no age, and without --max-age nothing becomes stale.
     if fresh_after is None or each.kind not in CACHED:
         return None
-    return each.stored_at + now - fresh_after
+    return each.as_of + now - fresh_after
 
 
 def _evicted_after(room: int | None, bytes_before: int | None) -> int | None:
@@ -191,12 +203,9 @@ def _lines(explained: _Explained) -> list[str]:
         "stored": f"stored, {format_size(entry.size)}: never evicted",
     }[entry.kind]
     lines = [what, f"since {_moment(entry.stored_at, now)}"]
-    if explained.is_damaged:
-        lines.append("damaged: the next read goes to the source")
-    if explained.is_invalidated:
-        lines.append("a write could not be recorded: the next read goes to the source")
     if entry.kind == "stored":
         return lines
+    lines += _version_lines(entry.validator, entry.confirmed_at, now)
     lines.append(f"last used {_moment(entry.used_at, now)}")
     if explained.fresh_until is not None:
         seconds = (explained.fresh_until - now) / 1e9
@@ -204,13 +213,40 @@ def _lines(explained: _Explained) -> list[str]:
         lines.append(
             f"fresh until {moment}, for {duration(seconds)}"
             if seconds > 0
-            else f"stale since {moment}: the next read goes to the source"
+            else f"stale since {moment}"
         )
+    lines.append(f"the next read {_next_read(explained)}")
     if entry.entries_before is not None and entry.bytes_before is not None:
         lines.append(f"evicted after {_others(entry.entries_before, entry.bytes_before)}")
     if explained.evicted_after is not None:
         lines.append(f"evicted when {format_size(explained.evicted_after)} more are cached")
     return lines
+
+
+def _version_lines(validator: str | None, confirmed_at: int | None, now: int) -> list[str]:
+    lines = [] if validator is None else [f"version {validator}"]
+    if confirmed_at is not None:
+        lines.append(f"the source had this version {_moment(confirmed_at, now)}")
+    return lines
+
+
+def _next_read(explained: _Explained) -> str:
+    """What the next read of the key does, and why."""
+    entry = explained.entry
+    is_stale = explained.fresh_until is not None and explained.fresh_until <= explained.now
+    if explained.is_damaged:
+        return "fetches it: it is damaged"
+    if explained.is_invalidated:
+        return "fetches it: a write to the source could not be recorded"
+    if not is_stale:
+        return "makes no request" + (
+            "" if explained.fresh_until else ", unless it is stale by then"
+        )
+    if entry.kind == "absent":
+        return "asks the source for it: the absence is stale"
+    if entry.validator is None:
+        return "fetches it: it is stale, and its version is not known"
+    return "asks the source whether it has changed, and fetches it if so: it is stale"
 
 
 def _range_lines(key: str, explained: _ExplainedRanges) -> list[str]:
@@ -222,9 +258,12 @@ def _range_lines(key: str, explained: _ExplainedRanges) -> list[str]:
         lines.append(f"  and {more}: zarr-cache ls --kind range --prefix {key}")
     lines.append(f"the oldest since {_moment(ranges.oldest, now)}")
     lines.append(f"the newest since {_moment(ranges.newest, now)}")
+    lines += _version_lines(ranges.validator, ranges.confirmed_at, now)
     lines.append(f"last used {_moment(ranges.used_at, now)}")
     if ranges.stale is not None:
         lines.append(f"{count(ranges.stale, 'of them is', 'of them are')} stale")
+    if ranges.validator is not None:
+        lines.append("others of the value are read only if the source still has this version")
     if explained.is_invalidated:
         lines.append("a write could not be recorded: the next read goes to the source")
     others = _others(ranges.entries_before, ranges.bytes_before)
@@ -253,6 +292,9 @@ def _as_json(explained: _Explained) -> dict[str, object]:
         "stored_at": iso_time(entry.stored_at),
         "used_at": iso_time(entry.used_at),
         "fresh_until": iso_time(explained.fresh_until),
+        "validator": entry.validator,
+        "confirmed_at": iso_time(entry.confirmed_at),
+        "next_read": None if entry.kind in {"stored", "tombstone"} else _next_read(explained),
         "is_damaged": explained.is_damaged,
         "is_invalidated": explained.is_invalidated,
         "is_answer": explained.is_answer,
@@ -272,6 +314,8 @@ def _ranges_as_json(explained: _ExplainedRanges) -> dict[str, object]:
         "newest": iso_time(ranges.newest),
         "stale_entries": ranges.stale,
         "used_at": iso_time(ranges.used_at),
+        "validator": ranges.validator,
+        "confirmed_at": iso_time(ranges.confirmed_at),
         "is_invalidated": explained.is_invalidated,
         "entries_before": ranges.entries_before,
         "bytes_before": ranges.bytes_before,

@@ -1,10 +1,12 @@
 """``zarr-cache warm`` and ``zarr-cache revalidate``."""
 
+import asyncio
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import zarr
+from zarr.core.buffer import default_buffer_prototype
 
 from zarr_cache.cli import source
 from zarr_cache.cli.file import existing
@@ -16,6 +18,7 @@ from zarr_cache.cli.options import (
     parse_size_option,
 )
 from zarr_cache.cli.terminal import fail, print_json, say
+from zarr_cache.core.keys import METADATA
 from zarr_cache.disk.paths import default_path
 from zarr_cache.warming.coverage import source_of
 from zarr_cache.warming.report import WarmPlan, WarmReport
@@ -84,6 +87,7 @@ def warm(
             "persist_ranges": persist_ranges,
         }
         async with source.opened(url, array, path, **settings) as node:
+            await _learn_absences(node)
             try:
                 result = await warm_async(
                     node,
@@ -111,6 +115,20 @@ def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
     if isinstance(result, WarmReport):
         return {**facts, "is_complete": result.is_complete}
     return {**facts, "fits": result.fits}
+
+
+async def _learn_absences(node: zarr.AsyncArray[Any] | zarr.AsyncGroup) -> None:
+    """Read the metadata that zarr requests to find out what is at the root and at the node.
+
+    Most of it is absent. Without a network, that must be known.
+    """
+    folders = {"", f"{node.path}/" if node.path else ""}
+    reads = [
+        node.store.get(f"{folder}{name}", default_buffer_prototype())
+        for folder in folders
+        for name in METADATA
+    ]
+    await asyncio.gather(*reads)
 
 
 def revalidate(

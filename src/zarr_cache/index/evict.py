@@ -91,7 +91,7 @@ WHERE id IN (
     FROM entry
     WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
       AND kind = :kind
-      AND validator IS NULL
+      AND (validator IS NULL) = 1
       AND stored_at <= :expired_after
     ORDER BY stored_at
     LIMIT :limit

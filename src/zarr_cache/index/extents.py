@@ -235,9 +235,10 @@ def release_expired(connection: Connection, now_ns: int) -> None:
         return
     file = data.opened_if_there(connection)
     for number, owner, until in reservations:
-        # A lease that ends far in the future was never given. Without the data file's locks, it is
-        # unknown which processes live.
-        is_lease = 0 < until - now_ns <= 60 * LEASE_NS
+        # A lease that ends far in the future was never given, and on a damaged page, a column may
+        # have another type. Without the data file's locks, it is unknown which processes live.
+        are_integers = type(owner) is type(until) is int
+        is_lease = are_integers and 0 < until - now_ns <= 60 * LEASE_NS
         if not is_lease or (file is not None and not file.is_alive(owner)):
             release(connection, number)
 

@@ -278,7 +278,8 @@ def _fit(
     # As `row._replace` with the columns from `checksum` to `length`, in a third of the time.
     facts = (found.entry, "range", found.size, found.stored_at, row.writes_in_flight)
     state = EntryState._make((*row[:5], *facts, *found[4:13], None, False))
-    if identity_checksum != found.identity_checksum:
+    version = checksum.of_version(found.validator, found.confirmed_at)
+    if identity_checksum ^ version != found.checksum:
         state = state._replace(data=None, is_damaged=True)
     return state, identity_checksum, part
 
@@ -313,8 +314,9 @@ def _facts(
     found = EntryState(*row)
     if found.entry is None:
         return found, 0
-    if not type(found.size) is type(found.stored_at) is int:
-        return found._replace(size=0, stored_at=0, data=None, is_damaged=True), 0
+    if not type(found.size) is type(found.stored_at) is type(found.as_of) is int:
+        found = found._replace(size=0, stored_at=0, confirmed_at=None, data=None)
+        return found._replace(is_damaged=True), 0
     if found.kind == "tombstone":
         return found, 0
     identity_checksum = checksum.of_facts(

@@ -193,11 +193,6 @@ class FoundRange(NamedTuple):
         return self.stored_at if self.confirmed_at is None else self.confirmed_at
 
     @property
-    def identity_checksum(self) -> int:
-        """That which the row claims, without its version."""
-        return self.checksum ^ checksum.of_version(self.validator, self.confirmed_at)
-
-    @property
     def span(self) -> Span:
         """Which bytes it has."""
         return span_of_row(self.start, self.stop, self.size)

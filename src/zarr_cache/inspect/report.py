@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zarr_cache.core.clock import PersistentClock
 from zarr_cache.disk import paths
 from zarr_cache.file import opening
-from zarr_cache.index.ranges import span_of_row
 from zarr_cache.inspect.selection import NOTHING, SELECTED, WITH_BYTES, Amount
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from zarr_cache.core.byte_range import Span
     from zarr_cache.file.connection import Connection
     from zarr_cache.inspect.selection import Selection
 
@@ -61,15 +59,37 @@ LISTS: dict[tuple[Sort, bool], str] = {
     ("used", True): f"{_LIST} ORDER BY entry.used_at, entry.id LIMIT :most",
 }
 
-# The oldest and the newest are at the ends of the index entry_by_age.
+# The oldest and the newest are at the ends of the index entry_by_age, with a validator and without.
 NAMESPACES = """
 SELECT
     namespace.name,
     usage.kind,
     usage.entries,
     usage.bytes,
-    (SELECT min(stored_at) FROM entry WHERE namespace = namespace.id AND kind = usage.kind),
-    (SELECT max(stored_at) FROM entry WHERE namespace = namespace.id AND kind = usage.kind)
+    (
+        SELECT min(
+            (
+                SELECT min(stored_at)
+                FROM entry
+                WHERE namespace = namespace.id
+                  AND kind = usage.kind
+                  AND (validator IS NULL) = has_none.value
+            )
+        )
+        FROM json_each('[0, 1]') AS has_none
+    ),
+    (
+        SELECT max(
+            (
+                SELECT max(stored_at)
+                FROM entry
+                WHERE namespace = namespace.id
+                  AND kind = usage.kind
+                  AND (validator IS NULL) = has_none.value
+            )
+        )
+        FROM json_each('[0, 1]') AS has_none
+    )
 FROM namespace
 JOIN usage ON usage.namespace = namespace.id
 ORDER BY namespace.name
@@ -92,78 +112,9 @@ STALE = """
 SELECT namespace.name, count(*), sum(entry.size)
 FROM entry
 JOIN namespace ON namespace.id = entry.namespace
-WHERE entry.kind IN ('value', 'range') AND entry.stored_at <= :fresh_after
+WHERE entry.kind IN ('value', 'range')
+  AND coalesce(entry.confirmed_at, entry.stored_at) <= :fresh_after
 GROUP BY namespace.id
-"""
-
-# The entries of the key are found in the index of keys, namespace by namespace, and what is evicted
-# before them by a walk along the index entry_by_use.
-EXPLAIN = """
-SELECT
-    namespace.name,
-    entry.kind,
-    entry.size,
-    entry.stored_at,
-    entry.used_at,
-    CASE WHEN entry.kind = 'value' THEN (
-        SELECT count(*)
-        FROM entry AS other
-        WHERE other.ordered_as = 'value'
-          AND (other.used_at, other.id) < (entry.used_at, entry.id)
-    ) END,
-    CASE WHEN entry.kind = 'value' THEN (
-        SELECT coalesce(sum(size), 0)
-        FROM entry AS other
-        WHERE other.ordered_as = 'value'
-          AND (other.used_at, other.id) < (entry.used_at, entry.id)
-    ) END
-FROM namespace
-CROSS JOIN entry ON entry.namespace = namespace.id AND entry.key = :key AND entry.start = -1
-WHERE :namespace IS NULL OR namespace.name = :namespace
-ORDER BY namespace.name
-"""
-
-EXPLAIN_RANGES = """
-SELECT
-    namespace,
-    entries,
-    bytes,
-    oldest,
-    newest,
-    stale,
-    used_at,
-    (SELECT count(*) FROM entry WHERE ordered_as = 'value' AND used_at < first_used_at),
-    (
-        SELECT coalesce(sum(size), 0)
-        FROM entry
-        WHERE ordered_as = 'value' AND used_at < first_used_at
-    )
-FROM (
-    SELECT
-        namespace.name AS namespace,
-        count(*) AS entries,
-        sum(entry.size) AS bytes,
-        min(entry.stored_at) AS oldest,
-        max(entry.stored_at) AS newest,
-        sum(entry.stored_at <= :fresh_after) AS stale,
-        max(entry.used_at) AS used_at,
-        min(entry.used_at) AS first_used_at
-    FROM namespace
-    CROSS JOIN entry ON entry.namespace = namespace.id AND entry.key = :key AND entry.start <> -1
-    WHERE :namespace IS NULL OR namespace.name = :namespace
-    GROUP BY namespace.id
-)
-ORDER BY namespace
-"""
-
-FIRST_RANGES = """
-SELECT start, stop, size
-FROM entry
-WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-  AND key = :key
-  AND start <> -1
-ORDER BY start
-LIMIT :most
 """
 
 
@@ -185,44 +136,6 @@ class Listed(NamedTuple):
     size: int
     stored_at: int
     used_at: int
-
-
-class Explanation(NamedTuple):
-    """The row of a key and, of a value, how much would be evicted before it."""
-
-    namespace: str
-    kind: str
-    size: int
-    stored_at: int
-    used_at: int
-    entries_before: int | None
-    bytes_before: int | None
-
-
-class RangesExplanation(NamedTuple):
-    """The ranges of a key in one namespace, together.
-
-    Attributes
-    ----------
-    oldest, newest
-        Times of the first and the last request for them.
-    stale
-        How many of them are stale; None if no age was given.
-    used_at
-        Time of the last use of any of them.
-    entries_before, bytes_before
-        How much would be evicted before the least recently used of them.
-    """
-
-    namespace: str
-    entries: int
-    bytes: int
-    oldest: int
-    newest: int
-    stale: int | None
-    used_at: int
-    entries_before: int
-    bytes_before: int
 
 
 class NamespaceReport(NamedTuple):
@@ -335,27 +248,3 @@ def count_keys(connection: Connection, selection: Selection) -> int:
 def amount(connection: Connection, selection: Selection) -> Amount:
     """How much is selected."""
     return Amount(*connection.execute(COUNT, selection.parameters()).fetchone())
-
-
-def explain(connection: Connection, key: str, namespace: str | None) -> list[Explanation]:
-    """The row of the key in each namespace that has one, without its ranges."""
-    parameters = {"key": key, "namespace": namespace}
-    return [Explanation(*row) for row in connection.execute(EXPLAIN, parameters)]
-
-
-def explain_ranges(
-    connection: Connection, key: str, namespace: str | None, fresh_after: int | None
-) -> list[RangesExplanation]:
-    """The ranges of the key in each namespace that has some.
-
-    A range stored at `fresh_after` or earlier is stale.
-    """
-    parameters = {"key": key, "namespace": namespace, "fresh_after": fresh_after}
-    return [RangesExplanation(*row) for row in connection.execute(EXPLAIN_RANGES, parameters)]
-
-
-def first_ranges(connection: Connection, namespace: str, key: str, most: int) -> list[Span]:
-    """The first ranges of the key: the end of a value of unknown size, then by their start."""
-    parameters = {"namespace": namespace, "key": key, "most": most}
-    rows = connection.execute(FIRST_RANGES, parameters)
-    return [span_of_row(*row) for row in rows]

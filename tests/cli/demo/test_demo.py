@@ -82,11 +82,16 @@ def test_a_warm_cache_makes_no_request_and_neither_does_a_new_process(
     assert all(readings[name].hits > 0 for name in WARM)
 
 
-def test_a_cold_cache_requests_what_no_cache_does(
+def test_a_cold_cache_fetches_what_no_cache_does_and_asks_for_the_versions_of_metadata(
     readings: dict[str, Reading],
 ) -> None:
-    assert readings["cold cache"].traffic == readings["no cache"].traffic
-    assert readings["cold cache"].traffic != Traffic()
+    cold, plain = readings["cold cache"].traffic, readings["no cache"].traffic
+    assert cold is not None
+    assert plain is not None
+
+    assert plain != Traffic()
+    # A HEAD for each of zarr.json, .zarray and .zattrs, and fsspec's GET where that finds nothing.
+    assert cold - plain == Traffic(requests=3 + 2)
 
 
 def test_every_reading_returns_the_scan(tmp_path: Path, readings: dict[str, Reading]) -> None:
