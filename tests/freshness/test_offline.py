@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from typer.testing import CliRunner
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
-from tests.fakes import PROTOTYPE, buffer, read, read_ranges, restart
+from tests.fakes import PROTOTYPE, buffer, end_everything, read, read_ranges, restart, values
 from tests.freshness.origins import SIZE, HttpOrigin, caching, over_local_store, version
 from zarr_cache import CacheStore, OfflineError, SqliteStore, warm
+from zarr_cache.cli import app
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,3 +255,24 @@ def test_a_window_that_was_read_is_read_again_when_the_network_is_gone(
     assert np.array_equal(array[4:12, 4:12], data[4:12, 4:12])
     with pytest.raises((OfflineError, ExceptionGroup)):
         array[20:24, 20:24]
+
+
+@pytest.mark.parametrize("path_in_store", ["", "t"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_the_command_has_warmed_is_opened_without_its_format(
+    tmp_path: Path, path: Path, zarr_format: Any, path_in_store: str
+) -> None:
+    root = tmp_path / "source"
+    group = zarr.create_group(LocalStore(root), zarr_format=zarr_format)
+    group.create_array("t", data=np.arange(20), chunks=(5,))
+    command = ["warm", str(root), "--cache-file", str(path), "--array", path_in_store]
+    warmed = CliRunner().invoke(app, command)
+    assert warmed.exit_code == 0, warmed.output
+    end_everything()
+    root.rename(tmp_path / "elsewhere")
+    store = CacheStore(
+        LocalStore(root, read_only=True), cache_store=SqliteStore(path), offline=True
+    )
+
+    assert values(zarr.open(store, mode="r", path="t")) == list(range(20))
+    assert isinstance(zarr.open(store, mode="r"), zarr.Group)
