@@ -144,13 +144,13 @@ class Versions:
     def begin(self, namespace: str, key: str, request: ByteRequest | None) -> None:
         """Record that the reader asks for this range.
 
-        One who asks once more for the first one, such as the index of a shard, begins anew: it has
-        no use for what it was served before.
+        One who asks for the first one once more, such as the index of a shard, begins anew: it has
+        no use for what was served before. Others that have ranges of that are known themselves.
         """
-        own = self._of_reader()
-        served = own.get(namespace, key)
-        if served is not None and served.first == request:
-            own.discard(namespace, key)
+        for each in (self._of_reader(), self._served):
+            served = each.get(namespace, key)
+            if served is not None and served.first == request:
+                each.discard(namespace, key)
 
     def serve(
         self, namespace: str, key: str, request: ByteRequest | None, validator: str, now_ns: int
