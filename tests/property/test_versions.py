@@ -31,6 +31,7 @@ from tests.fakes import (
     restart,
 )
 from tests.freshness.origins import over_local_store
+from tests.freshness.tasks import Task
 from zarr_cache import CacheStore, SourceChangedError, SqliteStore
 from zarr_cache.core import clock
 from zarr_cache.warming.revalidate import check
@@ -109,6 +110,25 @@ ANY_READER = st.sampled_from(list(READERS))
 SOME_RANGES = st.lists(st.sampled_from(RANGES), min_size=1, max_size=3)
 
 
+class Place(NamedTuple):
+    """A reader of a value: the thread of the test, or a task in one of the processes."""
+
+    process: int
+    is_thread: bool
+    key: str
+
+
+class Window(NamedTuple):
+    """The version of which the reader has parts, since when, and with which it began.
+
+    If it asks for that once more, it begins anew.
+    """
+
+    number: int
+    at: float
+    first: ByteRequest
+
+
 class Change(NamedTuple):
     """What the source has from this time on: the number and the size of a version, or nothing."""
 
@@ -142,10 +162,10 @@ class Versions(RuleBasedStateMachine):
         self.now = 0.0
         self.changes: dict[str, list[Change]] = {}
         self.number = 0
-        # By process and key: the version of which a range was served, and when.
-        self.windows: dict[tuple[int, str], tuple[int, float]] = {}
-        # By process and key: how many changes there were when it was last told of one.
-        self.told: dict[tuple[int, str], int] = {}
+        self.windows: dict[Place, Window] = {}
+        # How many changes there were when the reader was last told of one.
+        self.told: dict[Place, int] = {}
+        self.tasks: dict[int, Task] = {}
         self.stores: dict[str, CacheStore] = {}
         for process in (0, 1):
             self.start(process)
@@ -158,8 +178,12 @@ class Versions(RuleBasedStateMachine):
         self.stores |= begun
         for store in begun.values():
             leave_process(store)
-        for key in KEYS:
-            self.windows.pop((process, key), None)
+        self.forget_windows(process)
+        self.tasks[process] = Task()
+
+    def forget_windows(self, process: int) -> None:
+        """Let no reader of the process have a part of a value."""
+        self.windows = {at: each for at, each in self.windows.items() if at.process != process}
 
     def connect(self, reader: Reader) -> CacheStore:
         return CacheStore(
@@ -175,6 +199,8 @@ class Versions(RuleBasedStateMachine):
             sync(read(store, KEYS[0]))  # so that there is a file
         stats = [store.cache_stats() for store in self.stores.values()]
         restart(*self.stores.values())
+        for task in self.tasks.values():
+            task.end()
         with self.cleanup:
             assert_accounts(self.path)
         assert {(each["faults"], each["damaged"]) for each in stats} == {(0, 0)}
@@ -213,13 +239,13 @@ class Versions(RuleBasedStateMachine):
     def restart(self, process: int) -> None:
         own = [self.stores[name] for name, each in READERS.items() if each.process == process]
         restart(*own)
+        self.tasks[process].end()
         self.start(process)
 
     @rule(name=ANY_READER)
     def clear_cache(self, name: str) -> None:
         sync(self.stores[name].clear_cache())
-        for key in KEYS:
-            self.windows.pop((READERS[name].process, key), None)
+        self.forget_windows(READERS[name].process)
 
     @rule(name=ANY_READER, dry_run=st.booleans())
     def revalidate(self, name: str, dry_run: bool) -> None:
@@ -227,8 +253,7 @@ class Versions(RuleBasedStateMachine):
 
         assert report.without_validator == 0
         if not dry_run:
-            for key in KEYS:
-                self.windows.pop((READERS[name].process, key), None)
+            self.forget_windows(READERS[name].process)
 
     # What is read
 
@@ -277,13 +302,15 @@ class Versions(RuleBasedStateMachine):
 
     def compare(self, name: str, key: str, requests: Sequence[ByteRequest], method: str) -> None:
         reader = READERS[name]
-        place = (reader.process, key)
-        outcome = self.ask(self.stores[name], key, requests, method)
+        place = Place(reader.process, method.endswith("sync"), key)
+        window = self.windows.pop(place, None)
+        if window is not None and (window.first == requests[0] or window.at < self.now - WINDOW):
+            window = None
+        outcome = self.ask(self.stores[name], self.tasks[reader.process], key, requests, method)
         if outcome.is_changed:
             assert self.told.get(place, 1) < len(self.changes[key]), "told of a change once more"
             self.told[place] = len(self.changes[key])
         if outcome.is_changed or outcome.is_absent:
-            self.windows.pop(place, None)
             return
         numbers = {number for part in outcome.parts for number in part}
         if not numbers:
@@ -294,19 +321,21 @@ class Versions(RuleBasedStateMachine):
         lengths = [len(part) for part in outcome.parts]
         assert lengths == [length_of(request, size) for request in requests]
         assert number in self.numbers_since(key, reader.age_of(key))
-        served, at = self.windows.get(place, (number, self.now))
-        assert served == number or at < self.now - WINDOW, "parts of two versions"
-        self.windows[place] = (number, self.now)
+        first = requests[0] if window is None else window.first
+        self.windows[place] = Window(number, self.now, first)
+        assert window is None or window.number == number, "parts of two versions"
 
-    def ask(self, store: Any, key: str, requests: Sequence[ByteRequest], method: str) -> Outcome:
+    def ask(
+        self, store: Any, task: Task, key: str, requests: Sequence[ByteRequest], method: str
+    ) -> Outcome:
         try:
             match method:
                 case "get":
-                    found = [sync(read(store, key, each)) for each in requests]
+                    found = [task(read(store, key, each)) for each in requests]
                 case "get_sync":
                     found = [store.get_sync(key, byte_range=each) for each in requests]
                 case "get_ranges":
-                    found = sync(read_ranges(store, key, requests))
+                    found = task(read_ranges(store, key, requests))
                 case _:
                     pieces = dict(store.get_ranges_sync(key, requests, prototype=PROTOTYPE))
                     found = [pieces[number] for number in range(len(requests))]
