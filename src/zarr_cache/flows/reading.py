@@ -8,7 +8,7 @@ from zarr.core.buffer import cpu
 
 from zarr_cache.backend.versions import Sent
 from zarr_cache.core import byte_range
-from zarr_cache.core.buffers import to_buffer, to_lasting_array
+from zarr_cache.core.buffers import to_buffer, to_lasting_array, to_prototype
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import call_async
 from zarr_cache.core.single_flight import Flight
@@ -395,10 +395,3 @@ def _known_ranges(view: SourceView, key: str, result: LookupResult) -> KnownRang
     except CacheError as error:
         view.faults.note(error)
         return KnownRanges(has_any=False, size=None)
-
-
-def to_prototype(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
-    """The buffer as one of the class that the caller asked for."""
-    if buffer is None or isinstance(buffer, prototype.buffer):
-        return buffer
-    return prototype.buffer.from_buffer(buffer)
