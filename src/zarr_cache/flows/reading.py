@@ -10,13 +10,11 @@ from zarr_cache.backend.versions import Sent
 from zarr_cache.core import byte_range
 from zarr_cache.core.buffers import to_buffer, to_lasting_array, to_prototype
 from zarr_cache.core.errors import CacheError
-from zarr_cache.core.flow import call_async
 from zarr_cache.core.single_flight import Flight
 from zarr_cache.flows import evict, fetching, ranges, versions
 from zarr_cache.flows.versions import Kept
 from zarr_cache.flows.view import LookupResult, read_after
 from zarr_cache.index.admit import Response
-from zarr_cache.index.listing import KnownRanges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -339,59 +337,3 @@ def _admit_value(
         yield from view.values.forget(
             view.namespace, key, revision, asked_at, with_ranges=data is None
         )
-
-
-def exists(view: SourceView, key: str) -> Flow[bool]:
-    """Whether there is such a key.
-
-    An absence is not admitted: fsspec's ``exists`` and ``info`` also report one for a server that
-    is down. Only ``get`` distinguishes the two.
-    """
-    result = yield from lookup(view, key, with_data=False)
-    if result is not None:
-        if _is_cached(result) or _known_ranges(view, key, result).has_any:
-            view.count_hit(b"")
-            return True
-        if serve_absence(view, key, result):
-            return False
-    view.refuse_if_offline(key)
-    exists: bool = yield from call_async(view.source, lambda source: source.exists(key))
-    view.count_miss()
-    return exists
-
-
-def getsize(view: SourceView, key: str) -> Flow[int]:
-    """Bytes of the value.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such key, by the cache or by the source. As in `exists`, it is not admitted.
-    """
-    result = yield from lookup(view, key, with_data=False)
-    if result is not None:
-        is_cached = _is_cached(result)
-        size = result.state.size if is_cached else _known_ranges(view, key, result).size
-        if size is not None:
-            view.count_hit(b"")
-            return size
-        if serve_absence(view, key, result):
-            raise FileNotFoundError(key)
-    view.refuse_if_offline(key)
-    view.count_miss()
-    size_in_source: int = yield from call_async(view.source, lambda source: source.getsize(key))
-    return size_in_source
-
-
-def _is_cached(result: LookupResult) -> bool:
-    state = result.state
-    return state.kind == "value" and result.may_serve(state.validator, state.as_of)
-
-
-def _known_ranges(view: SourceView, key: str, result: LookupResult) -> KnownRanges:
-    """What the fresh ranges of the key show; nothing if the cache fails."""
-    try:
-        return view.values.known_ranges(view.namespace, key, result.state, result.read_after)
-    except CacheError as error:
-        view.faults.note(error)
-        return KnownRanges(has_any=False, size=None)
