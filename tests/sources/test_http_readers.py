@@ -401,3 +401,22 @@ def test_a_key_that_is_no_end_of_a_url_has_the_validator_of_its_bytes(
 
     assert data is not None
     assert fetched.validator == etags[data]
+
+
+def test_an_absent_key_is_not_asked_for_once_more_after_a_404(
+    server: VersionedServer, fsspecs: Store
+) -> None:
+    found = sync(reader_for(fsspecs).fetch("no such key"))
+
+    assert found == Fetched(None, None)
+    # The GET is of fsspec's `_info`, which has no HEAD to go by.
+    assert server.by_method() == {"HEAD": 1, "GET": 1}
+
+
+def test_a_server_that_is_down_is_asked_for_the_bytes(
+    server: VersionedServer, fsspecs: Store
+) -> None:
+    server.fault = HTTPStatus.SERVICE_UNAVAILABLE
+
+    with pytest.raises(Exception, match="503"):
+        sync(reader_for(fsspecs).fetch("no such key"))

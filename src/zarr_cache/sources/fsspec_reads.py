@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr.core.buffer import cpu
@@ -140,28 +141,33 @@ class FileSystemReader(SourceReader):
         with_version: bool = True,
     ) -> Fetched:
         """The bytes and their validator: see `SourceReader.fetch`."""
-        validator = None
+        validator, is_absent = None, False
         if with_version or unless is not None or only is not None:
-            validator = await self._version_or_none(key)
+            validator, is_absent = await self._version_or_none(key)
         if unless is not None and validator == unless:
             return Fetched(None, unless, is_unchanged=True)
         if only is not None and validator not in {None, only}:
             raise ChangedError(key, only)
-        buffer = await self._source.get(key, cpu.buffer_prototype, request)
+        buffer = None
+        if not is_absent:
+            buffer = await self._source.get(key, cpu.buffer_prototype, request)
         if only is not None and (buffer is None or validator is None):
             raise ChangedError(key, only)
         return Fetched(buffer, validator if buffer is not None else None)
 
-    async def _version_or_none(self, key: str) -> str | None:
-        """The validator; None whatever the file system says instead.
+    async def _version_or_none(self, key: str) -> tuple[str | None, bool]:
+        """The validator, and whether an HTTP server has said that there is no such key.
 
-        A server may refuse ``HEAD`` and send the bytes. And fsspec's HTTP says "no such file" of a
-        server that is down as well. So the request for the bytes decides.
+        None whatever the file system says instead. A server may refuse ``HEAD`` and send the bytes.
+        And fsspec's HTTP says "no such file" of a server that is down as well. So the request for
+        the bytes decides, unless the error is a 404 in the end.
         """
         try:
-            return await self._version(key)
-        except Exception:  # noqa: BLE001 - each file system has errors of its own
-            return None
+            return await self._version(key), False
+        except Exception as error:  # noqa: BLE001 - each file system has errors of its own
+            status = getattr(error.__cause__, "status", None)
+            is_absent = isinstance(error, FileNotFoundError) and status == HTTPStatus.NOT_FOUND
+            return None, is_absent and FileNotFoundError in self._source.allowed_exceptions
 
     async def _version(self, key: str) -> str | None:
         file_system, path = _place(self._source, key)
