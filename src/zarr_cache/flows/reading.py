@@ -79,8 +79,8 @@ def lookup(
                 view.statistics.add(damaged=1)
                 yield from values.discard(state)
                 state = state._replace(entry=None, kind=None, data=None, is_damaged=False)
-            is_ahead = state.entry is not None and state.stored_at > now
-            if is_ahead and values.clock().catch_up(state.stored_at):
+            is_ahead = state.entry is not None and state.as_of > now
+            if is_ahead and values.clock().catch_up(state.as_of):
                 # With the earlier time, the entry would be fresh for too long.
                 continue
             max_size = view.settings.max_size
@@ -249,9 +249,8 @@ def _ask(
         stale = fetching.serve_stale(view, key, result, kept, error)
         if stale is None:
             raise
+        # Not for those who wait: they may not accept a stale one.
         (buffer,) = stale
-        validator = None if kept.found is None else kept.found.validator
-        flight.complete(Sent(buffer, validator))
         return buffer
     if fetched.is_unchanged and kept.found is not None:
         if request is not None:
