@@ -56,7 +56,7 @@ KEYS = ["a/c/0", "a/c/1", "a/zarr.json"]
 SIZES = [120, 200]
 MAX_SIZE = 500
 AGE, METADATA_AGE, ABSENT_AGE = 100.0, 10.0, 60.0
-WINDOW = 60.0
+WINDOW = 45.0
 """A reader asks for the next range of a value within so many seconds."""
 
 FOR_EVER = 10.0**9
@@ -225,7 +225,7 @@ class Versions(RuleBasedStateMachine):
             self.origin.delete(key)
             self.changes[key].append(Change(self.now, None))
 
-    @rule(seconds=st.sampled_from([0.5, METADATA_AGE + 1, 59.0, 61.0, AGE + 1]))
+    @rule(seconds=st.sampled_from([0.5, METADATA_AGE + 1, 44.0, 61.0, AGE + 1]))
     def let_time_pass(self, seconds: float) -> None:
         self.held.step(seconds)
         self.now += seconds
