@@ -12,7 +12,8 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.sync import sync
 
 from tests.fakes import read, read_ranges, restart
-from tests.freshness.origins import NAMESPACE, caching, version
+from tests.freshness.origins import NAMESPACE, caching, over_http, version
+from tests.sources.http_server import through_obstore
 from zarr_cache import CacheWarning, SourceChangedError
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ FAULTS: dict[str, Any] = {
 def fault(request: pytest.FixtureRequest) -> Any:
     """How the server fails."""
     return request.param
+
+
+@pytest.fixture
+def obstore() -> Iterator[HttpOrigin]:
+    """Values of the HTTP server, through obstore."""
+    with over_http(through_obstore, asks_first=False) as origin:
+        yield origin
 
 
 @pytest.fixture(params=[False, True], ids=["in memory", "persisted"])
@@ -111,6 +119,31 @@ def test_what_is_staler_than_that_is_not_served(
         ask(cache)
     assert not isinstance(raised.value, SourceChangedError)
     assert stale_served(cache) == 0
+
+
+def test_existence_and_size_are_those_of_what_is_stale_by_a_little(
+    obstore: HttpOrigin, path: Path, held_time: HeldTime, fault: Any
+) -> None:
+    # fsspec says "no such file" of a server that is down as well, which is no failure.
+    obstore.put(CHUNK, version(1))
+    cache = caching(obstore, path, max_age_seconds=AGE, stale_if_error_seconds=LONGER)
+    assert [sync(read(cache, key)) for key in (CHUNK, ABSENT)] == [version(1), None]
+    held_time.step(AGE + 1)
+    obstore.server.fault = fault
+
+    with pytest.warns(CacheWarning, match="the source fails"):
+        assert sync(cache.exists(CHUNK))
+    assert sync(cache.getsize(CHUNK)) == len(version(1))
+    assert not sync(cache.exists(ABSENT))
+    with pytest.raises(FileNotFoundError):
+        sync(cache.getsize(ABSENT))
+    assert stale_served(cache) == 4
+    held_time.step(LONGER)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - an error of the client
+        sync(cache.exists(CHUNK))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the same
+        sync(cache.getsize(CHUNK))
+    assert stale_served(cache) == 4
 
 
 def test_an_absence_is_no_failure(http: HttpOrigin, cache: CacheStore) -> None:
