@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import zarr
 from zarr.storage import MemoryStore
 
-from tests.fakes import restart
+from tests.fakes import restart, values
 from tests.freshness.origins import caching
 from zarr_cache import SourceChangedError
 
@@ -73,18 +74,13 @@ def test_a_window_of_a_shard_that_was_replaced_is_of_one_version(
         cache = caching(origin, path, **settings)
 
     # Where the version is asked for first, nothing of the earlier one is served any more.
-    is_told = is_restarted and (origin.asks_first or not persist)
-    for _ in range(2):
-        try:
-            found = read(cache, others[0])
-        except (SourceChangedError, ExceptionGroup) as error:
-            assert is_change(error)
-            assert not is_told
-            is_told = True
-    assert is_told
-    assert found.tolist() == TWO[others[0]].tolist()
-    assert [read(cache, each).tolist() for each in WINDOWS] == [
-        TWO[each].tolist() for each in WINDOWS
+    is_mixed = not is_restarted or (persist and not origin.asks_first)
+    with pytest.raises((SourceChangedError, ExceptionGroup)) if is_mixed else nullcontext() as told:
+        read(cache, others[0])
+    assert told is None or is_change(told.value)
+    windows = [others[0], *WINDOWS]
+    assert [read(cache, each).tolist() for each in windows] == [
+        TWO[each].tolist() for each in windows
     ]
     restart(cache)
 
@@ -104,7 +100,7 @@ def test_a_version_is_asked_for_once_a_process_and_once_the_age_of_metadata_has_
     for seconds in (0, 0, METADATA_AGE + 1, METADATA_AGE - 1):
         held_time.step(seconds)
         origin.reset()
-        assert array[0:8, 0:8].tolist() == ONE[0:8, 0:8].tolist()
+        assert values(array, np.s_[0:8, 0:8]) == ONE[0:8, 0:8].tolist()
         asked.append(origin.asked().requests)
 
     # A response of obstore's tells its version, and nothing is missing here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from tests.fakes import (
     restart,
 )
 from tests.freshness.origins import caching, settle, version
+from tests.freshness.tasks import Task
 from zarr_cache import CacheStore, SourceChangedError, SqliteStore
 
 if TYPE_CHECKING:
@@ -248,52 +248,25 @@ def test_a_caller_who_replaces_a_value_reads_parts_of_it_without_an_error(
     assert [get(cache, each) for each in (SECOND, FIRST)] == [TWO] * 2
 
 
-class Task:
-    """A task that makes one call after another, as the test says."""
-
-    def __init__(self) -> None:
-        self._calls: asyncio.Queue[Any] = asyncio.Queue()
-        self._task = asyncio.create_task(self._work())
-
-    async def _work(self) -> None:
-        while True:
-            call, outcome = await self._calls.get()
-            try:
-                outcome.set_result(await call)
-            except (SourceChangedError, ExceptionGroup) as error:
-                outcome.set_result(type(error))
-
-    async def __call__(self, call: Any) -> object:
-        outcome = asyncio.get_running_loop().create_future()
-        self._calls.put_nowait((call, outcome))
-        return await outcome
-
-    def end(self) -> None:
-        self._task.cancel()
-
-
 @pytest.mark.parametrize("missing", [SECOND, THIRD], ids=["the same part", "another part"])
 def test_every_task_that_has_a_part_of_the_earlier_version_is_told(
     origin: Origin, cache: Store, held_time: HeldTime, missing: RangeByteRequest
 ) -> None:
-    async def work() -> list[object]:
-        one, other = Task(), Task()
-        assert await one(read(cache, KEY, FIRST)) == ONE
-        assert await other(read_ranges(cache, KEY, [FIRST])) == [ONE]
-        origin.put(KEY, version(2))
-        held_time.step(METADATA_AGE + 1)
-        found = [
-            await one(read(cache, KEY, SECOND)),
-            await one(read(cache, KEY, FIRST)),
-            await one(read(cache, KEY, SECOND)),
-            await other(read_ranges(cache, KEY, [missing])),
-            await other(read_ranges(cache, KEY, [FIRST, missing])),
-        ]
-        one.end()
-        other.end()
-        return found
+    one, other = Task(), Task()
+    assert one(read(cache, KEY, FIRST)) == ONE
+    assert other(read_ranges(cache, KEY, [FIRST])) == [ONE]
+    origin.put(KEY, version(2))
+    held_time.step(METADATA_AGE + 1)
+    with pytest.raises(SourceChangedError):
+        one(read(cache, KEY, SECOND))
+    assert [one(read(cache, KEY, each)) for each in (FIRST, SECOND)] == [TWO, TWO]
 
-    assert sync(work()) == [SourceChangedError, TWO, TWO, ExceptionGroup, [TWO, TWO]]
+    with pytest.raises(ExceptionGroup) as told:
+        other(read_ranges(cache, KEY, [missing]))
+    assert [type(each) for each in told.value.exceptions] == [SourceChangedError]
+    assert other(read_ranges(cache, KEY, [FIRST, missing])) == [TWO, TWO]
+    one.end()
+    other.end()
 
 
 def test_a_thread_that_begins_anew_may_have_the_later_version(

@@ -124,22 +124,35 @@ class Versions:
         # Once more for each thread or task: of several that have ranges of an earlier version, one
         # finds that it has changed, and each must be told. They are forgotten as they end.
         self._lock = threading.Lock()
-        self._readers: weakref.WeakKeyDictionary[object, RecentKeys[Served]]
-        self._readers = weakref.WeakKeyDictionary()
+        self._of_thread = threading.local()
+        self._of_tasks: weakref.WeakKeyDictionary[object, RecentKeys[Served]]
+        self._of_tasks = weakref.WeakKeyDictionary()
+        self._readers: weakref.WeakSet[RecentKeys[Served]] = weakref.WeakSet()
 
     def _of_reader(self) -> RecentKeys[Served]:
         """What was served to the thread or the task that calls."""
         task = None if running_loop() is None else asyncio.current_task()
-        reader = task or threading.current_thread()
-        with self._lock:
-            found = self._readers.get(reader)
+        if task is None:
+            found: RecentKeys[Served] | None = getattr(self._of_thread, "served", None)
             if found is None:
-                found = self._readers[reader] = RecentKeys(MAX_KEYS_OF_READER)
+                found = self._of_thread.served = self._new_reader()
+            return found
+        found = self._of_tasks.get(task)
+        if found is None:
+            found = self._new_reader()
+            with self._lock:
+                self._of_tasks[task] = found
         return found
+
+    def _new_reader(self) -> RecentKeys[Served]:
+        reader: RecentKeys[Served] = RecentKeys(MAX_KEYS_OF_READER)
+        with self._lock:
+            self._readers.add(reader)
+        return reader
 
     def _of_readers(self) -> list[RecentKeys[Served]]:
         with self._lock:
-            return list(self._readers.values())
+            return list(self._readers)
 
     def begin(self, namespace: str, key: str, request: ByteRequest | None) -> None:
         """Record that the reader asks for this range.
@@ -156,12 +169,15 @@ class Versions:
         self, namespace: str, key: str, request: ByteRequest | None, validator: str, now_ns: int
     ) -> None:
         """Record that a range of this version is served."""
-        served = Served(validator, now_ns, request)
-        self._served.set(namespace, key, served)
         own = self._of_reader()
         before = own.get(namespace, key)
+        first = request
         if before is not None and before.validator == validator:
-            served = served._replace(first=before.first)
+            if before.at > now_ns - SERVED_NS // 4:
+                return
+            first = before.first
+        served = Served(validator, now_ns, first)
+        self._served.set(namespace, key, served)
         own.set(namespace, key, served)
 
     def served(self, namespace: str, key: str, now_ns: int) -> str | None:

@@ -21,7 +21,7 @@ from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core import ages, sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run, run_async
-from zarr_cache.flows import evict, reading, reading_ranges, writing
+from zarr_cache.flows import evict, existence, reading, reading_ranges, writing
 from zarr_cache.flows.view import Settings, view_of
 from zarr_cache.sources.names import name_of
 
@@ -335,11 +335,11 @@ class CacheStore(CacheInfo, ManyKeys):
 
     async def exists(self, key: str) -> bool:
         """Whether there is such a key, by a fresh entry or by the source."""
-        return await run_async(reading.exists(self._view, key))
+        return await run_async(existence.exists(self._view, key))
 
     async def getsize(self, key: str) -> int:
         """Bytes of the value, by a fresh entry or by the source."""
-        return await run_async(reading.getsize(self._view, key))
+        return await run_async(existence.getsize(self._view, key))
 
     @property
     def _supports_sync_io(self) -> bool:

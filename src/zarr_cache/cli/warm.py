@@ -118,11 +118,14 @@ def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
 
 
 async def _learn_absences(node: zarr.AsyncArray[Any] | zarr.AsyncGroup) -> None:
-    """Read the metadata that zarr requests to find out what is at the root and at the node.
+    """Read the metadata that zarr requests to find out what is at the root, at the node and below.
 
     Most of it is absent. Without a network, that must be known.
     """
-    folders = {"", f"{node.path}/" if node.path else ""}
+    root = f"{node.path}/" if node.path else ""
+    folders = {"", root}
+    if isinstance(node, zarr.AsyncGroup):
+        folders |= {f"{root}{name}/" async for name, _ in node.members(max_depth=None)}
     reads = [
         node.store.get(f"{folder}{name}", default_buffer_prototype())
         for folder in folders

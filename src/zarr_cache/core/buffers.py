@@ -115,3 +115,10 @@ class _Lent:
     def __release_buffer__(self, view: memoryview) -> None:
         view.release()
         self._take_back(self._block)
+
+
+def to_prototype(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
+    """The buffer as one of the class that the caller asked for."""
+    if buffer is None or isinstance(buffer, prototype.buffer):
+        return buffer
+    return prototype.buffer.from_buffer(buffer)

@@ -8,6 +8,7 @@ detect damage, not malice: a program that can write to the file can compute them
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
@@ -42,6 +43,8 @@ def of_facts(namespace: str, key: str, kind: str, size: int, stored_at: int) -> 
     return xxh3_64_intdigest(claim.encode(errors="surrogatepass")) >> 1
 
 
+# Ranges of a value are looked up together, and have one version.
+@lru_cache(maxsize=256)
 def of_version(validator: str | None, confirmed_at: int | None) -> int:
     """What the validator of an entry, and when it was confirmed, change of the checksum of its row.
 

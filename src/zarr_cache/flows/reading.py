@@ -8,15 +8,13 @@ from zarr.core.buffer import cpu
 
 from zarr_cache.backend.versions import Sent
 from zarr_cache.core import byte_range
-from zarr_cache.core.buffers import to_buffer, to_lasting_array
+from zarr_cache.core.buffers import to_buffer, to_lasting_array, to_prototype
 from zarr_cache.core.errors import CacheError
-from zarr_cache.core.flow import call_async
 from zarr_cache.core.single_flight import Flight
 from zarr_cache.flows import evict, fetching, ranges, versions
 from zarr_cache.flows.versions import Kept
 from zarr_cache.flows.view import LookupResult, read_after
 from zarr_cache.index.admit import Response
-from zarr_cache.index.listing import KnownRanges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +154,9 @@ def _may_serve_range(
     """
     if state.data is None or not result.may_serve(state.validator, state.as_of):
         return False
-    if not (yield from versions.is_current(view, key, result, state.validator)):
+    reader = view.reader
+    is_asked_first = reader is not None and not reader.can_match
+    if is_asked_first and not (yield from versions.is_current(view, key, result, state.validator)):
         return False
     versions.check_served(view, key, request, result, state.validator)
     return True
@@ -237,10 +237,11 @@ def _ask(
     What is cached is served if the source confirms it, or fails and it may be stale.
     """
     kept = Kept()
-    try:
-        kept = yield from versions.find_kept(view, key, request, result)
-    except CacheError as error:
-        view.faults.note(error)
+    if request is not None or result.state.kind == "value":
+        try:
+            kept = yield from versions.find_kept(view, key, request, result)
+        except CacheError as error:
+            view.faults.note(error)
     asked_at = view.values.clock().now_ns()
     try:
         fetched = yield from fetching.fetch(view, key, request, result, kept, asked_at)
@@ -328,71 +329,11 @@ def _admit_value(
         yield from view.values.admit(
             view.namespace, key, response, view.limits(), view.record_outcome
         )
-    elif (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
-        with_ranges = buffer is None
+        return
+    if data is None and view.absences_are_doubtful:
+        # Nothing is removed for it: it may be an expired login.
+        return
+    if (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
         yield from view.values.forget(
-            view.namespace, key, revision, asked_at, with_ranges=with_ranges
+            view.namespace, key, revision, asked_at, with_ranges=data is None
         )
-
-
-def exists(view: SourceView, key: str) -> Flow[bool]:
-    """Whether there is such a key.
-
-    An absence is not admitted: fsspec's ``exists`` and ``info`` also report one for a server that
-    is down. Only ``get`` distinguishes the two.
-    """
-    result = yield from lookup(view, key, with_data=False)
-    if result is not None:
-        if _is_cached(result) or _known_ranges(view, key, result).has_any:
-            view.count_hit(b"")
-            return True
-        if serve_absence(view, key, result):
-            return False
-    view.refuse_if_offline(key)
-    exists: bool = yield from call_async(view.source, lambda source: source.exists(key))
-    view.count_miss()
-    return exists
-
-
-def getsize(view: SourceView, key: str) -> Flow[int]:
-    """Bytes of the value.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such key, by the cache or by the source. As in `exists`, it is not admitted.
-    """
-    result = yield from lookup(view, key, with_data=False)
-    if result is not None:
-        is_cached = _is_cached(result)
-        size = result.state.size if is_cached else _known_ranges(view, key, result).size
-        if size is not None:
-            view.count_hit(b"")
-            return size
-        if serve_absence(view, key, result):
-            raise FileNotFoundError(key)
-    view.refuse_if_offline(key)
-    view.count_miss()
-    size_in_source: int = yield from call_async(view.source, lambda source: source.getsize(key))
-    return size_in_source
-
-
-def _is_cached(result: LookupResult) -> bool:
-    state = result.state
-    return state.kind == "value" and result.may_serve(state.validator, state.as_of)
-
-
-def _known_ranges(view: SourceView, key: str, result: LookupResult) -> KnownRanges:
-    """What the fresh ranges of the key show; nothing if the cache fails."""
-    try:
-        return view.values.known_ranges(view.namespace, key, result.state, result.read_after)
-    except CacheError as error:
-        view.faults.note(error)
-        return KnownRanges(has_any=False, size=None)
-
-
-def to_prototype(prototype: BufferPrototype, buffer: Buffer | None) -> Buffer | None:
-    """The buffer as one of the class that the caller asked for."""
-    if buffer is None or isinstance(buffer, prototype.buffer):
-        return buffer
-    return prototype.buffer.from_buffer(buffer)

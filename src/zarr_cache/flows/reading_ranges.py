@@ -8,11 +8,10 @@ from zarr.core.buffer import cpu
 
 from zarr_cache.core import byte_range
 from zarr_cache.core.ages import EVER
-from zarr_cache.core.buffers import to_buffer
+from zarr_cache.core.buffers import to_buffer, to_prototype
 from zarr_cache.core.errors import CacheError, SourceChangedError, first_of, has_kind
 from zarr_cache.core.flow import call
 from zarr_cache.flows import fetching, ranges, reading, versions
-from zarr_cache.flows.reading import to_prototype
 from zarr_cache.flows.versions import Kept
 from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
 from zarr_cache.sources.source_reader import ChangedError

@@ -149,6 +149,9 @@ class SourceView:
     # Reads the source with validators; None if it has none, or is never read.
     reader: SourceReader | None = field(init=False)
 
+    # Whether no value is ever stale.
+    is_never_stale: bool = field(init=False)
+
     # Whether the source says that a key is absent when it may not be.
     absences_are_doubtful: bool = field(init=False)
 
@@ -168,6 +171,8 @@ class SourceView:
         )
         self.reader = None if self.settings.offline else reader_of(self.source)
         self.absences_are_doubtful = absences_are_doubtful(self.source)
+        ages_of_all = {self.settings.max_age_seconds, self.metadata_age}
+        self.is_never_stale = self.settings.offline or ages_of_all <= {None, "infinity"}
         if private.is_private(self.namespace):
             _private_views.add(self)
         self.close_source()
@@ -248,7 +253,7 @@ class SourceView:
 
     def fresh_after(self, key: str, now_ns: int) -> int:
         """A value of this time or earlier is stale now."""
-        return EVER if self.settings.offline else ages.fresh_after(self.age_of(key), now_ns)
+        return EVER if self.is_never_stale else ages.fresh_after(self.age_of(key), now_ns)
 
     def stale_after(self, key: str, now_ns: int) -> int:
         """A value of this time or earlier is not served even if the source fails."""
@@ -275,15 +280,18 @@ class SourceView:
     def limits(self) -> Limits:
         """The limits as of now."""
         settings, now_ns = self.settings, self.values.clock().now_ns()
-        kept = (
-            ages.fresh_after(ages.longer(age, settings.stale_if_error_seconds), now_ns)
-            for age in (settings.max_age_seconds, self.metadata_age)
-        )
+        expired_after = EVER
+        if not self.is_never_stale:
+            more = settings.stale_if_error_seconds
+            expired_after = min(
+                ages.fresh_after(ages.longer(age, more), now_ns)
+                for age in (settings.max_age_seconds, self.metadata_age)
+            )
         return Limits(
             settings.max_size,
             self.values.ranges,
             ages.fresh_after(settings.max_age_seconds, now_ns),
-            EVER if settings.offline else min(kept),
+            expired_after,
             now_ns,
         )
 

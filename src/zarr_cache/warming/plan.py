@@ -149,7 +149,7 @@ class _Asking(NamedTuple):
     async def _size_of(self, key: str) -> int:
         """The size of a missing value; 0 if it is absent.
 
-        An absent chunk still takes a request later: see `reading.exists`.
+        An absent chunk still takes a request later: see `existence.exists`.
         """
         async with self.limit:
             try:
