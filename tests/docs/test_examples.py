@@ -28,6 +28,7 @@ TESTED_ELSEWHERE = {
     "docs/cli.md": "tests/docs/test_cli_page.py",
     "docs/demo.md": "tests/cli/demo/test_demo.py",
     "docs/guides/dask.md": "tests/docs/test_dask_guide.py",
+    "docs/guides/offline.md": "tests/docs/test_offline_guide.py",
     "docs/guides/shell.md": "tests/docs/test_shell_guide.py",
     "docs/guides/warm.md": "tests/warming/test_guide.py",
 }
