@@ -52,12 +52,12 @@ async def test_who_waits_for_a_fetch_that_fails_gets_no_stale_value_of_the_one_t
     held_time.step(11)
     source.is_failing = True
 
+    leader = asyncio.create_task(read(lenient, "c/0"))
+    await source.asked.wait()
+    follower = asyncio.create_task(read(strict, "c/0"))
+    await asyncio.sleep(0)
+    source.may_fail.set()
     with pytest.warns(CacheWarning, match="the source fails"):
-        leader = asyncio.create_task(read(lenient, "c/0"))
-        await source.asked.wait()
-        follower = asyncio.create_task(read(strict, "c/0"))
-        await asyncio.sleep(0)
-        source.may_fail.set()
         assert await leader == b"value"
     with pytest.raises(ConnectionError):
         await follower

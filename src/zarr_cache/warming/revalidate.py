@@ -94,7 +94,7 @@ def revalidate(
     ------
     TypeError
         The array or group was not opened through a CacheStore.
-    OfflineError
+    ValueError
         The CacheStore is offline.
     CacheError
         The cache file cannot be read or written.
@@ -107,7 +107,8 @@ def revalidate(
 
 async def check(view: SourceView, prefix: str, *, dry_run: bool) -> RevalidateReport:
     """`revalidate` for the keys of the view that begin with `prefix`."""
-    view.refuse_if_offline(prefix)
+    if view.settings.offline:
+        raise ValueError("the CacheStore is offline, so its source is not asked: open another one")
     view.open_source()
     await run_async(view.values.ensure_listed(view.namespace))
     asked_at = view.values.clock().now_ns()
