@@ -191,10 +191,14 @@ class Versions:
                 return served.validator
         return None
 
-    def record_change(self, namespace: str, key: str, now_ns: int) -> None:
-        """Record that what is kept of the key up to now is of an earlier version."""
+    def forget_served(self, namespace: str, key: str) -> None:
+        """Let the reader begin anew: it is told of a change."""
         self._served.discard(namespace, key)
         self._of_reader().discard(namespace, key)
+
+    def record_change(self, namespace: str, key: str, now_ns: int) -> None:
+        """Record that what is kept of the key up to now is of an earlier version."""
+        self.forget_served(namespace, key)
         self.known.set(namespace, key, Known(CHANGED, now_ns))
 
     def forget(self, namespace: str, key: str) -> None:
