@@ -172,7 +172,8 @@ class Versions:
         own = self._of_reader()
         before = own.get(namespace, key)
         first = request
-        if before is not None and before.validator == validator:
+        is_recent = before is not None and before.at >= now_ns - SERVED_NS
+        if is_recent and before is not None and before.validator == validator:
             if before.at > now_ns - SERVED_NS // 4:
                 return
             first = before.first
