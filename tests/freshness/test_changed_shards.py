@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -284,3 +285,30 @@ def test_a_thread_that_begins_anew_may_have_the_later_version(
             TWO,
             TWO,
         ]
+
+
+def test_a_reader_that_was_told_begins_anew_and_is_told_of_the_next_change(
+    origin: Origin, path: Path, held_time: HeldTime
+) -> None:
+    settings = {"persist_ranges": True, "max_age_metadata_seconds": METADATA_AGE}
+    one = caching(origin, path, **settings)
+    leave_process(one)
+    other = caching(origin, path, **settings)
+
+    def replace(number: int) -> None:
+        origin.put(KEY, version(number))
+        held_time.step(METADATA_AGE + 1)
+        for request in (RangeByteRequest(3000, 3000 + number), FIRST, SECOND):
+            with suppress(SourceChangedError):
+                get(other, request)
+        other.flush()
+
+    replace(1)
+    assert get_sync(one, FIRST) == ONE
+    replace(2)
+    error_of(get_sync, one, SECOND)
+    assert get_sync(one, FIRST) == TWO
+    replace(3)
+
+    error_of(get_sync, one, SECOND)
+    restart(other)

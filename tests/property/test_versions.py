@@ -57,7 +57,7 @@ SIZES = [120, 200]
 MAX_SIZE = 500
 AGE, METADATA_AGE, ABSENT_AGE = 100.0, 10.0, 60.0
 WINDOW = 45.0
-"""A reader asks for the next range of a value within so many seconds."""
+"""A reader asks for the next range of a value within so many seconds. Within 60 it may be late."""
 
 FOR_EVER = 10.0**9
 
@@ -120,14 +120,14 @@ class Place(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The version of which the reader has parts, since when, and with which it began.
+    """The version of which the reader has parts, since when, and with which it may have begun.
 
     If it asks for that once more, it begins anew.
     """
 
     number: int
     at: float
-    first: ByteRequest
+    firsts: frozenset[ByteRequest]
 
 
 class Change(NamedTuple):
@@ -253,8 +253,6 @@ class Versions(RuleBasedStateMachine):
         report = sync(check(self.stores[name]._view, "", dry_run=dry_run))
 
         assert report.without_validator == 0
-        if not dry_run:
-            self.forget_windows(READERS[name].process)
 
     # What is read
 
@@ -304,13 +302,18 @@ class Versions(RuleBasedStateMachine):
     def compare(self, name: str, key: str, requests: Sequence[ByteRequest], method: str) -> None:
         reader = READERS[name]
         place = Place(reader.process, method.endswith("sync"), key)
-        window = self.windows.pop(place, None)
-        if window is not None and (window.first == requests[0] or window.at < self.now - WINDOW):
+        window = self.windows.get(place)
+        if window is not None and (requests[0] in window.firsts or window.at < self.now - 60):
             window = None
+        self.windows.pop(place, None)
+        if window is not None:
+            self.windows[place] = window
         outcome = self.ask(self.stores[name], self.tasks[reader.process], key, requests, method)
         if outcome.is_changed:
             self.told[place] += 1
             assert self.told[place] < len(self.changes[key]), "told more often than it has changed"
+        if outcome.is_changed:
+            self.windows.pop(place, None)
         if outcome.is_changed or outcome.is_absent:
             return
         numbers = {number for part in outcome.parts for number in part}
@@ -322,9 +325,12 @@ class Versions(RuleBasedStateMachine):
         lengths = [len(part) for part in outcome.parts]
         assert lengths == [length_of(request, size) for request in requests]
         assert number in self.numbers_since(key, reader.age_of(key))
-        first = requests[0] if window is None else window.first
-        self.windows[place] = Window(number, self.now, first)
-        assert window is None or window.number == number, "parts of two versions"
+        is_open = window is not None and window.at >= self.now - WINDOW
+        firsts = frozenset() if window is None else window.firsts
+        if not is_open or not firsts:
+            firsts |= {requests[0]}
+        self.windows[place] = Window(number, self.now, firsts)
+        assert window is None or not is_open or window.number == number, "parts of two versions"
 
     def ask(
         self, store: Any, task: Task, key: str, requests: Sequence[ByteRequest], method: str

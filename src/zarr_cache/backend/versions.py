@@ -172,7 +172,8 @@ class Versions:
         own = self._of_reader()
         before = own.get(namespace, key)
         first = request
-        if before is not None and before.validator == validator:
+        is_recent = before is not None and before.at >= now_ns - SERVED_NS
+        if is_recent and before is not None and before.validator == validator:
             if before.at > now_ns - SERVED_NS // 4:
                 return
             first = before.first
@@ -191,10 +192,14 @@ class Versions:
                 return served.validator
         return None
 
-    def record_change(self, namespace: str, key: str, now_ns: int) -> None:
-        """Record that what is kept of the key up to now is of an earlier version."""
+    def forget_served(self, namespace: str, key: str) -> None:
+        """Let the reader begin anew: it is told of a change."""
         self._served.discard(namespace, key)
         self._of_reader().discard(namespace, key)
+
+    def record_change(self, namespace: str, key: str, now_ns: int) -> None:
+        """Record that what is kept of the key up to now is of an earlier version."""
+        self.forget_served(namespace, key)
         self.known.set(namespace, key, Known(CHANGED, now_ns))
 
     def forget(self, namespace: str, key: str) -> None:

@@ -69,7 +69,8 @@ def fetch(
         return fetched
     if unless is not None and fetched.validator != unless and request is not None:
         yield from versions.leave_version(view, key, result, kept, asked_at)
-    if fetched.validator is not None and (unless is not None or only is not None):
+    is_compared = unless is not None or only is not None or request is not None
+    if fetched.validator is not None and is_compared:
         versions.confirm(view, key, fetched.validator, asked_at)
     return fetched
 

@@ -195,13 +195,14 @@ def _read_version(
     if has_kind(read.error, (ChangedError, FileNotFoundError) if is_known else ChangedError):
         yield from versions.leave_version(view, key, result, kept, asked_at)
         read = yield from _read(*arguments, None)
-        for validator in read.validators:
-            versions.confirm(view, key, validator, asked_at)
     if len(read.validators) > 1:
         # It was replaced between two requests.
         read = yield from _read(*arguments, None)
         if len(read.validators) > 1:
             raise SourceChangedError(key)
+    for validator in read.validators:
+        # What is cached of an earlier version is served no more.
+        versions.confirm(view, key, validator, asked_at)
     return read, next(iter(read.validators), version.label)
 
 
@@ -322,7 +323,9 @@ def _admit(
         if index not in read.unsafe
     ]
     yield from reading.admit(view, key, responses, result.state.revision, asked_at, validator)
-    largest = max((len(buffer) for _, buffer in responses if buffer is not None), default=None)
+    # Also those that may not be cached: the reader has them.
+    buffers = [buffer for batch in read.batches for _, buffer in batch if buffer is not None]
+    largest = max(map(len, buffers), default=None)
     if largest is not None:
         versions.check_served(view, key, byte_ranges[0], result, validator, largest)
 

@@ -157,11 +157,12 @@ def check_served(
         return
     versions, now_ns = view.values.versions, result.looked_up_at
     served = versions.served(view.namespace, key, now_ns)
-    if view.may_be_kept(nbytes, validator):
-        versions.serve(view.namespace, key, request, validator, now_ns)
     if served is not None and served != validator:
+        versions.forget_served(view.namespace, key)
         view.values.ranges.remove_key(view.namespace, key)
         raise SourceChangedError(key)
+    if view.may_be_kept(nbytes, validator):
+        versions.serve(view.namespace, key, request, validator, now_ns)
 
 
 def check_fetched(
