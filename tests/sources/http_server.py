@@ -64,6 +64,8 @@ class VersionedServer(ThreadingHTTPServer):
         A status that every ``HEAD`` gets; None if they are answered.
     ignores_conditions, ignores_range
         Whether it sends the whole response all the same.
+    refuses_matches
+        Whether no ``If-Match`` holds, as if it compared with a compressed representation.
     before_send
         Called with the method and the key once the response is decided and before it is sent, so
         that a test can hold the request or change the value.
@@ -88,6 +90,7 @@ class VersionedServer(ThreadingHTTPServer):
         self.head_status: HTTPStatus | None = None
         self.ignores_conditions = False
         self.ignores_range = False
+        self.refuses_matches = False
         self.before_send: Callable[[str, str], None] = lambda _method, _key: None
         self._puts = 0
         self._counting = threading.Lock()
@@ -139,6 +142,9 @@ class VersionedServer(ThreadingHTTPServer):
 
 CONDITIONS = ["If-Match", "If-None-Match", "If-Unmodified-Since", "If-Modified-Since", "Range"]
 
+USERS_HEADER = "X-Token"
+"""A header of the user that is recorded with the conditions."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: VersionedServer
@@ -153,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         key = unquote(urlsplit(self.path).path.removeprefix("/"))
-        sent = {name: self.headers[name] for name in CONDITIONS if name in self.headers}
+        sent = {
+            name: self.headers[name] for name in [*CONDITIONS, USERS_HEADER] if name in self.headers
+        }
         self.server.count(self.command, key, sent)
         if self.server.fault == "down":
             # Closing a socket that lingers for 0 seconds sends RST: see socket(7).
@@ -208,6 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
         match, none_match = self.headers["If-Match"], self.headers["If-None-Match"]
         unmodified, since = self._date("If-Unmodified-Since"), self._date("If-Modified-Since")
         # The comparison for If-Match is strong, and a weak ETag is equal to none.
+        if match is not None and self.server.refuses_matches:
+            return HTTPStatus.PRECONDITION_FAILED
         if (match is not None and (etags != "strong" or match != etag)) or (
             match is None and unmodified is not None and modified > unmodified
         ):

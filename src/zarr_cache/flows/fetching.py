@@ -92,7 +92,12 @@ def _fetch_range(
         versions.confirm(view, key, current, asked_at)
     elif kept.found is not None and current is not None and current == kept.found.validator:
         return Fetched(None, current, is_unchanged=True)
-    fetched = yield from _call(view, reader, key, request, with_version=False)
+    only = current if reader.sends_match else None
+    try:
+        fetched = yield from _call(view, reader, key, request, only=only, with_version=False)
+    except ChangedError:
+        current = yield from versions.check_refused(view, reader, key, result, kept, only, asked_at)
+        fetched = yield from _call(view, reader, key, request, with_version=False)
     if fetched.buffer is None and wanted is not None:
         # It was removed, which `version` does not tell from a refusal.
         yield from versions.leave_version(view, key, result, kept, asked_at)

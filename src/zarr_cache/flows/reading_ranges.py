@@ -192,6 +192,12 @@ def _read_version(
     read = yield from _read(*arguments, version.only)
     is_known = versions.expected(view, key, result, kept) is not None
     # A version that was removed has changed, too.
+    label, reader = version.label, view.reader
+    if has_kind(read.error, ChangedError) and reader is not None and not reader.can_match:
+        label = yield from versions.check_refused(
+            view, reader, key, result, kept, version.only, asked_at
+        )
+        return (yield from _read(*arguments, None)), label
     if has_kind(read.error, (ChangedError, FileNotFoundError) if is_known else ChangedError):
         yield from versions.leave_version(view, key, result, kept, asked_at)
         read = yield from _read(*arguments, None)
@@ -200,10 +206,11 @@ def _read_version(
         read = yield from _read(*arguments, None)
         if len(read.validators) > 1:
             raise SourceChangedError(key)
-    for validator in read.validators:
-        # What is cached of an earlier version is served no more.
-        versions.confirm(view, key, validator, asked_at)
-    return read, next(iter(read.validators), version.label)
+    if label is None:
+        for validator in read.validators:
+            # What is cached of an earlier version is served no more.
+            versions.confirm(view, key, validator, asked_at)
+    return read, next(iter(read.validators), label)
 
 
 def _find_version(view: SourceView, key: str, result: LookupResult, validator: str | None) -> Kept:
@@ -270,7 +277,7 @@ def _version_to_read(
     if only is not None and current is not None and current != only:
         yield from versions.leave_version(view, key, result, kept, asked_at)
         versions.confirm(view, key, current, asked_at)
-    return Version(None, current)
+    return Version(current if reader.sends_match else None, current)
 
 
 def _serve_stale(
@@ -364,11 +371,12 @@ def _call(
 ) -> Flow[tuple[Store, Batches, Exception | None]]:
     """The store through which the source was called, what it sent, and the error after that."""
     prototype, reader = cpu.buffer_prototype, view.reader
-    if reader is not None and not reader.can_match:
+    can_match = reader is not None and reader.can_match
+    if not can_match and only is None:
         reader = None
 
     async def read(source: Store) -> tuple[Store, Batches, Exception | None]:
-        checked = with_range_check(source, "get_ranges", reader, only)
+        checked = with_range_check(source, "get_ranges", reader, only, with_version=can_match)
         batches: Batches = []
         try:
             async for batch in checked.get_ranges(key, requests, prototype=prototype, **settings):
@@ -378,7 +386,7 @@ def _call(
         return checked, batches, None
 
     def read_sync(source: Store) -> tuple[Store, Batches, Exception | None]:
-        checked = with_range_check(source, "get_ranges_sync", reader, only)
+        checked = with_range_check(source, "get_ranges_sync", reader, only, with_version=can_match)
         chosen = {name: each for name, each in settings.items() if name != "max_concurrency"}
         try:
             batch = checked.get_ranges_sync(key, requests, prototype=prototype, **chosen)

@@ -235,6 +235,34 @@ def recent_version(
     return validator
 
 
+def check_refused(
+    view: SourceView,
+    reader: SourceReader,
+    key: str,
+    result: LookupResult,
+    kept: Kept,
+    refused: str | None,
+    asked_at: int,
+) -> Flow[str | None]:
+    """The version that the source has, after it has refused a range of another one.
+
+    A server that compares ``If-Match`` with another representation, such as a compressed one,
+    refuses what it has. It is not asked in that way again.
+
+    Raises
+    ------
+    SourceChangedError
+        As from `leave_version`: it is indeed another one.
+    """
+    current: str | None = yield from present_version(view, reader, key)
+    if current == refused:
+        reader.sends_match = False
+        return current
+    yield from leave_version(view, key, result, kept, asked_at)
+    confirm(view, key, current, asked_at)
+    return current
+
+
 def is_current(
     view: SourceView, key: str, result: LookupResult, validator: str | None
 ) -> Flow[bool]:

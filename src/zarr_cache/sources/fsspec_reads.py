@@ -7,6 +7,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import cpu
 from zarr.storage._utils import _dereference_path
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer
     from zarr.storage import FsspecStore
 
     # The validator in what a file system tells of a file, and when that was requested.
@@ -67,13 +69,15 @@ class _Kind(NamedTuple):
     """Arguments of ``_info``, so that it does not answer from an earlier listing."""
     invalidates: bool = False
     """Whether the earlier listing has to be forgotten instead."""
+    sends_match: bool = False
+    """Whether its ``_cat_file`` takes headers, such as ``If-Match``."""
 
 
 _GCSFS = _Kind(_of_gcsfs, "mtime", invalidates=True)
 
 FILE_SYSTEMS: Mapping[str, _Kind] = {
     "adlfs.spec.AzureBlobFileSystem": _Kind(_of_adlfs, "last_modified", {"refresh": True}),
-    "fsspec.implementations.http.HTTPFileSystem": _Kind(_of_http),
+    "fsspec.implementations.http.HTTPFileSystem": _Kind(_of_http, sends_match=True),
     "gcsfs.core.GCSFileSystem": _GCSFS,
     "gcsfs.extended_gcsfs.ExtendedGcsFileSystem": _GCSFS,
     "s3fs.core.S3FileSystem": _Kind(_of_s3fs, "LastModified", {"refresh": True}),
@@ -130,6 +134,7 @@ class FileSystemReader(SourceReader):
 
     def __init__(self, source: FsspecStore, kind: _Kind) -> None:
         self._source, self._kind = source, kind
+        self.sends_match = kind.sends_match
 
     async def fetch(
         self,
@@ -141,6 +146,8 @@ class FileSystemReader(SourceReader):
         with_version: bool = True,
     ) -> Fetched:
         """The bytes and their validator: see `SourceReader.fetch`."""
+        if request is not None and only is not None and not with_version and self.sends_match:
+            return Fetched(await self._matching(key, request, only), only)
         validator, is_absent = None, False
         if with_version or unless is not None or only is not None:
             validator, is_absent = await self._version_or_none(key)
@@ -154,6 +161,24 @@ class FileSystemReader(SourceReader):
         if only is not None and (buffer is None or validator is None):
             raise ChangedError(key, only)
         return Fetched(buffer, validator if buffer is not None else None)
+
+    async def _matching(self, key: str, request: ByteRequest, only: str) -> Buffer:
+        """The range as the store's ``get`` reads it, with ``If-Match`` if `only` is an ETag."""
+        file_system, path = _place(self._source, key)
+        headers = dict(file_system.kwargs.get("headers") or {})
+        if validators.is_etag(only):
+            headers["If-Match"] = only
+        start, end = _limits(request)
+        try:
+            data = await file_system._cat_file(path, start=start, end=end, headers=headers)  # noqa: SLF001 - fsspec's
+        except self._source.allowed_exceptions:
+            raise ChangedError(key, only) from None
+        except Exception as error:
+            # An aiohttp.ClientResponseError, of a package that may not be there.
+            if getattr(error, "status", None) == HTTPStatus.PRECONDITION_FAILED:
+                raise ChangedError(key, only) from None
+            raise
+        return cpu.Buffer.from_bytes(data)
 
     async def _version_or_none(self, key: str) -> tuple[str | None, bool]:
         """The validator, and whether an HTTP server has said that there is no such key.
@@ -203,6 +228,17 @@ class FileSystemReader(SourceReader):
                 validator = self._kind.of_info(info, asked_at)
                 when = _in_ns(info.get(modified))
                 yield Listed(name[len(root) + 1 :], validator, info.get("size"), when)
+
+
+def _limits(request: ByteRequest) -> tuple[int, int | None]:
+    """Start and end as fsspec has them, where a negative start counts from the end."""
+    match request:
+        case RangeByteRequest(start, end):
+            return start, end
+        case OffsetByteRequest(offset):
+            return offset, None
+        case SuffixByteRequest(suffix):
+            return -suffix, None
 
 
 def _in_ns(time: datetime | None) -> int | None:

@@ -86,11 +86,16 @@ class SourceReader(ABC):
         version is compared before the bytes are requested, and may change in between.
     asks_more
         Whether ``fetch(with_version=True)`` makes a request more than the plain store.
+    sends_match
+        Whether ``fetch(request, only=..., with_version=False)`` is one request for bytes of that
+        version, though `can_match` is false: what the server says of it is to be checked by
+        `version`.
     """
 
     is_sync: ClassVar[bool] = False
     can_match: ClassVar[bool]
     asks_more: ClassVar[bool]
+    sends_match: bool = False
 
     @abstractmethod
     async def fetch(
