@@ -180,6 +180,9 @@ class Versions(RuleBasedStateMachine):
         for store in begun.values():
             leave_process(store)
         self.forget_windows(process)
+        # What the other process has put into the file meanwhile may be of an earlier version.
+        for place in [each for each in self.told if each.process == process]:
+            del self.told[place]
         self.tasks[process] = Task()
 
     def forget_windows(self, process: int) -> None:
