@@ -180,6 +180,9 @@ class Versions(RuleBasedStateMachine):
         for store in begun.values():
             leave_process(store)
         self.forget_windows(process)
+        # What the other process has put into the file meanwhile may be of an earlier version.
+        for place in [each for each in self.told if each.process == process]:
+            del self.told[place]
         self.tasks[process] = Task()
 
     def forget_windows(self, process: int) -> None:
@@ -304,9 +307,9 @@ class Versions(RuleBasedStateMachine):
         place = Place(reader.process, method.endswith("sync"), key)
         window = self.windows.get(place)
         if window is not None and (requests[0] in window.firsts or window.at < self.now - 60):
-            window = None
-        self.windows.pop(place, None)
-        if window is not None:
+            # It begins anew, unless it had begun with another one of them.
+            firsts = window.firsts if window.at >= self.now - 60 else frozenset()
+            window = Window(0, -FOR_EVER, firsts if len(firsts) > 1 else frozenset())
             self.windows[place] = window
         outcome = self.ask(self.stores[name], self.tasks[reader.process], key, requests, method)
         if outcome.is_changed:
