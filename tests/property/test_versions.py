@@ -180,14 +180,14 @@ class Versions(RuleBasedStateMachine):
         for store in begun.values():
             leave_process(store)
         self.forget_windows(process)
-        # What the other process has put into the file meanwhile may be of an earlier version.
-        for place in [each for each in self.told if each.process == process]:
-            del self.told[place]
         self.tasks[process] = Task()
 
     def forget_windows(self, process: int) -> None:
         """Let no reader of the process have a part of a value."""
         self.windows = {at: each for at, each in self.windows.items() if at.process != process}
+        # What the other process puts into the file may be of an earlier version, and is news again.
+        for place in [each for each in self.told if each.process == process]:
+            del self.told[place]
 
     def connect(self, reader: Reader) -> CacheStore:
         return CacheStore(
