@@ -25,7 +25,7 @@ from systems import (
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
-from zarr_cache.core import ages
+from zarr_cache.core import ages, checksum
 from zarr_cache.core import buffers as core_buffers
 from zarr_cache.disk.data_file import Extent
 from zarr_cache.disk.data_read import Read
@@ -91,7 +91,8 @@ def hit(bench: Bench, what: str, size: int, floor: str) -> Row:
         assert connection.data_file  # noqa: S101 - it is what is read
         file = connection.data_file.opened(connection)
         where = [Extent(each.offset or 0, size)]
-        return Read(file, where, each.checksum, 0, each.checksums or b"", 0, size).wait()
+        seed = each.checksum ^ checksum.of_version(each.validator, each.confirmed_at)
+        return Read(file, where, seed, 0, each.checksums or b"", 0, size).wait()
 
     def rotating(read: Callable[[str], object]) -> Timed:
         return bench.calls(lambda number: read(keys[number * 7 % len(keys)]))
