@@ -148,14 +148,16 @@ def outcome(ask: Callable[..., Any], *args: object) -> Any:
 
 
 def outcome_after_change(ask: Callable[..., Any], *args: object) -> Any:
-    """The same, once more if a reader is told that another process has written to the source."""
-    try:
-        found = outcome(ask, *args)
-    except SourceChangedError:
-        return outcome(ask, *args)
-    if isinstance(found, Raised) and found.kinds == {SourceChangedError}:
-        return outcome(ask, *args)
-    return found
+    """The same, asked again if a reader is told that another process has written to the source.
+
+    Of what it was served itself, and then of what was last served to another reader.
+    """
+    for _ in range(2):
+        with contextlib.suppress(SourceChangedError):
+            found = outcome(ask, *args)
+            if not (isinstance(found, Raised) and found.kinds == {SourceChangedError}):
+                return found
+    return outcome(ask, *args)
 
 
 # What is done to a store, and to a dict in its place: `write(store, items, prefix)`.
