@@ -50,9 +50,14 @@ def is_change(error: BaseException) -> bool:
     return isinstance(error, SourceChangedError)
 
 
-@pytest.mark.parametrize("persist", [False, True], ids=["in memory", "persisted"])
-@pytest.mark.parametrize("index_at", ["start", "end"])
-@pytest.mark.parametrize("is_restarted", [False, True], ids=["one process", "two processes"])
+@pytest.mark.parametrize(
+    ("persist", "is_restarted", "index_at"),
+    [
+        pytest.param(False, False, "end", id="in memory-one process-end"),
+        pytest.param(True, False, "start", id="persisted-one process-start"),
+        pytest.param(True, True, "end", id="persisted-two processes-end"),
+    ],
+)
 @pytest.mark.usefixtures("pipeline")
 def test_a_window_of_a_shard_that_was_replaced_is_of_one_version(
     origin: Origin,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +21,7 @@ from zarr_cache.file import file_database, forks, loop_connections, opening, poo
 from zarr_cache.file.file_database import FileDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import FrameType
 
@@ -27,6 +29,18 @@ MODULES = (file_database, opening, pool, loop_connections, forks, presence, back
 OURS = {module.__file__ for module in MODULES}
 
 SECONDS = 5
+
+
+@pytest.fixture(autouse=True)
+def _unclosed_connections() -> Iterator[None]:
+    """Collect connections that nothing has closed, and not in a later test, which would fail.
+
+    Ctrl-C may come when SQLite has opened a database and nothing in Python has it yet.
+    """
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class Interrupt:
