@@ -511,7 +511,8 @@ class Truth(ZarrStoreStateMachine):
 
         async def read_all() -> None:
             for key in KEYS:
-                with contextlib.suppress(FileNotFoundError):  # it may be in a group
+                # It may be in a group. And a reader may be told that another process has written.
+                with contextlib.suppress(FileNotFoundError, SourceChangedError):
                     await ask(getattr(self, reader), key, byte_ranges)
 
         self.source.meanwhile(read_all, is_answered=is_answered)
