@@ -74,7 +74,7 @@ def test_steps_are_short_and_a_store_works_between_them(
     command("evict", "--prefix", "a/")
     given_back = []
     with open_file(path) as other:
-        while freed := store._cache.database.run(upkeep.give_back):  # type: ignore[attr-defined]
+        while freed := store._cache.database.run(upkeep.give_back):  # type: ignore[attr-defined] # of a SqliteStore
             given_back.append(freed)
             other.execute("UPDATE statistics SET hits = hits + 1")
             other.commit()

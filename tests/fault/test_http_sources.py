@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, LoggingStore
 
 from tests.fakes import PROTOTYPE, assert_accounts, read, values
-from tests.sources.http_server import through_fsspec, through_obstore
+from tests.sources.http_server import in_thread, through_fsspec, through_obstore
 from zarr_cache import CacheStore, SqliteStore, warm
 from zarr_cache.cli.demo.server import byte_span
 from zarr_cache.core.byte_range import span
@@ -104,14 +103,8 @@ class FaultyServer(ThreadingHTTPServer):
 
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
-    with FaultyServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with in_thread(FaultyServer()) as server:
+        yield server
 
 
 each_client = pytest.mark.parametrize("client", [through_fsspec, through_obstore])

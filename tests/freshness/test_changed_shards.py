@@ -76,7 +76,7 @@ def persist(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def cache(origin: Origin, path: Path, persist: bool, held_time: HeldTime) -> Any:  # noqa: ARG001
+def cache(origin: Origin, path: Path, persist: bool, held_time: HeldTime) -> Any:  # noqa: ARG001 - held before
     origin.put(KEY, version(1))
     return caching(origin, path, persist_ranges=persist, max_age_metadata_seconds=METADATA_AGE)
 

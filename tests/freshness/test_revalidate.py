@@ -177,7 +177,7 @@ def test_only_what_is_below_the_prefix_is_checked(origin: Origin, cache: CacheSt
 def test_a_failure_of_the_source_is_raised_and_nothing_is_removed(
     http: HttpOrigin,
     path: Path,
-    held_time: HeldTime,  # noqa: ARG001
+    held_time: HeldTime,  # noqa: ARG001 - held before
 ) -> None:
     http.put(METADATA, version(1))
     cache = caching(http, path)

@@ -43,7 +43,7 @@ def revalidated(cache: CacheStore) -> object:
 
 
 @pytest.fixture
-def cache(origin: Origin, path: Path, held_time: HeldTime) -> CacheStore:  # noqa: ARG001
+def cache(origin: Origin, path: Path, held_time: HeldTime) -> CacheStore:  # noqa: ARG001 - held before
     """A cache that has the first versions, which are stale after `AGE`."""
     origin.copy({CHUNK: version(1), METADATA: version(1)})
     cache = caching(origin, path, max_age_seconds=AGE)
@@ -175,7 +175,7 @@ def test_metadata_of_age_0_is_kept_and_revalidated(origin: Origin, path: Path) -
 def test_a_writable_view_goes_by_no_earlier_metadata(
     tmp_path: Path,
     path: Path,
-    held_time: HeldTime,  # noqa: ARG001
+    held_time: HeldTime,  # noqa: ARG001 - held before
 ) -> None:
     root = tmp_path / "source"
     source = LocalStore(root)

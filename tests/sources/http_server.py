@@ -27,6 +27,7 @@ from zarr_cache.cli.demo.server import RangeNotSatisfiableError, byte_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from zarr.abc.store import Store
 
@@ -236,9 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[VersionedServer]:
-    """A server without values, until the end."""
-    with VersionedServer() as server:
+def in_thread[S: ThreadingHTTPServer](server: S) -> Iterator[S]:
+    """The server serves in a thread, until the end."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -248,10 +249,15 @@ def serving() -> Iterator[VersionedServer]:
             thread.join()
 
 
+def serving() -> AbstractContextManager[VersionedServer]:
+    """A server without values, until the end."""
+    return in_thread(VersionedServer())
+
+
 @contextlib.contextmanager
-def through_fsspec(url: str) -> Iterator[Store]:
-    """The values of a server as a store of fsspec."""
-    options = {"skip_instance_cache": True}
+def through_fsspec(url: str, **options: Any) -> Iterator[Store]:
+    """The values of a server as a store of fsspec, whose session ends with it."""
+    options["skip_instance_cache"] = True
     source = FsspecStore.from_url(url, storage_options=options, read_only=True)
 
     async def close() -> None:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import obstore
 import obstore.store
-from zarr.core.sync import sync
-from zarr.storage import FsspecStore, ObjectStore
+from zarr.storage import ObjectStore
+
+from tests.sources.http_server import through_fsspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from zarr.abc.store import Store
 
@@ -98,25 +100,10 @@ def serving_s3() -> Iterator[S3Server]:
             process.stdin.close()
 
 
-@contextlib.contextmanager
-def through_s3fs(url: str) -> Iterator[Store]:
+def through_s3fs(url: str) -> AbstractContextManager[Store]:
     """The values of a server as a store of s3fs."""
-    options: dict[str, Any] = {
-        "key": "key",
-        "secret": "secret",
-        "endpoint_url": url,
-        "skip_instance_cache": True,
-    }
-    address = f"s3://{BUCKET}/{FOLDER}"
-    source = FsspecStore.from_url(address, storage_options=options, read_only=True)
-
-    async def close() -> None:
-        await (await source.fs.set_session()).close()
-
-    try:
-        yield source
-    finally:
-        sync(close())
+    account = {"key": "key", "secret": "secret", "endpoint_url": url}
+    return through_fsspec(f"s3://{BUCKET}/{FOLDER}", **account)
 
 
 @contextlib.contextmanager

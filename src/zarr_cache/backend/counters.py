@@ -63,7 +63,7 @@ class Pending:
 
     @contextmanager
     def writing_confirmations(self) -> Iterator[list[Confirmation]]:
-        """Those since they were last taken; they wait again if the block raises."""
+        """The confirmations since they were last taken; they wait again if the block raises."""
         with self._lock:
             confirmations, self._confirmations = self._confirmations, {}
         try:

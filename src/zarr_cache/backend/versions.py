@@ -38,9 +38,6 @@ class RecentKeys[V]:
         self._max_keys = max_keys
         self._values: OrderedDict[tuple[str, str], V] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def get(self, namespace: str, key: str) -> V | None:
         """The value of the key; None if there is none."""
         return self._values.get((namespace, key))
@@ -121,8 +118,9 @@ class Versions:
         self.known: RecentKeys[Known] = RecentKeys()
         self.absent: RecentKeys[int] = RecentKeys()
         self._served: RecentKeys[Served] = RecentKeys()
-        # Once more for each thread or task: of several that have ranges of an earlier version, one
-        # finds that it has changed, and each must be told. They are forgotten as they end.
+        # The same for each reader, which is a thread or a task: of several that have ranges of an
+        # earlier version, one finds that it has changed, and each must be told. The record of a
+        # reader ends with it.
         self._lock = threading.Lock()
         self._of_thread = threading.local()
         self._of_tasks: weakref.WeakKeyDictionary[object, RecentKeys[Served]]
@@ -155,10 +153,10 @@ class Versions:
             return list(self._readers)
 
     def begin(self, namespace: str, key: str, request: ByteRequest | None) -> None:
-        """Record that the reader asks for this range.
+        """Record that the reader requests this range.
 
-        One who asks for the first one once more, such as the index of a shard, begins anew: it has
-        no use for what was served before. Others that have ranges of that are known themselves.
+        A reader that requests its first range once more, such as the index of a shard, begins anew:
+        it no longer uses what was served before. Other readers have records of their own.
         """
         for each in (self._of_reader(), self._served):
             served = each.get(namespace, key)

@@ -237,6 +237,7 @@ class CacheStore(CacheInfo, ManyKeys):
         return other
 
     def _with_store(self, store: Store) -> Self:
+        # As zarr's CacheStore: what is cached is of one source.
         raise NotImplementedError("CacheStore does not support this operation.")
 
     def __getstate__(self) -> dict[str, Any]:

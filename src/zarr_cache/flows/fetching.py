@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zarr.core.buffer import cpu
@@ -120,13 +121,13 @@ def _call(
     """
     if with_version is None:
         with_version = not reader.asks_more or is_metadata(key)
-    settings = {"unless": unless, "only": only, "with_version": with_version}
-    if reader.is_sync:
-        return step(
-            lambda: reader.fetch_sync(key, request, **settings),  # type: ignore[arg-type] # of three types
-            lambda: reader.fetch(key, request, **settings),  # type: ignore[arg-type] # the same
-        )
-    return call_async(view.source, lambda _: reader.fetch(key, request, **settings))  # type: ignore[arg-type] # the same
+    fetch = partial(reader.fetch, key, request, unless=unless, only=only, with_version=with_version)
+    if not reader.is_sync:
+        return call_async(view.source, lambda _: fetch())
+    fetch_sync = partial(
+        reader.fetch_sync, key, request, unless=unless, only=only, with_version=with_version
+    )
+    return step(fetch_sync, fetch)
 
 
 def read_plainly(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:

@@ -190,14 +190,14 @@ def _read_version(
     version = yield from _version_to_read(view, key, result, kept, asked_at)
     arguments = (view, key, byte_ranges, missing, settings)
     read = yield from _read(*arguments, version.only)
-    is_known = versions.expected(view, key, result, kept) is not None
-    # A version that was removed has changed, too.
     label, reader = version.label, view.reader
     if has_kind(read.error, ChangedError) and reader is not None and not reader.can_match:
         label = yield from versions.check_refused(
             view, reader, key, result, kept, version.only, asked_at
         )
         return (yield from _read(*arguments, None)), label
+    # If a version is known, a value that was removed has changed, too.
+    is_known = versions.expected(view, key, result, kept) is not None
     if has_kind(read.error, (ChangedError, FileNotFoundError) if is_known else ChangedError):
         yield from versions.leave_version(view, key, result, kept, asked_at)
         read = yield from _read(*arguments, None)

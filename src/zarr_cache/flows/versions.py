@@ -111,7 +111,7 @@ def find_kept(
 
 
 def _is_outdated(known: Known | None, validator: str | None, as_of: int) -> bool:
-    """Whether the source has told since that it has another version."""
+    """Whether the source has told since `as_of` that it has another version."""
     if known is None or validator is None or known.validator is None:
         return False
     return known.validator != validator and as_of <= known.at
@@ -269,7 +269,8 @@ def is_current(
     """Whether fresh ranges may be served, of a source that cannot be asked for one version.
 
     Such a source is asked when ranges of a value are first served in a process, and whenever the
-    age of metadata has passed since. They are also served while it fails, or does not tell.
+    age of metadata has passed since. The ranges are also served while the source fails, or does not
+    tell its version.
     """
     reader = view.reader
     if reader is None or reader.can_match or validator is None:
@@ -277,7 +278,7 @@ def is_current(
     asked_at = view.values.clock().now_ns()
     try:
         current = yield from recent_version(view, reader, key, asked_at)
-    except Exception:  # noqa: BLE001 - the range is fresh, and a failure of the source is none of it
+    except Exception:  # noqa: BLE001 - whatever the source fails with, the range is fresh
         return True
     if current is None or current == validator:
         return True

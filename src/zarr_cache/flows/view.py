@@ -90,7 +90,9 @@ class LookupResult(NamedTuple):
         return read_after(self.known, self.fresh_after)
 
     def may_serve(self, validator: str | None, as_of: int) -> bool:
-        """Whether an entry is fresh, or the source has told that it is, and none of it otherwise.
+        """Whether an entry may be served: it is fresh, or the source has confirmed its version.
+
+        Not if the source has told since that it has another version.
 
         Parameters
         ----------

@@ -273,9 +273,10 @@ def _may_be_admitted(response: Response, found: EntryState, limits: Limits) -> b
 
 
 def _make_place(connection: Connection, admission: Admission) -> bool:
-    """Remove the ranges that this one replaces; False if its bytes are cached already.
+    """Remove the ranges that this one replaces; False if it is not wanted.
 
-    Or if they are of an earlier version than those that are kept.
+    It is not if its bytes are cached already, or if the ranges that are cached are of a later
+    version.
     """
     response, of_key = admission.response, (admission.namespace, admission.key)
     if response.request is None:

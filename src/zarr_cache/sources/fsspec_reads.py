@@ -222,7 +222,7 @@ class FileSystemReader(SourceReader):
             found = await file_system._find(path, detail=True)  # noqa: SLF001 - fsspec's
         finally:
             file_system.invalidate_cache()
-        root = file_system._strip_protocol(_place(self._source, "")[1]).rstrip("/")  # noqa: SLF001
+        root = file_system._strip_protocol(_place(self._source, "")[1]).rstrip("/")  # noqa: SLF001 - fsspec's
         for name, info in found.items():
             if info.get("type") == "file" and name.startswith(f"{root}/"):
                 validator = self._kind.of_info(info, asked_at)

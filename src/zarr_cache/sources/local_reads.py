@@ -65,18 +65,40 @@ def _version(path: str) -> tuple[os.stat_result | None, str | None]:
     return status, status and validators.of_file(status, now_ns)
 
 
-class LocalStoreReader(SourceReader):
-    """Reads a ``LocalStore``."""
+class _FilesReader(SourceReader):
+    """What readers of local files have in common.
 
-    is_sync = True
+    Parameters
+    ----------
+    path_of
+        The path of a key.
+    """
+
     can_match = True
     asks_more = False
 
-    def __init__(self, source: LocalStore) -> None:
+    def __init__(self, source: LocalStore | FsspecStore, path_of: Callable[[str], str]) -> None:
         self._source = source
+        self._path = path_of
 
-    def _path(self, key: str) -> str:
-        return str(self._source.root / key)
+    async def version(self, key: str) -> str | None:
+        """The validator of the present version."""
+        return (await asyncio.to_thread(_version, self._path(key)))[1]
+
+    def list_versions(self, prefix: str) -> AsyncIterator[Listed]:
+        """All files in the folder and below it."""
+        folder = f"{prefix.rstrip('/')}/" if prefix else ""
+        return _in_batches(_files(self._path(prefix), folder))
+
+
+class LocalStoreReader(_FilesReader):
+    """Reads a ``LocalStore``."""
+
+    is_sync = True
+    _source: LocalStore
+
+    def __init__(self, source: LocalStore) -> None:
+        super().__init__(source, lambda key: str(source.root / key))
 
     def fetch_sync(
         self,
@@ -111,30 +133,9 @@ class LocalStoreReader(SourceReader):
         """The validator of the present version."""
         return _version(self._path(key))[1]
 
-    async def version(self, key: str) -> str | None:
-        """As `version_sync`, in another thread."""
-        return await asyncio.to_thread(self.version_sync, key)
 
-    def list_versions(self, prefix: str) -> AsyncIterator[Listed]:
-        """All files in the folder and below it."""
-        return _in_batches(_files(self._path(prefix), _folder(prefix)))
-
-
-class LocalFileSystemReader(SourceReader):
-    """Reads an ``FsspecStore`` of local files.
-
-    Parameters
-    ----------
-    path_of
-        The path of a key.
-    """
-
-    can_match = True
-    asks_more = False
-
-    def __init__(self, source: FsspecStore, path_of: Callable[[str], str]) -> None:
-        self._source = source
-        self._path = path_of
+class LocalFileSystemReader(_FilesReader):
+    """Reads an ``FsspecStore`` of local files."""
 
     async def fetch(
         self,
@@ -151,18 +152,6 @@ class LocalFileSystemReader(SourceReader):
             return Fetched(None, unless, is_unchanged=True)
         buffer = await self._source.get(key, cpu.buffer_prototype, request)
         return await asyncio.to_thread(read.end, buffer)
-
-    async def version(self, key: str) -> str | None:
-        """The validator of the present version."""
-        return (await asyncio.to_thread(_version, self._path(key)))[1]
-
-    def list_versions(self, prefix: str) -> AsyncIterator[Listed]:
-        """All files in the folder and below it."""
-        return _in_batches(_files(self._path(prefix), _folder(prefix)))
-
-
-def _folder(prefix: str) -> str:
-    return f"{prefix.rstrip('/')}/" if prefix else ""
 
 
 async def _in_batches(files: Iterator[Listed]) -> AsyncIterator[Listed]:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from zarr_cache.sources.source_reader import Listed, SourceReader
 
 
+LAST_REVISION = 2**63 - 1
+"""A revision after every write."""
+
+
 @dataclass(frozen=True, slots=True)
 class RevalidateReport:
     """What `revalidate` found, in numbers of keys.
@@ -40,7 +44,7 @@ class RevalidateReport:
         Those of which the version is not known, or the source does not tell it. They stay as they
         are: read them with a shorter ``max_age_seconds``, or clear them.
     absences
-        Keys that were cached as absent. That is forgotten.
+        Keys that were cached as absent. The cache forgets that.
     is_dry_run
         Whether nothing was changed in the cache.
     """
@@ -123,11 +127,13 @@ async def check(view: SourceView, prefix: str, *, dry_run: bool) -> RevalidateRe
     unchanged = [key for key, is_unchanged in verdicts.items() if is_unchanged]
     if not dry_run:
         for row in absent:
-            await run_async(view.values.forget(view.namespace, row.key, _ANY, asked_at))
+            await run_async(view.values.forget(view.namespace, row.key, LAST_REVISION, asked_at))
         view.values.versions.absent.discard_prefix(view.namespace, prefix)
         for key in changed:
             view.values.versions.record_change(view.namespace, key, asked_at)
-            forget = view.values.forget(view.namespace, key, _ANY, asked_at, with_ranges=True)
+            forget = view.values.forget(
+                view.namespace, key, LAST_REVISION, asked_at, with_ranges=True
+            )
             await run_async(forget)
         for key in unchanged:
             _confirm(view, key, by_key[key], asked_at)
@@ -140,10 +146,6 @@ async def check(view: SourceView, prefix: str, *, dry_run: bool) -> RevalidateRe
         absences=len(absent),
         is_dry_run=dry_run,
     )
-
-
-_ANY = 2**63 - 1
-"""A revision after every write."""
 
 
 def _confirm(view: SourceView, key: str, rows: list[Versioned], asked_at: int) -> None:
