@@ -21,7 +21,9 @@ MAX_KEYS = 10_000
 """Of so many keys it is known what the source has told."""
 
 SERVED_NS = 60 * 10**9
-"""A reader that was given a range asks for the next one of the same value within this time."""
+"""A reader that was given a range requests the next one of the same value within this time.
+
+A record is renewed after a quarter of it, and not for each range: so it holds for 45 to 60 s."""
 
 MAX_KEYS_OF_READER = 64
 """Of so many keys it is known which version a thread or a task was served."""
