@@ -86,6 +86,22 @@ def test_a_shorter_age_of_absences_holds(
     restart(cache)
 
 
+def test_what_is_cached_stays_so(
+    server: VersionedServer, source: FsspecStore, path: Path, held_time: HeldTime
+) -> None:
+    fault, server.fault = server.fault, None
+    cache = caching(source, path, max_age_seconds=10)
+    assert sync(read(cache, CHUNK)) == version(1)
+    held_time.step(11)
+    server.fault = fault
+    assert sync(read(cache, CHUNK)) is None
+    restart(cache)
+    offline = caching(source, path, offline=True)
+
+    assert sync(read(offline, CHUNK)) == version(1)
+    restart(offline)
+
+
 def test_another_process_asks_the_source(
     server: VersionedServer, source: FsspecStore, path: Path
 ) -> None:
