@@ -64,6 +64,18 @@ def test_what_was_cached_as_absent_is_asked_for_after_a_revalidation(path: Path)
         restart(cache)
 
 
+def test_after_a_revalidation_other_parts_of_a_changed_value_are_read(path: Path) -> None:
+    with over_http(through_obstore, asks_first=False) as origin:
+        origin.copy({KEY: version(1)})
+        cache = caching(origin, path, persist_ranges=True)
+        assert sync(read(cache, KEY, FIRST)) == version(1)[:100]
+        origin.put(KEY, version(2))
+        assert sync(check(cache._view, "", dry_run=False)).changed == 1
+
+        assert sync(read(cache, KEY, SECOND)) == version(2)[:100]
+        restart(cache)
+
+
 type Admit = Callable[[RangeByteRequest, int, str], None]
 """Admits a range: which bytes, when they were requested, and of which version they are."""
 
