@@ -63,6 +63,8 @@ class VersionedServer(ThreadingHTTPServer):
         A status that every request gets, or ``"down"``: connections are reset.
     head_status
         A status that every ``HEAD`` gets; None if they are answered.
+    page
+        What every request gets with the status 200, as from a login page; None if nothing does.
     ignores_conditions, ignores_range
         Whether it sends the whole response all the same.
     refuses_matches
@@ -89,6 +91,7 @@ class VersionedServer(ThreadingHTTPServer):
         self.tells_modified = True
         self.fault: HTTPStatus | Literal["down"] | None = None
         self.head_status: HTTPStatus | None = None
+        self.page: bytes | None = None
         self.ignores_conditions = False
         self.ignores_range = False
         self.refuses_matches = False
@@ -183,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _decide(self, key: str) -> tuple[HTTPStatus, dict[str, str], bytes]:
         server, version = self.server, self.server.versions.get(key)
+        if server.page is not None:
+            return HTTPStatus.OK, {"ETag": '"page"'}, server.page
         status = server.head_status if self.command == "HEAD" else None
         status = server.fault if isinstance(server.fault, HTTPStatus) else status
         if status is None and version is None:

@@ -385,12 +385,16 @@ class StoreCache(ValueCache):
             A task has it, and this is called in a thread, which waits for none: see `Flight`.
         """
         mine: Flight[None] = Flight()
+        dead: Flight[None] | None = None
         while True:
-            flight = self._locked.join(place, mine)
+            flight = self._locked.join(place, mine, dead)
             if flight is mine:
                 return mine
-            yield from flight.wait()
-            if not flight.is_set:
+            yield from flight.follow()
+            if not flight.is_led:
+                # Its event loop was closed: it does not go on.
+                dead = flight
+            elif not flight.is_set:
                 raise LockedByTaskError(
                     f"{self.store}: a task of an event loop is at work on it, which a call that is "
                     "not awaited does not wait for"

@@ -14,6 +14,7 @@ from zarr_cache.core.errors import SourceChangedError
 from zarr_cache.core.flow import call, call_async, step
 from zarr_cache.core.keys import is_metadata
 from zarr_cache.flows import versions
+from zarr_cache.sources.response_check import is_foreign
 from zarr_cache.sources.source_reader import ChangedError, Fetched
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ NOT_A_FAILURE = (
 """What the source says of the key, and no failure of the source."""
 
 
+class _ForeignError(Exception):
+    """A response that cannot be the value: it tells nothing of the version that the source has."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        super().__init__()
+        self.buffer = buffer
+
+
 def fetch(
     view: SourceView,
     key: str,
@@ -47,14 +56,33 @@ def fetch(
 ) -> Flow[Fetched]:
     """Read from the source; what is cached of the key and stale is asked for conditionally.
 
+    What cannot be the value, such as the page of a login, is returned, with a warning, as not to be
+    cached. What is cached of the key stays as it is.
+
     Raises
     ------
     SourceChangedError
         The source has another version than that of which a reader may have ranges.
     """
+    try:
+        return (yield from _fetch_version(view, key, request, result, kept, asked_at))
+    except _ForeignError as foreign:
+        view.warn_of_foreign(key)
+        return Fetched(foreign.buffer, None, is_torn=True)
+
+
+def _fetch_version(
+    view: SourceView,
+    key: str,
+    request: ByteRequest | None,
+    result: LookupResult,
+    kept: Kept,
+    asked_at: int,
+) -> Flow[Fetched]:
     reader = view.reader
     if reader is None:
-        return Fetched((yield from read_plainly(view, key, request)), None)
+        buffer = yield from read_plainly(view, key, request)
+        return _checked(key, request, Fetched(buffer, None))
     if request is not None and not reader.can_match:
         return (yield from _fetch_range(view, reader, key, request, result, kept, asked_at))
     unless = kept.found.validator if kept.found is not None else None
@@ -123,11 +151,19 @@ def _call(
         with_version = not reader.asks_more or is_metadata(key)
     fetch = partial(reader.fetch, key, request, unless=unless, only=only, with_version=with_version)
     if not reader.is_sync:
-        return call_async(view.source, lambda _: fetch())
-    fetch_sync = partial(
-        reader.fetch_sync, key, request, unless=unless, only=only, with_version=with_version
-    )
-    return step(fetch_sync, fetch)
+        fetched = yield from call_async(view.source, lambda _: fetch())
+    else:
+        fetch_sync = partial(
+            reader.fetch_sync, key, request, unless=unless, only=only, with_version=with_version
+        )
+        fetched = yield from step(fetch_sync, fetch)
+    return _checked(key, request, fetched)
+
+
+def _checked(key: str, request: ByteRequest | None, fetched: Fetched) -> Fetched:
+    if fetched.buffer is not None and is_foreign(key, request, fetched.buffer):
+        raise _ForeignError(fetched.buffer)
+    return fetched
 
 
 def read_plainly(view: SourceView, key: str, request: ByteRequest | None) -> Flow[Buffer | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zarr.core.buffer import cpu
 
 from zarr_cache.backend.versions import Sent
-from zarr_cache.core import byte_range
+from zarr_cache.core import byte_range, single_flight
 from zarr_cache.core.buffers import to_buffer, to_lasting_array, to_prototype
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.single_flight import Flight
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from zarr_cache.flows.view import SourceView
     from zarr_cache.index.lookup import Data, EntryState
 
+
+MAX_LEADERS = 2
+"""A caller follows so many fetches of others, one after another."""
 
 CACHED_KINDS = frozenset({"value", "absent"})
 """The kinds of entries that hold a response of the source."""
@@ -190,6 +193,10 @@ def fetch(
     `result` is of the lookup that missed, and `ended` is `Flights.ended` from before it. A caller
     whose lookup saw a later write to the key does not share the response, and reads by itself.
 
+    If the leader fails, is cancelled, or has no response within `LEADER_SECONDS`, one of those who
+    followed it leads the next fetch, and the others follow that one. Who has followed
+    `MAX_LEADERS` in vain reads by itself: each may have waited for the whole timeout of a client.
+
     While the key is being written, each caller reads by itself, and nothing is admitted: the end of
     the write may not be recorded, and then a later caller has the same `EntryState.fence`.
     """
@@ -199,15 +206,19 @@ def fetch(
     flights = view.values.flights
     flight_key = (view.namespace, key, request, state.fence)
     mine: Flight[Sent] = Flight()
+    followed: Flight[Sent] | None = None
     try:
-        flight = flights.join(flight_key, mine)
-        if flight is not mine:
-            _, sent = yield from flight.wait()
+        for _ in range(MAX_LEADERS):
+            flight = flights.join(flight_key, mine, followed)
+            if flight is mine:
+                break
+            _, sent = yield from flight.follow(single_flight.LEADER_SECONDS)
             if sent is not None:
                 view.count_miss()
                 versions.check_fetched(view, key, request, result, sent)
                 return sent.buffer
-        elif flights.ended != ended:
+            followed = flight
+        if flights.ended != ended:
             # Another fetch has ended since the lookup: its response may be cached by now.
             again = yield from lookup(view, key, request)
             data = None

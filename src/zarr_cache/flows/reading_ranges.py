@@ -13,7 +13,7 @@ from zarr_cache.core.errors import CacheError, SourceChangedError, first_of, has
 from zarr_cache.core.flow import call
 from zarr_cache.flows import fetching, ranges, reading, versions
 from zarr_cache.flows.versions import Kept
-from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
+from zarr_cache.sources.response_check import RangeCheckedStore, is_web_page, with_range_check
 from zarr_cache.sources.source_reader import ChangedError
 
 if TYPE_CHECKING:
@@ -352,13 +352,18 @@ def _read(
         for batch in batches:
             for _, buffer in batch:
                 view.count_miss(buffer)
+    batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
     unsafe: set[int] = set()
     validators: set[str | None] = set()
     if isinstance(checked, RangeCheckedStore):
         unsafe = {index for index in indexes if checked.may_be_wrong(byte_ranges[index])}
         unsafe |= set(indexes if checked.is_torn else ())
-        validators = checked.validators
-    batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
+        validators, is_page = checked.validators, checked.is_web_page
+    else:
+        is_page = any(is_web_page(each) for batch in batches for _, each in batch if each)
+    if is_page:
+        unsafe = set(indexes)
+        view.warn_of_foreign(key)
     return Read(batches, error, unsafe, validators)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from zarr_cache.index.lookup import Data, EntryState
     from zarr_cache.sources.source_reader import SourceReader
 
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ABSENT_SECONDS = 60
 """For how long a read-only view serves a cached absence, unless the user gave another age."""
@@ -160,6 +163,9 @@ class SourceView:
     # Whether it was said that the source fails and stale values are served.
     has_warned_of_stale: bool = field(default=False, init=False)
 
+    # Whether it was said that the source sent what cannot be a value.
+    has_warned_of_foreign: bool = field(default=False, init=False)
+
     # Whether the source must be named before its next use: its path may lead elsewhere by then.
     must_be_named: bool = field(init=False)
 
@@ -278,6 +284,19 @@ class SourceView:
         """Raise OfflineError if the source may not be asked for the key, which is not cached."""
         if self.settings.offline:
             raise OfflineError(key, self.namespace)
+
+    def warn_of_foreign(self, key: str) -> None:
+        """Log, once, that the source sent what cannot be the value, and that it is not cached."""
+        if self.has_warned_of_foreign:
+            return
+        self.has_warned_of_foreign = True
+        logger.warning(
+            "%s: what the source sent for %r is %s, as from a login page or a gateway; it is "
+            "returned and not cached",
+            self.namespace,
+            key,
+            "no metadata of Zarr" if is_metadata(key) else "an HTML page",
+        )
 
     def limits(self) -> Limits:
         """The limits as of now."""

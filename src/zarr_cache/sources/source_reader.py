@@ -24,8 +24,9 @@ class Fetched(NamedTuple):
     is_unchanged
         Whether the source still has the version `unless`. Its bytes were not read.
     is_torn
-        Whether the value changed while it was read, so that the bytes may be of two versions. They
-        are what the plain store would have returned, and must not be cached.
+        Whether the value changed while it was read, so that the bytes may be of two versions, or
+        they cannot be the value. They are what the plain store would have returned, and must not be
+        cached.
     """
 
     buffer: Buffer | None

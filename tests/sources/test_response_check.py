@@ -12,7 +12,7 @@ from zarr.storage import LocalStore
 from tests.fakes import PROTOTYPE
 from tests.sources.http_server import VersionedServer, serving, through_fsspec, through_obstore
 from tests.sources.reading import DATA, KEY, known_version, reader_for
-from zarr_cache.sources.range_check import RangeCheckedStore, with_range_check
+from zarr_cache.sources.response_check import RangeCheckedStore, with_range_check
 from zarr_cache.sources.source_reader import ChangedError
 
 if TYPE_CHECKING:

@@ -1,13 +1,16 @@
-"""Which ranges of a batch may hold other bytes than were requested, and their versions."""
+"""Which responses may hold other bytes than were requested: web pages, and wrong ranges."""
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING
 
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.storage import WrapperStore
 
 from zarr_cache.core.byte_range import may_be_cached
+from zarr_cache.core.keys import is_metadata
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -16,8 +19,56 @@ if TYPE_CHECKING:
     from zarr_cache.sources.source_reader import Fetched, SourceReader
 
 
+HEAD = 512
+"""By so many first bytes a web page is recognised."""
+
+# https://mimesniff.spec.whatwg.org/#identifying-a-resource-with-an-unknown-mime-type, without the
+# tags of one letter, which binary data begin with as well. XHTML begins as XML.
+_WEB_PAGE = re.compile(
+    rb"""(?:\xef\xbb\xbf)?\s*(?:<\?xml\b[^>]*>\s*)?
+    <(?:!--|(?:!doctype\shtml|html|head|script|iframe|h1|div|font|table|style|title|body|br)[\s/>])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+# The beginnings of web pages that are shorter than what `_WEB_PAGE` needs.
+_BEGINNINGS = (b"<!doctype html>", b"<html>")
+_MIN_BEGINNING = 4
+
+# What a document has to have, by the last part of its key:
+# https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html#metadata and .../v2/v2.0.html
+_MEMBERS = {
+    "zarr.json": "zarr_format",
+    ".zarray": "zarr_format",
+    ".zgroup": "zarr_format",
+    ".zmetadata": "metadata",
+}
+
+
+def is_web_page(buffer: Buffer) -> bool:
+    """Whether the bytes begin as an HTML page, such as that of a gateway or of a login."""
+    head = buffer[:HEAD].to_bytes()
+    if _WEB_PAGE.match(head):
+        return True
+    is_short = _MIN_BEGINNING <= len(head) < len(_BEGINNINGS[0])
+    return is_short and any(page.startswith(head.lower()) for page in _BEGINNINGS)
+
+
+def is_foreign(key: str, request: ByteRequest | None, buffer: Buffer) -> bool:
+    """Whether a response cannot be what was requested: a web page, or no metadata of Zarr."""
+    if is_web_page(buffer):
+        return True
+    if request is not None or not is_metadata(key):
+        return False
+    try:
+        document = json.loads(buffer.to_bytes())
+    except (ValueError, RecursionError):
+        return True
+    member = _MEMBERS.get(key.rpartition("/")[2])
+    return not isinstance(document, dict) or (member is not None and member not in document)
+
+
 class RangeCheckedStore(WrapperStore[Store]):
-    """A source that records for which requests it sent a wrong number of bytes.
+    """A source that records for which requests it sent a wrong number of bytes, or a web page.
 
     zarr reads neighbouring ranges in one request, and slices the response. If an HTTP server
     ignored ``Range`` and sent the whole value, the slices have the right lengths and the wrong
@@ -39,6 +90,8 @@ class RangeCheckedStore(WrapperStore[Store]):
         Of the responses with bytes, through the reader. None stands for one without a validator.
     is_torn
         Whether a response may have bytes of two versions.
+    is_web_page
+        Whether a response was a web page.
     """
 
     def __init__(
@@ -54,6 +107,7 @@ class RangeCheckedStore(WrapperStore[Store]):
         self._mismatches: list[RangeByteRequest] = []
         self.validators: set[str | None] = set()
         self.is_torn = False
+        self.is_web_page = False
 
     # A WrapperStore calls the `get_ranges` of the store that it wraps, which would bypass `get`.
     get_ranges = Store.get_ranges  # type: ignore[assignment]
@@ -61,7 +115,7 @@ class RangeCheckedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The source's response, after its length is checked."""
+        """The source's response, after it is checked."""
         if self._reader is None:
             return self._check(byte_range, await self._store.get(key, prototype, byte_range))
         fetched = await self._reader.fetch(
@@ -76,7 +130,7 @@ class RangeCheckedStore(WrapperStore[Store]):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """The source's response, after its length is checked."""
+        """The source's response, after it is checked."""
         if self._reader is None:
             buffer = super().get_sync(key, prototype=prototype, byte_range=byte_range)
             return self._check(byte_range, buffer)
@@ -86,16 +140,17 @@ class RangeCheckedStore(WrapperStore[Store]):
         return self._check(byte_range, self._record(fetched))
 
     def _record(self, fetched: Fetched) -> Buffer | None:
-        if fetched.buffer is not None:
+        if fetched.buffer is not None and not is_web_page(fetched.buffer):
             self.validators.add(fetched.validator)
             self.is_torn = self.is_torn or fetched.is_torn
         return fetched.buffer
 
     def _check(self, request: ByteRequest | None, buffer: Buffer | None) -> Buffer | None:
-        if isinstance(request, RangeByteRequest) and not (
-            buffer is None or may_be_cached(request, len(buffer))
-        ):
+        if buffer is None:
+            return None
+        if isinstance(request, RangeByteRequest) and not may_be_cached(request, len(buffer)):
             self._mismatches.append(request)
+        self.is_web_page = self.is_web_page or is_web_page(buffer)
         return buffer
 
     def may_be_wrong(self, request: ByteRequest | None) -> bool:
