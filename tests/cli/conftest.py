@@ -14,6 +14,7 @@ from zarr.storage import MemoryStore
 from tests.fakes import buffer, restart
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.cli import app
+from zarr_cache.core.keys import is_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,11 +71,15 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+def value_of(key: str, size: int) -> bytes:
+    """So many bytes: of metadata, a document."""
+    return b'{"zarr_format": 3}'.ljust(size) if is_metadata(key) else bytes(size)
+
+
 def caching(path: Path, namespace: str, **options: Any) -> CacheStore:
     """A CacheStore on the file, over a source that has the keys of `SIZES`."""
-    source = MemoryStore(
-        {key: buffer(bytes(size)) for key, size in SIZES.get(namespace, {}).items()}
-    )
+    sizes = SIZES.get(namespace, {})
+    source = MemoryStore({key: buffer(value_of(key, size)) for key, size in sizes.items()})
     return CacheStore(source, cache_store=SqliteStore(path), namespace=namespace, **options)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.conftest import SIZES, caching
+from tests.cli.conftest import SIZES, caching, value_of
 from tests.fakes import (
     CountingStore,
     HeldStore,
@@ -285,7 +285,7 @@ async def test_what_was_evicted_is_fetched_again_and_what_stayed_is_not(
     source.reset()
     found = {key: await read(store, key) for key in SIZES["era5"]}
 
-    assert found == {key: bytes(size) for key, size in SIZES["era5"].items()}
+    assert found == {key: value_of(key, size) for key, size in SIZES["era5"].items()}
     assert sorted(source.keys) == ["t/c/0", "t/c/1"]
 
 

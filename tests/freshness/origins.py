@@ -7,6 +7,7 @@ byte, repeated, so that every part of it tells its version.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -18,6 +19,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from tests.sources.http_server import VersionedServer, serving
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.core.keys import is_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +41,16 @@ NAMESPACE = "changing"
 def version(number: int, size: int = SIZE) -> bytes:
     """The bytes of one version of a value."""
     return bytes([number]) * size
+
+
+def document(number: int) -> bytes:
+    """As `version`, but of metadata: what is no metadata is never cached."""
+    return json.dumps({"zarr_format": 3, "version": number}).encode().ljust(SIZE)
+
+
+def version_of(key: str, number: int) -> bytes:
+    """One version of the value of a key."""
+    return document(number) if is_metadata(key) else version(number)
 
 
 def settle(path: Path, hours: int) -> None:

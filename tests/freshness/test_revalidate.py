@@ -178,8 +178,9 @@ def test_a_failure_of_the_source_is_raised_and_nothing_is_removed(
     http: HttpOrigin,
     path: Path,
     held_time: HeldTime,  # noqa: ARG001 - held before
+    document: bytes,
 ) -> None:
-    http.put(METADATA, version(1))
+    http.put(METADATA, document)
     cache = caching(http, path)
     sync(read(cache, METADATA))
     cache.flush()

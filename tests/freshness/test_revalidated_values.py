@@ -10,7 +10,16 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from tests.fakes import buffer, open_file, read, restart
-from tests.freshness.origins import NAMESPACE, SIZE, Asked, caching, settle, version
+from tests.freshness.origins import (
+    NAMESPACE,
+    SIZE,
+    Asked,
+    caching,
+    document,
+    settle,
+    version,
+    version_of,
+)
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core import checksum
 
@@ -45,9 +54,9 @@ def revalidated(cache: CacheStore) -> object:
 @pytest.fixture
 def cache(origin: Origin, path: Path, held_time: HeldTime) -> CacheStore:  # noqa: ARG001 - held before
     """A cache that has the first versions, which are stale after `AGE`."""
-    origin.copy({CHUNK: version(1), METADATA: version(1)})
+    origin.copy({CHUNK: version(1), METADATA: document(1)})
     cache = caching(origin, path, max_age_seconds=AGE)
-    assert [get(cache, key) for key in (CHUNK, METADATA)] == [version(1)] * 2
+    assert [get(cache, key) for key in (CHUNK, METADATA)] == [version(1), document(1)]
     return cache
 
 
@@ -68,7 +77,7 @@ def plain(origin: Origin, key: str) -> Asked:
 def test_unchanged_metadata_is_served_for_one_request_without_a_body(
     origin: Origin, cache: CacheStore, held_time: HeldTime
 ) -> None:
-    assert get_stale(origin, cache, METADATA, held_time) == version(1)
+    assert get_stale(origin, cache, METADATA, held_time) == document(1)
     assert origin.asked() == (condition_of(origin), 0)
     assert revalidated(cache) == 1
 
@@ -88,11 +97,11 @@ def test_an_unchanged_chunk_is_served_for_one_request(
 def test_a_changed_value_is_fetched_once_it_is_stale(
     origin: Origin, cache: CacheStore, held_time: HeldTime, key: str
 ) -> None:
-    origin.put(key, version(2))
+    origin.put(key, version_of(key, 2))
     before = get(cache, key)
 
-    assert before == version(1)
-    assert get_stale(origin, cache, key, held_time) == version(2)
+    assert before == version_of(key, 1)
+    assert get_stale(origin, cache, key, held_time) == version_of(key, 2)
     asked = origin.asked()
     more = ["HEAD"] if origin.asks_first and key == METADATA else []
     requests, nbytes = plain(origin, key)
@@ -119,7 +128,7 @@ def test_a_confirmed_value_is_fresh_for_another_age_also_after_a_restart(
     origin.reset()
     held_time.step(AGE - 1)
 
-    assert get(again, METADATA) == version(1)
+    assert get(again, METADATA) == document(1)
     assert origin.asked() == ([], 0)
     held_time.step(2)
     get(again, METADATA)
@@ -129,19 +138,19 @@ def test_a_confirmed_value_is_fresh_for_another_age_also_after_a_restart(
 def test_without_an_age_of_its_own_metadata_of_a_read_only_view_has_that_of_chunks(
     origin: Origin, path: Path, held_time: HeldTime
 ) -> None:
-    origin.put(METADATA, version(1))
+    origin.put(METADATA, document(1))
     cache = caching(origin, path)
     get(cache, METADATA)
 
     for _ in range(3):
-        assert get_stale(origin, cache, METADATA, held_time) == version(1)
+        assert get_stale(origin, cache, METADATA, held_time) == document(1)
         assert origin.asked() == ([], 0)
 
 
 def test_metadata_is_asked_for_once_each_time_its_age_has_passed_and_chunks_are_not(
     origin: Origin, path: Path, held_time: HeldTime
 ) -> None:
-    origin.copy({CHUNK: version(1), METADATA: version(1)})
+    origin.copy({CHUNK: version(1), METADATA: document(1)})
     cache = caching(origin, path, max_age_metadata_seconds=2)
     get(cache, CHUNK)
     get(cache, METADATA)
@@ -159,17 +168,17 @@ def test_metadata_is_asked_for_once_each_time_its_age_has_passed_and_chunks_are_
 
 
 def test_metadata_of_age_0_is_kept_and_revalidated(origin: Origin, path: Path) -> None:
-    origin.put(METADATA, version(1))
+    origin.put(METADATA, document(1))
     cache = caching(origin, path, max_age_metadata_seconds=0)
     get(cache, METADATA)
     cache.flush()
     origin.reset()
 
-    assert [get(cache, METADATA) for _ in range(3)] == [version(1)] * 3
+    assert [get(cache, METADATA) for _ in range(3)] == [document(1)] * 3
     assert origin.asked() == (condition_of(origin) * 3, 0)
     assert revalidated(cache) == 3
-    origin.put(METADATA, version(2))
-    assert get(cache, METADATA) == version(2)
+    origin.put(METADATA, document(2))
+    assert get(cache, METADATA) == document(2)
 
 
 def test_a_writable_view_goes_by_no_earlier_metadata(
@@ -181,15 +190,15 @@ def test_a_writable_view_goes_by_no_earlier_metadata(
     source = LocalStore(root)
     cache = CacheStore(source, cache_store=SqliteStore(path))
     for number, key in enumerate((CHUNK, METADATA)):
-        source.set_sync(key, buffer(version(1)))
+        source.set_sync(key, buffer(version_of(key, 1)))
         settle(root / key, number)
-        assert get(cache, key) == version(1)
-        source.set_sync(key, buffer(version(2)))
+        assert get(cache, key) == version_of(key, 1)
+        source.set_sync(key, buffer(version_of(key, 2)))
         settle(root / key, number + 9)
 
-    assert get(cache, METADATA) == version(2)
+    assert get(cache, METADATA) == document(2)
     assert get(cache, CHUNK) == version(1)
-    assert get(cache.with_read_only(read_only=True), METADATA) == version(2)
+    assert get(cache.with_read_only(read_only=True), METADATA) == document(2)
 
 
 def test_absent_metadata_is_asked_for_when_the_age_of_metadata_has_passed(
@@ -197,12 +206,12 @@ def test_absent_metadata_is_asked_for_when_the_age_of_metadata_has_passed(
 ) -> None:
     cache = caching(origin, path, max_age_metadata_seconds=AGE, max_age_absent_seconds="infinity")
     assert [get(cache, key) for key in (CHUNK, METADATA)] == [None, None]
-    origin.copy({CHUNK: version(1), METADATA: version(1)})
+    origin.copy({CHUNK: version(1), METADATA: document(1)})
     held_time.step(AGE - 1)
 
     assert [get(cache, key) for key in (CHUNK, METADATA)] == [None, None]
     held_time.step(2)
-    assert [get(cache, key) for key in (CHUNK, METADATA)] == [None, version(1)]
+    assert [get(cache, key) for key in (CHUNK, METADATA)] == [None, document(1)]
 
 
 @pytest.mark.parametrize("key", [CHUNK, METADATA])
@@ -210,13 +219,13 @@ def test_a_server_that_ignores_conditions_confirms_by_the_same_version(
     http: HttpOrigin, path: Path, held_time: HeldTime, key: str
 ) -> None:
     http.server.ignores_conditions = True
-    http.put(key, version(1))
+    http.put(key, version_of(key, 1))
     cache = caching(http, path, max_age_seconds=AGE)
     get(cache, key)
 
-    assert get_stale(http, cache, key, held_time) == version(1)
-    http.put(key, version(2))
-    assert get_stale(http, cache, key, held_time) == version(2)
+    assert get_stale(http, cache, key, held_time) == version_of(key, 1)
+    http.put(key, version_of(key, 2))
+    assert get_stale(http, cache, key, held_time) == version_of(key, 2)
 
 
 @pytest.mark.parametrize("etags", ["weak", "odd", None])
@@ -226,11 +235,11 @@ def test_a_value_without_a_validator_is_fetched_whole(
 ) -> None:
     http.server.etags = etags  # type: ignore[assignment] # one of its kinds
     http.server.tells_modified = etags is not None
-    http.put(key, version(1))
+    http.put(key, version_of(key, 1))
     cache = caching(http, path, max_age_seconds=AGE)
     get(cache, key)
 
-    assert get_stale(http, cache, key, held_time) == version(1)
+    assert get_stale(http, cache, key, held_time) == version_of(key, 1)
     assert http.asked().nbytes == SIZE
     assert revalidated(cache) == 0
 
@@ -241,11 +250,11 @@ def test_last_modified_is_a_validator_if_it_was_a_minute_ago(
 ) -> None:
     http.server.etags = None
     now = datetime.fromtimestamp(held_time.wall_ns // 10**9, UTC)
-    http.server.put(METADATA, version(1), modified=now - timedelta(seconds=seconds))
+    http.server.put(METADATA, document(1), modified=now - timedelta(seconds=seconds))
     cache = caching(http, path, max_age_seconds=AGE)
     get(cache, METADATA)
 
-    assert get_stale(http, cache, METADATA, held_time) == version(1)
+    assert get_stale(http, cache, METADATA, held_time) == document(1)
     assert http.asked().nbytes == (0 if is_validator else SIZE)
 
 
@@ -256,11 +265,11 @@ def test_values_of_a_file_without_validators_are_fetched_whole_once_and_then_hav
     again = caching(origin, path, max_age_seconds=AGE)
     origin.reset()
 
-    assert get(again, METADATA) == version(1)
+    assert get(again, METADATA) == document(1)
     assert origin.asked() == ([], 0)
-    assert get_stale(origin, again, METADATA, held_time) == version(1)
+    assert get_stale(origin, again, METADATA, held_time) == document(1)
     assert origin.asked().nbytes == SIZE
-    assert get_stale(origin, again, METADATA, held_time) == version(1)
+    assert get_stale(origin, again, METADATA, held_time) == document(1)
     assert origin.asked().nbytes == 0
 
 

@@ -12,7 +12,7 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.sync import sync
 
 from tests.fakes import read, read_ranges, restart
-from tests.freshness.origins import NAMESPACE, caching, over_http, version
+from tests.freshness.origins import NAMESPACE, caching, document, over_http, version
 from tests.sources.http_server import through_obstore
 from zarr_cache import CacheWarning, SourceChangedError
 
@@ -56,7 +56,7 @@ def cache(
     http: HttpOrigin, path: Path, held_time: HeldTime, request: pytest.FixtureRequest
 ) -> Iterator[CacheStore]:
     """A cache whose values are stale now, and may be served for a while if the source fails."""
-    http.copy({CHUNK: version(1), METADATA: version(1), "array/c/3": version(1)})
+    http.copy({CHUNK: version(1), METADATA: document(1), "array/c/3": version(1)})
     cache = caching(
         http,
         path,
@@ -80,7 +80,7 @@ def stale_served(cache: CacheStore) -> object:
 
 READS: dict[str, Any] = {
     "chunk": (lambda store: sync(read(store, CHUNK)), version(1), 1),
-    "metadata": (lambda store: sync(read(store, METADATA)), version(1), 1),
+    "metadata": (lambda store: sync(read(store, METADATA)), document(1), 1),
     "sync": (lambda store: store.get_sync(CHUNK).to_bytes(), version(1), 1),
     "absence": (lambda store: sync(read(store, ABSENT)), None, 1),
     "range": (lambda store: sync(read(store, "array/c/3", FIRST)), ONE, 1),

@@ -163,16 +163,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         key = unquote(urlsplit(self.path).path.removeprefix("/"))
-        sent = {
+        conditions = {
             name: self.headers[name] for name in [*CONDITIONS, USERS_HEADER] if name in self.headers
         }
-        self.server.count(self.command, key, sent)
+        self.server.count(self.command, key, conditions)
         if self.server.fault == "down":
             # Closing a socket that lingers for 0 seconds sends RST: see socket(7).
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return
-        status, headers, body = self._decide(key)
+        page = self.server.page
+        sent = (HTTPStatus.OK, {"ETag": '"page"'}, page) if page is not None else self._decide(key)
+        status, headers, body = sent
         self.server.before_send(self.command, key)
         self.send_response(status)
         for name, value in headers.items():
@@ -186,8 +188,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _decide(self, key: str) -> tuple[HTTPStatus, dict[str, str], bytes]:
         server, version = self.server, self.server.versions.get(key)
-        if server.page is not None:
-            return HTTPStatus.OK, {"ETag": '"page"'}, server.page
         status = server.head_status if self.command == "HEAD" else None
         status = server.fault if isinstance(server.fault, HTTPStatus) else status
         if status is None and version is None:

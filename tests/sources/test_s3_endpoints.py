@@ -62,13 +62,15 @@ def of_s3fs(**options: object) -> Store:
 OPENERS: list[Opener] = [through_s3fs, through_a_client_of_s3fs, through_obstore]
 each_way = pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
 
+A, B = (b'{"of": "%s", "zarr_format": 3}' % name for name in (b"a", b"b"))
+
 
 @pytest.fixture(scope="module")
 def endpoints() -> Iterator[list[str]]:
     """Two servers, each with the same bucket and key, and a value that names the server."""
     with ExitStack() as servers:
         endpoints = []
-        for value in (b"{'of': 'a'}", b"{'of': 'b'}"):
+        for value in (A, B):
             server = servers.enter_context(
                 subprocess.Popen(
                     [sys.executable, SERVER],
@@ -116,8 +118,8 @@ async def test_neither_of_two_endpoints_is_served_for_the_other(
         for _ in range(2):
             assert await read(a, "zarr.json", RangeByteRequest(8, 9)) == b"a"
             assert await read(b, "zarr.json", RangeByteRequest(8, 9)) == b"b"
-            assert await read(a, "zarr.json") == b"{'of': 'a'}"
-            assert await read(b, "zarr.json") == b"{'of': 'b'}"
+            assert await read(a, "zarr.json") == A
+            assert await read(b, "zarr.json") == B
 
         assert of_a.requests == of_b.requests == {"get": 2}
         assert [a.namespace, b.namespace] == [
@@ -136,7 +138,7 @@ async def test_an_endpoint_is_known_again_whatever_reads_it(
     async with opened(opener, endpoints[0]) as source:
         again = CacheStore(source, cache_store=SqliteStore(path))
 
-        assert await read(again, "zarr.json") == b"{'of': 'a'}"
+        assert await read(again, "zarr.json") == A
         assert source.requests == {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,7 +95,7 @@ PASSING = {name: kind for name, kind in KINDS.items() if not kind.lasts}
 
 def value_of(path: Path, key: str) -> bytes:
     """What the source of a path holds: as long as any other's, and other bytes."""
-    return f"{path.name} has {key}".encode()
+    return json.dumps({"zarr_format": 3, "of": f"{path.name} has {key}"}).encode()
 
 
 async def opened(kind: Kind, path: Path) -> CountingStore:

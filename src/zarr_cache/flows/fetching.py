@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 from zarr.core.buffer import cpu
 
 from zarr_cache.backend.failures import CacheWarning
+from zarr_cache.core.ages import EVER
 from zarr_cache.core.buffers import to_buffer
-from zarr_cache.core.errors import SourceChangedError
+from zarr_cache.core.errors import SourceChangedError, first_of
 from zarr_cache.core.flow import call, call_async, step
 from zarr_cache.core.keys import is_metadata
-from zarr_cache.flows import versions
+from zarr_cache.flows import ranges, versions
 from zarr_cache.sources.response_check import is_foreign
 from zarr_cache.sources.source_reader import ChangedError, Fetched
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer
 
@@ -227,3 +230,37 @@ def serve_stale(
         view.count_hit(None)
         return (None,)
     return None
+
+
+def serve_stale_ranges(
+    view: SourceView,
+    key: str,
+    byte_ranges: Sequence[ByteRequest | None],
+    missing: list[int],
+    result: LookupResult,
+    kept: Kept,
+    error: Exception,
+) -> Flow[dict[int, Data]]:
+    """The bytes of stale ranges since the source fails: all of them, or none."""
+    if isinstance(error, ExceptionGroup):
+        others = error.split(FileNotFoundError)[1]
+        error = FileNotFoundError(key) if others is None else first_of(others)
+    requests = [byte_ranges[index] for index in missing]
+    states = [
+        each.state for each in (yield from ranges.lookup_many(view, key, requests, result, EVER))
+    ]
+    validators = {each.validator for each in states}
+    if any(each.data is None for each in states) or len(validators) > 1:
+        return {}
+    if kept.is_fresh and validators != {kept.validator}:
+        return {}
+    oldest = min(each.as_of for each in states)
+    if not may_serve_stale(view, key, oldest, error):
+        return {}
+    for state in states:
+        serve_kept(view, key, result, state)
+    return {
+        index: state.data
+        for index, state in zip(missing, states, strict=True)
+        if state.data is not None
+    }

@@ -9,7 +9,7 @@ from zarr.core.buffer import cpu
 from zarr_cache.core import byte_range
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.buffers import to_buffer, to_prototype
-from zarr_cache.core.errors import CacheError, SourceChangedError, first_of, has_kind
+from zarr_cache.core.errors import CacheError, SourceChangedError, has_kind
 from zarr_cache.core.flow import call
 from zarr_cache.flows import fetching, ranges, reading, versions
 from zarr_cache.flows.versions import Kept
@@ -125,12 +125,15 @@ class Read(NamedTuple):
     ----------
     unsafe
         Indexes of ranges that may hold other bytes than were requested.
+    is_page
+        Whether a response was a web page.
     """
 
     batches: Batches
     error: Exception | None
     unsafe: set[int]
     validators: set[str | None]
+    is_page: bool
 
 
 def _read_missing(
@@ -162,7 +165,9 @@ def _read_missing(
         view, key, byte_ranges, missing, settings, result, kept, asked_at
     )
     if read.error is not None:
-        stale = yield from _serve_stale(view, key, byte_ranges, missing, result, kept, read.error)
+        stale = yield from fetching.serve_stale_ranges(
+            view, key, byte_ranges, missing, result, kept, read.error
+        )
         if stale:
             batches.append([(index, to_buffer(prototype, data)) for index, data in stale.items()])
             return None
@@ -280,40 +285,6 @@ def _version_to_read(
     return Version(current if reader.sends_match else None, current)
 
 
-def _serve_stale(
-    view: SourceView,
-    key: str,
-    byte_ranges: Sequence[ByteRequest | None],
-    missing: list[int],
-    result: LookupResult,
-    kept: Kept,
-    error: Exception,
-) -> Flow[dict[int, Data]]:
-    """The bytes of stale ranges since the source fails: all of them, or none."""
-    if isinstance(error, ExceptionGroup):
-        others = error.split(FileNotFoundError)[1]
-        error = FileNotFoundError(key) if others is None else first_of(others)
-    requests = [byte_ranges[index] for index in missing]
-    states = [
-        each.state for each in (yield from ranges.lookup_many(view, key, requests, result, EVER))
-    ]
-    validators = {each.validator for each in states}
-    if any(each.data is None for each in states) or len(validators) > 1:
-        return {}
-    if kept.is_fresh and validators != {kept.validator}:
-        return {}
-    oldest = min(each.as_of for each in states)
-    if not fetching.may_serve_stale(view, key, oldest, error):
-        return {}
-    for state in states:
-        fetching.serve_kept(view, key, result, state)
-    return {
-        index: state.data
-        for index, state in zip(missing, states, strict=True)
-        if state.data is not None
-    }
-
-
 def _admit(
     view: SourceView,
     key: str,
@@ -333,7 +304,7 @@ def _admit(
     # Also those that may not be cached: the reader has them.
     buffers = [buffer for batch in read.batches for _, buffer in batch if buffer is not None]
     largest = max(map(len, buffers), default=None)
-    if largest is not None:
+    if largest is not None and not read.is_page:
         versions.check_served(view, key, byte_ranges[0], result, validator, largest)
 
 
@@ -353,18 +324,15 @@ def _read(
             for _, buffer in batch:
                 view.count_miss(buffer)
     batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
-    unsafe: set[int] = set()
-    validators: set[str | None] = set()
     if isinstance(checked, RangeCheckedStore):
         unsafe = {index for index in indexes if checked.may_be_wrong(byte_ranges[index])}
-        unsafe |= set(indexes if checked.is_torn else ())
-        validators, is_page = checked.validators, checked.is_web_page
+        is_page, validators = checked.is_web_page, checked.validators
     else:
         is_page = any(is_web_page(each) for batch in batches for _, each in batch if each)
+        unsafe, validators = set(indexes if is_page else ()), set()
     if is_page:
-        unsafe = set(indexes)
         view.warn_of_foreign(key)
-    return Read(batches, error, unsafe, validators)
+    return Read(batches, error, unsafe, validators, is_page)
 
 
 def _call(

@@ -64,7 +64,10 @@ def is_foreign(key: str, request: ByteRequest | None, buffer: Buffer) -> bool:
     except (ValueError, RecursionError):
         return True
     member = _MEMBERS.get(key.rpartition("/")[2])
-    return not isinstance(document, dict) or (member is not None and member not in document)
+    if not isinstance(document, dict):
+        return True
+    # An error of a gateway may be an object as well, but no empty one.
+    return bool(document) and member is not None and member not in document
 
 
 class RangeCheckedStore(WrapperStore[Store]):
@@ -154,7 +157,12 @@ class RangeCheckedStore(WrapperStore[Store]):
         return buffer
 
     def may_be_wrong(self, request: ByteRequest | None) -> bool:
-        """Whether the bytes of the request may come from a response of another length."""
+        """Whether the bytes of the request may come from a page, or a response of another length.
+
+        Nor may they be cached if they may be of two versions.
+        """
+        if self.is_torn or self.is_web_page:
+            return True
         return isinstance(request, RangeByteRequest) and any(
             sent.start <= request.start and request.end <= sent.end for sent in self._mismatches
         )
