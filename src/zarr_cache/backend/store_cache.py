@@ -386,10 +386,7 @@ class StoreCache(ValueCache):
         """
         mine: Flight[None] = Flight()
         dead: Flight[None] | None = None
-        while True:
-            flight = self._locked.join(place, mine, dead)
-            if flight is mine:
-                return mine
+        while (flight := self._locked.join(place, mine, dead)) is not mine:
             yield from flight.follow()
             if not flight.is_led:
                 # Its event loop was closed: it does not go on.
@@ -399,3 +396,4 @@ class StoreCache(ValueCache):
                     f"{self.store}: a task of an event loop is at work on it, which a call that is "
                     "not awaited does not wait for"
                 )
+        return mine

@@ -15,6 +15,7 @@ from zarr.storage import (
     ManagedMemoryStore,
     MemoryStore,
     ObjectStore,
+    WrapperStore,
 )
 from zarr.storage._fsspec import ALLOWED_EXCEPTIONS
 
@@ -107,9 +108,14 @@ def folder_of(source: Any) -> Path | None:
 
 
 def absences_are_doubtful(source: Any) -> bool:
-    """Whether the source takes errors for absent keys that say something else, such as a 403."""
+    """Whether the source takes errors for absent keys that say something else, such as a 403.
+
+    Also if a store below it does, whatever wraps it.
+    """
     named, _ = _named(source)
-    return type(named) is FsspecStore and not set(named.allowed_exceptions) <= set(
+    while isinstance(named, WrapperStore):
+        named = named._store  # noqa: SLF001 - how a WrapperStore names what it wraps
+    return isinstance(named, FsspecStore) and not set(named.allowed_exceptions) <= set(
         ALLOWED_EXCEPTIONS
     )
 
