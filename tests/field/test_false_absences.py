@@ -18,7 +18,7 @@ from zarr.experimental.cache_store import CacheStore as ZarrCacheStore
 from zarr.storage import FsspecStore, LoggingStore, MemoryStore, WrapperStore
 from zarr.storage._fsspec import ALLOWED_EXCEPTIONS
 
-from tests.fakes import cached_keys, read, restart
+from tests.fakes import leave_process, open_file, read, restart
 from tests.freshness.origins import version
 from tests.sources.http_server import VersionedServer, serving
 from zarr_cache import CacheStore, SqliteStore
@@ -100,8 +100,10 @@ def caching(source: Store, path: Path) -> CacheStore:
 def test_no_other_process_is_told(server: VersionedServer, source: Store, path: Path) -> None:
     cache = caching(source, path)
     assert sync(read(cache, CHUNK)) is None
-    restart(cache)
-    assert cached_keys(path) == set()
+    cache.flush()
+    leave_process(cache)
+    with open_file(path) as db:
+        assert db.execute("SELECT count(*) FROM entry").fetchone() == (0,)
     server.fault = None
 
 
