@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
 import obstore.store
@@ -83,8 +83,8 @@ async def assert_each_archive_has_its_own(folder: Path) -> None:
         assert store.namespace == name_in(folder, f"{name}.zip")
 
 
-def opened_zip(path: Path) -> ZipStore:
-    store = ZipStore(path)
+def opened_zip(file: Path | IO[bytes]) -> ZipStore:
+    store = ZipStore(file)
     store._sync_open()
     return store
 
@@ -256,7 +256,7 @@ async def test_an_archive_is_not_opened_to_clear_the_cache_or_offline(folder: Pa
 
 async def test_an_archive_given_as_an_open_file_has_a_private_name(folder: Path) -> None:
     with (folder / "one.zip").open("rb") as file:
-        store = cached(ZipStore(file), folder)
+        store = cached(opened_zip(file), folder)
 
         assert await read(store, KEY) == b"one"
     assert is_private(store.namespace)
