@@ -309,6 +309,19 @@ async def test_a_local_target_is_named_by_where_its_path_leads_at_the_first_read
     assert at_first == other.namespace != store.namespace
 
 
+def test_the_place_of_each_target_is_in_the_name(tmp_path: Path) -> None:
+    link = tmp_path / "latest.nc"
+    references = {"a": ["/a/x.nc"], "b": [str(link)]}
+    names = []
+    for target in ("one.nc", "two.nc"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / target)
+        names.append(name_of(source_of(references)))
+
+    assert names[0] != names[1]
+    assert all(name.endswith(" of file:///a") for name in names)
+
+
 def test_a_relative_target_is_named_by_where_it_is(
     blob: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,7 +385,9 @@ async def test_references_are_not_written_to_through_the_cache(blob: Path, path:
 async def test_references_are_written_to_under_a_given_namespace(blob: Path, path: Path) -> None:
     file_system = source_of(chunks_of(str(blob))).fs
     store = CacheStore(
-        FsspecStore(file_system, path=""), cache_store=SqliteStore(path), namespace="mine"
+        FsspecStore(file_system, path=""),
+        cache_store=SqliteStore(path),
+        namespace="references:mine",
     )
     await store.set("0", buffer(b"written"))
 
