@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, ZipStore
 
-from tests.fakes import buffer
+from tests.fakes import buffer, read
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.core.private import is_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +61,7 @@ def test_what_a_parent_wrote_to_its_memory_since_is_not_the_childs(path: Path) -
     store.set_sync("key", buffer(b"before"))
     reading, writing = os.pipe()
 
-    def read() -> None:
+    def read_then() -> None:
         os.read(reading, 1)
         assert read_sync(store, "key") == b"before"
 
@@ -66,7 +69,7 @@ def test_what_a_parent_wrote_to_its_memory_since_is_not_the_childs(path: Path) -
     if not child:
         code = 1
         try:
-            read()
+            read_then()
             code = 0
         finally:
             os._exit(code)
@@ -78,3 +81,25 @@ def test_what_a_parent_wrote_to_its_memory_since_is_not_the_childs(path: Path) -
     assert os.waitstatus_to_exitcode(status) == 0
     os.close(reading)
     os.close(writing)
+
+
+def test_an_archive_that_got_a_private_name_when_it_was_first_read_has_another_in_a_child(
+    tmp_path: Path, path: Path
+) -> None:
+    file = tmp_path / "data.zip"
+    for each in (file, tmp_path / "other"):
+        with zipfile.ZipFile(each, "w") as archive:
+            archive.writestr("key", b"value")
+    source = ZipStore(file)
+    source._sync_open()
+    store = CacheStore(source, cache_store=SqliteStore(path))
+    (tmp_path / "other").replace(file)
+    asyncio.run(read(store, "key"))
+    name = store.namespace
+
+    def compare() -> None:
+        assert is_private(store.namespace)
+        assert store.namespace != name
+
+    assert is_private(name)
+    assert in_child(compare) == 0

@@ -222,17 +222,6 @@ def test_an_archive_is_named_by_where_it_lies_and_where_in_it(tmp_path: Path) ->
     assert named(f"zip://in::{uri}") == f"zip:{uri}!/in"
 
 
-def test_references_have_a_name_of_their_own() -> None:
-    references = {"version": 1, "refs": {"zarr.json": "{}"}}
-    options = {"fo": references, "remote_protocol": "file", "asynchronous": True}
-    names = [
-        name_of(FsspecStore(fsspec.filesystem("reference", **options, skip_instance_cache=True)))
-        for _ in range(2)
-    ]
-
-    assert all(map(is_private, names))
-
-
 class FakeGcs(AsyncFileSystem):  # type: ignore[misc] # fsspec ships no types
     """What `place` reads of gcsfs, which tests do without: it would look for credentials."""
 

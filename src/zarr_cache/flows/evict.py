@@ -57,5 +57,5 @@ def evict_stale(view: SourceView) -> Flow[None]:
 
 def clear_cache(view: SourceView) -> Flow[None]:
     """Remove what is cached of the source, and admit no response that is being fetched."""
-    view.open_source()
+    view.name_source()
     yield from view.values.clear(view.namespace)

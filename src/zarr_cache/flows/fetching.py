@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from zarr_cache.index.lookup import Data, EntryState
     from zarr_cache.sources.source_reader import SourceReader
 
+
+logger = logging.getLogger(__name__)
 
 NOT_A_FAILURE = (
     FileNotFoundError,
@@ -70,7 +73,7 @@ def fetch(
     try:
         return (yield from _fetch_version(view, key, request, result, kept, asked_at))
     except _ForeignError as foreign:
-        view.warn_of_foreign(key)
+        warn_of_foreign(view, key)
         return Fetched(foreign.buffer, None, is_torn=True)
 
 
@@ -161,6 +164,20 @@ def _call(
         )
         fetched = yield from step(fetch_sync, fetch)
     return _checked(key, request, fetched)
+
+
+def warn_of_foreign(view: SourceView, key: str) -> None:
+    """Log, once, that the source sent what cannot be the value, and that it is not cached."""
+    if view.has_warned_of_foreign:
+        return
+    view.has_warned_of_foreign = True
+    logger.warning(
+        "%s: what the source sent for %r is %s, as from a login page or a gateway; it is "
+        "returned and not cached",
+        view.namespace,
+        key,
+        "no metadata of Zarr" if is_metadata(key) else "an HTML page",
+    )
 
 
 def _checked(key: str, request: ByteRequest | None, fetched: Fetched) -> Fetched:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from dataclasses import dataclass, field
@@ -15,8 +14,15 @@ from zarr_cache.core.ages import EVER
 from zarr_cache.core.errors import CacheError, OfflineError
 from zarr_cache.core.keys import is_metadata, is_storable
 from zarr_cache.index.evict import Limits
-from zarr_cache.sources.names import absences_are_doubtful, folder_of, name_of, reads_urls
+from zarr_cache.sources.names import (
+    absences_are_doubtful,
+    is_named_by_content,
+    name_of,
+    open_before_naming,
+    reads_urls,
+)
 from zarr_cache.sources.readers import reader_of
+from zarr_cache.sources.urls import is_local
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -29,8 +35,6 @@ if TYPE_CHECKING:
     from zarr_cache.index.lookup import Data, EntryState
     from zarr_cache.sources.source_reader import SourceReader
 
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_ABSENT_SECONDS = 60
 """For how long a read-only view serves a cached absence, unless the user gave another age."""
@@ -136,10 +140,12 @@ class SourceView:
         Parameters that the user gave.
     statistics, faults
         Counts of hits and misses, and of failures of the cache.
-    is_folder
-        Whether `source` is named after the folder that its path leads to.
+    is_at_path
+        Whether `source` is named after a local path, which may lead elsewhere later.
     reads_urls
         Whether `source` reads a key as part of a URL, which others of its name may not do.
+    is_named_by_content
+        Whether `source` is named after what it holds, so that it must not be written to.
     """
 
     source: Store
@@ -148,8 +154,9 @@ class SourceView:
     settings: Settings
     statistics: Statistics
     faults: Faults
-    is_folder: bool = False
+    is_at_path: bool = False
     reads_urls: bool = False
+    is_named_by_content: bool = False
 
     # Reads the source with validators; None if it has none, or is never read.
     reader: SourceReader | None = field(init=False)
@@ -186,17 +193,32 @@ class SourceView:
         self.close_source()
 
     def open_source(self) -> None:
-        """Name the source before its first use.
+        """Name the source before its first use, after it was opened if it stays what it is then.
 
-        A folder has the name of the folder that its path leads to now, until `close_source`.
+        A folder has the name of the folder that its path leads to now, until `close_source`. An
+        open archive has the name of its file.
+
+        Raises
+        ------
+        Exception
+            Whatever the source raises when it is opened.
         """
         if self.must_be_named:
-            self.namespace = self.statistics.namespace = name_of(self.source)
+            if not self.settings.offline:
+                open_before_naming(self.source)
+            self.name_source()
             self.must_be_named = False
+
+    def name_source(self) -> None:
+        """Name the source by where its path leads now, without a use of it."""
+        if self.must_be_named:
+            self.namespace = self.statistics.namespace = name_of(self.source)
+            if private.is_private(self.namespace):
+                _private_views.add(self)
 
     def close_source(self) -> None:
         """Have the next `open_source` resolve the path of the source again."""
-        self.must_be_named = self.is_folder
+        self.must_be_named = self.is_at_path
 
     def follow_fork(self) -> None:
         """Rename the source in the child of a fork, where it is a copy of the parent's."""
@@ -280,23 +302,19 @@ class SourceView:
         since = self.values.versions.absent.get(self.namespace, key)
         return since if since is not None and since > now_ns - DOUBTFUL_NS else None
 
+    def refuse_if_named_by_content(self) -> None:
+        """Raise ValueError if a write would make the name of the source untrue."""
+        if self.is_named_by_content:
+            raise ValueError(
+                f"{self.namespace}: a source of references is named by what they say, so the cache "
+                "does not write to it: change the references before the CacheStore is made, or "
+                "pass namespace="
+            )
+
     def refuse_if_offline(self, key: str) -> None:
         """Raise OfflineError if the source may not be asked for the key, which is not cached."""
         if self.settings.offline:
             raise OfflineError(key, self.namespace)
-
-    def warn_of_foreign(self, key: str) -> None:
-        """Log, once, that the source sent what cannot be the value, and that it is not cached."""
-        if self.has_warned_of_foreign:
-            return
-        self.has_warned_of_foreign = True
-        logger.warning(
-            "%s: what the source sent for %r is %s, as from a login page or a gateway; it is "
-            "returned and not cached",
-            self.namespace,
-            key,
-            "no metadata of Zarr" if is_metadata(key) else "an HTML page",
-        )
 
     def limits(self) -> Limits:
         """The limits as of now."""
@@ -367,6 +385,7 @@ def view_of(
         settings=settings,
         statistics=statistics,
         faults=Faults(statistics),
-        is_folder=not is_given and folder_of(source) is not None,
-        reads_urls=not is_given and reads_urls(source),
+        is_at_path=not is_given and is_local(namespace),
+        reads_urls=not is_given and reads_urls(source, namespace),
+        is_named_by_content=not is_given and is_named_by_content(namespace),
     )

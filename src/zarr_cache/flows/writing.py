@@ -62,6 +62,7 @@ def write(
     to_source
         Writes to the source.
     """
+    view.refuse_if_named_by_content()
     view.open_source()
     namespace = view.namespace
     items = [(key, value) for key, value in items if is_storable(key)]
@@ -184,7 +185,15 @@ def delete_dir(view: SourceView, prefix: str) -> Flow[None]:
 
 def clear(view: SourceView) -> Flow[None]:
     """Remove every key."""
-    return _remove_folder(view, "", call_async(view.source, lambda source: source.clear()))
+    try:
+        yield from _remove_folder(view, "", call_async(view.source, lambda source: source.clear()))
+    finally:
+        # An archive is another file now; if its path was a link, it is at another place.
+        view.close_source()
+    previous = view.namespace
+    view.open_source()
+    if view.namespace != previous:
+        yield from _clear_cache(view)
 
 
 def _remove_folder(view: SourceView, folder: str, from_source: Flow[None]) -> Flow[None]:
@@ -200,6 +209,7 @@ def _remove_folder(view: SourceView, folder: str, from_source: Flow[None]) -> Fl
     from_source
         Removes it from the source.
     """
+    view.refuse_if_named_by_content()
     view.open_source()
     if not is_storable(folder):
         # No key in it can be cached.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from itertools import batched
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
 
 from zarr_cache.sources import urls
 
@@ -12,6 +18,47 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from zarr_cache.sources.urls import OfFileSystem
+
+
+ASYNC_WRAPPER = "fsspec.implementations.asyn_wrapper.AsyncFileSystemWrapper"
+FOLDER = "fsspec.implementations.dirfs.DirFileSystem"
+LOCAL = "fsspec.implementations.local.LocalFileSystem"
+
+REFERENCES = "references:"
+"""How the name begins of a source of references, which is a hash of what they say."""
+
+BATCH = 10_000
+"""So many references are hashed at once: a JSON text of a million takes much memory."""
+
+
+def below(file_system: Any, path: str) -> tuple[Any, str]:
+    """The file system below those that only forward, and the path in it."""
+    match urls.class_name(type(file_system)):
+        case name if name == ASYNC_WRAPPER:
+            return below(file_system.sync_fs, path)
+        case name if name == FOLDER:
+            return below(file_system.fs, file_system._join(path))  # noqa: SLF001 - fsspec's
+        case _:
+            return file_system, path
+
+
+def local_path(file_system: Any, path: str) -> str | None:
+    """The local path that is read; None if the file system is not a local one."""
+    file_system, path = below(file_system, path)
+    if urls.class_name(type(file_system)) != LOCAL:
+        return None
+    return str(file_system._strip_protocol(path))  # noqa: SLF001 - fsspec's
+
+
+def is_open_at(file: Any, path: str | Path) -> bool:
+    """Whether the open file is the one that the path leads to, by device and inode.
+
+    False also if it cannot be compared.
+    """
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # noqa: PTH116 - both alike
+    except (AttributeError, OSError, ValueError):  # no file of the system, or closed
+        return False
 
 
 # A function of the table is given the file system, a path as ``FsspecStore`` has it, and a function
@@ -31,7 +78,11 @@ def _of_folder(file_system: Any, path: str, of_other: OfFileSystem) -> str | Non
 def _of_cached(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
     if getattr(file_system, "compression", None):
         return None  # it decompresses, so the bytes differ from those that it reads
-    return of_other(file_system.fs, path)
+    name = of_other(file_system.fs, path)
+    # It finds its copies again by the path alone: they may be of where a link led earlier, or of
+    # the same path in other references or in another archive.
+    is_ambiguous = name and (urls.is_local(name) or name.startswith((REFERENCES, "zip:")))
+    return None if is_ambiguous else name
 
 
 def _of_zip(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
@@ -41,7 +92,86 @@ def _of_zip(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
     archive, inside = of_other(file.fs, file.path), path.strip("/")
     if archive is None:
         return None
+    # It was opened when the file system was made, and the path may lead elsewhere by now.
+    if urls.is_local(archive) and not is_open_at(file_system.fo, _path_of(archive)):
+        return None
     return f"zip:{archive}!/{quote(inside)}" if inside else f"zip:{archive}"
+
+
+def _path_of(uri: str) -> str:
+    return url2pathname(urlsplit(uri).path)
+
+
+def _of_references(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
+    """A hash of the references as they are now, and of where their targets are.
+
+    Not the address of the references: they were read from it when the file system was made, and
+    may have been replaced since. The hash costs less than reading them.
+    """
+    references = file_system.references
+    if type(references) is not dict:
+        return None  # in Parquet files, which are read when they are needed
+    digest = hashlib.sha256()
+    try:
+        targets = {value[0] for value in references.values() if isinstance(value, list | tuple)}
+        where = _where(file_system, targets, of_other)
+        if where is None:
+            return None
+        digest.update(json.dumps([file_system.target, sorted(where.items())]).encode())
+        for batch in batched(sorted(references.items(), key=itemgetter(0)), BATCH):
+            digest.update(json.dumps(batch, default=_in_json).encode())
+    except TypeError:
+        return None  # a reference that the file system cannot read either
+    inside = path.rstrip("/")
+    name = f"{REFERENCES}{digest.hexdigest()}" + (f"!/{quote(inside)}" if inside else "")
+    if not where:
+        return name
+    # One of the places, for the eye; a local one, if any, since its path may lead elsewhere later.
+    return f"{name} of {min(where.values(), key=lambda each: (not urls.is_local(each), each))}"
+
+
+def _in_json(value: Any) -> Any:
+    """What the references have beside JSON: bytes, zarr's buffers, and numbers of NumPy."""
+    if hasattr(value, "item"):
+        return value.item()
+    data = value if isinstance(value, bytes) else getattr(value, "to_bytes", lambda: None)()
+    if data is None:
+        raise TypeError(f"a reference is a {type(value).__qualname__}")
+    return {"bytes": data.hex()}
+
+
+def _where(file_system: Any, targets: set[Any], of_other: OfFileSystem) -> dict[str, str] | None:
+    """The name of each place that has targets; None if one of them has none.
+
+    The references tell the rest of an address. So one name is made for each host or bucket, for
+    each local folder, since its path may have links in it, and for each link to a local file.
+    """
+    from fsspec.core import split_protocol  # noqa: PLC0415 - fsspec is of an extra
+
+    names: dict[str, str | None] = {}
+    where: dict[str, str] = {}
+
+    def named(remote: Any, place: str) -> str | None:
+        if place not in names:
+            names[place] = of_other(remote, remote._strip_protocol(place))  # noqa: SLF001 - fsspec's
+        return names[place]
+
+    for target in {file_system.target if each is None else each for each in targets} - {None}:
+        protocol, rest = split_protocol(target)
+        remote = file_system.fss.get(protocol)
+        if remote is None:
+            return None
+        place = f"{protocol}://{rest.partition('/')[0]}" if protocol else ""
+        name = named(remote, place)
+        if name is not None and urls.is_local(name):
+            path = local_path(remote, target)
+            is_plain = path is not None and not os.path.islink(path)  # noqa: PTH114 - of a million
+            place = os.path.dirname(path) if path and is_plain else target  # noqa: PTH120 - the same
+            name = named(remote, place)
+        if name is None:
+            return None
+        where[place] = name
+    return where
 
 
 def _of_local(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
@@ -94,15 +224,16 @@ def _of_adlfs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | Non
 
 FILE_SYSTEMS: Mapping[str, Callable[[Any, str, OfFileSystem], str | None]] = {
     "adlfs.spec.AzureBlobFileSystem": _of_adlfs,
-    "fsspec.implementations.asyn_wrapper.AsyncFileSystemWrapper": _of_async_wrapper,
+    ASYNC_WRAPPER: _of_async_wrapper,
     "fsspec.implementations.cached.CachingFileSystem": _of_cached,
     "fsspec.implementations.cached.SimpleCacheFileSystem": _of_cached,
     "fsspec.implementations.cached.WholeFileCacheFileSystem": _of_cached,
-    "fsspec.implementations.dirfs.DirFileSystem": _of_folder,
+    FOLDER: _of_folder,
     "fsspec.implementations.http.HTTPFileSystem": _of_http,
-    "fsspec.implementations.local.LocalFileSystem": _of_local,
+    "fsspec.implementations.reference.ReferenceFileSystem": _of_references,
     "fsspec.implementations.zip.ZipFileSystem": _of_zip,
     "gcsfs.core.GCSFileSystem": _of_gcsfs,
     "gcsfs.extended_gcsfs.ExtendedGcsFileSystem": _of_gcsfs,
+    LOCAL: _of_local,
     "s3fs.core.S3FileSystem": _of_s3fs,
 }

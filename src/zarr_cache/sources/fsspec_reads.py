@@ -13,6 +13,7 @@ from zarr.storage._utils import _dereference_path
 
 from zarr_cache.core import clock
 from zarr_cache.sources import validators
+from zarr_cache.sources.file_systems import LOCAL, below
 from zarr_cache.sources.local_reads import LocalFileSystemReader
 from zarr_cache.sources.source_reader import ChangedError, Fetched, Listed, SourceReader
 from zarr_cache.sources.urls import class_name
@@ -83,14 +84,10 @@ FILE_SYSTEMS: Mapping[str, _Kind] = {
     "s3fs.core.S3FileSystem": _Kind(_of_s3fs, "LastModified", {"refresh": True}),
 }
 
-ASYNC_WRAPPER = "fsspec.implementations.asyn_wrapper.AsyncFileSystemWrapper"
-FOLDER = "fsspec.implementations.dirfs.DirFileSystem"
-LOCAL = "fsspec.implementations.local.LocalFileSystem"
-
 
 def reader_of(source: FsspecStore) -> SourceReader | None:
     """The reader of a source of fsspec; None if its file system tells no validators."""
-    file_system, _ = _below(source.fs, "")
+    file_system, _ = below(source.fs, "")
     name = class_name(type(file_system))
     if name == LOCAL:
         return LocalFileSystemReader(source, partial(_local_path, source))
@@ -99,20 +96,9 @@ def reader_of(source: FsspecStore) -> SourceReader | None:
     return FileSystemReader(source, kind) if kind and file_system.async_impl else None
 
 
-def _below(file_system: Any, path: str) -> tuple[Any, str]:
-    """The file system below those that only forward, and the path in it."""
-    match class_name(type(file_system)):
-        case name if name == ASYNC_WRAPPER:
-            return _below(file_system.sync_fs, path)
-        case name if name == FOLDER:
-            return _below(file_system.fs, file_system._join(path))  # noqa: SLF001 - fsspec's
-        case _:
-            return file_system, path
-
-
 def _place(source: FsspecStore, key: str) -> tuple[Any, str]:
     """The file system that has the key, and its path there."""
-    return _below(source.fs, _dereference_path(source.path, key))
+    return below(source.fs, _dereference_path(source.path, key))
 
 
 def _local_path(source: FsspecStore, key: str) -> str:

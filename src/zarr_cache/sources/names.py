@@ -20,9 +20,9 @@ from zarr.storage import (
 from zarr.storage._fsspec import ALLOWED_EXCEPTIONS
 
 from zarr_cache.core import private
-from zarr_cache.sources.file_systems import FILE_SYSTEMS
+from zarr_cache.sources.file_systems import FILE_SYSTEMS, REFERENCES, local_path
 from zarr_cache.sources.urls import class_name
-from zarr_cache.sources.zarr_stores import ZARR_STORES, wrapped
+from zarr_cache.sources.zarr_stores import OPENING, ZARR_STORES, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,13 +97,28 @@ def name_of(source: Store) -> str:
     return name or private.name_of(named, *_identity(named))
 
 
+def open_before_naming(source: Any) -> None:
+    """Open the source if it stays what it is once it is open, whatever its path leads to later.
+
+    Raises
+    ------
+    Exception
+        Whatever the source raises when it is opened.
+    """
+    named = _below_wrappers(source)
+    opening = OPENING.get(class_name(type(named)))
+    if opening is not None:
+        opening(named)
+
+
 def folder_of(source: Any) -> Path | None:
     """The folder of a local source, as the user named it; None for other sources."""
-    named, name = _named(source)
+    named = _below_wrappers(source)
     if type(named) is LocalStore:
         return Path(named.root)
-    if type(named) is FsspecStore and name is not None and name.startswith("file:"):
-        return Path(named.path)
+    if type(named) is FsspecStore:
+        path = local_path(named.fs, named.path)
+        return None if path is None else Path(path)
     return None
 
 
@@ -112,7 +127,7 @@ def absences_are_doubtful(source: Any) -> bool:
 
     Also if a store below it does, whatever wraps it.
     """
-    named, _ = _named(source)
+    named = _below_wrappers(source)
     while isinstance(named, WrapperStore):
         named = named._store  # noqa: SLF001 - how a WrapperStore names what it wraps
     return isinstance(named, FsspecStore) and not set(named.allowed_exceptions) <= set(
@@ -120,20 +135,41 @@ def absences_are_doubtful(source: Any) -> bool:
     )
 
 
-def reads_urls(source: Any) -> bool:
+def reads_urls(source: Any, name: str) -> bool:
     """Whether the source reads a key as the end of a URL, as fsspec does, and obstore does not.
 
     ``a#b`` is then the key ``a`` to it, and ``a%20b`` is ``a b``.
+
+    Parameters
+    ----------
+    name
+        Of the source: see `name_of`.
     """
-    named, name = _named(source)
-    is_http = name is not None and name.startswith(("http://", "https://"))
-    return is_http and type(named) is FsspecStore
+    is_http = name.startswith(("http://", "https://"))
+    return is_http and type(_below_wrappers(source)) is FsspecStore
+
+
+def is_named_by_content(name: str) -> bool:
+    """Whether the name says what the source holds, so that a write would make it untrue."""
+    return name.startswith(REFERENCES)
 
 
 def _named(source: Any) -> tuple[Any, str | None]:
     """The store that is named, `source` or a store below it, and its name; None if it has none."""
     name = _name_or_store(source)
     return _named(name) if isinstance(name, Store) else (source, name)
+
+
+def _below_wrappers(source: Any) -> Any:
+    """The store that is named, `source` or a store below it: a name may take long to make."""
+    cls = type(source)
+    known = ZARR_STORES.get(class_name(cls))
+    registered = _registered_for(cls, is_known=known is not None)
+    if registered is not None:
+        found = registered(source)
+    else:
+        found = wrapped(source) if known is wrapped else None
+    return _below_wrappers(found) if isinstance(found, Store) else source
 
 
 def _name_or_store(source: Any) -> str | Store | None:

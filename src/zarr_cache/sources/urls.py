@@ -125,6 +125,11 @@ def are_neutral(headers: Iterable[str]) -> bool:
     return {name.lower() for name in headers} <= _NEUTRAL_HEADERS
 
 
+def is_local(name: str) -> bool:
+    """Whether the name has a local path in it, which may lead elsewhere at another time."""
+    return "file://" in name
+
+
 def class_name(cls: type) -> str:
     """The name of a class with its module, as the tables have it without importing the class."""
     return f"{cls.__module__}.{cls.__qualname__}"

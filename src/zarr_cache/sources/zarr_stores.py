@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from zarr.storage._fsspec import ALLOWED_EXCEPTIONS
 
 from zarr_cache.core import private
 from zarr_cache.sources import object_stores, urls
+from zarr_cache.sources.file_systems import is_open_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,8 +56,14 @@ def _of_local(source: Any, _of_file_system: OfFileSystem) -> str:
     return Path(source.root).resolve().as_uri()
 
 
-def _of_zip(source: Any, _of_file_system: OfFileSystem) -> str:
-    return f"zip:{Path(source.path).resolve().as_uri()}"
+def _of_zip(source: Any, _of_file_system: OfFileSystem) -> str | None:
+    if source.path is None:
+        return None  # it was given an open file
+    path = Path(source.path).resolve()
+    # An open archive stays what it is when its path leads elsewhere.
+    if source._is_open and not is_open_at(source._zf.fp, path):  # noqa: SLF001 - zarr's
+        return None
+    return f"zip:{path.as_uri()}"
 
 
 def _of_obstore(source: Any, _of_file_system: OfFileSystem) -> str | None:
@@ -69,7 +77,7 @@ def _of_cache_store(source: Any, _of_file_system: OfFileSystem) -> str | None:
 
 
 def _of_sqlite_store(source: Any, _of_file_system: OfFileSystem) -> str:
-    return f"sqlite:{source.path.as_uri()}"
+    return f"sqlite:{source.path.resolve().as_uri()}"
 
 
 def _of_icechunk(source: Any, _of_file_system: OfFileSystem) -> str | None:
@@ -104,6 +112,24 @@ def _of_container(container: Any) -> str | None:
         case _:
             where = None
     return f"{container.name or ''}={prefix} at {where}" if prefix and where else None
+
+
+def _open_zip(source: Any) -> None:
+    # The lock that zarr has since 3.4.2.
+    with getattr(source, "_lock", nullcontext()):
+        if not source._is_open:  # noqa: SLF001 - zarr's
+            source._sync_open()  # noqa: SLF001 - opens it without an event loop
+
+
+def _open_cache_store(source: Any) -> None:
+    source._view.open_source()  # noqa: SLF001 - names its own source
+
+
+OPENING: Mapping[str, Callable[[Any], None]] = {
+    urls.class_name(ZipStore): _open_zip,
+    "zarr_cache.CacheStore": _open_cache_store,
+}
+"""Stores that have to be open before they are named."""
 
 
 ZARR_STORES: Mapping[str, Callable[[Any, OfFileSystem], str | Store | None]] = {
