@@ -84,13 +84,6 @@ def test_a_single_file_that_is_mounted_is_a_place(mountinfo: Mountinfo) -> None:
     assert not table().is_place(Path("/mnt"))
 
 
-def test_a_path_may_begin_with_two_slashes(mountinfo: Mountinfo) -> None:
-    mountinfo.mount(Path("/mnt/cache.sqlite"), "nfs")
-
-    assert file_system_of("//mnt/cache.sqlite") == "nfs"
-    assert table().is_place(Path("//mnt/cache.sqlite"))
-
-
 def test_in_a_chroot_without_a_mount_at_its_root_only_what_is_listed_is_known(
     mountinfo: Mountinfo,
 ) -> None:

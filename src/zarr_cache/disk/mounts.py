@@ -50,8 +50,6 @@ class MountTable:
         Follows the path as the kernel does: a longer place may be hidden by what was mounted above
         it later. `path` is absolute and without symbolic links.
         """
-        # POSIX lets a path begin with two slashes, and pathlib keeps them.
-        path = Path("/", *path.parts[1:])
         found: Mount | None = None
         for folder in (*reversed(path.parents), path):
             while mount := self._at.get((found.number if found else None, str(folder))):
@@ -61,7 +59,7 @@ class MountTable:
     def is_place(self, path: Path) -> bool:
         """Whether something is mounted at this very path."""
         mount = self.mount_of(path)
-        return mount is not None and mount.place == str(Path("/", *path.parts[1:]))
+        return mount is not None and mount.place == str(path)
 
 
 def read_mounts() -> MountTable | None:
