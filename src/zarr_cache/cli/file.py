@@ -11,7 +11,7 @@ from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cli.terminal import fail
 from zarr_cache.core.errors import CacheError, translated
 from zarr_cache.disk import paths
-from zarr_cache.disk.network import refuse_network
+from zarr_cache.disk.location import refuse_location
 from zarr_cache.disk.paths import default_path
 from zarr_cache.file import migrate, schema
 from zarr_cache.file.connection import WriteLock, connect, data_file
@@ -77,7 +77,7 @@ def opened_to_read(path: Path) -> Iterator[Connection]:
     An error, also of the block, becomes one line on stderr and exit code 1.
     """
     with errors_on_one_line(path):
-        refuse_network(path)
+        refuse_location(path)
         refuse_foreign(path)
         is_writable = paths.is_writable(path)
         connected = _connect(path) if is_writable else open_read_only(path, WriteLock())

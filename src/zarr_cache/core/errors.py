@@ -95,17 +95,53 @@ class UnstorableKeyError(StorageError):
 
 
 class NetworkFileSystemError(StorageError):
-    """The file would lie on a network file system and is not opened: name one on a local disk.
+    """The file would not lie on a local file system and is not opened: name one on a local disk.
 
-    SQLite's write-ahead log needs memory that the processes of one machine share, and locks, which
-    such file systems often only pretend to have (https://www.sqlite.org/wal.html).
+    Its type is not one of those that are known to be local. SQLite's write-ahead log needs memory
+    that all processes with the file open share, and locks. File systems over a network, of the host
+    of a virtual machine, or behind FUSE often only pretend to have them
+    (https://www.sqlite.org/wal.html). The environment variable ``ZARR_CACHE_ALLOW_FILE_SYSTEMS``
+    names types that are used all the same.
+
+    Attributes
+    ----------
+    file_system
+        The type, as the system names it.
     """
 
     def __init__(self, path: Path, file_system: str) -> None:
         super().__init__(
-            f"{path}: on a network file system ({file_system}), where SQLite's write-ahead log "
-            "does not work; name a file on a local disk"
+            f"{path}: on a file system that is not known to be local ({file_system}), where "
+            "SQLite's write-ahead log may not work; name a file on a local disk or, if the "
+            "processes of one machine alone use this file system, set "
+            f"ZARR_CACHE_ALLOW_FILE_SYSTEMS={file_system}"
         )
+        self.file_system = file_system
+
+
+class MountedFileError(StorageError):
+    """The file is mounted by itself and is not opened: mount its folder.
+
+    The WAL lies in the folder. Where a file is mounted alone (``docker run -v file:file``, a
+    ``subPath`` of Kubernetes), it is without the WAL that other processes write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path}: mounted by itself, without the files beside it that processes elsewhere use; "
+            "mount its folder instead"
+        )
+
+
+class FileNameTooLongError(StorageError):
+    """The file has so long a name that others beside it do not fit: name another.
+
+    Without these names, a damaged file could not be renamed, nor would other processes know of
+    a write that could not be recorded. The path may also be longer than SQLite opens.
+    """
+
+    def __init__(self, path: Path, found: str) -> None:
+        super().__init__(f"{path}: {found}")
 
 
 class HardLinkedFileError(StorageError):

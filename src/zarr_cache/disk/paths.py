@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
 import time
@@ -53,9 +54,31 @@ def shared_memory_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-shm")
 
 
+def journal_of(path: Path) -> Path:
+    """Where SQLite keeps the rollback journal of a file that has no WAL yet."""
+    return path.with_name(f"{path.name}-journal")
+
+
 def data_file_of(path: Path) -> Path:
     """Where the bytes of large values are, see `disk.data_file`."""
     return path.with_name(f"{path.name}-data")
+
+
+def marker_of(path: Path, namespace: str) -> Path:
+    """The invalidation marker of a namespace of the file, see `file.invalidation`."""
+    digest = hashlib.blake2b(namespace.encode("utf-8", "surrogateescape"), digest_size=8)
+    return path.with_name(f"{path.name}-invalid-{digest.hexdigest()}")
+
+
+def beside(path: Path) -> tuple[Path, ...]:
+    """The files with bytes that belong to the file: SQLite's own, and the data file."""
+    return wal_of(path), shared_memory_of(path), journal_of(path), data_file_of(path)
+
+
+def longest_name_beside(path: Path) -> Path:
+    """The longest of the names that this package and SQLite may give to a file beside it."""
+    names = (*beside(path), *beside(quarantine_path(path)), marker_of(path, ""))
+    return max(names, key=lambda each: len(os.fsencode(each.name)))
 
 
 def file_id_of(path: Path) -> FileId | None:

@@ -185,8 +185,8 @@ class FileDatabase(Database):
         return self._file.presence.is_gone()
 
     def mark(self, namespace: str) -> bool:
-        """As `Markers.mark`; False, too, for a file that is not ours, which no process opens."""
-        return not self._file.is_refused and self._markers.mark(namespace)
+        """As `Markers.mark`; False, too, for a file that no process opens: it is not ours."""
+        return not self._file.is_refused() and self._markers.mark(namespace)
 
     def quarantine(self, error: FileDamagedError) -> Path | None:
         """Rename the damaged file, so that the next operation starts with an empty one.

@@ -15,7 +15,7 @@ from zarr_cache.core.errors import (
     StorageError,
     is_code,
 )
-from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, shared_memory_of, wal_of
+from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, journal_of, shared_memory_of, wal_of
 from zarr_cache.file import migrate
 
 if TYPE_CHECKING:
@@ -39,6 +39,20 @@ _CELLS_AT = slice(103, 105)
 
 # https://www.sqlite.org/fileformat2.html#the_write_ahead_log: a header, and one for each page.
 _FIRST_PAGE_OF_WAL_AT = 32 + 24
+
+# Its magic, which ends with the byte order of its checksums, and the version of its format.
+_WAL_MAGICS = (bytes.fromhex("377f0682"), bytes.fromhex("377f0683"))
+
+_WAL_VERSION = (3_007_000).to_bytes(4)
+
+# https://www.sqlite.org/fileformat2.html#the_rollback_journal
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+# SQLite lengthens the index of the WAL by pages of the system's memory, from nothing or from the 3
+# bytes to which it cuts what a process has left that died.
+_SHARED_PAGE_BYTES = 4096
+
+_SHARED_CUT_BYTES = 3
 
 # In the first pages of each of our files, also when the header is damaged.
 _OUR_SCHEMA = (b"CREATE TABLE namespace (", b"CREATE TABLE entry (", b"CREATE TABLE value (")
@@ -97,7 +111,7 @@ def refuse_foreign(path: Path) -> None:
     Raises
     ------
     ForeignFileError, NewerSchemaError
-        The file is left byte for byte as it was.
+        The file, and those beside it, are left byte for byte as they were.
     HardLinkedFileError
         It has more than one name.
     FileDamagedError
@@ -136,21 +150,74 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _refuse_what_is_no_file(path: Path) -> None:
-    """Raise unless there is a file, and nothing but files where SQLite has its own beside it.
+    """Raise unless there is a file, and nothing but SQLite's own files beside it.
 
-    To read a pipe or a terminal may take for ever, and to open a device may have effects. A link
-    may lead to a file of another program, and so may another name of a file.
+    To read a pipe or a terminal may take for ever, and to open a device may have effects.
     """
-    journal = path.with_name(f"{path.name}-journal")
-    found = {path: path.stat()}
-    for beside in (wal_of(path), shared_memory_of(path), journal):
+    found = path.stat()
+    _refuse_special(path, found)
+    if found.st_size == 1:
+        # SQLite takes it for empty (unixFileSize in its os_unix.c), and would write over it.
+        raise ForeignFileError(path, found="a file of one byte")
+    refuse_foreign_beside(path)
+
+
+def _refuse_special(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ForeignFileError(path, found=_kind_of(found))
+    if found.st_nlink > 1:
+        raise HardLinkedFileError(path, found.st_nlink)
+
+
+def refuse_foreign_beside(path: Path) -> None:
+    """Raise unless what has the names of SQLite's own files beside the file may be these.
+
+    There need not be a file. SQLite writes over what has the names of its WAL and of the index of
+    that, and deletes what has the name of its journal, whatever these are. A link may lead to a
+    file of another program, and so may another name of a file.
+
+    Raises
+    ------
+    ForeignFileError, HardLinkedFileError
+        One is not; it is left as it is.
+    """
+    wal, shared_memory, journal = wal_of(path), shared_memory_of(path), journal_of(path)
+    for each in (wal, shared_memory, journal):
         with contextlib.suppress(FileNotFoundError):
-            found[beside] = beside.lstat()
-    for each, its in found.items():
-        if not stat.S_ISREG(its.st_mode):
-            raise ForeignFileError(each, found=_kind_of(its))
-        if its.st_nlink > 1:
-            raise HardLinkedFileError(each, its.st_nlink)
+            _refuse_special(each, each.lstat())
+    if not _may_be_wal(_header_of(wal)):
+        raise ForeignFileError(wal, found="not a WAL of SQLite")
+    if not _may_be_journal(_header_of(journal)):
+        raise ForeignFileError(journal, found="not a journal of SQLite")
+    with contextlib.suppress(FileNotFoundError):
+        # By its size alone: to read it and close it would drop the locks that SQLite holds on it.
+        size = shared_memory.lstat().st_size
+        if size != _SHARED_CUT_BYTES and size % _SHARED_PAGE_BYTES:
+            raise ForeignFileError(shared_memory, found="not the index of a WAL of SQLite")
+
+
+def _header_of(path: Path) -> bytes:
+    """The first eight bytes of a file; fewer if it is short, is not there or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_JOURNAL_MAGIC))
+    except OSError:
+        return b""
+
+
+def _may_be_wal(header: bytes) -> bool:
+    """Whether the header is that of a WAL, which may be cut, not be written yet, or be damaged."""
+    magic, version = header[:4], header[4:8]
+    return (
+        not any(header)
+        or any(each.startswith(magic) for each in _WAL_MAGICS)
+        or version == _WAL_VERSION
+    )
+
+
+def _may_be_journal(header: bytes) -> bool:
+    """Whether the header is that of a rollback journal, which may be cut or be over (zeros)."""
+    return not any(header) or _JOURNAL_MAGIC.startswith(header)
 
 
 def _kind_of(found: os.stat_result) -> str:

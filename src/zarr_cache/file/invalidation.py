@@ -7,13 +7,13 @@ entries of the namespace have been removed. It is empty: a full disk has room fo
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
 
 from zarr_cache.core.errors import FileLockedError, StorageError
-from zarr_cache.disk.paths import locked_folder
+from zarr_cache.disk.paths import locked_folder, marker_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
 MARK_SECONDS = 0.1
 """How long `mark` waits for a process that removes a marker, which takes no time at all."""
-
-
-def marker_of(path: Path, namespace: str) -> Path:
-    """The marker of a namespace of the file."""
-    digest = hashlib.blake2b(namespace.encode("utf-8", "surrogateescape"), digest_size=8)
-    return path.with_name(f"{path.name}-invalid-{digest.hexdigest()}")
 
 
 class Markers:
@@ -83,6 +77,8 @@ class Markers:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None  # nor is a file of such a name opened
             raise StorageError(f"{self._path}: {error}") from error
 
     def unmark(self, namespace: str, since_ns: int) -> None:

@@ -11,6 +11,7 @@ from zarr_cache.core.clock import resumed_ns
 from zarr_cache.core.errors import (
     FileDamagedError,
     FileLockedError,
+    FileNameTooLongError,
     FileReadOnlyError,
     ForeignFileError,
     MigrationError,
@@ -20,7 +21,7 @@ from zarr_cache.core.errors import (
 )
 from zarr_cache.disk import paths
 from zarr_cache.disk.data_file_opening import remove_orphan
-from zarr_cache.disk.network import refuse_network
+from zarr_cache.disk.location import refuse_location
 from zarr_cache.disk.paths import is_writable, locked_folder, state_of
 from zarr_cache.disk.presence import Presence
 from zarr_cache.file import migrate, schema
@@ -33,7 +34,7 @@ from zarr_cache.file.connection import (
     prepare_new,
     switch_to_wal,
 )
-from zarr_cache.file.identity import APPLICATION_ID, refuse_foreign
+from zarr_cache.file.identity import APPLICATION_ID, refuse_foreign, refuse_foreign_beside
 from zarr_cache.file.quarantine import (
     drop_orphans,
     drop_wal,
@@ -45,6 +46,7 @@ from zarr_cache.file.quarantine import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from zarr_cache.core.errors import CacheError
     from zarr_cache.disk.data_file_opening import DataFile
     from zarr_cache.disk.paths import FileId
     from zarr_cache.file.connection import Connection
@@ -61,15 +63,14 @@ class OpenedFile:
         Notices that the path names another file by now.
     is_read_only
         Whether it was opened for reading only.
-    is_refused
-        Whether it could not be opened because it is not ours, or lies on a network.
     """
 
     def __init__(self, path: Path, data_file: DataFile | None) -> None:
         self.path = path
         self.data_file = data_file
         self.presence = Presence(path)
-        self.is_read_only = self.is_refused = False
+        self.is_read_only = False
+        self._refusal: CacheError | None = None
         self._write_lock = WriteLock()
         self._wal: FileId | None = None
         self._held_stored = False
@@ -96,11 +97,18 @@ class OpenedFile:
         except FileDamagedError as error:
             error.file_id = self.presence.file_id
             raise
-        except (ForeignFileError, NetworkFileSystemError):
-            self.is_refused = True
+        except (ForeignFileError, FileNameTooLongError, NetworkFileSystemError) as error:
+            self._refusal = error
             raise
-        self.is_refused, self.is_read_only = False, connection.is_read_only
+        self._refusal, self.is_read_only = None, connection.is_read_only
         return connection, resumes_at_ns
+
+    def is_refused(self) -> bool:
+        """Whether no process opens the file: it is not ours, or cannot be where its path says."""
+        if isinstance(self._refusal, NetworkFileSystemError):
+            # Another process may be allowed to use it, if it is there.
+            return not self.path.exists()
+        return self._refusal is not None
 
     def _prepare(self, connection: Connection) -> None:
         connection.data_file = self.data_file
@@ -186,14 +194,15 @@ def open_file(path: Path, write_lock: WriteLock) -> Connection:
 
     Raises
     ------
-    NetworkFileSystemError
-        SQLite's WAL does not work where the path is.
     MigrationError
         The file still has the schema that it had.
     StorageError
-        SQLite is too old; or as `refuse_foreign`, `schema.check_file` and `open_read_only`.
+        SQLite is too old; or as `refuse_location`, `refuse_foreign`, `schema.check_file` and
+        `open_read_only`.
     """
-    refuse_network(path)
+    refuse_location(path)
+    # Before a file is made there, and before what SQLite has left without its file is removed.
+    refuse_foreign_beside(path)
     while True:
         with locked_folder(path, is_shared=True):
             if not has_orphans(path):

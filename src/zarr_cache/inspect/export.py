@@ -19,10 +19,15 @@ from zarr_cache.core import ages
 from zarr_cache.core.clock import TIMESTAMPS_END
 from zarr_cache.core.errors import CacheError, StorageError
 from zarr_cache.core.private import is_private
-from zarr_cache.disk.network import refuse_network
-from zarr_cache.disk.paths import data_file_of, locked_folder, shared_memory_of, wal_of
+from zarr_cache.disk.location import refuse_location
+from zarr_cache.disk.paths import (
+    data_file_of,
+    locked_folder,
+    marker_of,
+    shared_memory_of,
+    wal_of,
+)
 from zarr_cache.file.file_database import FileDatabase
-from zarr_cache.file.invalidation import marker_of
 from zarr_cache.index import extents, lookup, ranges, values
 from zarr_cache.index.admit import Response, identity_checksum_of
 from zarr_cache.index.evict import Evictions, Limits
@@ -197,7 +202,7 @@ def export(connection: Connection, old: Path, namespace: str, new: Path) -> Expo
     StorageError
         The new file cannot be written, or the old one cannot be read.
     """
-    refuse_network(new)
+    refuse_location(new)
     refuse_existing(new, namespace)
     _refuse_invalidated(old, namespace)
     try:
