@@ -11,19 +11,14 @@ from zarr.storage import MemoryStore
 
 from zarr_cache.cache.info import CacheInfo
 from zarr_cache.cache.many_keys import ManyKeys
-from zarr_cache.cache.parameters import (
-    cache_in,
-    check_cache_store,
-    checked_namespace,
-    refuse_itself,
-)
+from zarr_cache.cache.naming import copying, namespace_of
+from zarr_cache.cache.parameters import cache_in, check_cache_store, refuse_itself
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core import ages, sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run, run_async
 from zarr_cache.flows import evict, existence, reading, reading_ranges, writing
 from zarr_cache.flows.view import Settings, view_of
-from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -143,8 +138,8 @@ class CacheStore(CacheInfo, ManyKeys):
     ) -> None:
         cache_store = SqliteStore() if cache_store is None else cache_store
         check_cache_store(cache_store, persist_ranges=persist_ranges, offline=offline)
-        self._given_namespace = checked_namespace(namespace)
-        name = namespace or name_of(store)
+        name = namespace_of(store, namespace)
+        self._given_namespace = namespace
         settings = Settings(
             max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
             max_age_metadata_seconds=ages.checked(
@@ -252,7 +247,8 @@ class CacheStore(CacheInfo, ManyKeys):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         store = state.pop("store")
-        self.__init__(store, **state)  # type: ignore[misc] # as from a call of the class
+        with copying():
+            self.__init__(store, **state)  # type: ignore[misc] # as from a call of the class
 
     async def clear_cache(self) -> None:
         """Remove what is cached of this source, and admit no response that is being fetched.

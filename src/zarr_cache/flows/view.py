@@ -349,5 +349,5 @@ def view_of(
         statistics=statistics,
         faults=Faults(statistics),
         is_folder=not is_given and folder_of(source) is not None,
-        reads_urls=not is_given and reads_urls(source),
+        reads_urls=reads_urls(source),
     )
