@@ -23,8 +23,8 @@ ADVICE = (
 )
 """What a user does who wants the cached values of a source to outlive the process."""
 
-# The private names that were logged, without the token of the process: a child of a fork has
-# another token, and the sources of its parent.
+# What was logged: locations of sources, and private names without the token of the process. A child
+# of a fork has another token, and the sources of its parent.
 _logged: dict[str, object] = {}
 
 _is_copying: ContextVar[bool] = ContextVar("_is_copying", default=False)
@@ -47,14 +47,18 @@ def namespace_of(source: Store, given: str | None) -> str:
         return given
     name = name_of(source)
     why = None if _is_copying.get() else why_private(source)
-    mark = object()
-    if why is not None and _logged.setdefault(name.rpartition(":")[2], mark) is mark:
+    if why is not None and _is_first(why.location or name.rpartition(":")[2]):
         logger.warning(
             "%s. What is cached of it is removed when this process ends; %s",
             why,
             why.advice or ADVICE,
         )
     return name
+
+
+def _is_first(key: str) -> bool:
+    mark = object()
+    return _logged.setdefault(key, mark) is mark  # one step: of two threads, one is the first
 
 
 @contextlib.contextmanager

@@ -75,9 +75,10 @@ class CacheStore(CacheInfo, ManyKeys):
         views; 0 caches no absence.
     namespace
         Name under which values of `store` are cached. Two names are two sets of keys. None derives
-        the name from the path or URL of `store`, without credentials. A source that does not
-        outlive the process, such as a ``MemoryStore``, gets a private name, and its entries are
-        removed when the process ends.
+        the name from the path or URL of `store`, without passwords and tokens. A source that does
+        not outlive the process, such as a ``MemoryStore``, or whose address may be another's later,
+        such as ``http://localhost``, gets a private name, and its entries are removed when the
+        process ends: the log says so.
     persist_ranges
         Whether byte ranges, such as the chunks in shards, are kept in the file, for all processes.
         If not, this process has them in memory, until it ends.

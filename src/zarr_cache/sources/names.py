@@ -51,7 +51,7 @@ def register_namespace[S](store_type: type[S], name: Naming[S]) -> None:
     """Give sources of a class a name that outlives the process.
 
     zarr-cache knows the stores of zarr, fsspec, obstore and Icechunk. A source of any other class
-    gets a private name, under which the next process finds nothing. Register a function for such a
+    gets a private name, under which the next process finds nothing; the log says so. Register a function for such a
     class before a source of it is given to a `CacheStore`::
 
         register_namespace(LakeStore, lambda store: f"lake://{store.table}@{store.version}")
@@ -68,8 +68,8 @@ def register_namespace[S](store_type: type[S], name: Naming[S]) -> None:
 
         - a string: the name under which the values of the source are cached. Two sources may share
           a name only if every key has the same bytes in both, now and after a restart. **The name
-          is written to the cache file and shown to users: it must not contain user info, a token, a
-          key or a signature.**
+          is written to the cache file and shown to users: it must not contain a password, a token,
+          a key or a signature.**
         - a store that has the same keys with the same bytes. That store is named instead.
         - None: the source does not outlive the process.
 
@@ -124,7 +124,7 @@ def why_private(source: Store) -> NoNameError | None:
     if class_name(type(named)) == "zarr_cache.CacheStore":
         return None
     error = _no_name(named) or NoNameError("zarr-cache cannot tell what it reads")
-    return NoNameError(f"{_kind(named)}: {error}", advice=error.advice)
+    return NoNameError(f"{_kind(named)}: {error}", advice=error.advice, location=error.location)
 
 
 def folder_of(source: Any) -> Path | None:

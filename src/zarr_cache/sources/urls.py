@@ -86,11 +86,15 @@ class NoNameError(Exception):
     ----------
     advice
         What a user can do, if it is not to give the source a name.
+    location
+        Where the source is, if that is known: two of one location are one to the user. It may
+        contain a secret.
     """
 
-    def __init__(self, why: str, *, advice: str | None = None) -> None:
+    def __init__(self, why: str, *, advice: str | None = None, location: str | None = None) -> None:
         super().__init__(why)
         self.advice = advice
+        self.location = location
 
 
 class LoopbackError(NoNameError):
@@ -119,7 +123,8 @@ def of_url(url: str, users: Iterable[str] = ()) -> str:
     if is_loopback(parts.hostname or ""):
         raise LoopbackError(
             f"{parts.scheme}://{_host(parts)} is on this machine, where the address may be another "
-            "server's later"
+            "server's later",
+            location=url,
         )
     query = parse_qsl(parts.query, keep_blank_values=True)
     names = {name.lower() for name, _ in query}
