@@ -51,8 +51,8 @@ def register_namespace[S](store_type: type[S], name: Naming[S]) -> None:
     """Give sources of a class a name that outlives the process.
 
     zarr-cache knows the stores of zarr, fsspec, obstore and Icechunk. A source of any other class
-    gets a private name, under which the next process finds nothing; the log says so. Register a function for such a
-    class before a source of it is given to a `CacheStore`::
+    gets a private name, under which the next process finds nothing; the log says so. Register a
+    function for such a class before a source of it is given to a `CacheStore`::
 
         register_namespace(LakeStore, lambda store: f"lake://{store.table}@{store.version}")
         register_namespace(TracingStore, lambda store: store.wrapped)
