@@ -214,11 +214,12 @@ def test_what_a_viewer_serves_now_is_read_and_not_what_it_served_before(
         assert after.namespace != before.namespace
 
 
+@pytest.mark.parametrize("options", [{}, {"headers": {"X-Dataset": "a"}}])
 def test_two_stores_of_one_file_system_of_fsspec_are_two_viewers(
-    viewer: VersionedServer, path: Path
+    options: dict[str, Any], viewer: VersionedServer, path: Path
 ) -> None:
     """Of fsspec there is one file system for equal options, which must not make two sources one."""
-    with through_fsspec(viewer.url) as first:
+    with through_fsspec(viewer.url, **options) as first:
         assert isinstance(first, FsspecStore)
         second = FsspecStore(first.fs, path=first.path, read_only=True)
         assert read_now(CacheStore(first, cache_store=SqliteStore(path)), "key") == b"one"

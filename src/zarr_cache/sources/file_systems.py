@@ -52,7 +52,8 @@ def _of_local(file_system: Any, path: str, _of_other: OfFileSystem) -> str | Non
 
 
 def _of_http(file_system: Any, path: str, _of_other: OfFileSystem) -> str:
-    # Those of each request, and those of the session.
+    urls.refuse_loopback(path)
+    # The options of each request, and those of the session.
     request = file_system.storage_options
     session = request.get("client_kwargs") or {}
     both = (request, session)

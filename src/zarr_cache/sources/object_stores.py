@@ -34,6 +34,7 @@ def _prefix(store: Any) -> str:
 
 
 def _of_http(store: Any) -> str:
+    urls.refuse_loopback(store.url)
     headers = (getattr(store, "client_options", None) or {}).get("default_headers") or {}
     urls.check_neutral(headers)
     return urls.of_url(store.url, urls.users_of(headers.items()))

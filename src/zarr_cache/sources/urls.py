@@ -120,12 +120,7 @@ def of_url(url: str, users: Iterable[str] = ()) -> str:
     parts = _split(url)
     if parts is None or parts.fragment:
         raise NoNameError("its URL has a fragment, or is not valid")
-    if is_loopback(parts.hostname or ""):
-        raise LoopbackError(
-            f"{parts.scheme}://{_host(parts)} is on this machine, where the address may be another "
-            "server's later",
-            location=url,
-        )
+    refuse_loopback(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
     names = {name.lower() for name, _ in query}
     kept = [(name, value) for name, value in query if name.lower() in _CHOOSING]
@@ -137,6 +132,23 @@ def of_url(url: str, users: Iterable[str] = ()) -> str:
         raise NoNameError("its URL and its client name two users")
     host = "@".join([*found, _host(parts)])
     return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), urlencode(kept), ""))
+
+
+def refuse_loopback(url: str) -> None:
+    """Return if the URL is not one of this machine. Other reasons for no name count less.
+
+    Raises
+    ------
+    LoopbackError
+        It is one.
+    """
+    parts = _split(url)
+    if parts is not None and is_loopback(parts.hostname or ""):
+        raise LoopbackError(
+            f"{parts.scheme}://{_host(parts)} is on this machine, where the address may be another "
+            "server's later",
+            location=url,
+        )
 
 
 def is_loopback(host: str) -> bool:
