@@ -34,8 +34,7 @@ _HTTP = "fsspec.implementations.http.HTTPFileSystem"
 
 _MEMORY = "fsspec.implementations.memory.MemoryFileSystem"
 
-# Classes of fsspec whose files are those of another file system, under their own bytes and keys,
-# and the attribute that is the other one.
+# Classes of fsspec whose files are those of another file system, and the attribute that holds it.
 _ABOVE = {
     "fsspec.implementations.asyn_wrapper.AsyncFileSystemWrapper": "sync_fs",
     "fsspec.implementations.cached.CachingFileSystem": "fs",
