@@ -53,7 +53,9 @@ def main() -> None:
         write_pyramid(pyramid)
         with DemoServer(pyramid) as server:
             source = FsspecStore.from_url(server.url, read_only=True)
-            with CacheStore(source, cache_store=SqliteStore(cache_file)) as store:
+            # On this machine an address tells nothing of what is served.
+            cache_store = SqliteStore(cache_file)
+            with CacheStore(source, cache_store=cache_store, namespace="pyramid") as store:
                 group = zarr.open_group(store, mode="r")
                 for what, levels in {
                     "in": reversed(range(LEVELS)),

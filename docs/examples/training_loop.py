@@ -28,7 +28,8 @@ EPOCHS = 3
 def opened(url: str, cache_file: Path, _process: int) -> zarr.Array:
     """The scan, opened once by each process."""
     source = FsspecStore.from_url(url, read_only=True)
-    store = CacheStore(source, cache_store=SqliteStore(cache_file), max_size="1 GiB")
+    # The server is on this machine, where the address tells nothing of what is served.
+    store = CacheStore(source, cache_store=SqliteStore(cache_file), namespace="scan")
     return zarr.open_array(store, path=ARRAY, mode="r")
 
 

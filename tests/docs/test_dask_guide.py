@@ -78,7 +78,7 @@ def server(folder: Path) -> Iterator[DemoServer]:
 
 def cached(server: DemoServer, path: Path, **settings: Any) -> CacheStore:
     source = FsspecStore.from_url(server.url, read_only=True)
-    return CacheStore(source, cache_store=SqliteStore(path), **settings)
+    return CacheStore(source, cache_store=SqliteStore(path), namespace="era5", **settings)
 
 
 def opened(store: CacheStore, chunks: dict[str, int]) -> xarray.DataArray:
@@ -163,6 +163,8 @@ def run(
     def run(example: str) -> float:
         for stated, own in {
             "https://example.org/era5.zarr": server.url,
+            # A server of this machine must be named.
+            "cache_store=": 'namespace="era5", cache_store=',
             "tcp://scheduler:8786": client.scheduler_info()["address"],
             '"era5-cache.sqlite")': f'"{path.name}")',
             '"/scratch/era5-cache.sqlite"': f'"{path}"',

@@ -71,11 +71,13 @@ class Node:
 
     def shell(self, script: str) -> str:
         """What the lines of a shell print."""
-        return self.run("bash", "-euc", script.replace(URL, self._url))
+        # A server of this machine must be named: here by the address that it stands for.
+        return self.run("bash", "-euc", script.replace(URL, f"{self._url} --namespace {URL}"))
 
     def python(self, script: str) -> str:
         """What the program prints."""
-        return self.run(sys.executable, "-c", self._before + script.replace(URL, self._url))
+        named = script.replace(URL, self._url).replace("offline=", f"namespace={URL!r}, offline=")
+        return self.run(sys.executable, "-c", self._before + named)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the page has commands of a POSIX shell")

@@ -21,6 +21,7 @@ from tests.sources.http_server import in_thread, through_fsspec, through_obstore
 from zarr_cache import CacheStore, SqliteStore, warm
 from zarr_cache.cli.demo.server import byte_span
 from zarr_cache.core.byte_range import span
+from zarr_cache.sources import urls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -203,8 +204,10 @@ def test_nothing_is_cached_of_a_response_to_another_request(
 
 
 def test_an_error_that_one_source_reports_as_absence_is_not_cached_for_another(
-    server: FaultyServer, path: Path
+    server: FaultyServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The server stands for one of another machine, which has a name.
+    monkeypatch.setattr(urls, "is_loopback", lambda _: False)
     with through_fsspec(server.url) as strict:
         assert isinstance(strict, FsspecStore)
         errors = (FileNotFoundError, aiohttp.ClientResponseError)
@@ -224,8 +227,9 @@ def test_an_error_that_one_source_reports_as_absence_is_not_cached_for_another(
 
 
 def test_neither_client_is_served_for_the_other_where_a_key_is_no_end_of_a_url(
-    server: FaultyServer, path: Path
+    server: FaultyServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(urls, "is_loopback", lambda _: False)  # the same
     keys = ["a b", "a%20b", "a#b", "a?b", "a+b"]
     server.values = {"a": b"fsspec"} | {quote(key): key.encode() for key in keys}
     with through_fsspec(server.url) as fsspecs, through_obstore(server.url) as obstores:

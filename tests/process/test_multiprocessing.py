@@ -206,7 +206,7 @@ def test_a_pickle_holds_path_and_settings(source: Path, path: Path) -> None:
 
 
 def test_a_pickle_over_http_is_small_and_names_the_same_source(path: Path) -> None:
-    source = FsspecStore.from_url("http://127.0.0.1:9/data.zarr", read_only=True)
+    source = FsspecStore.from_url("https://example.org/data.zarr", read_only=True)
     store = CacheStore(source, cache_store=SqliteStore(path), max_size=20 * 2**30)
     pickled = pickle.dumps(store)
 

@@ -63,13 +63,19 @@ SAS = "sv=2024-11-04&sr=c&st=2026-01-01&se=2026-02-01&sp=rl&spr=https&sig=abc%3D
 @pytest.mark.parametrize(
     "url",
     [
-        "https://user:pw@Example.org/data.zarr/?version=1&token=abc&X-Amz-Signature=def",
+        "https://Example.org/data.zarr/?version=1&token=abc&X-Amz-Signature=def",
         *(f"{HTTP}?version=1&{secret}=hush" for secret in SECRETS),
         f"{HTTP}?{SAS}&version=1",
     ],
 )
-def test_a_url_is_named_without_user_info_and_secrets(url: str) -> None:
+def test_a_url_is_named_without_secrets(url: str) -> None:
     assert urls.of_url(url) == f"{HTTP}?version=1"
+
+
+def test_a_url_is_named_with_its_user_and_without_the_password() -> None:
+    assert (
+        urls.of_url("https://user:pw@Example.org/data.zarr") == "https://user@example.org/data.zarr"
+    )
 
 
 # Of the first ones, each parameter may be a choice and may be a secret.
@@ -82,7 +88,8 @@ def test_a_url_is_named_without_user_info_and_secrets(url: str) -> None:
     ],
 )
 def test_a_url_that_names_no_one_thing_makes_no_name(url: str) -> None:
-    assert urls.of_url(url) is None
+    with pytest.raises(urls.NoNameError):
+        urls.of_url(url)
 
 
 @pytest.mark.parametrize(
@@ -281,10 +288,10 @@ def test_a_bucket_is_named_without_its_keys() -> None:
     assert with_keys == s3() == "s3://bucket/data"
 
 
-def test_an_obstore_url_is_named_without_user_info_and_secrets() -> None:
+def test_an_obstore_url_is_named_without_password_and_secrets() -> None:
     store = obstore.store.HTTPStore.from_url("https://user:pw@example.org/data.zarr?sig=abc")
 
-    assert name_of(ObjectStore(store)) == HTTP
+    assert name_of(ObjectStore(store)) == "https://user@example.org/data.zarr"
 
 
 def test_two_accounts_with_one_container_are_two_sources() -> None:

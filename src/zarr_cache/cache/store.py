@@ -22,8 +22,8 @@ from zarr_cache.core import ages, sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run, run_async
 from zarr_cache.flows import evict, existence, reading, reading_ranges, writing
+from zarr_cache.flows.naming import copying, name_source
 from zarr_cache.flows.view import Settings, view_of
-from zarr_cache.sources.names import name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -80,9 +80,10 @@ class CacheStore(CacheInfo, ManyKeys):
         views; 0 caches no absence.
     namespace
         Name under which values of `store` are cached. Two names are two sets of keys. None derives
-        the name from the path or URL of `store`, without credentials. A source that does not
-        outlive the process, such as a ``MemoryStore``, gets a private name, and its entries are
-        removed when the process ends.
+        the name from the path or URL of `store`, without passwords and tokens. A source that does
+        not outlive the process, such as a ``MemoryStore``, or whose address may be another's later,
+        such as ``http://localhost``, gets a private name, and its entries are removed when the
+        process ends: the log says so.
     persist_ranges
         Whether byte ranges, such as the chunks in shards, are kept in the file, for all processes.
         If not, this process has them in memory, until it ends.
@@ -143,8 +144,8 @@ class CacheStore(CacheInfo, ManyKeys):
     ) -> None:
         cache_store = SqliteStore() if cache_store is None else cache_store
         check_cache_store(cache_store, persist_ranges=persist_ranges, offline=offline)
-        self._given_namespace = checked_namespace(namespace)
-        name = namespace or name_of(store)
+        name = checked_namespace(namespace) or name_source(store)
+        self._given_namespace = namespace
         settings = Settings(
             max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
             max_age_metadata_seconds=ages.checked(
@@ -252,7 +253,8 @@ class CacheStore(CacheInfo, ManyKeys):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         store = state.pop("store")
-        self.__init__(store, **state)  # type: ignore[misc] # as from a call of the class
+        with copying():
+            self.__init__(store, **state)  # type: ignore[misc] # as from a call of the class
 
     async def clear_cache(self) -> None:
         """Remove what is cached of this source, and admit no response that is being fetched.

@@ -50,7 +50,7 @@ SourceNamespace = Annotated[
     str | None,
     typer.Option(
         help="The name under which the source is cached, if a `CacheStore` was given one. By "
-        "default the source's own."
+        "default the source's own. A server of this machine (localhost) has none that lasts."
     ),
 ]
 Prefix = Annotated[str, typer.Option(help="Only keys that begin with this.")]

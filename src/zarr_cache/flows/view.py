@@ -13,11 +13,11 @@ from zarr_cache.core import ages, private
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.errors import CacheError, OfflineError
 from zarr_cache.core.keys import is_metadata, is_storable
+from zarr_cache.flows.naming import name_source
 from zarr_cache.index.evict import Limits
 from zarr_cache.sources.names import (
     absences_are_doubtful,
     is_named_by_content,
-    name_of,
     open_before_naming,
     reads_urls,
 )
@@ -212,7 +212,7 @@ class SourceView:
     def name_source(self) -> None:
         """Name the source by where its path leads now, without a use of it."""
         if self.must_be_named:
-            self.namespace = self.statistics.namespace = name_of(self.source)
+            self.namespace = self.statistics.namespace = name_source(self.source)
             if private.is_private(self.namespace):
                 _private_views.add(self)
 
@@ -386,6 +386,6 @@ def view_of(
         statistics=statistics,
         faults=Faults(statistics),
         is_at_path=not is_given and is_local(namespace),
-        reads_urls=not is_given and reads_urls(source, namespace),
+        reads_urls=reads_urls(source),
         is_named_by_content=not is_given and is_named_by_content(namespace),
     )

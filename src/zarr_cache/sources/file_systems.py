@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import netrc
 import os
 from itertools import batched
 from operator import itemgetter
@@ -15,7 +17,7 @@ from urllib.request import url2pathname
 from zarr_cache.sources import urls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from zarr_cache.sources.urls import OfFileSystem
 
@@ -63,7 +65,7 @@ def is_open_at(file: Any, path: str | Path) -> bool:
 
 # A function of the table is given the file system, a path as ``FsspecStore`` has it, and a function
 # that names a path in another file system, for those that read through one. It returns the name, or
-# None if it cannot distinguish the file system from another one.
+# None if it cannot distinguish the file system from another one, or raises `urls.NoNameError`.
 
 
 def _of_async_wrapper(file_system: Any, path: str, of_other: OfFileSystem) -> str | None:
@@ -178,14 +180,55 @@ def _of_local(file_system: Any, path: str, _of_other: OfFileSystem) -> str | Non
     return Path(file_system._strip_protocol(path)).resolve().as_uri()  # noqa: SLF001 - fsspec's
 
 
-def _of_http(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:
-    options = file_system.storage_options
-    session = options.get("client_kwargs") or {}
-    headers = {**(session.get("headers") or {}), **(options.get("headers") or {})}
-    is_chosen_by_url = (
-        urls.are_neutral(headers) and not options.get("params") and not session.get("base_url")
-    )
-    return urls.of_url(path) if is_chosen_by_url else None
+def _of_http(file_system: Any, path: str, _of_other: OfFileSystem) -> str:
+    urls.refuse_loopback(path)
+    # The options of each request, and those of the session.
+    request = file_system.storage_options
+    session = request.get("client_kwargs") or {}
+    both = (request, session)
+    if request.get("params") or session.get("base_url") or any(map(_middlewares, both)):
+        raise urls.NoNameError("its client changes the requests")
+    headers = [each for options in both for each in _pairs(options.get("headers"))]
+    urls.check_neutral(name for name, _ in headers)
+    headers += [_basic(options["auth"]) for options in both if options.get("auth") is not None]
+    name = urls.of_url(path, urls.users_of(headers))
+    parts = urlsplit(path)
+    is_login_given = parts.username or any(key.lower() == "authorization" for key, _ in headers)
+    if session.get("trust_env") and not is_login_given:
+        return urls.of_url(path, urls.users_of(_of_netrc(parts.hostname or "")))
+    return name
+
+
+def _middlewares(options: Mapping[str, Any]) -> object:
+    # They may send any header, and the one of Digest authentication does.
+    return options.get("middlewares")
+
+
+def _pairs(headers: Any) -> Iterable[tuple[str, str]]:
+    """The headers that aiohttp is given as a mapping or as pairs. A name may repeat."""
+    return headers.items() if hasattr(headers, "items") else headers or ()
+
+
+def _basic(auth: Any) -> tuple[str, str]:
+    """The header that an ``aiohttp.BasicAuth`` stands for."""
+    try:
+        return "Authorization", str(auth.encode())
+    except (AttributeError, UnicodeError, LookupError) as error:
+        raise urls.NoNameError("its client authenticates in a way that is not known") from error
+
+
+def _of_netrc(host: str) -> list[tuple[str, str]]:
+    """The header that aiohttp sends with ``trust_env`` if the user's netrc file names the host."""
+    file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
+    try:
+        found = netrc.netrc(str(file)).authenticators(host)
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return []  # aiohttp does not read it either
+    if found is None:
+        return []
+    login, account, password = found
+    credentials = f"{login or account or ''}:{password or ''}".encode()
+    return [("Authorization", f"Basic {base64.b64encode(credentials).decode()}")]
 
 
 def _of_s3fs(file_system: Any, path: str, _of_other: OfFileSystem) -> str | None:

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def of_object_store(store: Any) -> str | None:
-    """The name of an object store; None if it is not known or cannot be distinguished."""
+    """The name of an object store; None if it is not known or cannot be distinguished.
+
+    Raises
+    ------
+    urls.NoNameError
+        The same, with the reason.
+    """
     name = OBJECT_STORES.get(type(store).__name__)
     return name(store) if name else None
 
@@ -27,9 +33,11 @@ def _prefix(store: Any) -> str:
     return str(getattr(store, "prefix", None) or "")
 
 
-def _of_http(store: Any) -> str | None:
+def _of_http(store: Any) -> str:
+    urls.refuse_loopback(store.url)
     headers = (getattr(store, "client_options", None) or {}).get("default_headers") or {}
-    return urls.of_url(store.url) if urls.are_neutral(headers) else None
+    urls.check_neutral(headers)
+    return urls.of_url(store.url, urls.users_of(headers.items()))
 
 
 def _of_local(store: Any) -> str | None:

@@ -88,8 +88,13 @@ def _of_icechunk(source: Any, _of_file_system: OfFileSystem) -> str | None:
     elsewhere: the configuration names their locations, which may differ between two copies.
     """
     session = source.session
-    if not session.read_only or session.snapshot_id == FIRST_SNAPSHOT:
-        return None
+    if not session.read_only:
+        raise urls.NoNameError(
+            "its session is writable, and holds changes that are not committed",
+            advice="read with a session of repository.readonly_session()",
+        )
+    if session.snapshot_id == FIRST_SNAPSHOT:
+        raise urls.NoNameError("its snapshot is the first one of every repository")
     containers = session.config.virtual_chunk_containers or {}
     locations = [_of_container(container) for container in containers.values()]
     if None in locations:
@@ -107,7 +112,12 @@ def _of_container(container: Any) -> str | None:
             where = urls.of_endpoint(endpoint) if endpoint else "s3"
         case "LocalFileSystem":
             prefix, where = "file", Path(str(options)).resolve().as_uri()
-        case "Gcs" | "Http" if not options:
+        case "Gcs" if not options:
+            where = "default"
+        case "Http" if not options:
+            headers = getattr(container.store, "_1", None) or {}
+            urls.check_neutral(headers)
+            prefix = urls.of_url(container.url_prefix, urls.users_of(headers.items()))
             where = "default"
         case _:
             where = None

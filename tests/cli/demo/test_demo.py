@@ -102,8 +102,10 @@ def test_every_reading_returns_the_scan(tmp_path: Path, readings: dict[str, Read
 
 
 def test_a_reading_of_other_data_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def read_wrongly(url: str, array: str, cache_file: Path | None = None) -> Reading:
-        reading = await read(url, array, cache_file)
+    async def read_wrongly(
+        url: str, array: str, cache_file: Path | None = None, namespace: str | None = None
+    ) -> Reading:
+        reading = await read(url, array, cache_file, namespace)
         return replace(reading, data=reading.data + 1) if cache_file else reading
 
     monkeypatch.setattr(demo, "read", read_wrongly)
@@ -131,6 +133,15 @@ def test_a_named_cache_file_is_kept_and_nothing_else_and_each_query_finds_someth
         assert shell.stdout.strip()
 
 
+def test_the_next_demo_finds_the_scan_in_a_kept_file_whatever_the_port_of_its_server_is(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "kept.sqlite"
+    run(cache_file=file)
+
+    assert run(cache_file=file)["existing cache"].traffic == Traffic()
+
+
 def test_keep_leaves_the_cache_file_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +157,12 @@ def test_keep_leaves_the_cache_file_in_the_current_folder(
 def test_the_http_client_counts_what_the_server_counts_and_a_later_run_asks_for_nothing_more(
     tmp_path: Path, server: DemoServer
 ) -> None:
-    options = {"url": f"{server.url}/mri.zarr", "array": ARRAY, "cache_file": tmp_path / "f"}
+    options = {
+        "url": f"{server.url}/mri.zarr",
+        "array": ARRAY,
+        "cache_file": tmp_path / "f",
+        "namespace": "scan",
+    }
     first = run(**options)
     served = server.traffic()
     later = run(**options)
@@ -222,8 +238,9 @@ def test_a_missing_array_is_reported_on_one_line(server: DemoServer, array: str)
     )
 
 
-def test_an_array_without_a_url_is_reported_on_one_line() -> None:
-    result = command("--array", "scan")
+@pytest.mark.parametrize("option", ["--array", "--namespace"])
+def test_an_option_of_a_url_without_one_is_reported_on_one_line(option: str) -> None:
+    result = command(option, "scan")
 
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 

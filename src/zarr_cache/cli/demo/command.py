@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from zarr_cache.cli.demo.run import KEPT_FILE, DemoError, run
+from zarr_cache.cli.options import SourceNamespace
 from zarr_cache.cli.terminal import fail
 
 
@@ -24,6 +25,7 @@ def demo(
     array: Annotated[
         str, typer.Option(help="Path of the array within --url; empty if it is the root.")
     ] = "",
+    namespace: SourceNamespace = None,
     latency_ms: Annotated[
         float, typer.Option(min=0, help="Delay of each response of the demo's own server.")
     ] = 50.0,
@@ -37,6 +39,8 @@ def demo(
     """Read an array without a cache, with a cold one and with a warm one, and compare."""
     if array and url is None:
         fail("--array is the path of an array within --url: give both")
+    if namespace and url is None:
+        fail("--namespace is the name of what --url reads: give both")
     if keep and cache_file is None:
         cache_file = KEPT_FILE
     try:
@@ -44,6 +48,7 @@ def demo(
             Console(),
             url=url,
             array=array,
+            namespace=namespace,
             latency_seconds=latency_ms / 1000,
             cache_file=cache_file,
         )

@@ -1,7 +1,8 @@
 """A reading in a process that knows only the URL and the cache file.
 
-``python -m zarr_cache.cli.demo.new_process URL ARRAY CACHE_FILE RESULT`` writes the data that it
-read to the folder RESULT, as a Zarr array whose attributes are the measurements.
+``python -m zarr_cache.cli.demo.new_process URL ARRAY CACHE_FILE NAMESPACE RESULT`` writes the data
+that it read to the folder RESULT, as a Zarr array whose attributes are the measurements. NAMESPACE
+is empty if the source has its own name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class NewProcessError(Exception):
     """The process ended without a result; the message is the last line of its stderr."""
 
 
-async def read_in_new_process(url: str, array: str, cache_file: Path, result: Path) -> Reading:
+async def read_in_new_process(
+    url: str, array: str, cache_file: Path, namespace: str | None, result: Path
+) -> Reading:
     """Call `read` in a new process, which writes the data to the folder `result`.
 
     Raises
@@ -30,7 +33,8 @@ async def read_in_new_process(url: str, array: str, cache_file: Path, result: Pa
     NewProcessError
         The process failed.
     """
-    command = [sys.executable, "-P", "-m", __name__, url, array, str(cache_file), str(result)]
+    arguments = [url, array, str(cache_file), namespace or "", str(result)]
+    command = [sys.executable, "-P", "-m", __name__, *arguments]
     # Its output is captured: at Ctrl-C the process would print a traceback.
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     try:
@@ -53,9 +57,9 @@ async def read_in_new_process(url: str, array: str, cache_file: Path, result: Pa
     )
 
 
-def main(url: str, array: str, cache_file: str, result: str) -> None:
+def main(url: str, array: str, cache_file: str, namespace: str, result: str) -> None:
     """Read, and write the result to a folder."""
-    reading = asyncio.run(read(url, array, Path(cache_file)))
+    reading = asyncio.run(read(url, array, Path(cache_file), namespace or None))
     traffic = reading.traffic
     zarr.create_array(
         result,

@@ -65,8 +65,12 @@ def leading_part(
     )
 
 
-async def read(url: str, array: str, cache_file: Path | None = None) -> Reading:
+async def read(
+    url: str, array: str, cache_file: Path | None = None, namespace: str | None = None
+) -> Reading:
     """Open the array at path `array` of the Zarr at `url` and read it, through a cache if named.
+
+    `namespace` is the name under which the cache has it; None for that of the URL.
 
     Each reading has connections of its own, so that no reading profits from an earlier one. It runs
     on the caller's event loop: the one behind zarr's blocking functions would continue to read
@@ -77,7 +81,8 @@ async def read(url: str, array: str, cache_file: Path | None = None) -> Reading:
         began = time.perf_counter()
         cache = None
         if cache_file is not None:
-            cache = CacheStore(source, cache_store=SqliteStore(cache_file))
+            cache_store = SqliteStore(cache_file)
+            cache = CacheStore(source, cache_store=cache_store, namespace=namespace)
         try:
             opened = await open_array(store=cache or source, path=array, mode="r")
             selection = leading_part(opened.shape, opened.chunks, opened.dtype.itemsize)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.util
 import shlex
 import tempfile
@@ -49,6 +50,7 @@ class _Source:
     array: str
     title: str
     counted: str
+    namespace: str | None = None
     original: npt.NDArray[Any] | None = None
     server: DemoServer | None = None
 
@@ -58,6 +60,7 @@ async def run(
     *,
     url: str | None = None,
     array: str = "",
+    namespace: str | None = None,
     latency_seconds: float = 0.05,
     cache_file: Path | None = None,
 ) -> list[tuple[str, Reading]]:
@@ -73,6 +76,8 @@ async def run(
         A Zarr to read. None serves nibabel's MRI scan over HTTP on loopback.
     array
         Path of the array within `url`; empty if the array is at its root.
+    namespace
+        The name under which the cache has `url`; None for its own.
     latency_seconds
         Delay of each response of the server on loopback.
     cache_file
@@ -92,7 +97,7 @@ async def run(
             served = _serve_sample(folder / "served", latency_seconds)
             source = await stack.enter_async_context(served)
         else:
-            source = _source_at(url, array)
+            source = _source_at(url, array, namespace)
         file = cache_file if cache_file is not None else folder / "cache.sqlite"
         cold = "existing cache" if file.exists() else "cold cache"
         result = folder / "result.zarr"
@@ -131,30 +136,46 @@ async def _serve_sample(folder: Path, latency_seconds: float) -> AsyncIterator[_
             array=sample.ARRAY,
             title=f"MRI scan over HTTP on loopback, {latency_seconds * 1000:g} ms a request",
             counted="Requests and bytes as the server counted them.",
+            namespace=f"demo:{_digest(folder)}",
             original=original,
             server=server,
         )
 
 
-def _source_at(url: str, array: str) -> _Source:
+def _digest(folder: Path) -> str:
+    """A digest of the files: the name of what is served, whatever the port is.
+
+    Another release may write the scan in other chunks, and find a cache file that was kept.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _source_at(url: str, array: str, namespace: str | None) -> _Source:
     counted = (
         "Requests and bytes as the HTTP client of each reading counted them."
         if _is_http(url)
         else "Requests are not counted: the URL is not HTTP."
     )
-    return _Source(url, array, f"{url} {array}".rstrip(), counted)
+    return _Source(url, array, f"{url} {array}".rstrip(), counted, namespace)
 
 
 async def _read_all(
     console: Console, source: _Source, file: Path, first: str, result: Path
 ) -> AsyncIterator[tuple[str, Reading]]:
     """Yield each reading with its name, after comparing its data."""
-    url, array, original = source.url, source.array, source.original
+    url, array, namespace = source.url, source.array, source.namespace
+    original = source.original
     for name, one_reading in (
         ("no cache", partial(read, url, array)),
-        (first, partial(read, url, array, file)),
-        ("warm cache", partial(read, url, array, file)),
-        ("warm cache, new process", partial(read_in_new_process, url, array, file, result)),
+        (first, partial(read, url, array, file, namespace)),
+        ("warm cache", partial(read, url, array, file, namespace)),
+        (
+            "warm cache, new process",
+            partial(read_in_new_process, url, array, file, namespace, result),
+        ),
     ):
         with console.status(f"{name} ..."):
             before = source.server.traffic() if source.server is not None else None
