@@ -101,7 +101,9 @@ def test_a_selection_touches_the_chunks_that_its_elements_lie_in(
 
     touched = StoredChunks(array, selection)
 
-    assert list(touched.keys()) == [f"c/{row}/{column}" for row in places[0] for column in places[1]]
+    assert list(touched.keys()) == [
+        f"c/{row}/{column}" for row in places[0] for column in places[1]
+    ]
     assert touched.shape == tuple(map(len, places))
 
 

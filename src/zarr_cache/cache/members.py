@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     type Node = zarr.AsyncArray[Any] | zarr.AsyncGroup
 
-    type Record = Callable[[str, Exception], None]
+    type Record = Callable[[str, Exception | None], None]
 
 DOCUMENT = {2: ".zgroup", 3: "zarr.json"}
 """The metadata of a group, by Zarr format."""
@@ -52,7 +52,8 @@ async def members_of(
     limit
         How many requests may be under way at once.
     record
-        Called with a key and the error, if a member cannot be read. It may raise the error.
+        Called for each member with a key of it, and with the error if it cannot be read. It may
+        raise the error.
 
     Raises
     ------
@@ -142,17 +143,15 @@ async def _open_all(
     """The members of these names. Those `expected` should be there; others may be plain files."""
 
     async def open_one(name: str) -> Node | None:
+        key = _document(group, f"{group.path}/{name}" if group.path else name)
         async with limit:
             try:
-                return await group.getitem(name)
+                node = await group.getitem(name)
             except Exception as error:  # noqa: BLE001 - whatever the source raises of this member
-                if isinstance(error, KeyError) and isinstance(error.__cause__, FileNotFoundError):
-                    if name not in expected:
-                        return None
-                    error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                path = f"{group.path}/{name}" if group.path else name
-                record(_document(group, path), error)
+                record(key, _outcome(error, is_expected=name in expected))
                 return None
+            record(key, None)
+            return node
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -163,6 +162,14 @@ async def _open_all(
         raise errors.exceptions[0] from None
     nodes = [task.result() for task in opened]
     return [node for node in nodes if node is not None]
+
+
+def _outcome(error: Exception, *, is_expected: bool) -> Exception | None:
+    """The error of a member; None if there is no such member, and none is expected."""
+    is_absent = isinstance(error, KeyError) and isinstance(error.__cause__, FileNotFoundError)
+    if not is_absent:
+        return error
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) if is_expected else None
 
 
 def _document(group: zarr.AsyncGroup, path: str) -> str:

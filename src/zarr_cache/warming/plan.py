@@ -189,7 +189,7 @@ class _Asking(NamedTuple):
             except Exception as error:  # noqa: BLE001 - whatever the source raises of this key
                 self.failures.record("sizes", key, error)
                 return None
-        self.failures.record_response("sizes")
+        self.failures.record("sizes", key, None)
         return nbytes
 
     async def _size_of(self, key: str) -> int:

@@ -70,12 +70,8 @@ class Failures:
         self._failed: Counter[str] = Counter()
         self._working: set[str] = set()
 
-    def record_response(self, kind: str) -> None:
-        """Record a request of this kind that did not fail."""
-        self._working.add(kind)
-
-    def record(self, kind: str, key: str, error: Exception) -> None:
-        """Record a request of this kind that failed.
+    def record(self, kind: str, key: str, error: Exception | None) -> None:
+        """Record a request of this kind, and its error if it failed.
 
         Raises
         ------
@@ -83,6 +79,9 @@ class Failures:
             The error itself, if it is not of this key alone, or if the first `MAX_FAILURES`
             requests of this kind have all failed: the source cannot be read.
         """
+        if error is None:
+            self._working.add(kind)
+            return
         if isinstance(error, NOT_OF_ONE_KEY):
             raise error
         self.count += 1

@@ -111,7 +111,7 @@ def revalidate(
     CacheError
         The cache file cannot be read or written.
     Exception
-        The error of a listing, or of a request if the first twenty have all failed. Nothing is
+        The error of a listing, or of a request if all have failed, or the first twenty. Nothing is
         removed then; call this again.
     """
     view, path = source_of(array_or_group.store), array_or_group.path
@@ -205,7 +205,9 @@ async def _ask_each(
 ) -> dict[str, bool | None]:
     """The same by a request for each key that has a validator. One that fails is recorded."""
     verdicts: dict[str, bool | None] = dict.fromkeys(by_key)
-    wanted = iter([key for key, rows in by_key.items() if all(row.validator for row in rows)])
+    asked = [key for key, rows in by_key.items() if all(row.validator for row in rows)]
+    wanted = iter(asked)
+    errors = []
 
     async def work(keys: Iterator[str]) -> None:
         for key in keys:
@@ -213,8 +215,9 @@ async def _ask_each(
                 verdicts[key] = await _ask(reader, key, by_key[key])
             except Exception as error:  # noqa: BLE001 - whatever the source raises of this key
                 failures.record("versions", key, error)
+                errors.append(error)
             else:
-                failures.record_response("versions")
+                failures.record("versions", key, None)
 
     try:
         async with asyncio.TaskGroup() as workers:
@@ -222,6 +225,8 @@ async def _ask_each(
                 workers.create_task(work(wanted))
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
+    if asked and len(errors) == len(asked):
+        raise errors[0]
     return verdicts
 
 

@@ -230,7 +230,7 @@ class WarmRun:
         try:
             if self._stopped is None:
                 buffer = await self._store.get(unit.key, default_buffer_prototype())
-                self._failures.record_response(_kind_of(part))
+                self._failures.record(_kind_of(part), unit.key, None)
                 chunks = part.record(unit, ABSENT if buffer is None else CACHED)
                 if buffer is not None:
                     part.record_size(len(buffer))
@@ -271,6 +271,7 @@ class WarmRun:
         try:
             if self._stopped is None and number:
                 nbytes = await part.read_index(self._store, shard)
+                self._failures.record(_kind_of(part), shard.key, None)
                 self._count_fetched(0, nbytes, is_value=False)
         finally:
             self._budget.release(reserved)
@@ -296,7 +297,7 @@ class WarmRun:
         states = part.states_of(shard)
         try:
             async for batch in batches:
-                self._failures.record_response(_kind_of(part))
+                self._failures.record(_kind_of(part), shard.key, None)
                 for index, buffer in batch:
                     if buffer is not None:
                         states[tuple(places[index])] = CACHED

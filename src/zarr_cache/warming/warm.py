@@ -275,6 +275,8 @@ async def _read_metadata(
             except Exception as error:  # noqa: BLE001 - whatever the source raises of this key
                 if key not in recorded_later or isinstance(error, NOT_OF_ONE_KEY):
                     failures.record("metadata", key, error)
+            else:
+                failures.record("metadata", key, None)
 
     folders = {"", *(f"{node.path}/" if node.path else "" for node in nodes)}
     keys = [f"{folder}{name}" for folder in sorted(folders) for name in sorted(METADATA)]
