@@ -528,6 +528,21 @@ def test_a_member_whose_metadata_cannot_be_read_is_listed_and_the_others_are_war
     ]
 
 
+def test_more_than_twenty_members_may_fail_if_others_can_be_read(path: Path) -> None:
+    memory = MemoryStore()
+    root = zarr.create_group(memory)
+    source = BadStore(memory)
+    for number in range(60):
+        root.create_array(f"t{number:02}", shape=2, chunks=2, dtype="u1")[:] = 1
+        if number % 2:
+            source.errors[f"t{number:02}/zarr.json"] = StatusError(403)
+    store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
+
+    report = warm(zarr.open_group(store, mode="r"))
+
+    assert (report.fetched, report.failed, len(report.failures)) == (30, 30, 20)
+
+
 async def test_a_key_beside_the_metadata_that_fails_is_listed_by_the_command(path: Path) -> None:
     """Servers may refuse keys that are not there, by 403: the command asks for such, too."""
     source = BadStore(rows(5))
