@@ -140,7 +140,9 @@ def test_without_an_array_everything_is_fetched(command: Command) -> None:
     (again,) = command.lines("warm")
 
     assert line.startswith("197 chunks: 0 were cached, 197 fetched (")
-    assert again == "197 chunks: 197 were cached, 0 fetched (0 B), 0 absent"
+    assert again == (
+        "197 chunks: 197 were cached, 0 fetched (0 B), 0 absent; in 2 arrays: 'deep/t', 's'"
+    )
 
 
 def test_a_dry_run_fetches_nothing(command: Command) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -15,7 +15,8 @@ from rich.console import Console
 from zarr.storage import MemoryStore
 
 from tests.warming.arrays import cached
-from zarr_cache import coverage, warm
+from zarr_cache import warm
+from zarr_cache.warming.coverage import CachedPlaces, cached_places
 from zarr_cache.warming.coverage_map import (
     COLOURS,
     NOTHING,
@@ -27,7 +28,15 @@ from zarr_cache.warming.coverage_map import (
     save_png,
 )
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 EXPECTED = Path(__file__).parent / "partly_warm.svg"
+
+
+def places(covered: npt.NDArray[np.bool_]) -> CachedPlaces:
+    """The places of a result of `coverage`."""
+    return CachedPlaces(covered.shape, [np.argwhere(covered)])
 
 
 def partly_warm(path: Path) -> CoverageMap:
@@ -36,7 +45,7 @@ def partly_warm(path: Path) -> CoverageMap:
     zarr.create_array(memory, name="a/b", shape=(30, 40), chunks=(5, 5), dtype="u1")[:] = 1
     array = cached(memory, path).array
     warm(array, np.s_[7:22, 12:23])
-    return map_of(coverage(array), "a/b", ["time", None], most=(20, 20))
+    return map_of(cached_places(array), "a/b", ["time", None], most=(20, 20))
 
 
 def test_a_partly_warm_array_looks_like_this_without_colours(path: Path) -> None:
@@ -75,7 +84,7 @@ def test_two_rows_share_a_line_of_half_blocks(path: Path) -> None:
 
 
 def test_an_odd_row_has_a_line_of_its_own() -> None:
-    text = as_text(map_of(np.ones((3, 2), bool), "x", most=(9, 9)), is_coloured=True)
+    text = as_text(map_of(places(np.ones((3, 2), bool)), "x", most=(9, 9)), is_coloured=True)
 
     assert text.plain.splitlines()[1:3] == ["▀▀", "▀▀"]
     assert [str(span.style) for span in text.split("\n")[2].spans] == [COLOURS[-1]] * 2
@@ -107,7 +116,7 @@ def test_more_dimensions_than_two_are_averaged() -> None:
     covered[:, 0, 0] = True
     covered[0, 1, 2] = True
 
-    drawn = map_of(covered, "x", most=(9, 9))
+    drawn = map_of(places(covered), "x", most=(9, 9))
 
     assert drawn.shares.tolist() == [[1, 0, 0], [0, 0, 0.25]]
     assert drawn.shades().tolist() == [[4, 0, 0], [0, 0, 1]]
@@ -118,8 +127,8 @@ def test_a_slice_chooses_what_is_drawn() -> None:
     covered = np.zeros((4, 2, 3), bool)
     covered[2] = True
 
-    drawn = map_of(covered, "x", ["t", "y", "x"], slice_of=(2,), most=(9, 9))
-    of_rows = map_of(covered, "x", ["t", "y", "x"], slice_of=(slice(1, 3), 0), most=(9, 9))
+    drawn = map_of(places(covered), "x", ["t", "y", "x"], slice_of=(2,), most=(9, 9))
+    of_rows = map_of(places(covered), "x", ["t", "y", "x"], slice_of=(slice(1, 3), 0), most=(9, 9))
 
     assert drawn.caption == (
         "6 of 6 chunks cached (100 %)",
@@ -135,7 +144,7 @@ def test_a_large_grid_has_several_chunks_in_a_cell() -> None:
     covered[:2, :3] = True
     covered[4, 6] = True
 
-    drawn = map_of(covered, "x", most=(3, 3))
+    drawn = map_of(places(covered), "x", most=(3, 3))
 
     assert drawn.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
     assert drawn.caption[1:] == (
@@ -150,15 +159,15 @@ def test_only_a_cell_with_all_of_its_chunks_is_shown_as_cached() -> None:
     covered[900:, 900:] = False
     covered[999, 999] = True
 
-    shades = map_of(covered, "x", most=(10, 10)).shades()
+    shades = map_of(places(covered), "x", most=(10, 10)).shades()
 
     assert (shades[0, 0], shades[0, 1], shades[9, 9]) == (3, 4, 1)
 
 
 def test_one_dimension_continues_in_the_next_line() -> None:
     covered = np.arange(8) < 4
-    short = map_of(covered, "x", most=(9, 3))
-    long = map_of(covered, "x", most=(2, 2))
+    short = map_of(places(covered), "x", most=(9, 3))
+    long = map_of(places(covered), "x", most=(2, 2))
 
     assert short.shades().tolist() == [[4, 4, 4], [4, 0, 0], [0, 0, NOTHING]]
     assert long.shades().tolist() == [[4, 4], [0, 0]]
@@ -167,7 +176,7 @@ def test_one_dimension_continues_in_the_next_line() -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (2, 0, 3), (0, 2, 3)])
 def test_a_grid_with_no_or_one_chunk_is_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
-    drawn = map_of(np.ones(shape, bool), "x", most=(9, 9))
+    drawn = map_of(places(np.ones(shape, bool)), "x", most=(9, 9))
     save_png(drawn, tmp_path / "map.png")
 
     assert as_text(drawn, is_coloured=True).plain.startswith("x\n")
@@ -175,7 +184,7 @@ def test_a_grid_with_no_or_one_chunk_is_drawn(shape: tuple[int, ...], tmp_path: 
 
 
 def test_names_are_shown_harmlessly() -> None:
-    drawn = map_of(np.ones((1, 1), bool), "[red]<&\x1b[2J", ["a\nb", None], most=(9, 9))
+    drawn = map_of(places(np.ones((1, 1), bool)), "[red]<&\x1b[2J", ["a\nb", None], most=(9, 9))
     shown = io.StringIO()
     Console(file=shown).print(as_text(drawn, is_coloured=False))
 
@@ -189,4 +198,4 @@ def test_neighbours_that_are_alike_are_one_box_where_cells_are_small() -> None:
     covered = np.zeros((200, 200), bool)
     covered[:, 100:] = True
 
-    assert as_svg(map_of(covered, "x", most=(200, 200))).count("<rect") == 200 * 2 + 3
+    assert as_svg(map_of(places(covered), "x", most=(200, 200))).count("<rect") == 200 * 2 + 3

@@ -84,9 +84,9 @@ def test_a_run_that_stops_leaves_the_bar_where_it_was(path: Path) -> None:
 
 
 def test_the_bar_is_taken_down_when_the_source_fails(path: Path) -> None:
-    source, _, array = cached(rows(8), path, FailingStore)
+    source, _, array = cached(rows(30), path, FailingStore)
     assert isinstance(source, FailingStore)
-    source.fail("get", at=4)
+    source.fail("get", at=3, times=40)
     console = terminal()
 
     with pytest.raises(OSError, match="as the test asked"):

@@ -14,7 +14,7 @@ from zarr_cache.cli.terminal import fail, say
 from zarr_cache.core.sizes import format_size
 from zarr_cache.warming import coverage_map
 from zarr_cache.warming.chunk_grid import by_dimension
-from zarr_cache.warming.coverage import cached_ranges, coverage
+from zarr_cache.warming.coverage import cached_places, cached_ranges
 from zarr_cache.warming.coverage_map import CoverageMap
 from zarr_cache.warming.shard_index import is_sharded
 
@@ -69,13 +69,13 @@ def map_(
         async with source.opened(url, array, path, namespace=namespace) as node:
             if not isinstance(node, zarr.AsyncArray):
                 fail(f"{url}: {array!r} is a group; name an array of it with --array")
-            covered = coverage(node, inner=inner)
+            cached = cached_places(node, inner=inner)
             noun = ("inner chunk" if inner else "shard") if is_sharded(node) else "chunk"
             names = getattr(node.metadata, "dimension_names", None)
             try:
-                chosen = tuple(by_dimension(selected, covered.ndim))
+                chosen = tuple(by_dimension(selected, node.ndim))
                 return coverage_map.map_of(
-                    covered,
+                    cached,
                     node.path or url,
                     names,
                     slice_of=chosen,
@@ -84,7 +84,7 @@ def map_(
                     notes=[] if inner else _notes(node),
                 )
             except IndexError as error:
-                fail(f"--slice {slice_!r}: {error}; the grid has the shape {covered.shape}")
+                fail(f"--slice {slice_!r}: {error}; the grid has the shape {cached.shape}")
 
     drawn = source.run(url, array, draw())
     if output is None:

@@ -1,12 +1,10 @@
 """``zarr-cache warm`` and ``zarr-cache revalidate``."""
 
-import asyncio
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import zarr
-from zarr.core.buffer import default_buffer_prototype
 
 from zarr_cache.cli import source
 from zarr_cache.cli.file import existing
@@ -18,12 +16,11 @@ from zarr_cache.cli.options import (
     parse_size_option,
 )
 from zarr_cache.cli.terminal import fail, print_json, say
-from zarr_cache.core.keys import METADATA
 from zarr_cache.disk.paths import default_path
 from zarr_cache.warming.coverage import source_of
 from zarr_cache.warming.report import WarmPlan, WarmReport
 from zarr_cache.warming.revalidate import RevalidateReport, check
-from zarr_cache.warming.warm import warm_async
+from zarr_cache.warming.warm import warm_node
 
 
 def warm(
@@ -74,7 +71,8 @@ def warm(
 ) -> None:
     """Fetch the chunks that a selection needs, so that reading it makes no request.
 
-    Cached chunks are not fetched again. Exits with 1 if some chunks are left.
+    Cached chunks are not fetched again. Exits with 1 if some chunks are left, a request failed, or
+    a group has no array.
     """
     selected = source.selection(select)
     path = cache_file or default_path()
@@ -87,13 +85,13 @@ def warm(
             "persist_ranges": persist_ranges,
         }
         async with source.opened(url, array, path, **settings) as node:
-            await _learn_absences(node)
             try:
-                result = await warm_async(
+                result = await warm_node(
                     node,
                     selected if isinstance(node, zarr.AsyncArray) or select else ...,
                     max_concurrency=concurrency,
                     dry_run=dry_run,
+                    learn_absences=True,
                 )
             except (IndexError, ValueError) as error:
                 fail(f"--select {select!r}: {error}" if select else str(error))
@@ -108,6 +106,8 @@ def warm(
         say(str(result))
     if isinstance(result, WarmReport) and not result.is_complete:
         raise typer.Exit(1)
+    if result.failed or (result.is_group and not result.arrays):
+        raise typer.Exit(1)
 
 
 def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
@@ -115,23 +115,6 @@ def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
     if isinstance(result, WarmReport):
         return {**facts, "is_complete": result.is_complete}
     return {**facts, "fits": result.fits}
-
-
-async def _learn_absences(node: zarr.AsyncArray[Any] | zarr.AsyncGroup) -> None:
-    """Read the metadata that zarr requests to find out what is at the root, at the node and below.
-
-    Most of it is absent. Without a network, that must be known.
-    """
-    root = f"{node.path}/" if node.path else ""
-    folders = {"", root}
-    if isinstance(node, zarr.AsyncGroup):
-        folders |= {f"{root}{name}/" async for name, _ in node.members(max_depth=None)}
-    reads = [
-        node.store.get(f"{folder}{name}", default_buffer_prototype())
-        for folder in folders
-        for name in METADATA
-    ]
-    await asyncio.gather(*reads)
 
 
 def revalidate(
@@ -149,7 +132,8 @@ def revalidate(
 ) -> None:
     """Ask the source which cached values have changed, and remove them from the cache.
 
-    The age of unchanged ones begins anew, and no value is transferred.
+    The age of unchanged ones begins anew, and no value is transferred. Exits with 1 if a request
+    failed.
     """
     path = existing(cache_file)
     prefix = f"{array.strip('/')}/" if array.strip("/") else ""
@@ -163,3 +147,5 @@ def revalidate(
         print_json(dataclasses.asdict(report))
     else:
         say(str(report))
+    if report.failed:
+        raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import bisect
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,24 +11,80 @@ from zarr_cache.core.ages import NEVER
 from zarr_cache.warming.shard_index import EMPTY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     from zarr_cache.core.flow import Flow
     from zarr_cache.flows.view import SourceView
     from zarr_cache.index.listing import Kept, ListedRange
     from zarr_cache.index.lookup import Data
-    from zarr_cache.warming.chunk_grid import Shard, Shards
-    from zarr_cache.warming.shard_index import Sharding
+    from zarr_cache.warming.shard_index import Shard, Sharding, Shards
 
 
-MISSING, CACHED, ABSENT = range(3)
-"""The states of a chunk."""
-
-UNKNOWN = -2
-"""The start of an inner chunk of a shard whose index was not read."""
+MISSING, CACHED, ABSENT, PARTLY = range(4)
+"""The states of a chunk; and of a shard whose inner chunks have several."""
 
 MAX_LISTED = 16
 """For so many shards, the ranges are listed shard by shard; for more, those of the array."""
+
+PAGE = 256
+"""States that are kept together."""
+
+
+class States:
+    """The state of each of many keys, by its number: `MISSING`, unless another was set.
+
+    Memory goes with those that were set: a page for each few of them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.size = count
+        self._counts = [count, 0, 0, 0]
+        self._pages: dict[int, bytearray] = {}
+
+    def __getitem__(self, number: int) -> int:
+        page = self._pages.get(number // PAGE)
+        return MISSING if page is None else page[number % PAGE]
+
+    def __setitem__(self, number: int, state: int) -> None:
+        page = self._pages.get(number // PAGE)
+        if page is None:
+            page = self._pages[number // PAGE] = bytearray(PAGE)
+        self._counts[page[number % PAGE]] -= 1
+        self._counts[state] += 1
+        page[number % PAGE] = state
+
+    def count(self, state: int) -> int:
+        """How many have the state."""
+        return self._counts[state]
+
+    def known(self) -> Iterator[tuple[int, int]]:
+        """The numbers of those that are not missing, in order, and their states."""
+        for page in sorted(self._pages):
+            for place, state in enumerate(self._pages[page]):
+                if state != MISSING:
+                    yield page * PAGE + place, state
+
+    def missing(self) -> Iterator[int]:
+        """The numbers of those that are missing, in order. One may be set after it was yielded."""
+        for number in range(-(-self.size // PAGE)):
+            first, page = number * PAGE, self._pages.get(number)
+            every = range(first, min(first + PAGE, self.size))
+            if page is None:
+                yield from every
+            else:
+                yield from (each for each in every if page[each - first] == MISSING)
+
+    def some_missing(self, most: int) -> list[int]:
+        """At most so many of those that are missing, spread evenly."""
+        missing = self.count(MISSING)
+        if missing <= most:
+            return list(self.missing()) if missing else []
+        # How many are missing before each of those that are known.
+        before = [number - place for place, (number, _) in enumerate(self.known())]
+        ranks = (place * (missing - 1) // max(1, most - 1) for place in range(most))
+        return [rank + bisect.bisect_right(before, rank) for rank in ranks]
 
 
 def list_cached(view: SourceView, prefix: str) -> Flow[dict[str, Kept]]:
@@ -58,32 +114,32 @@ def list_ranges(view: SourceView, prefix: str) -> Flow[dict[str, list[ListedRang
 
 
 class InnerChunks(NamedTuple):
-    """What is cached of the inner chunks that a selection touches.
+    """What is cached of the touched inner chunks of one shard.
 
     Attributes
     ----------
     states
-        `MISSING`, `CACHED` or `ABSENT` for each: it is absent if the source does not have the
-        shard, or the shard not the chunk.
+        `MISSING`, `CACHED` or `ABSENT` for each; or one for all of them. An inner chunk is absent
+        if the source does not have the shard, or the shard not the chunk.
     spans
-        The interval ``[start, stop)`` of each in its shard: `EMPTY` where the shard does not have
-        it, and `UNKNOWN` where the index of the shard was not read.
+        The interval ``[start, stop)`` of each in the shard, `EMPTY` where the shard does not have
+        it; None where the index of the shard was not read.
     entries
-        The entries in the file that have them, and the indexes.
-    largest
-        Bytes of the largest shard that is cached as a whole; 0 if none is.
+        The entries in the file that have them, and the index.
+    whole
+        Bytes of the shard, if it is cached as a whole.
     """
 
-    states: npt.NDArray[np.uint8]
-    spans: npt.NDArray[np.int64]
+    states: npt.NDArray[np.uint8] | int
+    spans: npt.NDArray[np.int64] | None
     entries: list[Kept]
-    largest: int
+    whole: int | None = None
 
 
 def find_inner(
     view: SourceView, shards: Shards, sharding: Sharding, *, is_together: bool, in_memory: bool
-) -> Flow[InnerChunks]:
-    """What is cached of the inner chunks that a selection touches. Makes no request.
+) -> Flow[list[tuple[Shard, InnerChunks]]]:
+    """The shards of which something is cached that a selection touches. Makes no request.
 
     Parameters
     ----------
@@ -93,43 +149,44 @@ def find_inner(
     in_memory
         Whether ranges in memory count, which only this process has.
     """
-    states = np.full(shards.shape, MISSING, np.uint8)
-    spans = np.full((*shards.shape, 2), UNKNOWN, np.int64)
-    entries: list[Kept] = []
-    largest = 0
-    prefixes = [shard.key for shard in itertools.islice(shards, MAX_LISTED + 1)]
-    if len(prefixes) > MAX_LISTED:
-        prefixes = [shards.prefix]
+    prefixes = [shards.prefix]
+    if shards.count <= MAX_LISTED:
+        prefixes = list(shards.keys())
     kept: dict[str, Kept] = {}
     ranges: dict[str, list[ListedRange]] = {}
     for prefix in prefixes:
         kept |= yield from list_cached(view, prefix)
         ranges |= yield from list_ranges(view, prefix)
     fresh_after = view.limits().fresh_after
-    for shard in shards:
-        found = kept.get(shard.key)
+    every = []
+    for number, key in shards.find({**kept, **ranges}):
+        shard, found = shards.at(number), kept.get(key)
         if found is not None:
-            states[shard.where] = ABSENT if found[1] is None else CACHED
-            if found[1] is not None:
-                entries.append(found)
-                largest = max(largest, found[1])
+            is_absent = found[1] is None
+            entries = [] if is_absent else [found]
+            inner = InnerChunks(ABSENT if is_absent else CACHED, None, entries, found[1])
+            every.append((shard, inner))
             continue
-        listed = [each for each in ranges.get(shard.key, ()) if in_memory or each.entry is not None]
+        listed = [each for each in ranges[key] if in_memory or each.entry is not None]
         if not listed or (is_together and shard.is_whole):
             continue
         index = yield from _cached_index(view, shard, sharding, fresh_after, in_memory=in_memory)
-        if index is None:
-            continue
-        entries += index.entries
-        spans[shard.where] = index.spans
-        covering = _covering(listed, index.spans)
-        states[shard.where] = np.where(covering >= 0, CACHED, MISSING)
-        states[shard.where][index.spans[..., 0] == EMPTY] = ABSENT
-        for place in np.unique(covering[covering >= 0]).tolist():
-            entry, span = listed[place]
-            if entry is not None:
-                entries.append((entry, span.size))
-    return InnerChunks(states, spans, entries, largest)
+        if index is not None:
+            every.append((shard, _in_ranges(listed, index)))
+    return every
+
+
+def _in_ranges(listed: list[ListedRange], index: _CachedIndex) -> InnerChunks:
+    """What the ranges of a shard have, by its index."""
+    covering = _covering(listed, index.spans)
+    states = np.where(covering >= 0, CACHED, MISSING).astype(np.uint8)
+    states[index.spans[..., 0] == EMPTY] = ABSENT
+    entries = index.entries
+    for place in np.unique(covering[covering >= 0]).tolist():
+        entry, span = listed[place]
+        if entry is not None:
+            entries.append((entry, span.size))
+    return InnerChunks(states, index.spans, entries)
 
 
 class _CachedIndex(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,22 +11,26 @@ from zarr_cache.cache.store import CacheStore
 from zarr_cache.core.byte_range import span_of
 from zarr_cache.core.flow import run
 from zarr_cache.warming.cached_chunks import MISSING, find_inner, list_cached, list_ranges
-from zarr_cache.warming.chunk_grid import Shards, StoredChunks, prefix_of
-from zarr_cache.warming.shard_index import sharding_of
+from zarr_cache.warming.chunk_grid import StoredChunks, axes_of, prefix_of
+from zarr_cache.warming.shard_index import Shards, is_sharded, sharding_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy.typing as npt
     from zarr.abc.store import Store
 
     from zarr_cache.flows.view import SourceView
     from zarr_cache.warming.chunk_grid import AnyArray
+    from zarr_cache.warming.shard_index import Shard
 
 
 def coverage(array: AnyArray, *, inner: bool = False) -> npt.NDArray[np.bool_]:
     """Whether each chunk of the array is cached and fresh: reading it makes no request.
 
     Makes no request and reads no value: it is one query of the cache file. With `inner`, it is two,
-    and reads the cached indexes of shards.
+    and reads the cached indexes of shards. Takes time for each chunk that is cached, not for the
+    others.
 
     A chunk that is absent from the source counts as cached while the cache remembers the absence:
     in arrays opened read-only, for `max_age_absent_seconds`.
@@ -55,18 +60,75 @@ def coverage(array: AnyArray, *, inner: bool = False) -> npt.NDArray[np.bool_]:
         The array is not read through a CacheStore.
     CacheError
         The cache file cannot be read.
+    MemoryError
+        The array has more chunks than memory has room for a boolean of each.
     """
+    cached = cached_places(array, inner=inner)
+    try:
+        found = np.zeros(cached.shape, np.bool_)
+    except (MemoryError, ValueError) as error:
+        # numpy says ValueError of more elements than there are addresses.
+        raise MemoryError(
+            f"{array.path!r} has {math.prod(cached.shape)} chunks, too many for an array of one "
+            "boolean for each: draw a map of it with zarr-cache map, or count those of a selection "
+            "with warm(array, selection, dry_run=True)"
+        ) from error
+    for places in cached.blocks:
+        found[tuple(places.T)] = True
+    return found
+
+
+class CachedPlaces(NamedTuple):
+    """The chunks of an array that are cached and fresh.
+
+    Attributes
+    ----------
+    shape
+        Of the grid, as of `coverage`.
+    blocks
+        The indices of the cached chunks in the grid, in arrays of a row for each; none is empty.
+    """
+
+    shape: tuple[int, ...]
+    blocks: Iterable[npt.NDArray[np.int64]]
+
+
+def cached_places(array: AnyArray, *, inner: bool = False) -> CachedPlaces:
+    """As `coverage`, in an amount of memory that goes with what is cached, not with the grid."""
     cached = source_of(array.store)
+    chunks = StoredChunks(array)
     sharding = sharding_of(array) if inner else None
     if sharding is not None:
         shards = Shards(array, sharding.per_shard)
         flow = find_inner(cached, shards, sharding, is_together=False, in_memory=True)
-        return np.not_equal(run(flow).states, MISSING)
-    chunks = StoredChunks(array)
+        every = [(shard, found.states) for shard, found in run(flow)]
+        return CachedPlaces(shards.shape, _blocks_of(every))
     kept = run(list_cached(cached, chunks.prefix))
-    cells = (key in kept for key in chunks)
-    found = np.fromiter(cells, np.bool_, count=len(chunks)).reshape(chunks.shape)
-    return found[_stored_chunk_of_inner(array)] if inner and array.ndim else found
+    places = [chunks.place_at(number) for number, _ in chunks.find(kept)]
+    blocks = [np.array(places, np.int64).reshape(len(places), len(chunks.shape))] if places else []
+    if not inner or not is_sharded(array) or _inner_shape(array) == chunks.shape:
+        return CachedPlaces(chunks.shape, blocks)
+    # zarr reads no part of these shards. Their lengths, if they differ, are in the metadata.
+    found = np.zeros(chunks.shape, np.bool_)
+    for block in blocks:
+        found[tuple(block.T)] = True
+    found = found[_stored_chunk_of_inner(array)]
+    return CachedPlaces(found.shape, [np.argwhere(found)] if found.any() else [])
+
+
+def _inner_shape(array: AnyArray) -> tuple[int, ...]:
+    """How many inner chunks a sharded array has in each dimension."""
+    return tuple(axis.size for axis in axes_of(array, array.metadata.chunks, ...))
+
+
+def _blocks_of(
+    every: Iterable[tuple[Shard, npt.NDArray[np.uint8] | int]],
+) -> Iterator[npt.NDArray[np.int64]]:
+    """For each shard, the indices of its inner chunks that are not missing."""
+    for shard, states in every:
+        is_cached = np.broadcast_to(np.not_equal(states, MISSING), shard.shape)
+        if is_cached.any():
+            yield np.argwhere(is_cached) + [each.start for each in shard.where]
 
 
 def _stored_chunk_of_inner(array: AnyArray) -> tuple[npt.NDArray[np.intp], ...]:

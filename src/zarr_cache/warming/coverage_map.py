@@ -13,10 +13,12 @@ import numpy as np
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from zarr_cache.warming.coverage import CachedPlaces
 
 
 SHADES = "·░▒▓█"
@@ -62,7 +64,7 @@ class CoverageMap:
 
 
 def map_of(
-    covered: npt.NDArray[np.bool_],
+    cached: CachedPlaces,
     title: str,
     names: Sequence[str | None] | None = None,
     *,
@@ -71,10 +73,10 @@ def map_of(
     noun: str = "chunk",
     notes: Sequence[str] = (),
 ) -> CoverageMap:
-    """The map of a result of `coverage`.
+    """The map of the chunks that are cached.
 
     The last two dimensions are drawn; each cell is the mean over all others. A single dimension is
-    wrapped like text.
+    wrapped like text. Takes time for each chunk that is cached, and memory for each cell.
 
     Parameters
     ----------
@@ -94,36 +96,112 @@ def map_of(
     IndexError
         `slice_of` does not fit the grid.
     """
-    names = names or [None] * covered.ndim
+    names = names or [None] * len(cached.shape)
     titles = [
         _printable(str(number) if name is None else f"{number} ({name})")
         for number, name in enumerate(names)
     ]
-    chosen = covered[slice_of]
-    shown = [
-        titles[number]
-        for number in range(covered.ndim)
-        if number >= len(slice_of) or isinstance(slice_of[number], slice)
+    each = [*slice_of, *[slice(None)] * (len(cached.shape) - len(slice_of))]
+    chosen = [
+        _chosen(one, length, number)
+        for number, (one, length) in enumerate(zip(each, cached.shape, strict=True))
     ]
-    cached = int(np.count_nonzero(chosen))
-    share = f" ({math.floor(100 * cached / chosen.size)} %)" if chosen.size else ""
+    drawn = [number for number, one in enumerate(each) if isinstance(one, slice)]
+    lengths = [len(chosen[number]) for number in drawn]
+    size = math.prod(lengths)
+    is_plane = len(drawn) > 1
+    per_cell = _per_cell(lengths[-2:], most) if is_plane else _per_cell_of_lines(size, most)
+    number, counts = _count_cells(cached.blocks, chosen, drawn, lengths, per_cell)
+    share = f" ({100 * number // size} %)" if size else ""
     count = partial(_count, noun)
-    caption = [f"{cached} of {count(chosen.size)} cached{share}", *notes]
-    if chosen.ndim < 2:  # noqa: PLR2004 - two dimensions make a plane
-        plane, per_cell = _lines(chosen.reshape(-1).astype(float), most)
-    else:
-        along = tuple(range(chosen.ndim - 2))
-        plane = chosen.mean(axis=along) if chosen.size else np.zeros(chosen.shape[-2:])
-        plane, per_cell = _shrunk(plane, most)
+    caption = [f"{number} of {count(size)} cached{share}", *notes]
+    shares = counts / np.maximum(_sizes_of_cells(lengths, per_cell), 1)
+    if is_plane:
         caption += [
-            f"down: dimension {shown[-2]}, {count(chosen.shape[-2], per_cell[0])}",
-            f"across: dimension {shown[-1]}, {count(chosen.shape[-1], per_cell[1])}",
+            f"down: dimension {titles[drawn[-2]]}, {count(lengths[-2], per_cell[0])}",
+            f"across: dimension {titles[drawn[-1]]}, {count(lengths[-1], per_cell[1])}",
         ]
-        if along:
-            caption.append(f"mean over dimension {', '.join(shown[:-2])}")
-    if chosen.ndim == 1:
-        caption.append(f"line by line: dimension {shown[0]}, {count(chosen.size, per_cell[1])}")
-    return CoverageMap(plane, _printable(title), tuple(caption))
+        if drawn[:-2]:
+            caption.append(f"mean over dimension {', '.join(titles[each] for each in drawn[:-2])}")
+    else:
+        shares = _wrapped(shares[0], most)
+    if len(drawn) == 1:
+        caption.append(f"line by line: dimension {titles[drawn[0]]}, {count(size, per_cell[1])}")
+    return CoverageMap(shares, _printable(title), tuple(caption))
+
+
+def _chosen(one: int | slice, length: int, dimension: int) -> range:
+    """The chunk indices along a dimension that are drawn."""
+    if isinstance(one, slice):
+        return range(length)[one]
+    if not -length <= one < length:
+        raise IndexError(f"index {one} is out of bounds for axis {dimension} with size {length}")
+    return range(length)[one:][:1]
+
+
+def _per_cell(lengths: Sequence[int], most: tuple[int, int]) -> tuple[int, int]:
+    """How many chunks of a plane a cell has, down and across."""
+    down, across = (
+        max(1, -(-length // limit)) for length, limit in zip(lengths, most, strict=True)
+    )
+    return down, across
+
+
+def _per_cell_of_lines(size: int, most: tuple[int, int]) -> tuple[int, int]:
+    """The same of a single dimension, which is one line before it is wrapped."""
+    rows, columns = most
+    return 1, max(1, -(-size // (rows * columns)))
+
+
+def _count_cells(
+    blocks: Iterable[npt.NDArray[np.int64]],
+    chosen: Sequence[range],
+    drawn: Sequence[int],
+    lengths: Sequence[int],
+    per_cell: tuple[int, int],
+) -> tuple[int, npt.NDArray[np.int64]]:
+    """How many of the chosen chunks are cached: in all, and in each cell."""
+    shape = _number_of_cells(lengths, per_cell)
+    counts = np.zeros(shape, np.int64)
+    for places in blocks:
+        is_chosen = np.ones(len(places), np.bool_)
+        along = np.zeros_like(places)
+        for dimension, indices in enumerate(chosen):
+            steps, rest = np.divmod(places[:, dimension] - indices.start, indices.step)
+            is_chosen &= (rest == 0) & (steps >= 0) & (steps < len(indices))
+            along[:, dimension] = steps
+        along = along[is_chosen]
+        down = along[:, drawn[-2]] // per_cell[0] if len(drawn) > 1 else 0
+        across = along[:, drawn[-1]] // per_cell[1] if drawn else 0
+        cells = np.broadcast_to(down * shape[1] + across, len(along))
+        counts += np.bincount(cells, minlength=counts.size).reshape(shape)
+    return int(counts.sum()), counts
+
+
+def _number_of_cells(lengths: Sequence[int], per_cell: tuple[int, int]) -> tuple[int, int]:
+    """How many cells there are, down and across; before a single dimension is wrapped."""
+    down, across = [1, 1, *lengths][-2:]
+    return -(-down // per_cell[0]), -(-across // per_cell[1])
+
+
+def _sizes_of_cells(lengths: Sequence[int], per_cell: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """How many chunks each cell has; the last may have fewer."""
+    down, across = (
+        np.minimum(of_one, length - np.arange(cells) * of_one).astype(float)
+        for of_one, length, cells in zip(
+            per_cell, [1, 1, *lengths][-2:], _number_of_cells(lengths, per_cell), strict=True
+        )
+    )
+    return np.asarray(np.multiply.outer(down, across) * math.prod(lengths[:-2]))
+
+
+def _wrapped(cells: npt.NDArray[np.float64], most: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The cells in lines; NaN after the last."""
+    width = max(1, min(most[1], cells.size))
+    height = -(-cells.size // width)
+    plane = np.full(height * width, np.nan)
+    plane[: cells.size] = cells
+    return plane.reshape(height, width)
 
 
 def _printable(text: str) -> str:
@@ -134,41 +212,6 @@ def _printable(text: str) -> str:
 def _count(noun: str, chunks: int, per_cell: int = 1) -> str:
     number = f"1 {noun}" if chunks == 1 else f"{chunks} {noun}s"
     return f"{number}, {per_cell} to a cell" if per_cell > 1 else number
-
-
-def _lines(
-    values: npt.NDArray[np.float64], most: tuple[int, int]
-) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
-    """The values wrapped into lines, and the number of values in a cell."""
-    rows, columns = most
-    per_cell = max(1, math.ceil(values.size / (rows * columns)))
-    cells = _means(values[None, :], per_cell, axis=1)[0]
-    width = max(1, min(columns, cells.size))
-    height = math.ceil(cells.size / width)
-    plane = np.full(height * width, np.nan)
-    plane[: cells.size] = cells
-    return plane.reshape(height, width), (1, per_cell)
-
-
-def _shrunk(
-    plane: npt.NDArray[np.float64], most: tuple[int, int]
-) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
-    """The plane reduced to `most` cells, and how many values each cell is the mean of."""
-    down, across = (
-        max(1, math.ceil(length / limit)) for length, limit in zip(plane.shape, most, strict=True)
-    )
-    return _means(_means(plane, down, axis=0), across, axis=1), (down, across)
-
-
-def _means(plane: npt.NDArray[np.float64], per_cell: int, *, axis: int) -> npt.NDArray[np.float64]:
-    """Means over `per_cell` neighbours along an axis; the last may be over fewer."""
-    length = plane.shape[axis]
-    if per_cell == 1 or not length:
-        return plane
-    starts = np.arange(0, length, per_cell)
-    counts = np.diff(np.append(starts, length))
-    sums = np.add.reduceat(plane, starts, axis=axis)
-    return np.asarray(sums / (counts[:, None] if axis == 0 else counts))
 
 
 def as_text(drawn: CoverageMap, *, is_coloured: bool, letters: str = SHADES) -> Text:

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore, WrapperStore
 
-from zarr_cache.warming.cached_chunks import ABSENT, CACHED, MISSING, UNKNOWN
+from zarr_cache.warming.cached_chunks import ABSENT, CACHED, MISSING
 from zarr_cache.warming.parts import InnerChunksPart, Values
 from zarr_cache.warming.report import WarmPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from zarr_cache.cache.store import CacheStore
     from zarr_cache.flows.view import SourceView
-    from zarr_cache.warming.chunk_grid import Shard
     from zarr_cache.warming.parts import Part
+    from zarr_cache.warming.report import Failures
 
 
 MAX_SIZES = 32
 """A dry run estimates the bytes of an array from the sizes of this many values, or from the indexes
 of this many shards."""
+
+MAX_LOOKED_AT = 4096
+"""Of so many missing shards it is looked at which are fetched as wholes; of more, of some."""
 
 
 def count(parts: Sequence[Part], state: int) -> int:
@@ -34,17 +39,17 @@ def count(parts: Sequence[Part], state: int) -> int:
 
 def count_all(parts: Sequence[Part]) -> int:
     """How many chunks there are."""
-    return sum(part.states.size for part in parts if part.is_chunks)
+    return sum(part.size for part in parts if part.is_chunks)
 
 
 def count_inner(parts: Sequence[Part]) -> int:
     """How many of the chunks are inner chunks of shards."""
-    return sum(part.states.size for part in parts if isinstance(part, InnerChunksPart))
+    return sum(part.size for part in parts if isinstance(part, InnerChunksPart))
 
 
 def count_whole_shards(parts: Sequence[Part]) -> int:
     """How many of the chunks are shards."""
-    return sum(part.states.size for part in parts if isinstance(part, Values) and part.is_shards)
+    return sum(part.size for part in parts if isinstance(part, Values) and part.is_shards)
 
 
 class _Need(NamedTuple):
@@ -69,10 +74,17 @@ class _Need(NamedTuple):
 
 
 async def plan(
-    store: CacheStore, cached: SourceView, parts: Sequence[Part], max_concurrency: int
+    store: CacheStore,
+    cached: SourceView,
+    parts: Sequence[Part],
+    max_concurrency: int,
+    failures: Failures,
 ) -> WarmPlan:
-    """What is to be fetched, from the cache file and the sizes of a few chunks."""
-    asking = _Asking(store, cached, asyncio.Semaphore(max_concurrency))
+    """What is to be fetched, from the cache file and the sizes of a few chunks.
+
+    A request that fails is recorded, and what it would have told is estimated.
+    """
+    asking = _Asking(store, cached, asyncio.Semaphore(max_concurrency), failures)
     cached_bytes = 0
     needs = []
     for part in parts:
@@ -83,8 +95,9 @@ async def plan(
             nbytes, needs_of_part = await asking.inner_chunks(part)
             cached_bytes += nbytes
             needs += needs_of_part
-        elif part.is_chunks:
-            needs.append(await asking.values(part, [unit.key for unit in part.missing()], 1))
+        elif isinstance(part, Values) and part.is_chunks:
+            keys = [unit.key for unit in part.some_missing(MAX_SIZES)]
+            needs.append(await asking.values(part.nbytes, keys, part.count(MISSING), 1))
         else:
             needs.append(_Need(part.count(MISSING), 0, 0, is_exact=True))
     known = [need.nbytes for need in needs if need.nbytes is not None]
@@ -100,6 +113,8 @@ async def plan(
         max_size=store.max_size,
         whole_shards=count_whole_shards(parts),
         inner_chunks=count_inner(parts),
+        failed=failures.count,
+        failures=tuple(failures.first),
     )
 
 
@@ -109,70 +124,97 @@ class _Asking(NamedTuple):
     store: CacheStore
     cached: SourceView
     limit: asyncio.Semaphore
+    failures: Failures
 
-    async def values(self, part: Part, keys: Sequence[str], chunks: int) -> _Need:
-        """The need of missing values, each of so many chunks."""
+    async def values(
+        self, decoded: int | None, keys: Sequence[str], count: int, chunks: int
+    ) -> _Need:
+        """The need of `count` missing values, each of so many chunks.
+
+        Parameters
+        ----------
+        decoded
+            Bytes of a value before encoding; None if unknown.
+        keys
+            Those whose sizes are requested.
+        """
         sizes: list[int] = []
         if _has_cheap_getsize(self.cached.source):
-            sizes = await asyncio.gather(*(self._size_of(key) for key in _some(keys)))
+            found = await asyncio.gather(
+                *(self._request(key, partial(self._size_of, key)) for key in keys)
+            )
+            sizes = [size for size in found if size is not None]
         if sizes:
-            nbytes: int | None = sum(sizes) * len(keys) // len(sizes)
+            nbytes: int | None = sum(sizes) * count // len(sizes)
         else:
-            nbytes = part.nbytes and part.nbytes * len(keys) if keys else 0
-        return _Need(len(keys), nbytes, len(sizes) * chunks, is_exact=len(sizes) == len(keys))
+            nbytes = decoded and decoded * count if count else 0
+        return _Need(count, nbytes, len(sizes) * chunks, is_exact=len(sizes) == count)
 
     async def inner_chunks(self, part: InnerChunksPart) -> tuple[int, list[_Need]]:
         """The need of shards that are fetched as wholes, and of the other inner chunks.
 
         Also returns the bytes of the indexes that were read for it: these are cached now.
         """
-        missing = list(part.missing())
-        whole = [shard for shard in missing if shard.is_whole]
-        partly = [shard for shard in missing if not shard.is_whole]
-        chosen = _some([shard for shard in partly if not part.is_located(shard)])
-        indexes = await asyncio.gather(*(self._read_index(part, shard) for shard in chosen))
-        located = [part.missing_in(shard)[1] for shard in partly if part.is_located(shard)]
+        missing = part.some_missing(MAX_LOOKED_AT)
+        whole = _some([shard.key for shard in missing if shard.is_whole])
+        partly = [shard for shard in missing if not shard.is_whole and not part.is_located(shard)]
+        indexes = await asyncio.gather(
+            *(
+                self._request(shard.key, partial(part.read_index, self.store, shard))
+                for shard in _some(partly)
+            )
+        )
+        chunks_in_each = math.prod(part.sharding.per_shard)
+        located = [part.missing_in(shard)[1] for shard, _ in part.located()]
+        located = [spans for spans in located if len(spans)]
         exact = _Need(
             requests=sum(map(part.sharding.count_requests, located)),
             nbytes=sum(int(np.sum(spans[:, 1] - spans[:, 0])) for spans in located),
             sizes=sum(map(len, located)),
             is_exact=True,
         )
-        keys = [shard.key for shard in whole]
-        chunks_in_each = int(np.prod(part.sharding.per_shard))
-        needs = [exact, await self.values(part, keys, chunks_in_each)]
-        others = [shard for shard in partly if not part.is_located(shard)]
+        of_whole = await self.values(part.nbytes, whole, part.whole_missing, chunks_in_each)
+        needs = [exact, of_whole]
+        others = part.count_keys() - part.whole_missing - len(located)
         if others:
-            needs.append(_estimate(part, others))
-        return sum(indexes), needs
+            chunks = part.count(MISSING) - part.whole_missing * chunks_in_each - exact.sizes
+            needs.append(_estimate(part, others, chunks))
+        return sum(nbytes or 0 for nbytes in indexes), needs
+
+    async def _request(self, key: str, request: Callable[[], Awaitable[int]]) -> int | None:
+        """The bytes that the request tells; None if it fails, which is recorded."""
+        async with self.limit:
+            try:
+                nbytes = await request()
+            except Exception as error:  # noqa: BLE001 - whatever the source raises of this key
+                self.failures.record("sizes", key, error)
+                return None
+        self.failures.record("sizes", key, None)
+        return nbytes
 
     async def _size_of(self, key: str) -> int:
         """The size of a missing value; 0 if it is absent.
 
         An absent chunk still takes a request later: see `existence.exists`.
         """
-        async with self.limit:
-            try:
-                return await self.store.getsize(key)
-            except FileNotFoundError:
-                return 0
-
-    async def _read_index(self, part: InnerChunksPart, shard: Shard) -> int:
-        async with self.limit:
-            return await part.read_index(self.store, shard)
+        try:
+            return await self.store.getsize(key)
+        except FileNotFoundError:
+            return 0
 
 
-def _estimate(part: InnerChunksPart, shards: Sequence[Shard]) -> _Need:
-    """The need of shards whose indexes have not been read, by the mean of those that have."""
-    is_known = part.spans[..., 0] != UNKNOWN
-    mean = np.mean(part.spans[is_known, 1] - part.spans[is_known, 0])
-    chunks = sum(part.states[shard.where].size for shard in shards)
-    return _Need(
-        requests=2 * len(shards),
-        nbytes=round(mean * chunks) + part.sharding.index_nbytes * len(shards),
-        sizes=0,
-        is_exact=False,
-    )
+def _estimate(part: InnerChunksPart, shards: int, chunks: int) -> _Need:
+    """The need of so many shards and inner chunks, whose indexes have not been read.
+
+    By the mean of those that have been read.
+    """
+    sizes = [np.sum(spans[..., 1] - spans[..., 0]) for _, spans in part.located()]
+    numbers = [spans[..., 0].size for _, spans in part.located()]
+    mean: float | None = sum(map(int, sizes)) / sum(numbers) if sizes else None
+    if mean is None and part.nbytes is not None:
+        mean = part.nbytes / math.prod(part.sharding.per_shard)
+    nbytes = None if mean is None else round(mean * chunks) + part.sharding.index_nbytes * shards
+    return _Need(requests=2 * shards, nbytes=nbytes, sizes=0, is_exact=False)
 
 
 def _some[T](each: Sequence[T]) -> list[T]:

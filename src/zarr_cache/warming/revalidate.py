@@ -13,6 +13,7 @@ from zarr.core.sync import sync
 from zarr_cache.core.flow import run_async
 from zarr_cache.flows import versions
 from zarr_cache.warming.coverage import source_of
+from zarr_cache.warming.report import Failures, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from zarr_cache.flows.view import SourceView
     from zarr_cache.index.listing import Versioned
     from zarr_cache.sources.source_reader import Listed, SourceReader
+    from zarr_cache.warming.report import Failure
 
 
 LAST_REVISION = 2**63 - 1
@@ -45,6 +47,9 @@ class RevalidateReport:
         are: read them with a shorter ``max_age_seconds``, or clear them.
     absences
         Keys that were cached as absent. The cache forgets that.
+    failed, failures
+        Keys of which the source could not be asked: how many, and the first twenty. They stay as
+        they are.
     is_dry_run
         Whether nothing was changed in the cache.
     """
@@ -55,6 +60,8 @@ class RevalidateReport:
     without_validator: int
     absences: int
     is_dry_run: bool
+    failed: int = 0
+    failures: tuple[Failure, ...] = ()
 
     def __str__(self) -> str:
         removed, forgotten = "removed", "forgotten"
@@ -64,6 +71,7 @@ class RevalidateReport:
             f"{self.checked} checked: {self.unchanged} unchanged, {self.changed} changed "
             f"({removed}), {self.without_validator} without a validator (left as they are); "
             f"{self.absences} absences {forgotten}"
+            f"{in_words(self.failed, self.failures)}"
         )
 
 
@@ -103,7 +111,8 @@ def revalidate(
     CacheError
         The cache file cannot be read or written.
     Exception
-        Any error of the source. Nothing is removed then; call this again.
+        The error of a listing, or of a request if all have failed, or the first twenty. Nothing is
+        removed then; call this again.
     """
     view, path = source_of(array_or_group.store), array_or_group.path
     return sync(check(view, f"{path}/" if path else "", dry_run=dry_run))
@@ -122,7 +131,8 @@ async def check(view: SourceView, prefix: str, *, dry_run: bool) -> RevalidateRe
     for row in rows:
         if row.kind != "absent":
             by_key.setdefault(row.key, []).append(row)
-    verdicts = await _verdicts(view, prefix, by_key)
+    failures = Failures()
+    verdicts = await _verdicts(view, prefix, by_key, failures)
     changed = [key for key, is_unchanged in verdicts.items() if is_unchanged is False]
     unchanged = [key for key, is_unchanged in verdicts.items() if is_unchanged]
     if not dry_run:
@@ -142,9 +152,11 @@ async def check(view: SourceView, prefix: str, *, dry_run: bool) -> RevalidateRe
         checked=len(by_key),
         unchanged=len(unchanged),
         changed=len(changed),
-        without_validator=len(by_key) - len(unchanged) - len(changed),
+        without_validator=len(by_key) - len(unchanged) - len(changed) - failures.count,
         absences=len(absent),
         is_dry_run=dry_run,
+        failed=failures.count,
+        failures=tuple(failures.first),
     )
 
 
@@ -157,7 +169,7 @@ def _confirm(view: SourceView, key: str, rows: list[Versioned], asked_at: int) -
 
 
 async def _verdicts(
-    view: SourceView, prefix: str, by_key: dict[str, list[Versioned]]
+    view: SourceView, prefix: str, by_key: dict[str, list[Versioned]], failures: Failures
 ) -> dict[str, bool | None]:
     """Whether the source has the version of each key; None if that is not known."""
     reader = view.reader
@@ -165,7 +177,7 @@ async def _verdicts(
         return dict.fromkeys(by_key)
     listing = reader.list_versions(prefix)
     if listing is None:
-        return await _ask_each(reader, by_key)
+        return await _ask_each(reader, by_key, failures)
     # What is not listed is not there any more.
     verdicts: dict[str, bool | None] = dict.fromkeys(by_key, False)
     async for listed in listing:
@@ -189,15 +201,23 @@ def _compare(rows: list[Versioned], listed: Listed) -> bool | None:
 
 
 async def _ask_each(
-    reader: SourceReader, by_key: dict[str, list[Versioned]]
+    reader: SourceReader, by_key: dict[str, list[Versioned]], failures: Failures
 ) -> dict[str, bool | None]:
-    """The same by a request for each key that has a validator."""
+    """The same by a request for each key that has a validator. One that fails is recorded."""
     verdicts: dict[str, bool | None] = dict.fromkeys(by_key)
-    wanted = iter([key for key, rows in by_key.items() if all(row.validator for row in rows)])
+    asked = [key for key, rows in by_key.items() if all(row.validator for row in rows)]
+    wanted = iter(asked)
+    errors = []
 
     async def work(keys: Iterator[str]) -> None:
         for key in keys:
-            verdicts[key] = await _ask(reader, key, by_key[key])
+            try:
+                verdicts[key] = await _ask(reader, key, by_key[key])
+            except Exception as error:  # noqa: BLE001 - whatever the source raises of this key
+                failures.record("versions", key, error)
+                errors.append(error)
+            else:
+                failures.record("versions", key, None)
 
     try:
         async with asyncio.TaskGroup() as workers:
@@ -205,6 +225,8 @@ async def _ask_each(
                 workers.create_task(work(wanted))
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
+    if asked and len(errors) == len(asked):
+        raise errors[0]
     return verdicts
 
 

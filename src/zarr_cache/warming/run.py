@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
-from zarr_cache.core.errors import CacheError
+from zarr_cache.core.errors import CacheError, first_of
 from zarr_cache.core.flow import run_async
 from zarr_cache.warming.cached_chunks import ABSENT, CACHED, MISSING
-from zarr_cache.warming.chunk_grid import Shard
 from zarr_cache.warming.parts import InnerChunksPart
 from zarr_cache.warming.plan import count, count_all, count_inner, count_whole_shards
 from zarr_cache.warming.report import WarmReport
-from zarr_cache.warming.shard_index import requests_for
+from zarr_cache.warming.shard_index import Shard, requests_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from zarr_cache.cache.store import CacheStore
     from zarr_cache.flows.view import SourceView
     from zarr_cache.warming.parts import Part, Unit
-    from zarr_cache.warming.report import Stop
+    from zarr_cache.warming.report import Failures, Stop
 
 
 class Budget:
@@ -113,7 +112,7 @@ class Progress(NamedTuple):
 
 
 class WarmRun:
-    """One run over the parts, through one store; `report` is called after each value."""
+    """One run over the parts, through one store; `report` is called after each request."""
 
     def __init__(
         self,
@@ -122,6 +121,7 @@ class WarmRun:
         parts: Sequence[Part],
         max_concurrency: int,
         report: Callable[[Progress], None],
+        failures: Failures,
     ) -> None:
         self._store = store
         self._cached = cached
@@ -132,6 +132,7 @@ class WarmRun:
         self._faults = cached.statistics["faults"]
         self._requests_at_once = 1
         self._stopped: Stop | None = None
+        self._failures = failures
         self._done = 0
         self._fetched = 0
         self._bytes_fetched = 0
@@ -185,26 +186,37 @@ class WarmRun:
             absent=absent,
             left=left,
             bytes_fetched=self._bytes_fetched,
-            stopped=(self._stopped or ("gone" if gone else None)) if left else None,
+            stopped=self._why_left(gone) if left else None,
             whole_shards=count_whole_shards(self._parts),
             inner_chunks=count_inner(self._parts),
+            failed=self._failures.count,
+            failures=tuple(self._failures.first),
         )
 
     def _has_failed(self) -> bool:
         return self._cached.statistics["faults"] > self._faults
 
+    def _why_left(self, gone: int) -> Stop | None:
+        if self._stopped is not None:
+            return self._stopped
+        if gone:
+            return "gone"
+        return "failed" if self._failures.count else None
+
     async def _work(self, missing: Iterator[tuple[Part, Unit | Shard]]) -> None:
         for part, unit in missing:
             if self._stopped is not None:
                 return
-            before = np.count_nonzero(part.states[unit.where] == MISSING)
-            if isinstance(part, InnerChunksPart) and isinstance(unit, Shard) and not unit.is_whole:
-                await self._fetch_inner(part, unit)
-            else:
-                await self._fetch(part, unit)
+            before = part.count_missing(unit)
+            try:
+                if isinstance(part, InnerChunksPart) and isinstance(unit, Shard):
+                    await self._fetch_shard(part, unit)
+                else:
+                    await self._fetch(part, unit)
+            except Exception as error:  # noqa: BLE001 - whatever the source raises of this key
+                self._failures.record(_kind_of(part), unit.key, _first_error(error))
             if part.is_chunks:
-                after = np.count_nonzero(part.states[unit.where] == MISSING)
-                self._done += int(before - after)
+                self._done += before - part.count_missing(unit)
             if self._has_failed():
                 self._stopped = "fault"
             self._report(self._progress())
@@ -218,15 +230,26 @@ class WarmRun:
         try:
             if self._stopped is None:
                 buffer = await self._store.get(unit.key, default_buffer_prototype())
-                part.states[unit.where] = ABSENT if buffer is None else CACHED
+                self._failures.record(_kind_of(part), unit.key, None)
+                chunks = part.record(unit, ABSENT if buffer is None else CACHED)
                 if buffer is not None:
                     part.record_size(len(buffer))
-                    chunks = part.states[unit.where].size if part.is_chunks else 0
-                    self._count_fetched(chunks, len(buffer), is_value=part.is_chunks)
+                    counted = chunks if part.is_chunks else 0
+                    self._count_fetched(counted, len(buffer), is_value=part.is_chunks)
         finally:
             self._budget.release(reserved)
         if self._budget.is_exceeded:
             self._stopped = self._stopped or "budget"
+
+    async def _fetch_shard(self, part: InnerChunksPart, shard: Shard) -> None:
+        """Fetch a shard, or the missing inner chunks of it if only some of all are selected."""
+        if shard.is_whole:
+            await self._fetch(part, shard)
+            return
+        try:
+            await self._fetch_inner(part, shard)
+        finally:
+            part.forget_index(shard)
 
     async def _fetch_inner(self, part: InnerChunksPart, shard: Shard) -> None:
         """Fetch the missing inner chunks of a shard, as many as the budget has room for."""
@@ -248,6 +271,7 @@ class WarmRun:
         try:
             if self._stopped is None and number:
                 nbytes = await part.read_index(self._store, shard)
+                self._failures.record(_kind_of(part), shard.key, None)
                 self._count_fetched(0, nbytes, is_value=False)
         finally:
             self._budget.release(reserved)
@@ -263,7 +287,6 @@ class WarmRun:
         spans: npt.NDArray[np.int64],
     ) -> None:
         """Fetch inner chunks of a shard, by the requests that zarr makes for them."""
-        states = part.states[shard.where]
         batches = self._store.get_ranges(
             shard.key,
             requests_for(spans),
@@ -271,8 +294,10 @@ class WarmRun:
             max_concurrency=self._requests_at_once,
             **part.sharding.coalescing,
         )
+        states = part.states_of(shard)
         try:
             async for batch in batches:
+                self._failures.record(_kind_of(part), shard.key, None)
                 for index, buffer in batch:
                     if buffer is not None:
                         states[tuple(places[index])] = CACHED
@@ -283,6 +308,8 @@ class WarmRun:
                 raise others from None
             # The shard was deleted from the source since its index was read.
             states[states == MISSING] = ABSENT
+        finally:
+            part.set_states(shard, states)
 
     def _count_fetched(self, chunks: int, nbytes: int, *, is_value: bool) -> None:
         self._budget.use(nbytes, is_value=is_value)
@@ -297,16 +324,24 @@ class WarmRun:
         left = gone = 0
         for part in self._parts:
             if part.is_chunks:
-                before = part.states
-                await part.find_cached(self._cached)
-                is_missing = part.states == MISSING
-                left += int(np.count_nonzero(is_missing & (before != ABSENT)))
-                gone += int(np.count_nonzero(is_missing & (before == CACHED)))
+                more_left, more_gone = await part.count_left(self._cached)
+                left += more_left
+                gone += more_gone
         return left, gone
 
 
+def _kind_of(part: Part) -> str:
+    """What the requests of a part are for: metadata may be sent where chunks are not."""
+    return "chunks" if part.is_chunks else "metadata"
+
+
+def _first_error(error: Exception) -> Exception:
+    """The error itself or, of a group such as that of zarr's ``get_ranges``, its first."""
+    return first_of(error) if isinstance(error, ExceptionGroup) else error
+
+
 def _first_of(group: BaseExceptionGroup) -> BaseException:
-    """The first error of the group, which may be that of zarr's ``get_ranges`` within it."""
+    """The first error of a group that may have one that is no `Exception`, at any depth."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

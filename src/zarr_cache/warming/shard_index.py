@@ -1,4 +1,4 @@
-"""The index of a shard: the bytes of it that zarr reads first, and where it has the inner chunks.
+"""Shards: which of their inner chunks a selection touches, and the index that zarr reads first.
 
 Private names of zarr are used here and nowhere else: methods of `ShardingCodec`, and the function
 that merges ranges. A range in the cache is a hit only if zarr requests the same bytes, and both of
@@ -11,7 +11,8 @@ repeated here, and could differ from the next release. The names are the same in
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
@@ -19,16 +20,128 @@ from zarr.core._coalesce import coalesce_ranges
 from zarr.core.buffer import cpu
 from zarr.core.metadata.v3 import ArrayV3Metadata, RegularChunkGridMetadata
 
+from zarr_cache.warming.chunk_grid import Grid, Spaced, axes_of
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
     from zarr.abc.store import ByteRequest
     from zarr.codecs import ShardingCodec
 
-    from zarr_cache.warming.chunk_grid import AnyArray
+    from zarr_cache.warming.chunk_grid import AnyArray, Selection, Touched
 
 
 EMPTY = -1
 """The start of an inner chunk that the shard does not have: it holds the fill value."""
+
+
+MAX_SHARDS_KNOWN = 4096
+"""Of so many shards along a dimension it is remembered which of their inner chunks are touched."""
+
+
+class Shard(NamedTuple):
+    """A shard that a selection touches.
+
+    Attributes
+    ----------
+    key, number
+        Its key, and the number of it.
+    where
+        The touched inner chunks of it, in an array of the shape of `Shards`.
+    inside
+        The same in an array of all inner chunks of the shard.
+    is_whole
+        Whether these are all: then zarr reads the shard as a whole.
+    """
+
+    key: str
+    number: int
+    where: tuple[slice, ...]
+    inside: tuple[npt.NDArray[np.intp], ...]
+    is_whole: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many inner chunks of it are touched in each dimension."""
+        return tuple(each.stop - each.start for each in self.where)
+
+    @property
+    def size(self) -> int:
+        """How many inner chunks of it are touched."""
+        return math.prod(self.shape)
+
+
+class Shards(Grid):
+    """The shards of `array` that `selection` touches, in the order of their grid.
+
+    Parameters
+    ----------
+    per_shard
+        How many inner chunks a shard has in each dimension.
+    selection
+        As for `StoredChunks`.
+
+    Attributes
+    ----------
+    shape
+        How many inner chunks are touched in each dimension.
+
+    Raises
+    ------
+    IndexError
+        `selection` does not fit the array.
+    """
+
+    def __init__(
+        self, array: AnyArray, per_shard: tuple[int, ...], selection: Selection = ...
+    ) -> None:
+        inner = axes_of(array, array.metadata.chunks, selection)
+        axes = [axis.shards(number) for axis, number in zip(inner, per_shard, strict=True)]
+        super().__init__(array, axes)
+        self.shape = tuple(axis.size for axis in inner)
+        self._inner = inner
+        self._per_shard = per_shard
+        self._parts = [lru_cache(MAX_SHARDS_KNOWN)(self._part) for _ in axes]
+
+    def __iter__(self) -> Iterator[Shard]:
+        return map(self.at, range(self.count))
+
+    def at(self, number: int) -> Shard:
+        """The shard of this number."""
+        places = self.place_at(number)
+        parts = [part(*each) for part, each in zip(self._parts, enumerate(places), strict=True)]
+        where, inside = zip(*parts, strict=True)
+        is_whole = all(map(_has_all, where, self._per_shard))
+        return Shard(self.key_of(places), number, where, np.ix_(*inside), is_whole)
+
+    def _part(self, dimension: int, shard: int) -> tuple[slice, npt.NDArray[np.intp]]:
+        """Along a dimension, the touched inner chunks in the shard, and their indices in it."""
+        inner, number = self._inner[dimension], self._per_shard[dimension]
+        first, last = inner.in_shard(shard, number)
+        places = np.array(list(inner.between(first, last)), np.int64) - shard * number
+        return slice(first, last), places.astype(np.intp)
+
+    def count_whole(self) -> int:
+        """How many of the shards are whole."""
+        along = zip(self.axes, self._inner, self._per_shard, strict=True)
+        return math.prod(_count_whole(*each) for each in along)
+
+
+def _has_all(where: slice, per_shard: int) -> bool:
+    return bool(where.stop - where.start == per_shard)
+
+
+def _count_whole(shards: Touched, inner: Touched, per_shard: int) -> int:
+    """How many of the shards along a dimension have all their inner chunks touched."""
+
+    def is_whole(number: int) -> bool:
+        return _has_all(slice(*inner.in_shard(shards.at(number), per_shard)), per_shard)
+
+    if isinstance(inner, Spaced) and inner.step == inner.length and shards.size > 2:  # noqa: PLR2004 - see below
+        # Without a gap, only the first and the last may lack some.
+        return shards.size - 2 + is_whole(0) + is_whole(shards.size - 1)
+    return sum(map(is_whole, range(shards.size)))
 
 
 class Sharding:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import zarr
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from zarr_cache.cache.members import members_of
+from zarr_cache.core.keys import METADATA
 from zarr_cache.warming.chunk_grid import StoredChunks, decoded_nbytes
 from zarr_cache.warming.coverage import source_of
-from zarr_cache.warming.parts import InnerChunksPart, Values
+from zarr_cache.warming.parts import Documents, InnerChunksPart, Values
 from zarr_cache.warming.plan import plan
 from zarr_cache.warming.progress import shown
+from zarr_cache.warming.report import NOT_OF_ONE_KEY, Failures
 from zarr_cache.warming.run import WarmRun
 from zarr_cache.warming.shard_index import is_sharded, sharding_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+
+    from zarr.abc.store import Store
 
     from zarr_cache.warming.chunk_grid import Selection
     from zarr_cache.warming.parts import Part
@@ -80,7 +88,7 @@ def warm(
     Fetches the chunks that the selection touches, and the metadata of the array or group, of all
     members of the group, and of the groups above it. What is cached and fresh is neither fetched
     nor read, and becomes the most recently used. So an interrupted run continues where it was when
-    it is called again.
+    it is called again. A request that fails does not end the run: the report lists it.
 
     Of a sharded array, whole shards are fetched, unless the CacheStore has ``persist_ranges=True``.
     Then it is what zarr reads: the indexes of the shards, and by them the inner chunks that the
@@ -98,7 +106,9 @@ def warm(
     Parameters
     ----------
     array_or_group
-        Opened through a `CacheStore`. Of a group, all arrays in it are warmed, at any depth.
+        Opened through a `CacheStore`. Of a group, all arrays in it are warmed, at any depth; the
+        report lists them. They are found by consolidated metadata, by listings of the source or,
+        where it cannot list, by OME ``multiscales``: labels, plates and wells are not followed.
     selection
         As for ``array.oindex``: for each dimension an index, a slice, indices or a mask. Only for
         an array.
@@ -126,10 +136,15 @@ def warm(
     ValueError
         A selection was given for a group, `max_concurrency` is below 1, or ``max_age_seconds`` of
         the CacheStore is 0, so that it caches nothing.
+        Or of a group is not known what is in it: the source does not list it, and it has neither
+        consolidated metadata nor OME multiscales. Warm its arrays one by one.
+    OfflineError
+        The CacheStore is offline, and something is not cached.
     CacheError
         The cache file cannot be read.
     Exception
-        Any error of the source. What was fetched before it stays cached.
+        The error of a request, if the first twenty requests for chunks, or for metadata, have all
+        failed. What was fetched before it stays cached.
     """
     node = (
         array_or_group.async_array
@@ -185,7 +200,33 @@ async def warm_async(
     progress: Where = None,
 ) -> WarmReport | WarmPlan:
     """As `warm`, on the running event loop, for arrays and groups of ``zarr.api.asynchronous``."""
-    store: Any = array_or_group.store
+    return await warm_node(
+        array_or_group,
+        selection,
+        max_concurrency=max_concurrency,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+async def warm_node(
+    node: AsyncNode,
+    selection: Selection = ...,
+    *,
+    max_concurrency: int | None = None,
+    dry_run: bool = False,
+    progress: Where = None,
+    learn_absences: bool = False,
+) -> WarmReport | WarmPlan:
+    """As `warm_async`.
+
+    Parameters
+    ----------
+    learn_absences
+        Whether to also read the metadata that zarr requests to find out what is at the root, at the
+        node and below. Most of it is absent. Without a network, that must be known.
+    """
+    store: Any = node.store
     cached = source_of(store)
     if store.max_age_seconds == 0:
         raise ValueError("a CacheStore with max_age_seconds=0 caches nothing")
@@ -193,22 +234,53 @@ async def warm_async(
         max_concurrency = int(zarr.config.get("async.concurrency") or 1)
     if max_concurrency < 1:
         raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
-    nodes: list[AsyncNode] = [array_or_group]
-    if isinstance(array_or_group, zarr.AsyncGroup):
+    limit, failures = asyncio.Semaphore(max_concurrency), Failures()
+    nodes: list[AsyncNode] = [node]
+    if isinstance(node, zarr.AsyncGroup):
         if selection is not ...:
             raise ValueError("a selection needs one array: warm the arrays of the group one by one")
-        nodes += [node async for _, node in array_or_group.members(max_depth=None)]
+        nodes += await members_of(node, limit, partial(failures.record, "metadata"))
+    arrays = [each for each in nodes if isinstance(each, zarr.AsyncArray)]
     documents = _documents(nodes)
-    parts: list[Part] = [Values(documents, documents, nbytes=None, is_chunks=False)]
-    parts += [
-        _part_of(node, selection, persist_ranges=cached.settings.persist_ranges)
-        for node in nodes
-        if isinstance(node, zarr.AsyncArray)
-    ]
+    persist_ranges = cached.settings.persist_ranges
+    parts: list[Part] = [Values(Documents(documents), documents, nbytes=None, is_chunks=False)]
+    parts += [_part_of(each, selection, persist_ranges=persist_ranges) for each in arrays]
+    if learn_absences:
+        # The run requests the documents again, and records if they fail.
+        await _read_metadata(store, nodes, limit, failures, set() if dry_run else set(documents))
+    result: WarmReport | WarmPlan
     if dry_run:
-        return await plan(store, cached, parts, max_concurrency)
-    with shown(progress, array_or_group.path or "warming") as report:
-        return await WarmRun(store, cached, parts, max_concurrency, report).fetch()
+        result = await plan(store, cached, parts, max_concurrency, failures)
+    else:
+        with shown(progress, node.path or "warming") as report:
+            run = WarmRun(store, cached, parts, max_concurrency, report, failures)
+            result = await run.fetch()
+    paths = tuple(sorted(each.path for each in arrays))
+    return replace(result, arrays=paths, is_group=isinstance(node, zarr.AsyncGroup))
+
+
+async def _read_metadata(
+    store: Store,
+    nodes: list[AsyncNode],
+    limit: asyncio.Semaphore,
+    failures: Failures,
+    recorded_later: set[str],
+) -> None:
+    """Read all metadata that may be at the root and at the nodes."""
+
+    async def read(key: str) -> None:
+        async with limit:
+            try:
+                await store.get(key, default_buffer_prototype())
+            except Exception as error:  # noqa: BLE001 - whatever the source raises of this key
+                if key not in recorded_later or isinstance(error, NOT_OF_ONE_KEY):
+                    failures.record("metadata", key, error)
+            else:
+                failures.record("metadata", key, None)
+
+    folders = {"", *(f"{node.path}/" if node.path else "" for node in nodes)}
+    keys = [f"{folder}{name}" for folder in sorted(folders) for name in sorted(METADATA)]
+    await asyncio.gather(*map(read, keys))
 
 
 def _part_of(array: zarr.AsyncArray[Any], selection: Selection, *, persist_ranges: bool) -> Part:
