@@ -14,7 +14,7 @@ from zarr_cache.cache.repair import repair as repair_file
 from zarr_cache.core import keys
 from zarr_cache.core.buffers import to_array, to_buffer
 from zarr_cache.core.byte_range import check
-from zarr_cache.disk.paths import default_path
+from zarr_cache.disk.paths import default_path, expanded
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import stored
 from zarr_cache.inspect import report, verify
@@ -61,6 +61,9 @@ class SqliteStore(Store):
     ------
     ValueError
         `path` is empty or ``":memory:"``, or is a folder.
+    CacheError
+        `path` is None or begins with ``~``, and this user has no home folder: set
+        ``$ZARR_CACHE_PATH``, or name a file.
 
     Notes
     -----
@@ -347,7 +350,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
             "path is ':memory:', and SqliteStore stores values in a file; "
             "use zarr.storage.MemoryStore for values in memory, or name a file"
         )
-    named = Path(name).expanduser().absolute()
+    named = expanded(Path(name)).absolute()
     # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
     if os.path.isdir(named):  # noqa: PTH112 - for this reason
         raise ValueError(

@@ -9,7 +9,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 
 from zarr_cache.cli import source
-from zarr_cache.cli.file import existing
+from zarr_cache.cli.file import existing, named_or_default
 from zarr_cache.cli.options import (
     CacheFile,
     Json,
@@ -19,7 +19,6 @@ from zarr_cache.cli.options import (
 )
 from zarr_cache.cli.terminal import fail, print_json, say
 from zarr_cache.core.keys import METADATA
-from zarr_cache.disk.paths import default_path
 from zarr_cache.warming.coverage import source_of
 from zarr_cache.warming.report import WarmPlan, WarmReport
 from zarr_cache.warming.revalidate import RevalidateReport, check
@@ -77,7 +76,7 @@ def warm(
     Cached chunks are not fetched again. Exits with 1 if some chunks are left.
     """
     selected = source.selection(select)
-    path = cache_file or default_path()
+    path = named_or_default(cache_file)
 
     async def run() -> WarmPlan | WarmReport:
         settings = {

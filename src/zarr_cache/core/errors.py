@@ -187,24 +187,33 @@ def first_of(group: ExceptionGroup) -> Exception:
     return error
 
 
+def _code(name: str) -> int:
+    """The result code of this name; -1 if the module in the place of sqlite3 lacks it.
+
+    Such a module opens no file (`file.connection.lacks`), and zarr_cache can be imported all the
+    same.
+    """
+    return getattr(sqlite3, name, -1)
+
+
 _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
-    sqlite3.SQLITE_BUSY: FileLockedError,
-    sqlite3.SQLITE_LOCKED: FileLockedError,
-    sqlite3.SQLITE_FULL: FileFullError,
-    sqlite3.SQLITE_READONLY: FileReadOnlyError,
-    sqlite3.SQLITE_CORRUPT: FileDamagedError,
-    sqlite3.SQLITE_NOTADB: FileDamagedError,
+    _code("SQLITE_BUSY"): FileLockedError,
+    _code("SQLITE_LOCKED"): FileLockedError,
+    _code("SQLITE_FULL"): FileFullError,
+    _code("SQLITE_READONLY"): FileReadOnlyError,
+    _code("SQLITE_CORRUPT"): FileDamagedError,
+    _code("SQLITE_NOTADB"): FileDamagedError,
     # Our statements satisfy our schema, so the file has another.
-    sqlite3.SQLITE_CONSTRAINT: FileDamagedError,
-    sqlite3.SQLITE_MISMATCH: FileDamagedError,
+    _code("SQLITE_CONSTRAINT"): FileDamagedError,
+    _code("SQLITE_MISMATCH"): FileDamagedError,
 }
 
 _WAY_OUT = {
-    sqlite3.SQLITE_READONLY: (
+    _code("SQLITE_READONLY"): (
         "; to be written to, the file, what SQLite keeps beside it (-wal, -shm) and the folder "
         "must all be writable"
     ),
-    sqlite3.SQLITE_CANTOPEN: (
+    _code("SQLITE_CANTOPEN"): (
         "; it must be readable, and if it has a WAL (-wal) and the folder is read-only, a process "
         "that may write to it must open and close it once"
     ),

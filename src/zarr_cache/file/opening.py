@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.core.clock import resumed_ns
 from zarr_cache.core.errors import (
+    FAILURES,
+    CacheError,
     FileDamagedError,
     FileLockedError,
     FileReadOnlyError,
@@ -19,6 +21,7 @@ from zarr_cache.core.errors import (
     translated_failure,
 )
 from zarr_cache.disk import paths
+from zarr_cache.disk.data_file import READ_ONLY
 from zarr_cache.disk.data_file_opening import remove_orphan
 from zarr_cache.disk.network import refuse_network
 from zarr_cache.disk.paths import is_writable, locked_folder, state_of
@@ -99,6 +102,10 @@ class OpenedFile:
         except (ForeignFileError, NetworkFileSystemError):
             self.is_refused = True
             raise
+        except CacheError:
+            raise
+        except Exception as error:
+            raise unforeseen(error, self.path) from error
         self.is_refused, self.is_read_only = False, connection.is_read_only
         return connection, resumes_at_ns
 
@@ -120,6 +127,14 @@ class OpenedFile:
 
     def connect(self, *, is_first: bool) -> Connection:
         """Another connection to the file; `is_first` if all others have been closed meanwhile."""
+        try:
+            return self._connect(is_first=is_first)
+        except (CacheError, *FAILURES):
+            raise
+        except Exception as error:
+            raise unforeseen(error, self.path) from error
+
+    def _connect(self, *, is_first: bool) -> Connection:
         if self.is_read_only:
             connection = open_read_only(self.path, self._write_lock)
         else:
@@ -177,6 +192,14 @@ class OpenedFile:
                 self.drop_wal()
 
 
+def unforeseen(error: Exception, path: Path) -> StorageError:
+    """The error of this package for whatever else is raised while a file is opened.
+
+    A read that goes to the source is better than one that fails.
+    """
+    return StorageError(f"{path}: cannot be opened: {type(error).__name__}: {error}")
+
+
 def open_file(path: Path, write_lock: WriteLock) -> Connection:
     """A connection to a cache file of the newest schema.
 
@@ -208,10 +231,16 @@ def open_file(path: Path, write_lock: WriteLock) -> Connection:
 
 def _make(path: Path) -> None:
     """Create the file, empty, unless there is one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            # Before SQLite does, which would give it the umask's mode: what is cached is its
+            # owner's.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise StorageError(f"{path}: {error}; {paths.WAY_OUT}") from error
 
 
 def _open_to_write(path: Path, write_lock: WriteLock) -> Connection:
