@@ -196,6 +196,7 @@ class SqliteStore(Store):
 
     def _put_unless_there(self, key: str, data: ByteArray) -> None:
         self._run(stored.put, [(key, data)], self._now_ns(), replace=False)
+        self.database.note_stored()
 
     async def get(
         self,
@@ -298,6 +299,7 @@ class SqliteStore(Store):
         """As `set`, without an event loop."""
         self._check_writable()
         self._run(stored.put, [(key, _array(value))], self._now_ns())
+        self.database.note_stored()
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Store the value unless there is one. Of concurrent processes, one stores its value."""
@@ -310,6 +312,7 @@ class SqliteStore(Store):
         self._check_writable()
         items = [(key, _array(value)) for key, value in values]
         await self._run_async(stored.put, items, self._now_ns(), replace=replace)
+        self.database.note_stored()
 
     async def delete(self, key: str) -> None:
         """Remove the key, if it is there."""

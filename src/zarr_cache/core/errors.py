@@ -220,6 +220,25 @@ _WAY_OUT = {
 }
 
 
+_UNREADABLE = {
+    _code("SQLITE_IOERR_SHORT_READ"),
+    _code("SQLITE_IOERR_READ"),
+    _code("SQLITE_IOERR_CORRUPTFS"),
+}
+"""Extended codes of reads that failed. The first is of a file that ends before what SQLite knows to
+be in it, which is a WAL that was cut; the others are of a disk that cannot be read there."""
+
+
+def is_unreadable(error: BaseException | None) -> bool:
+    """Whether SQLite could not read some bytes of the file, or of its WAL.
+
+    Of an error of this package, its cause decides.
+    """
+    if isinstance(error, FileDamagedError):
+        error = error.__cause__
+    return getattr(error, "sqlite_errorcode", None) in _UNREADABLE
+
+
 def is_code(error: sqlite3.Error, code: int) -> bool:
     """Whether `error` carries the primary result code `code`.
 
@@ -237,6 +256,9 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
         # Python's own, of text that is not UTF-8; or a schema format that SQLite does not know, to
         # which it gives the code of an error in a statement.
         return FileDamagedError(f"{path}: {error}")
+    if is_unreadable(error):
+        # A caller that can has tried again by now, see `FileDatabase.run`.
+        return FileDamagedError(f"{path}: cannot be read ({error}), or its WAL was cut")
     code = (code or 0) & 0xFF
     message = f"{path}: {error}{_WAY_OUT.get(code, '')}"
     return _BY_PRIMARY_CODE.get(code, StorageError)(message)

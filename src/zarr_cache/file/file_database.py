@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
 from zarr_cache.core.clock import PersistentClock
-from zarr_cache.core.errors import FAILURES, FileReadOnlyError, StorageError
+from zarr_cache.core.errors import FAILURES, FileReadOnlyError, StorageError, is_unreadable
 from zarr_cache.core.flow import in_thread
 from zarr_cache.disk.paths import locked_folder
 from zarr_cache.disk.presence import Change
@@ -104,12 +104,15 @@ class FileDatabase(Database):
     ) -> T:
         """Run ``operation(connection, *args, **kwargs)`` in this thread.
 
+        If the file cannot be read, once more before it counts as damaged: a disk may fail for a
+        moment.
+
         Raises
         ------
         StorageError
             SQLite refused; what the operation had written is rolled back.
         """
-        is_reopened = False
+        is_reopened = is_repeated = False
         while True:
             lease = ConnectionLease()
             try:
@@ -121,6 +124,9 @@ class FileDatabase(Database):
             except FAILURES as error:
                 if is_reopened:
                     raise self._file.translated_again(error) from error
+                if is_unreadable(error) and not is_repeated:
+                    is_repeated = True
+                    continue
                 own = self._file.translated(error)
                 if not isinstance(own, FileReadOnlyError):
                     raise own from error
@@ -187,6 +193,10 @@ class FileDatabase(Database):
     def mark(self, namespace: str) -> bool:
         """As `Markers.mark`; False, too, for a file that is not ours, which no process opens."""
         return not self._file.is_refused and self._markers.mark(namespace)
+
+    def note_stored(self) -> None:
+        """Remember that a value is stored with SqliteStore: the file is not quarantined."""
+        self._file.holds_stored = True
 
     def quarantine(self, error: FileDamagedError) -> Path | None:
         """Rename the damaged file, so that the next operation starts with an empty one.
@@ -271,7 +281,7 @@ class FileDatabase(Database):
                 await self._loops.start(loop)
             except FAILURES as error:
                 own = self._file.translated(error)
-                if not isinstance(own, FileReadOnlyError):
+                if not (isinstance(own, FileReadOnlyError) or is_unreadable(error)):
                     raise own from error
                 return await in_thread(partial(self.run, operation, *args, **kwargs))
             except RuntimeError:
@@ -286,7 +296,7 @@ class FileDatabase(Database):
         **kwargs: P.kwargs,
     ) -> T:
         """As `run`, with the connection of an event loop, on its thread."""
-        pool, lease, is_usable = self._pool, ConnectionLease(), False
+        pool, lease, is_usable, is_repeated = self._pool, ConnectionLease(), False, False
         try:
             with pool.lock:
                 pool.wait_for_turn()
@@ -300,8 +310,8 @@ class FileDatabase(Database):
             if is_usable:
                 return operation(connection, *args, **kwargs)
         except FAILURES as error:
-            own = self._file.translated(error)
-            if not isinstance(own, FileReadOnlyError):
+            own, is_repeated = self._file.translated(error), is_unreadable(error)
+            if not (isinstance(own, FileReadOnlyError) or is_repeated):
                 raise own from error
         finally:
             lease.has_ended = True
@@ -311,7 +321,7 @@ class FileDatabase(Database):
                     # As in `put_back`.
                     pool.discard(connection)
         # Closed, or of a file that is gone, while this waited for its turn; or for reading only.
-        if is_usable:
+        if is_usable and not is_repeated:
             self._reopen()
         return self.run(operation, *args, **kwargs)
 

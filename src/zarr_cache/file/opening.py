@@ -66,6 +66,9 @@ class OpenedFile:
         Whether it was opened for reading only.
     is_refused
         Whether it could not be opened because it is not ours, or lies on a network.
+    holds_stored
+        Whether it held values stored with SqliteStore when it was opened, or this process has
+        stored some since: what counts if the file cannot be read any more.
     """
 
     def __init__(self, path: Path, data_file: DataFile | None) -> None:
@@ -75,7 +78,7 @@ class OpenedFile:
         self.is_read_only = self.is_refused = False
         self._write_lock = WriteLock()
         self._wal: FileId | None = None
-        self._held_stored = False
+        self.holds_stored = False
 
     def open(self) -> tuple[Connection, int]:
         """The first connection to the file, and the time from which the file's clock continues."""
@@ -117,7 +120,7 @@ class OpenedFile:
     def _read_first(self, connection: Connection, written_ns: int) -> int:
         """The time from which the file's clock continues. From this read on, the WAL exists."""
         try:
-            self._held_stored = holds_stored(connection)
+            self.holds_stored = holds_stored(connection)
             resumes_at_ns = floor_ns(connection, written_ns)
         except BaseException:
             connection.close()
@@ -163,9 +166,9 @@ class OpenedFile:
         return own
 
     def may_hold_stored(self) -> bool:
-        """Whether the file holds values stored with SqliteStore, or did when it was opened."""
+        """Whether the file holds values stored with SqliteStore, as far as that can be known."""
         found = finds_stored(self.path, self._write_lock)
-        return self._held_stored if found is None else found
+        return self.holds_stored if found is None else found
 
     def forget_data_file(self) -> None:
         """Open the data file again when it is next needed."""
