@@ -60,7 +60,7 @@ def hits(store: CacheStore) -> int:
     """How many of the keys are hits now."""
     before = store.cache_stats()["hits"]
     read_all_sync(store, KEYS)
-    return store.cache_stats()["hits"] - before
+    return int(store.cache_stats()["hits"] - before)
 
 
 def forget_pages(path: Path) -> None:

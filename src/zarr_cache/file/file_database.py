@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Concatenate
 from zarr_cache.core.clock import PersistentClock
 from zarr_cache.core.errors import FAILURES, FileReadOnlyError, StorageError, is_unreadable
 from zarr_cache.core.flow import in_thread
+from zarr_cache.disk import descriptors
 from zarr_cache.disk.paths import locked_folder
 from zarr_cache.disk.presence import Change
 from zarr_cache.file.connection import Connection, data_file
 from zarr_cache.file.database import Database
-from zarr_cache.file.forks import Registry, forking
+from zarr_cache.file.forks import Registry, forking, uses
 from zarr_cache.file.invalidation import Markers
 from zarr_cache.file.loop_connections import LoopConnections
 from zarr_cache.file.opening import OpenedFile
@@ -63,9 +64,10 @@ class FileDatabase(Database):
     def _start_closed(self) -> None:
         """Start without connections: at first, and in the child of a fork."""
         self._file = OpenedFile(self.path, data_file(self.path))
-        self._pool = ConnectionPool(self._file.connect)
+        self._pool = ConnectionPool(self._connect)
         self._loops = LoopConnections(self._pool, self._open, self._take)
         self._clock: PersistentClock | None = None
+        self.last_use = 0
 
     @classmethod
     def of(cls, path: Path) -> FileDatabase:
@@ -85,16 +87,43 @@ class FileDatabase(Database):
         with self._pool.lock:
             if self._clock is not None and self.is_open:
                 return self._clock
-            connection, floor_ns = self._file.open()
-            if self._clock is None:
-                self._clock = PersistentClock(floor_ns=floor_ns)
-            else:
-                self._clock.restart(floor_ns=floor_ns)
-            self.registry.add_opened(self)
-            self._pool.open_with(connection)
+            known = self._file.presence.file_id
+            with self.registry.room_for(self, descriptors.OF_FIRST):
+                connection, floor_ns = self._file.open()
+                if self._clock is None:
+                    self._clock = PersistentClock(floor_ns=floor_ns)
+                else:
+                    self._clock.restart(floor_ns=floor_ns)
+                self._pool.open_with(connection)
+                self.registry.add_opened(self)
+            if known not in {None, self._file.presence.file_id}:
+                # It was replaced while no connection was open, as after `release`.
+                self._forget()
             how = " for reading only" if connection.is_read_only else ""
             logger.info("%s: opened%s", self.path, how)
             return self._clock
+
+    def _connect(self, *, is_first: bool) -> Connection:
+        count = descriptors.OF_FIRST if is_first else descriptors.OF_OTHERS
+        with self.registry.room_for(self, count):
+            return self._file.connect(is_first=is_first)
+
+    def descriptors(self) -> int:
+        """How many descriptors the connections and the data file hold at most."""
+        return self._pool.descriptors
+
+    def release(self) -> int:
+        """Close the connections and the data file, unless an operation uses them.
+
+        Returns how many descriptors are free by that. Never waits: the thread that uses the file
+        may wait for the caller to open another one.
+        """
+        with self._pool.locked_if_unused() as is_unused:
+            count = self._pool.descriptors if is_unused else 0
+            if count:
+                self._close_all()
+                self._file.forget_data_file()
+            return count
 
     def run[**P, T](
         self,
@@ -143,7 +172,7 @@ class FileDatabase(Database):
 
     def _take(self, lease: ConnectionLease) -> Connection:
         """A connection to the file that the path names now, which is opened if need be."""
-        pool = self._pool
+        pool, self.last_use = self._pool, next(uses)
         with pool.lock:
             if pool.exclusive or forking.locked():
                 pool.wait_for_turn()
@@ -172,6 +201,9 @@ class FileDatabase(Database):
             self._close_all()
             with contextlib.suppress(OSError):
                 self._file.drop_wal()
+        self._forget()
+
+    def _forget(self) -> None:
         for forget in self.after_loss:
             forget()
 
@@ -232,8 +264,7 @@ class FileDatabase(Database):
                 raise StorageError(f"{error}; it cannot be renamed: {failure}") from failure
             if quarantined is not None:
                 logger.warning("%s; it is now %s, and another is begun", error, quarantined)
-                for forget in self.after_loss:
-                    forget()
+                self._forget()
             return quarantined
 
     def pause(self) -> None:
@@ -297,6 +328,7 @@ class FileDatabase(Database):
     ) -> T:
         """As `run`, with the connection of an event loop, on its thread."""
         pool, lease, is_usable, is_repeated = self._pool, ConnectionLease(), False, False
+        self.last_use = next(uses)
         try:
             with pool.lock:
                 pool.wait_for_turn()
@@ -331,7 +363,7 @@ class FileDatabase(Database):
         The last process to close leaves no ``-wal`` and ``-shm`` behind. If the file was deleted,
         what waits is dropped.
         """
-        if not self.is_open:
+        if self not in self.registry.opened:
             return
         for write in self.before_close:
             write()
