@@ -94,8 +94,8 @@ class FileDatabase(Database):
                     self._clock = PersistentClock(floor_ns=floor_ns)
                 else:
                     self._clock.restart(floor_ns=floor_ns)
-                self._pool.open_with(connection)
                 self.registry.add_opened(self)
+                self._pool.open_with(connection)
             if known not in {None, self._file.presence.file_id}:
                 # It was replaced while no connection was open, as after `release`.
                 self._forget()
@@ -363,7 +363,7 @@ class FileDatabase(Database):
         The last process to close leaves no ``-wal`` and ``-shm`` behind. If the file was deleted,
         what waits is dropped.
         """
-        if self not in self.registry.opened:
+        if not self.is_open and self not in self.registry.opened:
             return
         for write in self.before_close:
             write()

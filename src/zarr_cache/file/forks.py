@@ -77,7 +77,8 @@ class Registry[D: Registered]:
         self.opened: set[D] = set()
         self._lock = threading.Lock()
         self._making_room = threading.Lock()
-        self._promised = 0
+        # What is being opened, and the most that can be open since the files were last counted.
+        self._promised = self._at_most = 0
         atexit.register(self._end)
         if hasattr(os, "register_at_fork"):
             # Ctrl-C during the fork raises where the first function of Python begins after it.
@@ -122,25 +123,24 @@ class Registry[D: Registered]:
             with self._making_room:
                 # Of what several threads open at once, each makes room for all.
                 self._promised += count
-                self._make_room(database)
+                self._at_most += count
+                most = descriptors.most()
+                if most is not None and self._at_most > most:
+                    self._make_room(database, most)
             yield
         finally:
             with self._making_room:
                 self._promised -= count
 
-    def _make_room(self, user: D) -> None:
-        most = descriptors.most()
-        if most is None:
-            return
+    def _make_room(self, user: D, most: int) -> None:
         opened = [each for each in list(self.opened) if each.descriptors()]
-        excess = self._promised + sum(each.descriptors() for each in opened) - most
-        if excess <= 0:
-            return
+        held = self._promised + sum(each.descriptors() for each in opened)
         for database in sorted(opened, key=lambda each: each.last_use):
+            if held <= most:
+                break
             if database is not user:
-                excess -= database.release()
-            if excess <= 0:
-                return
+                held -= database.release()
+        self._at_most = held
 
     def _end(self) -> None:
         for database in list(self.opened):
@@ -163,7 +163,7 @@ class Registry[D: Registered]:
     def _after_fork_in_child(self) -> None:
         # A thread that the child does not have may have held it.
         self._lock, self._making_room = threading.Lock(), threading.Lock()
-        self._promised = 0
+        self._promised = self._at_most = 0
         for database in list(self.by_path.values()):
             database.after_fork_in_child()
         self.opened.clear()
