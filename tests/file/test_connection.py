@@ -52,6 +52,7 @@ def test_an_sqlite_that_is_too_old_opens_nothing_and_reads_go_to_the_source(
     before = path.read_bytes()
     # It takes what it does not know of the schema for damage.
     monkeypatch.setattr(connection, "OLDEST_SQLITE", (99, 0))
+    monkeypatch.setattr(connection, "LACKS", connection.lacks(sqlite3))
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")
     with pytest.warns(CacheWarning, match=rf"{sqlite3.sqlite_version}.*99\.0 or newer"):
         found = store.get_sync("k")

@@ -14,7 +14,7 @@ from zarr_cache.cache.repair import repair as repair_file
 from zarr_cache.core import keys
 from zarr_cache.core.buffers import to_array, to_buffer
 from zarr_cache.core.byte_range import check
-from zarr_cache.disk.paths import default_path
+from zarr_cache.disk.paths import default_path, expanded
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import stored
 from zarr_cache.inspect import report, verify
@@ -61,6 +61,9 @@ class SqliteStore(Store):
     ------
     ValueError
         `path` is empty or ``":memory:"``, or is a folder.
+    CacheError
+        `path` is None or begins with ``~``, and this user has no home folder: set
+        ``$ZARR_CACHE_PATH``, or name a file.
 
     Notes
     -----
@@ -193,6 +196,7 @@ class SqliteStore(Store):
 
     def _put_unless_there(self, key: str, data: ByteArray) -> None:
         self._run(stored.put, [(key, data)], self._now_ns(), replace=False)
+        self.database.note_stored()
 
     async def get(
         self,
@@ -295,6 +299,7 @@ class SqliteStore(Store):
         """As `set`, without an event loop."""
         self._check_writable()
         self._run(stored.put, [(key, _array(value))], self._now_ns())
+        self.database.note_stored()
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Store the value unless there is one. Of concurrent processes, one stores its value."""
@@ -307,6 +312,7 @@ class SqliteStore(Store):
         self._check_writable()
         items = [(key, _array(value)) for key, value in values]
         await self._run_async(stored.put, items, self._now_ns(), replace=replace)
+        self.database.note_stored()
 
     async def delete(self, key: str) -> None:
         """Remove the key, if it is there."""
@@ -347,7 +353,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
             "path is ':memory:', and SqliteStore stores values in a file; "
             "use zarr.storage.MemoryStore for values in memory, or name a file"
         )
-    named = Path(name).expanduser().absolute()
+    named = expanded(Path(name)).absolute()
     # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
     if os.path.isdir(named):  # noqa: PTH112 - for this reason
         raise ValueError(

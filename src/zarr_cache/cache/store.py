@@ -9,14 +9,9 @@ from zarr.abc.store import Store, _store_supports_sync_io
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from zarr_cache.cache import parameters
 from zarr_cache.cache.info import CacheInfo
 from zarr_cache.cache.many_keys import ManyKeys
-from zarr_cache.cache.parameters import (
-    cache_in,
-    check_cache_store,
-    checked_namespace,
-    refuse_itself,
-)
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core import ages, sizes
 from zarr_cache.core.errors import CacheError
@@ -143,8 +138,8 @@ class CacheStore(CacheInfo, ManyKeys):
         read_only: bool | None = None,
     ) -> None:
         cache_store = SqliteStore() if cache_store is None else cache_store
-        check_cache_store(cache_store, persist_ranges=persist_ranges, offline=offline)
-        name = checked_namespace(namespace) or name_source(store)
+        parameters.check_cache_store(cache_store, persist_ranges=persist_ranges, offline=offline)
+        name = parameters.checked_namespace(namespace) or name_source(store)
         self._given_namespace = namespace
         settings = Settings(
             max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
@@ -165,8 +160,8 @@ class CacheStore(CacheInfo, ManyKeys):
             store = store.with_read_only(read_only)
         super().__init__(store)
         self._cache = cache_store
-        values = cache_in(cache_store)
-        refuse_itself(store, values, name)
+        values = parameters.cache_in(cache_store)
+        parameters.refuse_itself(store, values, name)
         self._view = view_of(store, values, settings, name, is_given=namespace is not None)
 
     @classmethod

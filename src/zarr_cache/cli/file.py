@@ -12,7 +12,7 @@ from zarr_cache.cli.terminal import fail
 from zarr_cache.core.errors import CacheError, translated
 from zarr_cache.disk import paths
 from zarr_cache.disk.location import refuse_location
-from zarr_cache.disk.paths import default_path
+from zarr_cache.disk.paths import default_path, expanded
 from zarr_cache.file import migrate, schema
 from zarr_cache.file.connection import WriteLock, connect, data_file
 from zarr_cache.file.identity import refuse_foreign
@@ -25,16 +25,20 @@ if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 
+def named_or_default(path: Path | None) -> Path:
+    """The named file, or the user's own; exits with 1 if no folder for that is known."""
+    try:
+        return default_path() if path is None else expanded(path)
+    except CacheError as error:
+        fail(str(error))
+
+
 def existing(path: Path | None) -> Path:
     """The named file, or the user's own; exits with 1 if it does not exist.
 
     Only the commands that fill a cache create a file.
     """
-    named = default_path() if path is None else path
-    try:
-        path = named.expanduser().resolve()
-    except RuntimeError as error:
-        fail(f"{named}: {error}")
+    path = named_or_default(path).resolve()
     with errors_on_one_line(path):
         # exists() and is_file() return False for a folder that may not be entered.
         is_file = stat.S_ISREG(path.stat().st_mode)

@@ -7,7 +7,7 @@ import typer
 import zarr
 
 from zarr_cache.cli import source
-from zarr_cache.cli.file import existing
+from zarr_cache.cli.file import existing, named_or_default
 from zarr_cache.cli.options import (
     CacheFile,
     Json,
@@ -16,7 +16,6 @@ from zarr_cache.cli.options import (
     parse_size_option,
 )
 from zarr_cache.cli.terminal import fail, print_json, say
-from zarr_cache.disk.paths import default_path
 from zarr_cache.warming.coverage import source_of
 from zarr_cache.warming.report import WarmPlan, WarmReport
 from zarr_cache.warming.revalidate import RevalidateReport, check
@@ -75,7 +74,7 @@ def warm(
     a group has no array.
     """
     selected = source.selection(select)
-    path = cache_file or default_path()
+    path = named_or_default(cache_file)
 
     async def run() -> WarmPlan | WarmReport:
         settings = {

@@ -223,28 +223,56 @@ def first_of(group: ExceptionGroup) -> Exception:
     return error
 
 
+def _code(name: str) -> int:
+    """The result code of this name; -1 if the module in the place of sqlite3 lacks it.
+
+    Such a module opens no file (`file.connection.lacks`), and zarr_cache can be imported all the
+    same.
+    """
+    return getattr(sqlite3, name, -1)
+
+
 _BY_PRIMARY_CODE: dict[int, type[StorageError]] = {
-    sqlite3.SQLITE_BUSY: FileLockedError,
-    sqlite3.SQLITE_LOCKED: FileLockedError,
-    sqlite3.SQLITE_FULL: FileFullError,
-    sqlite3.SQLITE_READONLY: FileReadOnlyError,
-    sqlite3.SQLITE_CORRUPT: FileDamagedError,
-    sqlite3.SQLITE_NOTADB: FileDamagedError,
+    _code("SQLITE_BUSY"): FileLockedError,
+    _code("SQLITE_LOCKED"): FileLockedError,
+    _code("SQLITE_FULL"): FileFullError,
+    _code("SQLITE_READONLY"): FileReadOnlyError,
+    _code("SQLITE_CORRUPT"): FileDamagedError,
+    _code("SQLITE_NOTADB"): FileDamagedError,
     # Our statements satisfy our schema, so the file has another.
-    sqlite3.SQLITE_CONSTRAINT: FileDamagedError,
-    sqlite3.SQLITE_MISMATCH: FileDamagedError,
+    _code("SQLITE_CONSTRAINT"): FileDamagedError,
+    _code("SQLITE_MISMATCH"): FileDamagedError,
 }
 
 _WAY_OUT = {
-    sqlite3.SQLITE_READONLY: (
+    _code("SQLITE_READONLY"): (
         "; to be written to, the file, what SQLite keeps beside it (-wal, -shm) and the folder "
         "must all be writable"
     ),
-    sqlite3.SQLITE_CANTOPEN: (
+    _code("SQLITE_CANTOPEN"): (
         "; it must be readable, and if it has a WAL (-wal) and the folder is read-only, a process "
         "that may write to it must open and close it once"
     ),
 }
+
+
+_UNREADABLE = {
+    _code("SQLITE_IOERR_SHORT_READ"),
+    _code("SQLITE_IOERR_READ"),
+    _code("SQLITE_IOERR_CORRUPTFS"),
+}
+"""Extended codes of reads that failed. The first is of a file that ends before what SQLite knows to
+be in it, which is a WAL that was cut; the others are of a disk that cannot be read there."""
+
+
+def is_unreadable(error: BaseException | None) -> bool:
+    """Whether SQLite could not read some bytes of the file, or of its WAL.
+
+    Of an error of this package, its cause decides.
+    """
+    if isinstance(error, FileDamagedError):
+        error = error.__cause__
+    return getattr(error, "sqlite_errorcode", None) in _UNREADABLE
 
 
 def is_code(error: sqlite3.Error, code: int) -> bool:
@@ -264,6 +292,9 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
         # Python's own, of text that is not UTF-8; or a schema format that SQLite does not know, to
         # which it gives the code of an error in a statement.
         return FileDamagedError(f"{path}: {error}")
+    if is_unreadable(error):
+        # A caller that can has tried again by now, see `FileDatabase.run`.
+        return FileDamagedError(f"{path}: cannot be read ({error}), or its WAL was cut")
     code = (code or 0) & 0xFF
     message = f"{path}: {error}{_WAY_OUT.get(code, '')}"
     return _BY_PRIMARY_CODE.get(code, StorageError)(message)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import platformdirs
 
 from zarr_cache.core import clock
-from zarr_cache.core.errors import FileLockedError
+from zarr_cache.core.errors import CacheError, FileLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,14 +182,55 @@ def quarantine_path(path: Path) -> Path:
 VARIABLE = "ZARR_CACHE_PATH"
 """The environment variable that names it."""
 
+WAY_OUT = (
+    f"set {VARIABLE} to a file in a folder that this user may write to, or pass "
+    "cache_store=SqliteStore(path) (the commands: -f FILE)"
+)
+"""What helps where the user's cache folder is not known, or cannot be written to."""
+
 
 def default_path() -> Path:
     """The file that ``$ZARR_CACHE_PATH`` names, or else one in the user's cache folder.
 
     That folder is ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS and ``%LOCALAPPDATA%`` on
     Windows, as platformdirs has it. Every source has a namespace of its own in the file.
+
+    Raises
+    ------
+    CacheError
+        That folder is not known: the user of this process has no home folder, as in a container
+        with any user number, or ``$HOME`` or ``$XDG_CACHE_HOME`` is no absolute path.
     """
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
-    return platformdirs.user_cache_path("zarr-cache", appauthor=False) / "cache.sqlite"
+    # Before 4.12, platformdirs uses such a value as it is; since then it takes another folder.
+    decisive = "XDG_CACHE_HOME" if os.environ.get("XDG_CACHE_HOME", "").strip() else "HOME"
+    value = os.environ.get(decisive)
+    if value is not None and sys.platform != "win32" and not value.startswith("/"):
+        raise _unknown_folder(f"{decisive} is {value!r}, which is no absolute path")
+    try:
+        folder = platformdirs.user_cache_path("zarr-cache", appauthor=False)
+    except RuntimeError as error:
+        raise _unknown_folder(str(error)) from error
+    if not folder.is_absolute():
+        raise _unknown_folder("HOME is not set, and this user has no home folder")
+    return folder / "cache.sqlite"
+
+
+def expanded(path: Path) -> Path:
+    """The path with ``~`` replaced by the home folder.
+
+    Raises
+    ------
+    CacheError
+        The user of this process has none.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise CacheError(f"{path}: the home folder is not known: {error}; {WAY_OUT}") from error
+
+
+def _unknown_folder(why: str) -> CacheError:
+    return CacheError(f"no folder for the cache file is known: {why}; {WAY_OUT}")

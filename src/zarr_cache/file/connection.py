@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -17,12 +18,39 @@ from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, wal_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import ModuleType
 
     from zarr_cache.disk.paths import State
 
 
+logger = logging.getLogger(__name__)
+
 OLDEST_SQLITE = (3, 40)
 """An older one may report the schema of a file as damage."""
+
+NEEDED = (
+    "Connection.autocommit",
+    "Connection.blobopen",
+    "Connection.setconfig",
+    "Connection.setlimit",
+    "SQLITE_BUSY",
+    "SQLITE_CANTOPEN",
+    "SQLITE_CONSTRAINT",
+    "SQLITE_CORRUPT",
+    "SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE",
+    "SQLITE_ERROR",
+    "SQLITE_FULL",
+    "SQLITE_IOERR_CORRUPTFS",
+    "SQLITE_IOERR_READ",
+    "SQLITE_IOERR_SHORT_READ",
+    "SQLITE_LIMIT_LENGTH",
+    "SQLITE_LOCKED",
+    "SQLITE_MISMATCH",
+    "SQLITE_NOTADB",
+    "SQLITE_READONLY",
+    "SQLITE_READONLY_DBMOVED",
+)
+"""What is used of `sqlite3` that not every module in its place has, such as ``pysqlite3``."""
 
 PAGE_SIZE = 4 * 1024
 """Bytes of a page of a new file: rows are small. See docs/decisions/0013."""
@@ -222,6 +250,73 @@ class Connection(sqlite3.Connection):
                 self.execute("COMMIT")
 
 
+def lacks(module: ModuleType) -> str | None:
+    """What `module`, which was imported as ``sqlite3``, lacks, in words; None if nothing."""
+    lacking = [name for name in NEEDED if not _has(module, name)] or _lacks_in_use(module)
+    if lacking:
+        its = getattr(module, "__file__", None) or "built in"
+        return (
+            f"the module {module.__name__} ({its}), which is imported as sqlite3, lacks "
+            f"{', '.join(lacking)}; import zarr_cache before sys.modules['sqlite3'] is replaced, "
+            "or do not replace it"
+        )
+    if module.sqlite_version_info < OLDEST_SQLITE:
+        return (
+            f"the SQLite of this Python is {module.sqlite_version}: "
+            f"{'.'.join(map(str, OLDEST_SQLITE))} or newer is needed, which the Python of uv, "
+            "conda or python.org has"
+        )
+    return None
+
+
+def _has(module: ModuleType, name: str) -> bool:
+    found: object = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not None
+
+
+def _lacks_in_use(module: ModuleType) -> list[str]:
+    """What a connection lacks that is made as `connect` makes one."""
+    try:
+        with contextlib.closing(
+            module.connect(
+                ":memory:",
+                uri=False,
+                timeout=BUSY_TIMEOUT_SECONDS,
+                autocommit=True,
+                check_same_thread=False,
+                factory=module.Connection,
+            )
+        ) as connection:
+            connection.execute("no statement")
+    except module.Error as error:
+        # Without the code, a lock would be taken for damage.
+        return [] if hasattr(error, "sqlite_errorcode") else ["Error.sqlite_errorcode"]
+    except Exception as error:  # noqa: BLE001 - whatever it is, zarr_cache can be imported
+        return [f"what a connection needs ({type(error).__name__}: {error})"]
+    return ["errors"]
+
+
+LACKS = lacks(sqlite3)
+"""What the module lacks with which this process opens files; None if nothing."""
+
+if LACKS is not None:
+    logger.warning("no cache file can be opened, reads go to the source: %s", LACKS)
+
+
+def refuse_unusable_module(database: object) -> None:
+    """Raise unless the module that is imported as ``sqlite3`` has what is needed.
+
+    Raises
+    ------
+    StorageError
+        It names the module and what it lacks.
+    """
+    if LACKS is not None:
+        raise StorageError(f"{database}: not opened: {LACKS}")
+
+
 def deleted(wal: Path | None) -> sqlite3.OperationalError:
     """SQLite's error for a file that was moved, after which it is opened again."""
     error = sqlite3.OperationalError(f"{wal} was deleted while it was open")
@@ -234,12 +329,7 @@ def connect(database: str, write_lock: WriteLock, *, uri: bool = False) -> Conne
 
     `database` is a path or, with `uri`, a ``file:`` URI (https://www.sqlite.org/uri.html).
     """
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        raise StorageError(
-            f"{database}: not opened by the SQLite of this Python, {sqlite3.sqlite_version}: "
-            f"{'.'.join(map(str, OLDEST_SQLITE))} or newer is needed, which the Python of uv, "
-            "conda or python.org has"
-        )
+    refuse_unusable_module(database)
     connection = sqlite3.connect(  # noqa: TID251 - here, with our pragmas
         database,
         uri=uri,

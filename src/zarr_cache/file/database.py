@@ -110,10 +110,8 @@ class MemoryDatabase(Database):
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
-        self._connection = connect(":memory:", WriteLock())
-        migrate.migrate(self._connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
+        self._connection: Connection | None = None
         self._clock = PersistentClock(floor_ns=0)
-        weakref.finalize(self, self._connection.close)
         _all.add(self)
 
     def __str__(self) -> str:
@@ -131,12 +129,21 @@ class MemoryDatabase(Database):
     ) -> T:
         """As of `Database`."""
         with self.lock:
+            connection = self._connection or self._connect()
             try:
-                return operation(self._connection, *args, **kwargs)
+                return operation(connection, *args, **kwargs)
             finally:
                 # The end of a transaction may fail, and Ctrl-C may come before it.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def _connect(self) -> Connection:
+        """Make it, at the first operation: what makes that fail costs a warning, as with a file."""
+        connection = connect(":memory:", WriteLock())
+        weakref.finalize(self, connection.close)
+        migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
+        self._connection = connection
+        return connection
 
     async def run_async[**P, T](
         self,

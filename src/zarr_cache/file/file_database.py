@@ -9,13 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Concatenate
 
 from zarr_cache.core.clock import PersistentClock
-from zarr_cache.core.errors import FAILURES, FileReadOnlyError, StorageError
+from zarr_cache.core.errors import FAILURES, FileReadOnlyError, StorageError, is_unreadable
 from zarr_cache.core.flow import in_thread
+from zarr_cache.disk import descriptors
 from zarr_cache.disk.paths import locked_folder
 from zarr_cache.disk.presence import Change
 from zarr_cache.file.connection import Connection, data_file
 from zarr_cache.file.database import Database
-from zarr_cache.file.forks import Registry, forking
+from zarr_cache.file.forks import Registry, forking, uses
 from zarr_cache.file.invalidation import Markers
 from zarr_cache.file.loop_connections import LoopConnections
 from zarr_cache.file.opening import OpenedFile
@@ -63,9 +64,10 @@ class FileDatabase(Database):
     def _start_closed(self) -> None:
         """Start without connections: at first, and in the child of a fork."""
         self._file = OpenedFile(self.path, data_file(self.path))
-        self._pool = ConnectionPool(self._file.connect)
+        self._pool = ConnectionPool(self._connect)
         self._loops = LoopConnections(self._pool, self._open, self._take)
         self._clock: PersistentClock | None = None
+        self.last_use = 0
 
     @classmethod
     def of(cls, path: Path) -> FileDatabase:
@@ -85,16 +87,43 @@ class FileDatabase(Database):
         with self._pool.lock:
             if self._clock is not None and self.is_open:
                 return self._clock
-            connection, floor_ns = self._file.open()
-            if self._clock is None:
-                self._clock = PersistentClock(floor_ns=floor_ns)
-            else:
-                self._clock.restart(floor_ns=floor_ns)
-            self.registry.add_opened(self)
-            self._pool.open_with(connection)
+            known = self._file.presence.file_id
+            with self.registry.room_for(self, descriptors.OF_FIRST):
+                connection, floor_ns = self._file.open()
+                if self._clock is None:
+                    self._clock = PersistentClock(floor_ns=floor_ns)
+                else:
+                    self._clock.restart(floor_ns=floor_ns)
+                self.registry.add_opened(self)
+                self._pool.open_with(connection)
+            if known not in {None, self._file.presence.file_id}:
+                # It was replaced while no connection was open, as after `release`.
+                self._forget()
             how = " for reading only" if connection.is_read_only else ""
             logger.info("%s: opened%s", self.path, how)
             return self._clock
+
+    def _connect(self, *, is_first: bool) -> Connection:
+        count = descriptors.OF_FIRST if is_first else descriptors.OF_OTHERS
+        with self.registry.room_for(self, count):
+            return self._file.connect(is_first=is_first)
+
+    def descriptors(self) -> int:
+        """How many descriptors the connections and the data file hold at most."""
+        return self._pool.descriptors
+
+    def release(self) -> int:
+        """Close the connections and the data file, unless an operation uses them.
+
+        Returns how many descriptors are free by that. Never waits: the thread that uses the file
+        may wait for the caller to open another one.
+        """
+        with self._pool.locked_if_unused() as is_unused:
+            count = self._pool.descriptors if is_unused else 0
+            if count:
+                self._close_all()
+                self._file.forget_data_file()
+            return count
 
     def run[**P, T](
         self,
@@ -104,12 +133,15 @@ class FileDatabase(Database):
     ) -> T:
         """Run ``operation(connection, *args, **kwargs)`` in this thread.
 
+        If the file cannot be read, once more before it counts as damaged: a disk may fail for a
+        moment.
+
         Raises
         ------
         StorageError
             SQLite refused; what the operation had written is rolled back.
         """
-        is_reopened = False
+        is_reopened = is_repeated = False
         while True:
             lease = ConnectionLease()
             try:
@@ -121,6 +153,9 @@ class FileDatabase(Database):
             except FAILURES as error:
                 if is_reopened:
                     raise self._file.translated_again(error) from error
+                if is_unreadable(error) and not is_repeated:
+                    is_repeated = True
+                    continue
                 own = self._file.translated(error)
                 if not isinstance(own, FileReadOnlyError):
                     raise own from error
@@ -137,7 +172,7 @@ class FileDatabase(Database):
 
     def _take(self, lease: ConnectionLease) -> Connection:
         """A connection to the file that the path names now, which is opened if need be."""
-        pool = self._pool
+        pool, self.last_use = self._pool, next(uses)
         with pool.lock:
             if pool.exclusive or forking.locked():
                 pool.wait_for_turn()
@@ -166,6 +201,9 @@ class FileDatabase(Database):
             self._close_all()
             with contextlib.suppress(OSError):
                 self._file.drop_wal()
+        self._forget()
+
+    def _forget(self) -> None:
         for forget in self.after_loss:
             forget()
 
@@ -187,6 +225,10 @@ class FileDatabase(Database):
     def mark(self, namespace: str) -> bool:
         """As `Markers.mark`; False, too, for a file that no process opens: it is not ours."""
         return not self._file.is_refused() and self._markers.mark(namespace)
+
+    def note_stored(self) -> None:
+        """Remember that a value is stored with SqliteStore: the file is not quarantined."""
+        self._file.holds_stored = True
 
     def quarantine(self, error: FileDamagedError) -> Path | None:
         """Rename the damaged file, so that the next operation starts with an empty one.
@@ -222,8 +264,7 @@ class FileDatabase(Database):
                 raise StorageError(f"{error}; it cannot be renamed: {failure}") from failure
             if quarantined is not None:
                 logger.warning("%s; it is now %s, and another is begun", error, quarantined)
-                for forget in self.after_loss:
-                    forget()
+                self._forget()
             return quarantined
 
     def pause(self) -> None:
@@ -271,7 +312,7 @@ class FileDatabase(Database):
                 await self._loops.start(loop)
             except FAILURES as error:
                 own = self._file.translated(error)
-                if not isinstance(own, FileReadOnlyError):
+                if not (isinstance(own, FileReadOnlyError) or is_unreadable(error)):
                     raise own from error
                 return await in_thread(partial(self.run, operation, *args, **kwargs))
             except RuntimeError:
@@ -286,7 +327,8 @@ class FileDatabase(Database):
         **kwargs: P.kwargs,
     ) -> T:
         """As `run`, with the connection of an event loop, on its thread."""
-        pool, lease, is_usable = self._pool, ConnectionLease(), False
+        pool, lease, is_usable, is_repeated = self._pool, ConnectionLease(), False, False
+        self.last_use = next(uses)
         try:
             with pool.lock:
                 pool.wait_for_turn()
@@ -300,8 +342,8 @@ class FileDatabase(Database):
             if is_usable:
                 return operation(connection, *args, **kwargs)
         except FAILURES as error:
-            own = self._file.translated(error)
-            if not isinstance(own, FileReadOnlyError):
+            own, is_repeated = self._file.translated(error), is_unreadable(error)
+            if not (isinstance(own, FileReadOnlyError) or is_repeated):
                 raise own from error
         finally:
             lease.has_ended = True
@@ -311,7 +353,7 @@ class FileDatabase(Database):
                     # As in `put_back`.
                     pool.discard(connection)
         # Closed, or of a file that is gone, while this waited for its turn; or for reading only.
-        if is_usable:
+        if is_usable and not is_repeated:
             self._reopen()
         return self.run(operation, *args, **kwargs)
 
@@ -321,7 +363,7 @@ class FileDatabase(Database):
         The last process to close leaves no ``-wal`` and ``-shm`` behind. If the file was deleted,
         what waits is dropped.
         """
-        if not self.is_open:
+        if not self.is_open and self not in self.registry.opened:
             return
         for write in self.before_close:
             write()

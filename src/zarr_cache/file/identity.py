@@ -17,6 +17,7 @@ from zarr_cache.core.errors import (
 )
 from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, journal_of, shared_memory_of, wal_of
 from zarr_cache.file import migrate
+from zarr_cache.file.connection import refuse_unusable_module
 
 if TYPE_CHECKING:
     import os
@@ -250,6 +251,7 @@ def _identity_in_wal(wal: Path) -> _Identity:
 
 def _identity(path: Path, how: str) -> _Identity:
     """The identity that SQLite reads from the file."""
+    refuse_unusable_module(path)
     connection = sqlite3.connect(  # noqa: TID251 - without our pragmas, which would write
         f"{path.absolute().as_uri()}?{how}",
         uri=True,

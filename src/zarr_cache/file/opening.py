@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from zarr_cache.core.clock import resumed_ns
 from zarr_cache.core.errors import (
+    FAILURES,
+    CacheError,
     FileDamagedError,
     FileLockedError,
     FileNameTooLongError,
@@ -20,6 +22,7 @@ from zarr_cache.core.errors import (
     translated_failure,
 )
 from zarr_cache.disk import paths
+from zarr_cache.disk.data_file import READ_ONLY
 from zarr_cache.disk.data_file_opening import remove_orphan
 from zarr_cache.disk.location import refuse_location
 from zarr_cache.disk.paths import is_writable, locked_folder, state_of
@@ -46,7 +49,6 @@ from zarr_cache.file.quarantine import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from zarr_cache.core.errors import CacheError
     from zarr_cache.disk.data_file_opening import DataFile
     from zarr_cache.disk.paths import FileId
     from zarr_cache.file.connection import Connection
@@ -63,6 +65,9 @@ class OpenedFile:
         Notices that the path names another file by now.
     is_read_only
         Whether it was opened for reading only.
+    holds_stored
+        Whether it held values stored with SqliteStore when it was opened, or this process has
+        stored some since: what counts if the file cannot be read any more.
     """
 
     def __init__(self, path: Path, data_file: DataFile | None) -> None:
@@ -73,7 +78,7 @@ class OpenedFile:
         self._refusal: CacheError | None = None
         self._write_lock = WriteLock()
         self._wal: FileId | None = None
-        self._held_stored = False
+        self.holds_stored = False
 
     def open(self) -> tuple[Connection, int]:
         """The first connection to the file, and the time from which the file's clock continues."""
@@ -100,6 +105,10 @@ class OpenedFile:
         except (ForeignFileError, FileNameTooLongError, NetworkFileSystemError) as error:
             self._refusal = error
             raise
+        except CacheError:
+            raise
+        except Exception as error:
+            raise unforeseen(error, self.path) from error
         self._refusal, self.is_read_only = None, connection.is_read_only
         return connection, resumes_at_ns
 
@@ -118,7 +127,7 @@ class OpenedFile:
     def _read_first(self, connection: Connection, written_ns: int) -> int:
         """The time from which the file's clock continues. From this read on, the WAL exists."""
         try:
-            self._held_stored = holds_stored(connection)
+            self.holds_stored = holds_stored(connection)
             resumes_at_ns = floor_ns(connection, written_ns)
         except BaseException:
             connection.close()
@@ -128,6 +137,14 @@ class OpenedFile:
 
     def connect(self, *, is_first: bool) -> Connection:
         """Another connection to the file; `is_first` if all others have been closed meanwhile."""
+        try:
+            return self._connect(is_first=is_first)
+        except (CacheError, *FAILURES):
+            raise
+        except Exception as error:
+            raise unforeseen(error, self.path) from error
+
+    def _connect(self, *, is_first: bool) -> Connection:
         if self.is_read_only:
             connection = open_read_only(self.path, self._write_lock)
         else:
@@ -156,9 +173,9 @@ class OpenedFile:
         return own
 
     def may_hold_stored(self) -> bool:
-        """Whether the file holds values stored with SqliteStore, or did when it was opened."""
+        """Whether the file holds values stored with SqliteStore, as far as that can be known."""
         found = finds_stored(self.path, self._write_lock)
-        return self._held_stored if found is None else found
+        return self.holds_stored if found is None else found
 
     def forget_data_file(self) -> None:
         """Open the data file again when it is next needed."""
@@ -183,6 +200,14 @@ class OpenedFile:
                 locked_folder(self.path, is_shared=False),
             ):
                 self.drop_wal()
+
+
+def unforeseen(error: Exception, path: Path) -> StorageError:
+    """The error of this package for whatever else is raised while a file is opened.
+
+    A read that goes to the source is better than one that fails.
+    """
+    return StorageError(f"{path}: cannot be opened: {type(error).__name__}: {error}")
 
 
 def open_file(path: Path, write_lock: WriteLock) -> Connection:
@@ -217,10 +242,16 @@ def open_file(path: Path, write_lock: WriteLock) -> Connection:
 
 def _make(path: Path) -> None:
     """Create the file, empty, unless there is one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        # Before SQLite does, which would give it the umask's mode: what is cached is its owner's.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            # Before SQLite does, which would give it the umask's mode: what is cached is its
+            # owner's.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise StorageError(f"{path}: {error}; {paths.WAY_OUT}") from error
 
 
 def _open_to_write(path: Path, write_lock: WriteLock) -> Connection:

@@ -7,9 +7,12 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+from zarr_cache.disk import descriptors
 from zarr_cache.file.forks import forking
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from zarr_cache.file.connection import Connection
 
 
@@ -144,6 +147,29 @@ class ConnectionPool:
         self.leases, self._idle = leases, []
         self.connections, self.is_open = none, False
         return unused
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors the connections hold at most, and the data file with them."""
+        count = len(self.connections)
+        return descriptors.OF_FIRST + (count - 1) * descriptors.OF_OTHERS if count else 0
+
+    @contextlib.contextmanager
+    def locked_if_unused(self) -> Iterator[bool]:
+        """Run the block with `lock` held, if no operation is under way; whether that is so.
+
+        Never waits for `lock`. The thread that calls must not hold it.
+        """
+        try:
+            yield self.lock.acquire(blocking=False) and not (
+                self.exclusive or any(not each.has_ended for each in self.leases)
+            )
+        finally:
+            # Not by whether it was acquired: Ctrl-C may come before that is written down.
+            try:  # noqa: SIM105 - Ctrl-C may come before what `suppress` runs
+                self.lock.release()
+            except RuntimeError:
+                pass  # another thread holds it
 
     def wait_until_unused(self) -> None:
         """Wait until no operation is under way. Holds `lock`, and none begins until it is free."""

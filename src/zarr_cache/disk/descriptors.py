@@ -1,0 +1,31 @@
+"""How many file descriptors the cache may hold: a part of what the system gives the process."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform != "win32":
+    import resource
+
+
+SHARE = 4
+"""The cache holds at most one in so many of the descriptors: the others are the source's, the
+program's and its libraries'."""
+
+
+OF_FIRST = 4
+"""Of the first connection to a file: to the file, to its WAL, to ``-shm``, and to the data file."""
+
+OF_OTHERS = 2
+"""Of each other connection: to the file and to its WAL."""
+
+
+def most() -> int | None:
+    """The most that the cache may hold open at once; None where the system has no such limit.
+
+    Asked for anew before each file is opened: a program may change its limit.
+    """
+    if sys.platform == "win32":
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft // SHARE
