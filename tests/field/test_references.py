@@ -234,6 +234,11 @@ def test_a_name_shows_where_the_targets_are_and_no_secret() -> None:
     [
         ({"a": ["memory://x.nc", 0, 5]}, {"remote_protocol": "memory"}),
         ({"a": ["x.nc", 0, 5]}, {"remote_protocol": "memory"}),
+        # Another server may have the address later.
+        (
+            {"a": ["http://127.0.0.1:1/x.nc"]},
+            {"remote_protocol": "http", "remote_options": {"asynchronous": True}},
+        ),
         # A header may choose between two values of one URL.
         (
             {"a": ["https://example.org/x.nc"]},
