@@ -30,6 +30,9 @@ _WEB_PAGE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+# With what they may begin: a tag, blanks, or a byte order mark.
+_FIRST = frozenset(b"<\xef\t\n\v\f\r ")
+
 # The beginnings of web pages that are shorter than what `_WEB_PAGE` needs.
 _BEGINNINGS = (b"<!doctype html>", b"<html>")
 _MIN_BEGINNING = 4
@@ -46,7 +49,10 @@ _MEMBERS = {
 
 def is_web_page(buffer: Buffer) -> bool:
     """Whether the bytes begin as an HTML page, such as that of a gateway or of a login."""
-    head = buffer[:HEAD].to_bytes()
+    array = buffer.as_numpy_array()
+    if not len(array) or array.item(0) not in _FIRST:
+        return False  # at a glance, as of nearly every chunk
+    head = array[:HEAD].tobytes()
     if _WEB_PAGE.match(head):
         return True
     is_short = _MIN_BEGINNING <= len(head) < len(_BEGINNINGS[0])
