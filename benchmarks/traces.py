@@ -121,7 +121,10 @@ def keep(trace: Trace, sizes: Sizes, capacity: int) -> Hits:
 
 
 def best(trace: Trace, sizes: Sizes, capacity: int) -> Hits:
-    """Evict what is used last in the future, or do not admit it: Belady's MIN."""
+    """Evict what is used last in the future, or do not admit it: Belady's MIN.
+
+    No order has more hits, if all values have the same size.
+    """
     never = len(trace)
     following = np.full(len(trace), never)
     seen: dict[int, int] = {}
@@ -134,6 +137,8 @@ def best(trace: Trace, sizes: Sizes, capacity: int) -> Hits:
     used, hits = 0, np.zeros(len(trace), bool)
     for position, key in enumerate(trace.tolist()):
         hits[position] = key in cached
+        if sizes[key] > capacity:
+            continue
         if key not in cached:
             used += int(sizes[key])
         cached[key] = int(following[position])
@@ -146,7 +151,120 @@ def best(trace: Trace, sizes: Sizes, capacity: int) -> Hits:
     return hits
 
 
-ORDERS: Mapping[str, Callable[[Trace, Sizes, int], Hits]] = {"LRU": lru, "keep": keep, "best": best}
+def sieve(trace: Trace, sizes: Sizes, capacity: int) -> Hits:
+    """Evict the next that was not read since the hand passed it: SIEVE.
+
+    As algorithm 1 of Zhang et al., "SIEVE is Simpler than LRU", NSDI '24, with sizes. The queue is
+    in the order of admission, the oldest first.
+    """
+    queue: list[int] = []
+    was_read: dict[int, bool] = {}
+    used, hand, hits = 0, 0, np.zeros(len(trace), bool)
+    for position, key in enumerate(trace.tolist()):
+        if key in was_read:
+            was_read[key] = hits[position] = True
+            continue
+        size = int(sizes[key])
+        if size > capacity:
+            continue
+        while used + size > capacity:
+            while was_read[queue[hand]]:
+                was_read[queue[hand]] = False
+                hand = (hand + 1) % len(queue)
+            evicted = queue.pop(hand)
+            del was_read[evicted]
+            used -= int(sizes[evicted])
+            # Beyond the newest the hand begins again with the oldest, not with what comes next.
+            hand = hand if hand < len(queue) else 0
+        queue.append(key)
+        was_read[key] = False
+        used += size
+    return hits
+
+
+class S3Fifo:
+    """Three queues, each in the order of admission, and how often what is in two of them was read.
+
+    As algorithm 1 of Yang et al., "FIFO queues are all you need for cache eviction", SOSP '23, with
+    sizes. What comes first goes into `small`, of a tenth of the capacity. What was read twice more
+    when it leaves `small`, and what comes again while `ghost` knows its key, goes into `main`.
+    """
+
+    def __init__(self, sizes: Sizes, capacity: int) -> None:
+        self._sizes = sizes
+        self._capacity = capacity
+        self._small: OrderedDict[int, int] = OrderedDict()
+        self._main: OrderedDict[int, int] = OrderedDict()
+        self._ghost: OrderedDict[int, None] = OrderedDict()
+        self._in_small = self._in_main = self._in_ghost = 0
+
+    def read(self, key: int) -> bool:
+        """Read the key, and tell whether it is a hit."""
+        for queue in (self._small, self._main):
+            if key in queue:
+                queue[key] = min(queue[key] + 1, 3)
+                return True
+        if self._sizes[key] <= self._capacity:
+            self._insert(key, int(self._sizes[key]))
+        return False
+
+    def _insert(self, key: int, size: int) -> None:
+        while self._in_small + self._in_main + size > self._capacity:
+            if 10 * self._in_small >= self._capacity or not self._main:
+                self._evict_from_small()
+            else:
+                self._evict_from_main()
+        if key in self._ghost:
+            del self._ghost[key]
+            self._in_ghost -= size
+            self._main[key] = 0
+            self._in_main += size
+        else:
+            self._small[key] = 0
+            self._in_small += size
+
+    def _evict_from_small(self) -> None:
+        while self._small:
+            key, reads = self._small.popitem(last=False)
+            size = int(self._sizes[key])
+            self._in_small -= size
+            if reads <= 1:
+                self._remember(key, size)
+                return
+            self._main[key] = 0
+            self._in_main += size
+            if 10 * self._in_main > 9 * self._capacity:
+                self._evict_from_main()
+
+    def _evict_from_main(self) -> None:
+        while self._main:
+            key, reads = self._main.popitem(last=False)
+            if not reads:
+                self._in_main -= int(self._sizes[key])
+                return
+            self._main[key] = reads - 1
+
+    def _remember(self, key: int, size: int) -> None:
+        """Keep the key in `ghost`, of which there are as many as `main` has room for."""
+        self._ghost[key] = None
+        self._in_ghost += size
+        while 10 * self._in_ghost > 9 * self._capacity:
+            self._in_ghost -= int(self._sizes[self._ghost.popitem(last=False)[0]])
+
+
+def s3_fifo(trace: Trace, sizes: Sizes, capacity: int) -> Hits:
+    """Evict early what is not read again soon: S3-FIFO."""
+    cache = S3Fifo(sizes, capacity)
+    return np.array([cache.read(key) for key in trace.tolist()], bool)
+
+
+ORDERS: Mapping[str, Callable[[Trace, Sizes, int], Hits]] = {
+    "LRU": lru,
+    "keep": keep,
+    "SIEVE": sieve,
+    "S3-FIFO": s3_fifo,
+    "best": best,
+}
 
 
 def hit_rates(trace: Trace, sizes: Sizes, capacities: Sequence[int]) -> dict[str, list[float]]:

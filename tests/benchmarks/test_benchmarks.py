@@ -23,8 +23,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "performance.md"
 
 GROUPS = (
-    *("hits", "arrays", "ranges", "cold_read", "fast_sources", "disk", "scale", "transactions"),
-    *("processes", "huge_values", "layers"),
+    *("hits", "arrays", "ranges", "hit_ratio", "cold_read", "fast_sources", "disk", "scale"),
+    *("transactions", "processes", "huge_values", "layers"),
 )
 
 
