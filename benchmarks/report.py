@@ -196,6 +196,7 @@ MARKS = {
 
 def _plot_hit_ratios(rows: list[dict[str, Any]]) -> None:
     """For each row a bar to the best that is possible, and in it a mark for each system."""
+    rows = [row for row in rows if "best" in row["medians"]]
     names = [row["what"] for row in rows]
     figure, axes = _figure(2 * len(names))
     best = [row["medians"]["best"] for row in rows]
@@ -209,7 +210,7 @@ def _plot_hit_ratios(rows: list[dict[str, Any]]) -> None:
             label=system,
         )
     axes.set_xlim(-0.01, 1)
-    axes.set_xlabel("hits of the reads after the first quarter of them")
+    axes.set_xlabel("hit ratio")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, frameon=False)
     _save(figure, axes, HIT_RATIO)
 
