@@ -215,6 +215,10 @@ class Room:
         self._ranges.evict_stale(limits.namespace, limits.expired_after, excess)
         return before - self._ranges.nbytes
 
+    def stale_bytes(self, limits: Limits) -> Flow[int]:
+        """Bytes of the stale entries of the namespace in the file, as far as they are looked at."""
+        return self._reads.flow(listing.stale_bytes, limits.namespace, limits.expired_after)
+
     def is_any_stale(self, limits: Limits, excess: int) -> Flow[bool]:
         """Whether the namespace may have stale entries of so many bytes, which now count as used.
 
@@ -226,8 +230,7 @@ class Room:
         looked_at, left = self._stale.get(namespace, (None, 0))
         if left < excess and (looked_at is None or limits.now_ns - looked_at >= LOOK_NS):
             looked_at = limits.now_ns
-            arguments = (namespace, limits.expired_after)
-            left = yield from self._reads.flow(listing.stale_bytes, *arguments)
+            left = yield from self.stale_bytes(limits)
         is_enough = left >= excess
         self._stale[namespace] = (looked_at or 0, left - excess if is_enough else left)
         return is_enough
