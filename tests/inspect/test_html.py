@@ -276,10 +276,53 @@ def test_faults_are_shown(path: Path) -> None:
     assert "the source was read instead 1 time" in shown(store).words
 
 
-def test_every_colour_is_that_of_the_text() -> None:
-    page = html.card("title", [html.notice("it failed"), html.bar(1, 2)])
+MARK = html.Mark(0.5, 0.25, "8 GiB now")
 
-    assert set(re.findall(r"(?:solid|background:)\s*([\w#]+)", page)) == {"currentColor"}
+
+def drawn(mark: html.Mark | None = MARK, description: str = "20 GiB would do") -> str:
+    points = [(0.0, 0.0), (0.5, 0.25), (1.0, 1.0)]
+    return html.curve(
+        points, ("1 GiB", "64 GiB"), mark, title="Hit rate over size", description=description
+    )
+
+
+def test_a_curve_rises_from_left_to_right() -> None:
+    line = re.search('polyline points="(.*?)"', drawn())
+
+    assert line is not None
+    assert line[1] == "44.0,130.0 237.0,102.5 430.0,20.0"
+
+
+def test_a_curve_has_a_name_and_a_description_for_screen_readers() -> None:
+    page = drawn(description=HOSTILE)
+
+    assert page.startswith('<svg role="img" ')
+    assert re.search(r"^<svg[^>]*><title>Hit rate over size</title><desc>.*?</desc>", page)
+    assert HOSTILE in unescape(page)
+    assert "script" not in Outline(page).tags
+
+
+def test_the_present_size_is_marked_on_the_curve() -> None:
+    assert '<circle cx="237.0" cy="102.5"' in drawn()
+    assert "8 GiB now" in Outline(drawn()).words
+    assert "circle" not in Outline(drawn(None)).tags
+
+
+@pytest.mark.parametrize(
+    ("place", "anchor"),
+    [(0.0, "start"), (0.1, "start"), (0.5, "middle"), (0.9, "end"), (1.0, "end")],
+)
+def test_the_name_of_a_mark_stays_in_the_drawing(place: float, anchor: str) -> None:
+    page = drawn(MARK._replace(place=place))
+
+    assert re.search(rf'text-anchor="{anchor}"[^>]*>8 GiB now<', page)
+
+
+def test_every_colour_is_that_of_the_text() -> None:
+    page = html.card("title", [html.notice("it failed"), html.bar(1, 2), drawn()])
+
+    colours = re.findall(r'(?:solid|background:)\s*([\w#]+)|(?:fill|stroke)="(.*?)"', page)
+    assert {one or other for one, other in colours} == {"currentColor", "none"}
     assert not re.search(r"(?<![\w-])color:|#[0-9a-f]{3}", page)
 
 

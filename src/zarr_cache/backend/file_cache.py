@@ -20,6 +20,7 @@ from zarr_cache.core.sizes import format_size
 from zarr_cache.index import evict, invalidate, listing, removals, values
 from zarr_cache.index.admit import Admission
 from zarr_cache.index.upkeep import Confirmation
+from zarr_cache.sampling.curve import curve_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from zarr_cache.index.listing import Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.values import Keep
+    from zarr_cache.sampling.curve import Curve
 
 
 logger = logging.getLogger(__name__)
@@ -122,6 +124,10 @@ class FileCache(FileLookups):
     @override
     def usage(self, namespace: str) -> Usage:
         return self._reads.run(listing.usage, namespace)
+
+    @override
+    def curve(self) -> Curve | None:
+        return self._reads.run(curve_of)
 
     @override
     def admit(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.ranges import KeptVersion
+    from zarr_cache.sampling.curve import Curve
 
 
 class ValueCache(ABC):
@@ -152,6 +153,10 @@ class ValueCache(ABC):
     @abstractmethod
     def usage(self, namespace: str) -> Usage:
         """How much is cached, of the namespace and in all."""
+
+    @abstractmethod
+    def curve(self) -> Curve | None:
+        """Hit rate over size, by the reads that have been written; None with too few of them."""
 
     @abstractmethod
     def admit(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zarr_cache.backend.store_cache import StoreCache
-from zarr_cache.cache import notebook
+from zarr_cache.cache import notebook, other_sizes
+from zarr_cache.cache.notebook import Content
 from zarr_cache.cache.parameters import class_of
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run
 from zarr_cache.flows import evict
-from zarr_cache.index import listing
 from zarr_cache.inspect.verify_store import verify_store
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.ages import Age
     from zarr_cache.flows.view import SourceView
-    from zarr_cache.index.listing import Usage
     from zarr_cache.inspect.problem import Problem
 
 
@@ -104,17 +103,20 @@ class CacheInfo:
 
     def _repr_html_(self) -> str:
         """What a notebook shows. Creates no file and evicts nothing."""
-        usage: Usage | str
+        content: Content | str
         if isinstance(self._cache, SqliteStore):
             location = str(self._cache)
-            usage = notebook.read_or_reason(self._cache.database, listing.usage, self.namespace)
+            content = notebook.read_or_reason(
+                self._cache.database, notebook.content, self.namespace
+            )
         else:
             location = class_of(self._cache)
             try:
-                usage = self._view.values.usage(self.namespace)
+                values = self._view.values
+                content = Content(values.usage(self.namespace), values.curve())
             except CacheError as error:
-                usage = str(error)
-        return notebook.of_cache_store(type(self).__name__, self._view, location, usage)
+                content = str(error)
+        return notebook.of_cache_store(type(self).__name__, self._view, location, content)
 
     def cache_info(self) -> dict[str, Any]:
         """What is cached, and under which settings.
@@ -136,6 +138,12 @@ class CacheInfo:
             Number and bytes of the byte ranges in memory, of all namespaces.
         ``file_ranges``, ``file_range_size``
             Number and bytes of those in the file, of all namespaces.
+        ``hit_rate_by_size``
+            What caches of other sizes would have served, by a sample of the reads of all namespaces
+            that have been written to the file: from the size in bytes to the part of the bytes
+            read, between 0 and 1. Sizes ascend, to where more brings nothing. Eviction of the
+            least recently used is assumed, and reads of long ago count less. Empty while too few
+            reads are known.
         ``max_age_metadata_seconds``, ``stale_if_error_seconds``, ``offline``
             The settings of the same names.
         ``persist_ranges``, ``max_memory``
@@ -148,7 +156,7 @@ class CacheInfo:
         """
         view = self._view
         run(evict.evict_stale(view))
-        usage = view.values.usage(view.namespace)
+        usage, curve = view.values.usage(view.namespace), view.values.curve()
         settings, ranges = view.settings, view.values.ranges
         in_file = [usage.entries.get(kind, 0) for kind in ("value", "range")]
         keys = sum(in_file) + ranges.count(view.namespace)
@@ -172,6 +180,7 @@ class CacheInfo:
             "range_size": ranges.nbytes,
             "file_ranges": usage.total_entries["range"],
             "file_range_size": usage.total_bytes["range"],
+            "hit_rate_by_size": other_sizes.by_size(curve),
             "persist_ranges": settings.persist_ranges,
             "max_memory": settings.max_memory,
         }

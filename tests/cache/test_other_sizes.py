@@ -1,0 +1,133 @@
+"""What people are told about other sizes, from the curve of hit rate over size."""
+
+from __future__ import annotations
+
+import pytest
+
+from zarr_cache.cache.other_sizes import Axis, axis_of, best_of, better_of, by_size, sentence
+from zarr_cache.sampling.curve import Curve
+
+MIB, GIB = 2**20, 2**30
+
+
+def curve(*points: tuple[float, float]) -> Curve:
+    """Through these sizes in GiB and rates."""
+    return Curve(
+        tuple(int(size * GIB) for size, _ in points), tuple(rate for _, rate in points), 1000.0
+    )
+
+
+BENT = curve((1, 0.1), (8, 0.61), (20, 0.83), (24, 0.85), (64, 0.85))
+"""It rises much up to 20 GiB, and ends at 24 GiB."""
+
+JUMP = curve((1, 0.0), (23.9, 0.0), (24, 0.8), (64, 0.8))
+"""Epochs: nothing is served until all fits."""
+
+
+def test_a_better_size_and_the_best_one_are_named_beside_the_present_one() -> None:
+    assert sentence(BENT, 8 * GIB) == (
+        "20 GiB would have served 83 % of the bytes; now 61 % with 8 GiB; "
+        "more than 24 GiB (85 %) would bring nothing."
+    )
+
+
+def test_where_the_curve_does_not_bend_only_the_best_size_is_named() -> None:
+    assert sentence(JUMP, 8 * GIB) == (
+        "24 GiB would have served 80 % of the bytes; now 0 % with 8 GiB; more would bring nothing."
+    )
+
+
+def test_without_a_limit_nothing_is_said_of_the_present_size() -> None:
+    assert sentence(BENT, None) == (
+        "8 GiB would have served 61 % of the bytes; more than 24 GiB (85 %) would bring nothing."
+    )
+    assert sentence(JUMP, None) == (
+        "24 GiB would have served 80 % of the bytes; more would bring nothing."
+    )
+
+
+def test_a_cache_that_is_large_enough_needs_no_more() -> None:
+    assert sentence(BENT, 30 * GIB) == (
+        "30 GiB would have served 85 % of the bytes; more would bring nothing."
+    )
+
+
+def test_of_a_cache_that_is_far_too_large_the_smaller_size_is_named() -> None:
+    assert sentence(BENT, 1000 * GIB) == (
+        "1000 GiB would have served 85 % of the bytes, and so would 24 GiB; "
+        "more would bring nothing."
+    )
+
+
+def test_a_size_within_one_percent_of_the_end_is_enough() -> None:
+    almost = curve((1, 0.1), (10, 0.795), (100, 0.8))
+
+    assert sentence(almost, 10 * GIB) == (
+        "10 GiB would have served 80 % of the bytes; more would bring nothing."
+    )
+
+
+def test_with_too_few_reads_the_sentence_says_so() -> None:
+    assert sentence(None, GIB) == (
+        "Too few reads are recorded to say what another size would bring."
+    )
+
+
+def test_where_nothing_is_read_again_no_size_is_recommended() -> None:
+    assert sentence(curve((1, 0.0), (64, 0.004)), GIB) == (
+        "No size up to 64 GiB would have served 1 % of the bytes: hardly any were read again."
+    )
+
+
+@pytest.mark.parametrize("max_size", [None, 0, 1, 2**62])
+@pytest.mark.parametrize(
+    "each", [BENT, JUMP, curve((1, 0.5)), Curve((1,), (1.0,), 1.0), Curve((1, 7), (0.2, 0.9), 1.0)]
+)
+def test_there_is_a_sentence_for_each_size(each: Curve, max_size: int | None) -> None:
+    assert sentence(each, max_size).endswith("would bring nothing.")
+
+
+@pytest.mark.parametrize(
+    ("end", "best"), [(700, 800), (801, 1024), (1500, 2048), (23 * MIB, 24 * MIB), (3 * GIB,) * 2]
+)
+def test_the_best_size_is_the_next_round_one(end: int, best: int) -> None:
+    assert best_of(Curve((end - 1, end, 9 * end), (0.0, 0.5, 0.5), 1000.0)) == best
+
+
+def test_the_better_size_is_a_tenth_larger_at_least() -> None:
+    steep = curve((8, 0.1), (8.1, 0.7), (100, 0.8))
+
+    assert better_of(steep, int(7.9 * GIB), 100 * GIB) == 10 * GIB
+
+
+def test_the_axis_has_the_present_size_on_it() -> None:
+    assert axis_of(BENT, None) == (GIB, 64 * GIB)
+    assert axis_of(BENT, 100 * GIB) == (GIB, 100 * GIB)
+    assert axis_of(BENT, MIB) == (MIB, 64 * GIB)
+
+
+def test_a_size_of_nothing_is_at_the_beginning_of_the_axis() -> None:
+    axis = axis_of(BENT, 0)
+
+    assert axis == (GIB, 64 * GIB)
+    assert axis.place(0) == 0
+
+
+def test_equal_ratios_are_equally_far_apart_on_the_axis() -> None:
+    axis = Axis(GIB, 64 * GIB)
+
+    assert axis.sizes(4) == pytest.approx([GIB, 4 * GIB, 16 * GIB, 64 * GIB])
+    assert [axis.place(each * GIB) for each in (1, 8, 64, 99)] == pytest.approx([0, 0.5, 1, 1])
+
+
+def test_the_axis_of_a_single_size_has_one_place() -> None:
+    axis = axis_of(curve((1, 0.5)), None)
+
+    assert axis.place(GIB) == 0
+    assert axis.sizes(3) == [GIB] * 3
+
+
+def test_rates_are_given_by_size() -> None:
+    assert by_size(JUMP)[24 * GIB] == 0.8
+    assert list(by_size(JUMP)) == list(JUMP.sizes)
+    assert by_size(None) == {}
