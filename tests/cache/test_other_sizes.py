@@ -62,6 +62,7 @@ def test_of_a_cache_that_is_far_too_large_the_smaller_size_is_named() -> None:
 def test_a_size_within_one_percent_of_the_end_is_enough() -> None:
     almost = curve((1, 0.1), (10, 0.795), (100, 0.8))
 
+    assert best_of(almost) == 10 * GIB
     assert sentence(almost, 10 * GIB) == (
         "10 GiB would have served 80 % of the bytes; more would bring nothing."
     )
@@ -95,9 +96,9 @@ def test_the_best_size_is_the_next_round_one(end: int, best: int) -> None:
 
 
 def test_the_better_size_is_a_tenth_larger_at_least() -> None:
-    steep = curve((8, 0.1), (8.1, 0.7), (100, 0.8))
+    steep = curve((7.5, 0.1), (8, 0.7), (100, 0.8))
 
-    assert better_of(steep, int(7.9 * GIB), 100 * GIB) == 10 * GIB
+    assert better_of(steep, int(7.5 * GIB), 100 * GIB) == 10 * GIB
 
 
 def test_the_axis_has_the_present_size_on_it() -> None:

@@ -206,7 +206,7 @@ stores = pytest.mark.parametrize(
 CURVE = Curve((1024, 4096, 65_536), (0.1, 0.5, 0.8), 1000.0)
 
 
-async def page_of(path: Path, curve: Curve | None, max_size: int | None) -> Outline:
+async def page_of(path: Path, curve: Curve | None, max_size: int | None) -> str:
     """What is shown of a CacheStore on a file of which this curve is known."""
     store = CacheStore(
         await source(a=bytes(1024)), cache_store=SqliteStore(path), max_size=max_size
@@ -214,19 +214,22 @@ async def page_of(path: Path, curve: Curve | None, max_size: int | None) -> Outl
     await read(store, "a")
     store.flush()
     content = Content(store._view.values.usage(store.namespace), curve)
-    return Outline(notebook.of_cache_store("CacheStore", store._view, str(path), content))
+    return notebook.of_cache_store("CacheStore", store._view, str(path), content)
 
 
 async def test_the_curve_is_shown_with_the_present_size_and_a_sentence(path: Path) -> None:
-    page = await page_of(path, CURVE, 4096)
+    drawing = await page_of(path, CURVE, 4096)
+    page = Outline(drawing)
 
     assert page.words.count("64 KiB would have served 80 % of the bytes; now 50 % with 4 KiB;") == 2
     assert "4 KiB now" in page.words
-    assert {"svg", "title", "desc", "circle"} <= page.tags
+    assert {"svg", "title", "desc"} <= page.tags
+    # Between 0 % at 130 and 100 % at 20.
+    assert re.findall('cy="(.*?)"', drawing) == ["75.0"]
 
 
 async def test_without_a_limit_no_size_is_marked(path: Path) -> None:
-    page = await page_of(path, CURVE, None)
+    page = Outline(await page_of(path, CURVE, None))
 
     assert "would have served" in page.words
     assert "now" not in page.words
@@ -235,7 +238,7 @@ async def test_without_a_limit_no_size_is_marked(path: Path) -> None:
 
 
 async def test_with_too_few_reads_there_is_a_sentence_and_no_curve(path: Path) -> None:
-    page = await page_of(path, None, 4096)
+    page = Outline(await page_of(path, None, 4096))
 
     assert "Too few reads are recorded" in page.words
     assert "svg" not in page.tags
