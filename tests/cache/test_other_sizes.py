@@ -74,9 +74,49 @@ def test_with_too_few_reads_the_sentence_says_so() -> None:
     )
 
 
-def test_where_nothing_is_read_again_no_size_is_recommended() -> None:
-    assert sentence(curve((1, 0.0), (64, 0.004)), GIB) == (
-        "No size up to 64 GiB would have served 1 % of the bytes: hardly any were read again."
+NOTHING = Curve((), (), 1000.0)
+"""No key was read twice."""
+
+
+@pytest.mark.parametrize("each", [NOTHING, curve((1, 0.0), (64, 0.004))])
+def test_where_nothing_is_read_again_no_size_is_recommended(each: Curve) -> None:
+    assert sentence(each, GIB) == (
+        "No size would have served 1 % of the bytes: hardly any were read again."
+    )
+
+
+@pytest.mark.parametrize("each", [NOTHING, curve((1, 0.0), (8, 0.004))])
+def test_what_is_read_again_after_too_long_is_not_known(each: Curve) -> None:
+    assert sentence(each._replace(reach=8 * GIB), GIB) == (
+        "No size up to 8 GiB would have served 1 % of the bytes; "
+        "what a larger one would bring is not known."
+    )
+
+
+def test_the_sentence_says_up_to_which_size_more_brings_nothing() -> None:
+    known = BENT._replace(reach=64 * GIB)
+
+    assert sentence(known, 8 * GIB).endswith(
+        "; more than 24 GiB (85 %) would bring nothing, up to 64 GiB."
+    )
+    assert sentence(known, 24 * GIB).endswith("; more would bring nothing, up to 64 GiB.")
+
+
+def test_a_curve_that_rises_to_its_end_says_nothing_of_more() -> None:
+    known = BENT._replace(reach=24 * GIB)
+
+    assert sentence(known, 8 * GIB).endswith(
+        "; what more than 24 GiB (85 %) would bring is not known."
+    )
+    assert sentence(JUMP._replace(reach=24 * GIB), GIB).endswith(
+        "; what more would bring is not known."
+    )
+
+
+def test_what_a_cache_that_evicts_nothing_would_serve_is_not_what_it_serves_now() -> None:
+    assert sentence(JUMP, 8 * GIB, evicts=False) == (
+        "24 GiB would have served 80 % of the bytes; 8 GiB 0 % if it evicted; "
+        "more would bring nothing."
     )
 
 

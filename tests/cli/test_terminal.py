@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from zarr_cache.cli.info import print_other_sizes
 from zarr_cache.cli.terminal import curve_lines, curve_width
+from zarr_cache.sampling.curve import Curve
 
 ENDS = ("1 GiB", "64 GiB")
 SHARES = [0.0, 0.1, 0.25, 0.5, 0.5, 0.75, 0.75, 0.99, 1.0, 1.0, *[1.0] * 10]
@@ -56,3 +58,11 @@ def test_in_a_pipe_a_curve_is_sixty_columns_wide(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "40")
 
     assert curve_width() == 60
+
+
+def test_an_empty_curve_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    print_other_sizes(Curve((), (), 1000.0), 4096)
+
+    assert capsys.readouterr().out == (
+        "\nNo size would have served 1 % of the bytes: hardly any were read again.\n"
+    )

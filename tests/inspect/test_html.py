@@ -237,6 +237,13 @@ async def test_without_a_limit_no_size_is_marked(path: Path) -> None:
     assert "circle" not in page.tags
 
 
+async def test_an_empty_curve_is_not_drawn(path: Path) -> None:
+    page = Outline(await page_of(path, Curve((), (), 1000.0), 4096))
+
+    assert "No size would have served" in page.words
+    assert "svg" not in page.tags
+
+
 async def test_with_too_few_reads_there_is_a_sentence_and_no_curve(path: Path) -> None:
     page = Outline(await page_of(path, None, 4096))
 

@@ -90,7 +90,7 @@ def of_cache_store(title: str, view: SourceView, location: str, cached: Content 
 def _other_sizes(curve: Curve | None, max_size: int | None) -> list[str]:
     """The curve of hit rate over size, if it is known, and a sentence."""
     sentence = other_sizes.sentence(curve, max_size)
-    if curve is None:
+    if curve is None or not curve.sizes:
         return [html.paragraph(sentence)]
     axis = other_sizes.axis_of(curve, max_size)
     points = [(step / (POINTS - 1), curve.at(each)) for step, each in enumerate(axis.sizes(POINTS))]

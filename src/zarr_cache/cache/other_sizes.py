@@ -56,7 +56,7 @@ def by_size(curve: Curve | None) -> dict[int, float]:
     return {} if curve is None else dict(zip(curve.sizes, curve.rates, strict=True))
 
 
-def sentence(curve: Curve | None, max_size: int | None) -> str:
+def sentence(curve: Curve | None, max_size: int | None, *, evicts: bool = True) -> str:
     """What the present size, a better one and the best one would have served.
 
     The better one is round, and the curve rises much up to it. The best one is the least round one
@@ -68,26 +68,40 @@ def sentence(curve: Curve | None, max_size: int | None) -> str:
         That of the file; None with too few reads.
     max_size
         The present size; None for no limit, or where it is not known.
+    evicts
+        Whether the cache evicts the least recently used, as the curve assumes.
     """
     if curve is None:
         return "Too few reads are recorded to say what another size would bring."
-    highest = curve.rates[-1]
+    highest = curve.rates[-1] if curve.rates else 0.0
     if highest < LITTLE:
+        if curve.reach is None:
+            return "No size would have served 1 % of the bytes: hardly any were read again."
         return (
-            f"No size up to {text_of(curve.sizes[-1])} would have served 1 % of the bytes: "
-            "hardly any were read again."
+            f"No size up to {text_of(curve.reach)} would have served 1 % of the bytes; "
+            "what a larger one would bring is not known."
         )
     best = best_of(curve)
     present = curve.at(max_size or 0)
     if max_size is not None and present >= highest - LITTLE:
         as_much = f", and so would {text_of(best)}" if 3 * best <= 2 * max_size else ""
-        return f"{_served(curve, max_size)}{as_much}; more would bring nothing."
+        return f"{_served(curve, max_size)}{as_much}; {_no_more(curve, 'more', max_size)}."
     better = better_of(curve, max_size or 0, best)
     parts = [_served(curve, better or best)]
     if max_size is not None:
-        parts.append(f"now {_percent(present)} with {text_of(max_size)}")
+        size, rate = text_of(max_size), _percent(present)
+        parts.append(f"now {rate} with {size}" if evicts else f"{size} {rate} if it evicted")
     more = "more" if better is None else f"more than {text_of(best)} ({_percent(curve.at(best))})"
-    return f"{'; '.join([*parts, more])} would bring nothing."
+    return f"{'; '.join([*parts, _no_more(curve, more, best)])}."
+
+
+def _no_more(curve: Curve, more: str, size: int) -> str:
+    """That what is more than `size` brings nothing, as far as that is known."""
+    if curve.reach is None:
+        return f"{more} would bring nothing"
+    if size >= curve.reach:
+        return f"what {more} would bring is not known"
+    return f"{more} would bring nothing, up to {text_of(curve.reach)}"
 
 
 def best_of(curve: Curve) -> int:

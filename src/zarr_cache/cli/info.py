@@ -102,7 +102,7 @@ def print_other_sizes(curve: Curve | None, max_size: int | None) -> None:
     """A sentence, and below it the curve of hit rate over size, if it is known."""
     say("")
     say(other_sizes.sentence(curve, max_size))
-    if curve is None:
+    if curve is None or not curve.sizes:
         return
     axis = other_sizes.axis_of(curve, max_size)
     width = curve_width()

@@ -15,6 +15,7 @@ class Curve(NamedTuple):
     sizes: tuple[int, ...]
     rates: tuple[float, ...]
     reads: float
+    reach: int | None = None
 
     def at(self, nbytes: float) -> float:
         """Interpolated."""
