@@ -120,7 +120,7 @@ def test_the_page_names_the_columns_of_each_view(view: str) -> None:
     assert table is not None
     cells = re.findall(r"^\| (`.*?) \|", table[1], re.MULTILINE)
 
-    assert re.findall(r"`([a-z]+)`", " ".join(cells)) == COLUMNS[view]
+    assert re.findall(r"`([a-z_]+)`", " ".join(cells)) == COLUMNS[view]
 
 
 @pytest.mark.parametrize("view", COLUMNS)

@@ -64,7 +64,7 @@ def info(
                 "max_age_seconds": max_age,
                 "hit_rate_by_size": curve
                 and [
-                    {"bytes": size, "rate": rate}
+                    {"bytes": size, "hit_rate": rate}
                     for size, rate in other_sizes.by_size(curve).items()
                 ],
                 "namespaces": [_as_json(each) for each in namespaces],
