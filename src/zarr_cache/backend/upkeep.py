@@ -75,15 +75,21 @@ class Upkeep:
             self.write_pending_now()
 
     def write_pending(self) -> Flow[None]:
-        """Write the uses and counts that wait."""
+        """Write the uses and counts that wait, and sample the reads."""
         with (
             self._pending.writing_counts() as counts,
             self._pending.writing_confirmations() as confirmations,
         ):
-            if not counts and not confirmations and not len(self._pending):
+            reads = self._pending.reads
+            if not (counts or confirmations or len(self._pending) or len(reads)):
                 return
+            batch = self._pending.take_reads()
             with self._pending.writing_touches() as touches:
-                yield from self._writes.flow(upkeep.write, counts, touches, confirmations)
+                sampled = yield from self._writes.flow(
+                    upkeep.write, counts, touches, confirmations, batch, reads.max_size
+                )
+            if sampled is not None:
+                reads.learn(sampled)
 
     def write_pending_now(self) -> None:
         """Write the uses and counts that wait, in this thread; a failure is logged."""

@@ -194,6 +194,14 @@ class ValueCache(ABC):
         for each in found:
             self.touch(namespace, key, each, used_at)
 
+    def keeps(self) -> bool:
+        """Whether a full cache with ``when_full="auto"`` evicts nothing at present.
+
+        As the reads of late would have been served best, in all processes that use the file: see
+        `sampling.decision`.
+        """
+        return self.pending.reads.keeps()
+
     @abstractmethod
     def flush(self) -> None:
         """Write the responses that wait: when this returns, they are written, or have failed."""

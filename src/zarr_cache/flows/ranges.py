@@ -116,6 +116,7 @@ def _count_hits(
     nbytes = 0
     for index, (state, entry) in served.items():
         nbytes += 0 if state.data is None else len(state.data)
+        view.sample_read(key, byte_ranges[index], state.data, is_hit=True)
         if entry is not None:
             continue
         in_file.append(state)

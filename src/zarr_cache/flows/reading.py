@@ -120,6 +120,8 @@ def serve_bytes(
         # Another process has put it into the file since. It counts once for the budget.
         view.values.ranges.discard_copy(view.namespace, key, request)
     view.count_hit(state.data)
+    # By position, as of `Reads.add`.
+    view.values.pending.reads.add(view.namespace, key, request, len(state.data), True)  # noqa: FBT003
     return state.data
 
 
@@ -141,6 +143,7 @@ def _serve(
     if not (yield from _may_serve_range(view, key, request, result, found.state)):
         return None
     view.count_hit(found.state.data)
+    view.sample_read(key, request, found.state.data, is_hit=True)
     yield from ranges.move_to_file(view, [found.in_memory])
     return found.state.data
 
@@ -267,11 +270,13 @@ def _ask(
         if request is not None:
             versions.check_served(view, key, request, result, kept.found.validator)
         data = fetching.serve_confirmed(view, key, result, kept.found, asked_at)
+        view.sample_read(key, request, data, is_hit=True)
         buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
         flight.complete(Sent(buffer, kept.found.validator))
         return buffer
     buffer, validator = fetched.buffer, fetched.validator
     view.count_miss(buffer)
+    view.sample_read(key, request, buffer, is_hit=False)
     sent = Sent(buffer, validator)
     flight.complete(sent)
     if not fetched.is_torn:

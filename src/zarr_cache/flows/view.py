@@ -25,7 +25,7 @@ from zarr_cache.sources.readers import reader_of
 from zarr_cache.sources.urls import is_local
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
 
     from zarr_cache.backend.value_cache import ValueCache
@@ -345,6 +345,14 @@ class SourceView:
         """Count a miss, with the bytes that were fetched for it."""
         self.statistics.add(misses=1, bytes_fetched=0 if fetched is None else len(fetched))
 
+    def sample_read(
+        self, key: str, request: ByteRequest | None, data: Data | Buffer | None, *, is_hit: bool
+    ) -> None:
+        """Record a read of bytes that may be cached, for the sample."""
+        if data is not None:
+            reads = self.values.pending.reads
+            reads.add(self.namespace, key, request, len(data), is_hit)
+
     def count_evictions(self, evictions: Evictions | None) -> None:
         """Count what an operation evicted; the next operation reports its failure, if any."""
         if evictions is not None:
@@ -377,6 +385,7 @@ def view_of(
         Whether the user gave the namespace; otherwise it is that of `name_of`.
     """
     values.pending.gather()
+    values.pending.reads.max_size = settings.max_size
     statistics = Statistics(namespace, lambda: values.pending.counted)
     return SourceView(
         source=source,

@@ -1,1 +1,1 @@
-"""Samples of reads, and what they show: hit rate over size, and the better order of eviction."""
+"""What a cache of another size or order of eviction would serve, from a sample of the reads."""
