@@ -165,3 +165,47 @@ def test_with_too_few_reads_nothing_is_said_of_other_sizes(command: Command) -> 
 
     assert lines[-2:] == ["", "Too few reads are recorded to say what another size would bring."]
     assert command.json("info")["hit_rate_by_size"] is None
+
+
+@pytest.mark.usefixtures("sampled")
+def test_the_size_that_a_store_had_is_compared_with_others(command: Command) -> None:
+    lines = command.lines("info")
+    end = lines[lines.index("", 4) + 1 :]
+
+    assert end[0] == (
+        "32 KiB would have served 94 % of the bytes; now 0 % with 16 KiB; "
+        "more would bring nothing, up to 128 KiB."
+    )
+    assert end[1] == ""
+    assert end[2].startswith("100 % |")
+    assert end[-2].endswith(" 16 KiB now")
+
+
+@pytest.mark.usefixtures("sampled")
+def test_the_size_that_is_given_is_compared_with_others(command: Command) -> None:
+    lines = command.lines("info", "--max-size", "100 KiB")
+
+    assert (
+        "100 KiB would have served 94 % of the bytes, and so would 32 KiB; "
+        "more would bring nothing, up to 128 KiB."
+    ) in lines
+
+
+@pytest.mark.usefixtures("sampled")
+def test_json_has_the_hit_rates_by_size(command: Command) -> None:
+    rates = command.json("info")["hit_rate_by_size"]
+    sizes = [each["bytes"] for each in rates]
+
+    assert sizes == sorted(sizes)
+    assert rates[-1]["bytes"] == pytest.approx(30 * 1024, rel=0.1)
+    assert rates[-1]["hit_rate"] == pytest.approx(0.94, abs=0.02)
+    assert all(each["hit_rate"] < 0.01 for each in rates if each["bytes"] < 30 * 1024)
+
+
+@pytest.mark.usefixtures("sampled")
+def test_in_a_terminal_the_curve_is_drawn_with_blocks(command: Command) -> None:
+    result = command("info", FORCE_COLOR="1", COLUMNS="100", PYTHONIOENCODING="utf-8")
+
+    assert result.exit_code == 0
+    assert "100 % |" in result.stdout
+    assert "▲" in result.stdout

@@ -124,7 +124,8 @@ def test_the_curve_of_the_page_is_drawn_as_it_is_printed(
 ) -> None:
     rates = {0.25: 0.02, 1: 0.1, 2: 0.22, 4: 0.4, 8: 0.61, 12: 0.68, 20: 0.83, 24: 0.85, 64: 0.85}
     sizes = tuple(int(size * 2**30) for size in rates)
-    print_other_sizes(Curve(sizes, tuple(rates.values()), 1000.0), 8 * 2**30)
+    curve = Curve(sizes, tuple(rates.values()), 1000.0, reach=64 * 2**30)
+    print_other_sizes(curve, 8 * 2**30)
     drawn = re.search(r"^```text\n(.*?)^```$", SECTIONS["info"], re.MULTILINE | re.DOTALL)
 
     assert drawn is not None

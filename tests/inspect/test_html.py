@@ -14,7 +14,6 @@ from zarr.storage import LocalStore, MemoryStore
 from tests.fakes import CountingStore, buffer, read
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.cache import notebook
-from zarr_cache.cache.notebook import Content
 from zarr_cache.inspect import html
 from zarr_cache.sampling.curve import Curve
 
@@ -213,8 +212,8 @@ async def page_of(path: Path, curve: Curve | None, max_size: int | None) -> str:
     )
     await read(store, "a")
     store.flush()
-    content = Content(store._view.values.usage(store.namespace), curve)
-    return notebook.of_cache_store("CacheStore", store._view, str(path), content)
+    usage = store._view.values.usage(store.namespace)._replace(curve=curve)
+    return notebook.of_cache_store("CacheStore", store._view, str(path), usage)
 
 
 async def test_the_curve_is_shown_with_the_present_size_and_a_sentence(path: Path) -> None:

@@ -21,7 +21,6 @@ from zarr_cache.index import evict, invalidate, listing, removals, values
 from zarr_cache.index.admit import Admission
 from zarr_cache.index.upkeep import Confirmation
 from zarr_cache.sampling import stored
-from zarr_cache.sampling.curve import curve_of
 from zarr_cache.sampling.reads import Reads
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from zarr_cache.index.listing import Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.values import Keep
-    from zarr_cache.sampling.curve import Curve
 
 
 logger = logging.getLogger(__name__)
@@ -143,10 +141,6 @@ class FileCache(FileLookups):
     @override
     def usage(self, namespace: str) -> Usage:
         return self._reads.run(listing.usage, namespace)
-
-    @override
-    def curve(self) -> Curve | None:
-        return self._reads.run(curve_of)
 
     @override
     def admit(

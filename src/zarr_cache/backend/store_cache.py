@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.ranges import KeptVersion
-    from zarr_cache.sampling.curve import Curve
 
 
 class LockedByTaskError(StorageError):
@@ -212,10 +211,6 @@ class StoreCache(ValueCache):
     @override
     def usage(self, namespace: str) -> Usage:
         return self._index.usage(namespace)
-
-    @override
-    def curve(self) -> Curve | None:
-        return self._index.curve()
 
     @override
     def admit(

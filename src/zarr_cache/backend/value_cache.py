@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from zarr_cache.index.listing import Kept, KnownRanges, ListedRange, Usage, Versioned
     from zarr_cache.index.lookup import EntryState
     from zarr_cache.index.ranges import KeptVersion
-    from zarr_cache.sampling.curve import Curve
 
 
 class ValueCache(ABC):
@@ -152,11 +151,7 @@ class ValueCache(ABC):
 
     @abstractmethod
     def usage(self, namespace: str) -> Usage:
-        """How much is cached, of the namespace and in all."""
-
-    @abstractmethod
-    def curve(self) -> Curve | None:
-        """Hit rate over size, by the reads that have been written; None with too few of them."""
+        """How much is cached, of the namespace and in all, and what another size would bring."""
 
     @abstractmethod
     def admit(

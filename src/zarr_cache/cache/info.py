@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from zarr_cache.backend.store_cache import StoreCache
 from zarr_cache.cache import notebook, other_sizes
-from zarr_cache.cache.notebook import Content
 from zarr_cache.cache.parameters import class_of
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run
 from zarr_cache.flows import evict
+from zarr_cache.index import listing
 from zarr_cache.inspect.verify_store import verify_store
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.ages import Age
     from zarr_cache.flows.view import SourceView
+    from zarr_cache.index.listing import Usage
     from zarr_cache.inspect.problem import Problem
 
 
@@ -103,20 +104,17 @@ class CacheInfo:
 
     def _repr_html_(self) -> str:
         """What a notebook shows. Creates no file and evicts nothing."""
-        content: Content | str
+        usage: Usage | str
         if isinstance(self._cache, SqliteStore):
             location = str(self._cache)
-            content = notebook.read_or_reason(
-                self._cache.database, notebook.content, self.namespace
-            )
+            usage = notebook.read_or_reason(self._cache.database, listing.usage, self.namespace)
         else:
             location = class_of(self._cache)
             try:
-                values = self._view.values
-                content = Content(values.usage(self.namespace), values.curve())
+                usage = self._view.values.usage(self.namespace)
             except CacheError as error:
-                content = str(error)
-        return notebook.of_cache_store(type(self).__name__, self._view, location, content)
+                usage = str(error)
+        return notebook.of_cache_store(type(self).__name__, self._view, location, usage)
 
     def cache_info(self) -> dict[str, Any]:
         """What is cached, and under which settings.
@@ -156,7 +154,7 @@ class CacheInfo:
         """
         view = self._view
         run(evict.evict_stale(view))
-        usage, curve = view.values.usage(view.namespace), view.values.curve()
+        usage = view.values.usage(view.namespace)
         settings, ranges = view.settings, view.values.ranges
         in_file = [usage.entries.get(kind, 0) for kind in ("value", "range")]
         keys = sum(in_file) + ranges.count(view.namespace)
@@ -180,7 +178,7 @@ class CacheInfo:
             "range_size": ranges.nbytes,
             "file_ranges": usage.total_entries["range"],
             "file_range_size": usage.total_bytes["range"],
-            "hit_rate_by_size": other_sizes.by_size(curve),
+            "hit_rate_by_size": other_sizes.by_size(usage.curve),
             "persist_ranges": settings.persist_ranges,
             "max_memory": settings.max_memory,
         }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Concatenate, NamedTuple
+from typing import TYPE_CHECKING, Concatenate
 
 from zarr_cache.cache import other_sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.sizes import format_size
-from zarr_cache.index import listing
 from zarr_cache.inspect import html
-from zarr_cache.sampling.curve import curve_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,18 +22,6 @@ if TYPE_CHECKING:
 
 POINTS = 60
 """So many points of a curve are drawn."""
-
-
-class Content(NamedTuple):
-    """How much is cached, and what another size would bring."""
-
-    usage: Usage
-    curve: Curve | None
-
-
-def content(connection: Connection, namespace: str) -> Content:
-    """The content of the file, of which `namespace` is one of the sources."""
-    return Content(listing.usage(connection, namespace), curve_of(connection))
 
 
 def read_or_reason[**P, T](
@@ -57,23 +43,23 @@ def read_or_reason[**P, T](
         return f"The file cannot be read. {error}"
 
 
-def of_cache_store(title: str, view: SourceView, location: str, cached: Content | str) -> str:
+def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | str) -> str:
     """How full the budget is, how many reads were hits, and what another size would bring.
 
     Parameters
     ----------
     location
         Where values are cached, without secrets.
-    cached
+    usage
         What is cached, or a sentence why it cannot be read.
     """
     facts: list[tuple[str, str]] = []
     below: list[str] = []
-    if isinstance(cached, str):
-        parts = [html.notice(cached)]
+    if isinstance(usage, str):
+        parts = [html.notice(usage)]
     else:
-        parts, facts = _usage_of(view, cached.usage)
-        below = _other_sizes(cached.curve, view.settings.max_size)
+        parts, facts = _usage_of(view, usage)
+        below = _other_sizes(usage.curve, view.settings.max_size)
     counts = view.statistics
     reads = counts["hits"] + counts["misses"]
     rate = html.hits(counts["hits"] / reads if reads else None)

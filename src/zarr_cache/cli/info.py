@@ -46,6 +46,7 @@ def info(
         namespaces = report.namespaces(connection, None if max_age is None else fresh_after)
         in_file = space(connection)
         curve = curve_of(connection)
+        recorded = report.recorded_max_size(connection)
         free_bytes = in_file.free_bytes + extents.free_bytes(connection)
     cached = sum((each.cached for each in namespaces), NOTHING)
     ranges = sum((each.ranges for each in namespaces), NOTHING)
@@ -95,7 +96,7 @@ def info(
             columns,
             [_row(each, whole, with_ranges=with_ranges, with_stale=with_stale) for each in known],
         )
-        print_other_sizes(curve, max_size)
+        print_other_sizes(curve, recorded if max_size is None else max_size)
 
 
 def print_other_sizes(curve: Curve | None, max_size: int | None) -> None:
