@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
+import pytest
+from zarr.storage import MemoryStore
+
+from tests.fakes import buffer
+from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.cache.other_sizes import Axis, axis_of, best_of, better_of, by_size, sentence
 from zarr_cache.sampling.curve import Curve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zarr.abc.store import Store
 
 MIB, GIB = 2**20, 2**30
 
@@ -122,7 +132,11 @@ def test_what_a_cache_that_evicts_nothing_would_serve_is_not_what_it_serves_now(
 
 @pytest.mark.parametrize("max_size", [None, 0, 1, 2**62])
 @pytest.mark.parametrize(
-    "each", [BENT, JUMP, curve((1, 0.5)), Curve((1,), (1.0,), 1.0), Curve((1, 7), (0.2, 0.9), 1.0)]
+    "each",
+    [
+        *(BENT, JUMP, curve((1, 0.5)), Curve((1,), (1.0,), 1.0), Curve((1, 7), (0.2, 0.9), 1.0)),
+        Curve((-5, 2**62 - 1, 2**62), (0.1, 0.1, 0.9), 1.0),
+    ],
 )
 def test_there_is_a_sentence_for_each_size(each: Curve, max_size: int | None) -> None:
     assert sentence(each, max_size).endswith("would bring nothing.")
@@ -145,6 +159,13 @@ def test_the_axis_has_the_present_size_on_it() -> None:
     assert axis_of(BENT, None) == (GIB, 64 * GIB)
     assert axis_of(BENT, 100 * GIB) == (GIB, 100 * GIB)
     assert axis_of(BENT, MIB) == (MIB, 64 * GIB)
+
+
+def test_no_size_of_the_axis_is_below_a_byte() -> None:
+    axis = axis_of(Curve((-7, 0), (0.1, 0.9), 1.0), None)
+
+    assert axis == (1, 1)
+    assert axis.place(-7) == 0
 
 
 def test_a_size_of_nothing_is_at_the_beginning_of_the_axis() -> None:
@@ -172,3 +193,53 @@ def test_rates_are_given_by_size() -> None:
     assert by_size(JUMP)[24 * GIB] == 0.8
     assert list(by_size(JUMP)) == list(JUMP.sizes)
     assert by_size(None) == {}
+
+
+def in_rounds(cache_store: Store, *, rounds: int, max_size: int | None) -> CacheStore:
+    """A CacheStore through which 30 KiB were read so often."""
+    source = MemoryStore({f"c/{number}": buffer(bytes(1024)) for number in range(30)})
+    store = CacheStore(source, cache_store=cache_store, namespace="rounds", max_size=max_size)
+    for _ in range(rounds):
+        for number in range(30):
+            store.get_sync(f"c/{number}")
+    store.flush()
+    return store
+
+
+@pytest.fixture(params=[SqliteStore, lambda _: MemoryStore()], ids=["file", "another store"])
+def cache_store(path: Path, request: pytest.FixtureRequest) -> Store:
+    made: Store = request.param(path)
+    return made
+
+
+def test_what_is_read_in_rounds_is_served_from_the_size_that_has_room_for_all(
+    cache_store: Store,
+) -> None:
+    store = in_rounds(cache_store, rounds=20, max_size=16 * 1024)
+    rates = store.cache_info()["hit_rate_by_size"]
+
+    assert list(rates) == sorted(rates)
+    assert rates[30 * 1024] == pytest.approx(19 / 20, abs=0.01)
+    assert all(rate < 0.01 for size, rate in rates.items() if size < 30 * 1024)
+
+
+def test_without_a_limit_the_rates_are_known_as_well(cache_store: Store) -> None:
+    store = in_rounds(cache_store, rounds=20, max_size=None)
+
+    assert store.cache_info()["hit_rate_by_size"][30 * 1024] == pytest.approx(0.95, abs=0.01)
+    assert "32 KiB would have served 95 % of the bytes; more would bring nothing." in (
+        store._repr_html_()
+    )
+
+
+def test_of_few_reads_no_rate_is_known(cache_store: Store) -> None:
+    store = in_rounds(cache_store, rounds=2, max_size=16 * 1024)
+
+    assert store.cache_info()["hit_rate_by_size"] == {}
+
+
+def test_the_present_size_is_compared_in_a_notebook(cache_store: Store) -> None:
+    page = in_rounds(cache_store, rounds=20, max_size=16 * 1024)._repr_html_()
+
+    assert "95 % of the bytes; now 0 % with 16 KiB;" in page
+    assert "16 KiB now</text>" in page

@@ -48,7 +48,8 @@ def axis_of(curve: Curve, max_size: int | None) -> Axis:
     """The axis on which the curve and the present size are."""
     # A size of 0 is on no logarithmic axis: it is at its beginning.
     every = [*curve.sizes, *([max_size] if max_size else [])]
-    return Axis(min(every), max(every))
+    # Users edit files: no size is below a byte.
+    return Axis(max(1, min(every)), max(1, *every))
 
 
 def by_size(curve: Curve | None) -> dict[int, float]:
@@ -105,9 +106,12 @@ def _no_more(curve: Curve, more: str, size: int) -> str:
 
 
 def best_of(curve: Curve) -> int:
-    """The least round size with a hit rate within `LITTLE` of the highest."""
+    """The least round size with a hit rate within `LITTLE` of the highest.
+
+    The last size of the curve, if that is larger than every round one.
+    """
     enough = curve.rates[-1] - LITTLE
-    return next(size for size in _round_sizes() if curve.at(size) >= enough)
+    return next((size for size in _round_sizes() if curve.at(size) >= enough), curve.sizes[-1])
 
 
 def better_of(curve: Curve, present: int, best: int) -> int | None:
