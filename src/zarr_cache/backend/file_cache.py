@@ -11,7 +11,7 @@ from zarr_cache.backend.failures import GuardedDatabase, InvalidatedNamespaces
 from zarr_cache.backend.file_lookups import FileLookups
 from zarr_cache.backend.queue import WriteBehindQueue
 from zarr_cache.backend.ranges import RangeCache
-from zarr_cache.backend.upkeep import Upkeep
+from zarr_cache.backend.upkeep import Room, Upkeep
 from zarr_cache.backend.versions import Versions
 from zarr_cache.core.background import BackgroundWorker
 from zarr_cache.core.errors import CacheError
@@ -96,7 +96,13 @@ class FileCache(FileLookups):
             is_shared=self._is_shared,
         )
         self._writer = BackgroundWorker(self._upkeep.run)
+        self.room = Room(self._database, self._reads, self._queue, self.ranges, self._tidy)
         self._has_evicted = False
+
+    def _tidy(self) -> None:
+        """Remove leftovers in the background, if that was not done."""
+        if self._upkeep.may_have_leftovers:
+            self._writer.wake()
 
     def _forget_file(self) -> None:
         """Forget what is known of one file: it does not hold for another in its place."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zarr_cache.backend.counters import Pending
     from zarr_cache.backend.failures import InvalidatedNamespaces
     from zarr_cache.backend.ranges import RangeCache
+    from zarr_cache.backend.upkeep import Room
     from zarr_cache.backend.versions import Sent, Versions
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.errors import CacheError
@@ -43,6 +44,8 @@ class ValueCache(ABC):
         Namespaces of which no entry may be served.
     versions
         What the source has told this process of its versions of values.
+    room
+        How much room the budget has left.
     """
 
     ranges: RangeCache
@@ -50,6 +53,7 @@ class ValueCache(ABC):
     pending: Pending
     invalidated: InvalidatedNamespaces
     versions: Versions
+    room: Room
 
     @property
     @abstractmethod
@@ -172,6 +176,10 @@ class ValueCache(ABC):
             Called with the outcome, by any thread: the evictions, None if the response was not
             admitted, or the error.
         """
+
+    def keeps(self) -> bool:
+        """Whether to evict nothing would have had more hits of late than to evict."""
+        return False
 
     @property
     @abstractmethod

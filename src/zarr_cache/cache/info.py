@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from zarr_cache.core.ages import Age
+    from zarr_cache.flows.settings import WhenFull
     from zarr_cache.flows.view import SourceView
     from zarr_cache.index.listing import Usage
     from zarr_cache.inspect.problem import Problem
@@ -68,6 +69,11 @@ class CacheInfo:
     def max_size(self) -> int | None:
         """Maximum bytes of cached values; None for no limit."""
         return self._view.settings.max_size
+
+    @property
+    def when_full(self) -> WhenFull:
+        """What makes room when `max_size` is used up: ``"evict"``, ``"keep"`` or ``"auto"``."""
+        return self._view.settings.when_full
 
     @property
     def cache_set_data(self) -> bool:
@@ -144,7 +150,7 @@ class CacheInfo:
             reads are known.
         ``max_age_metadata_seconds``, ``stale_if_error_seconds``, ``offline``
             The settings of the same names.
-        ``persist_ranges``, ``max_memory``
+        ``when_full``, ``persist_ranges``, ``max_memory``
             The settings of the same names.
 
         Raises
@@ -179,6 +185,7 @@ class CacheInfo:
             "file_ranges": usage.total_entries["range"],
             "file_range_size": usage.total_bytes["range"],
             "hit_rate_by_size": other_sizes.by_size(usage.curve),
+            "when_full": settings.when_full,
             "persist_ranges": settings.persist_ranges,
             "max_memory": settings.max_memory,
         }

@@ -333,18 +333,21 @@ def _admit_value(
     asked_at: int,
     validator: str | None,
 ) -> Flow[None]:
-    """Admit a whole value, or the absence of the key; if neither may be, remove its entry."""
+    """Admit a whole value, or the absence of the key; if that may not be, remove its entry."""
     if buffer is None and view.absences_are_doubtful:
         view.values.versions.absent.set(view.namespace, key, asked_at)
     data = None if buffer is None else to_lasting_array(buffer)
     is_cacheable = view.is_cacheable(data, validator)
     if is_cacheable and not (data is None and view.absences_are_doubtful):
-        used_at = view.values.clock().timestamp_ns()
-        response = Response(data, asked_at, used_at, revision, None, validator)
-        yield from view.values.admit(
-            view.namespace, key, response, view.limits(), view.record_outcome
-        )
-        return
+        limits = view.limits()
+        if data is None or (yield from evict.has_room(view, key, None, len(data), limits)):
+            if data is not None and not limits.may_evict:
+                # They are not needed any more, and nothing would evict them.
+                view.values.ranges.remove_key(view.namespace, key)
+            used_at = view.values.clock().timestamp_ns()
+            response = Response(data, asked_at, used_at, revision, None, validator)
+            yield from view.values.admit(view.namespace, key, response, limits, view.record_outcome)
+            return
     if data is None and view.absences_are_doubtful:
         # Nothing is removed for it: it may be an expired login.
         return

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from zarr_cache.backend.value_cache import ValueCache
     from zarr_cache.backend.versions import Known
     from zarr_cache.core.ages import Age
+    from zarr_cache.flows.settings import Settings
     from zarr_cache.index.evict import Evictions
     from zarr_cache.index.lookup import Data, EntryState
     from zarr_cache.sources.source_reader import SourceReader
@@ -55,20 +56,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-class Settings(NamedTuple):
-    """The parameters of `CacheStore` of the same names."""
-
-    max_age_seconds: Age
-    max_size: int | None
-    cache_set_data: bool
-    max_age_absent_seconds: Age
-    persist_ranges: bool
-    max_memory: int | None
-    max_age_metadata_seconds: Age = None
-    stale_if_error_seconds: float = 0
-    offline: bool = False
 
 
 class LookupResult(NamedTuple):
@@ -332,7 +319,14 @@ class SourceView:
             ages.fresh_after(settings.max_age_seconds, now_ns),
             expired_after,
             now_ns,
+            self.namespace,
+            self.may_evict(),
         )
+
+    def may_evict(self) -> bool:
+        """Whether what is cached is evicted for what is new."""
+        when_full = self.settings.when_full
+        return not self.values.keeps() if when_full == "auto" else when_full == "evict"
 
     def count_hit(self, data: Data | None) -> None:
         """Count a hit, with its bytes or for an absent key."""
