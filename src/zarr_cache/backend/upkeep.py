@@ -209,7 +209,8 @@ class Room:
             excess -= self._ranges.replaced_bytes(*of_key)
         if excess > 0:
             excess -= self.free_memory(limits, excess)
-        if excess <= 0 or (yield from self.is_any_stale(limits, excess)):
+        # What exceeds the budget besides is what was promised to those that wait.
+        if excess <= 0 or (yield from self._promise_stale(limits, min(excess, nbytes))):
             return True
         self._tidy()
         self._report(limits)
@@ -225,20 +226,17 @@ class Room:
         """Bytes of the stale entries of the namespace in the file, as far as they are looked at."""
         return self._reads.flow(listing.stale_bytes, limits.namespace, limits.expired_after)
 
-    def is_any_stale(self, limits: Limits, excess: int) -> Flow[bool]:
-        """Whether the namespace may have stale entries of so many bytes, which now count as used.
-
-        They are searched for at most once in `LOOK_NS`: see `listing.MAX_LOOKED_AT`.
-        """
+    def _promise_stale(self, limits: Limits, nbytes: int) -> Flow[bool]:
+        """Promise the room of stale entries to a response; False if too few are known."""
         if limits.expired_after == EVER:
             return False
         namespace = limits.namespace
-        looked_at, left = self._stale.get(namespace, (None, 0))
-        if left < excess and (looked_at is None or limits.now_ns - looked_at >= LOOK_NS):
+        looked_at, left = self._stale.get(namespace, (limits.now_ns - LOOK_NS, 0))
+        if limits.now_ns - looked_at >= LOOK_NS:
             looked_at = limits.now_ns
             left = yield from self.stale_bytes(limits)
-        is_enough = left >= excess
-        self._stale[namespace] = (looked_at or 0, left - excess if is_enough else left)
+        is_enough = left >= nbytes
+        self._stale[namespace] = (looked_at, left - nbytes if is_enough else left)
         return is_enough
 
     def _report(self, limits: Limits) -> None:

@@ -155,7 +155,7 @@ class ValueCache(ABC):
 
     @abstractmethod
     def usage(self, namespace: str) -> Usage:
-        """How much is cached, of the namespace and in all."""
+        """How much is cached, of the namespace and in all, and what another size would bring."""
 
     @abstractmethod
     def admit(

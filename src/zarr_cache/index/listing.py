@@ -11,6 +11,7 @@ from zarr_cache.core.keys import prefix_end
 from zarr_cache.index import ranges
 from zarr_cache.index.lookup import NEW_NAMESPACE
 from zarr_cache.index.ranges import RangeRow
+from zarr_cache.sampling.curve import curve_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.byte_range import Span
     from zarr_cache.file.connection import Connection
+    from zarr_cache.sampling.curve import Curve
 
 
 USAGE = """
@@ -35,16 +37,23 @@ FROM total
 
 
 class Usage(NamedTuple):
-    """Entries and bytes by kind of entry: of a namespace, and of the whole file."""
+    """Entries and bytes by kind of entry: of a namespace, and of the whole file.
+
+    Attributes
+    ----------
+    curve
+        The hit rate of other sizes, by the reads that have been written; None with too few.
+    """
 
     entries: dict[str, int]
     bytes: dict[str, int]
     total_entries: dict[str, int]
     total_bytes: dict[str, int]
+    curve: Curve | None
 
 
 def usage(connection: Connection, namespace: str) -> Usage:
-    """Entries and bytes of the namespace, and of the file."""
+    """Entries and bytes of the namespace and of the file, and its curve."""
     with connection.reading():
         own = connection.execute(USAGE, {"namespace": namespace}).fetchall()
         total = connection.execute(TOTAL).fetchall()
@@ -53,6 +62,7 @@ def usage(connection: Connection, namespace: str) -> Usage:
         {kind: size for kind, _, size in own},
         {kind: entries for kind, entries, _ in total},
         {kind: size for kind, _, size in total},
+        curve_of(connection),
     )
 
 

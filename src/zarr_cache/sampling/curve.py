@@ -33,11 +33,14 @@ class Curve(NamedTuple):
         Parts of one, none less than the one before.
     reads
         So many reads it is made of: those that are long ago count less.
+    reach
+        Of larger sizes nothing is known: 8 times the budget. None if there was no budget.
     """
 
     sizes: tuple[int, ...]
     rates: tuple[float, ...]
     reads: float
+    reach: int | None = None
 
     def at(self, nbytes: float) -> float:
         """The part that a cache of so many bytes would have served."""
@@ -63,8 +66,17 @@ def curve_of(connection: Connection) -> Curve | None:
                 best[math.ceil(end)] = at(sizes, rates, end)
     for size, rate in zip(sizes, rates, strict=True):
         if least <= size <= most:
-            best[math.ceil(size)] = max(rate, best.get(math.ceil(size), 0.0))
+            whole = math.ceil(size)
+            if len(best) > 1 and rate > best.get(whole, rate):
+                # A step: of what is read in rounds, nothing is served until all has room.
+                best.setdefault(whole - 1, best[whole])
+            best[whole] = max(rate, best.get(whole, 0.0))
     points = sorted(best.items())
     enough = [size for size, rate in points if rate >= points[-1][1] - NO_MORE]
     points = [(size, rate) for size, rate in points if size <= enough[0]] if enough else points
-    return Curve(tuple(size for size, _ in points), tuple(rate for _, rate in points), sample.reads)
+    return Curve(
+        tuple(size for size, _ in points),
+        tuple(rate for _, rate in points),
+        sample.reads,
+        None if sample.max_size is None else MAX_SIZES * sample.max_size,
+    )
