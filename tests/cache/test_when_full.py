@@ -586,6 +586,35 @@ async def test_the_room_that_another_process_takes_first_is_not_taken_twice(path
 
 
 @pytest.mark.parametrize("size", [SIZE, LARGE])
+@pytest.mark.parametrize("request_of_other", [None, RangeByteRequest(0, 400)])
+async def test_a_range_that_another_process_left_no_room_leaves_those_inside_it(
+    path: Path, size: int, request_of_other: ByteRequest | None
+) -> None:
+    small, large = RangeByteRequest(0, size - 100), RangeByteRequest(0, size - 10)
+    source = new_source(8, size)
+    source.set_sync("7", buffer(bytes(400)))
+    settings = {"persist_ranges": True, "max_size": size + 310}
+    store = new_store(source, path, **settings)
+    await read(store, "1", small)
+    flush_everything()
+    leave_process(store)
+    other = new_store(source, path, **settings)
+    values = [file_cache(each) for each in (store, other)]
+    with pytest.MonkeyPatch.context() as patch:
+        for each in values:
+            patch.setattr(each._writer, "wake", lambda **_: None)
+        await read(other, "7", request_of_other)
+        await read(store, "1", large)
+        queued = [each.room.queued_bytes for each in values]
+        for each in reversed(values):
+            each.flush()
+
+    assert queued == [size - 10, 400]
+    assert cached_ranges(path)[0] == ("1", 0, size - 100)
+    assert cached_bytes(path) == size + 300
+
+
+@pytest.mark.parametrize("size", [SIZE, LARGE])
 async def test_what_is_cached_when_it_is_full_stays_over_restarts(path: Path, size: int) -> None:
     source = new_source(8, size)
     for keys in ("01234567", "76543210", "34567012"):
