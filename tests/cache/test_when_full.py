@@ -32,6 +32,7 @@ from tests.fakes import (
     read,
     restart,
     tell_versions,
+    values,
 )
 from tests.warming.arrays import CHUNK, cached, rows
 from zarr_cache import CacheStore, SqliteStore, warm
@@ -57,8 +58,8 @@ LARGE = 100_000
 
 def new_source(number: int = 8, size: int = SIZE) -> CountingStore:
     """The keys "0", "1" and so on, each with a value of its own."""
-    values = {f"{key}": buffer(bytes([key + 1]) * size) for key in range(number)}
-    return CountingStore(MemoryStore(values))
+    held = {f"{key}": buffer(bytes([key + 1]) * size) for key in range(number)}
+    return CountingStore(MemoryStore(held))
 
 
 def new_store(source: Store, path: Path, **settings: Any) -> CacheStore:
@@ -122,10 +123,9 @@ async def test_auto_goes_by_what_would_have_had_more_hits(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = new_store(new_source(), path, when_full="auto")
-    values = file_cache(store)
     await fill(store, "0123")
     after_evicting = cached_keys(path)
-    monkeypatch.setattr(type(values), "keeps", lambda _: True)
+    monkeypatch.setattr(type(file_cache(store)), "keeps", lambda _: True)
     await fill(store, "4567")
 
     assert after_evicting == cached_keys(path) == set("123")
@@ -171,6 +171,24 @@ async def test_a_miss_without_room_costs_no_write_transaction(
     flush_everything()
 
     assert statements.number("BEGIN IMMEDIATE") == before > 0
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_an_array_that_is_larger_than_the_budget_fills_it_and_the_same_chunks_are_hits(
+    path: Path,
+) -> None:
+    source, store, array = cached(rows(30), path, max_size=10 * CHUNK + 999, when_full="keep")
+    kept = []
+    for _ in range(3):
+        source.reset()
+        assert values(array, np.s_[:, 0]) == list(range(1, 31))
+        store.flush()
+        kept.append(cached_keys(path))
+
+    assert kept[0] == kept[1] == kept[2]
+    assert len(source.keys) == 20
+    assert 10 * CHUNK < cached_bytes(path) <= 10 * CHUNK + 999
+    assert store.cache_stats()["evictions"] == 0
 
 
 async def test_a_small_value_still_has_the_room_that_is_left(path: Path) -> None:
@@ -620,14 +638,14 @@ async def test_the_room_that_another_process_takes_first_is_not_taken_twice(path
     await fill(store, "01")
     leave_process(store)
     other = new_store(new_source(), path)
-    values = [file_cache(each) for each in (store, other)]
+    caches = [file_cache(each) for each in (store, other)]
     with pytest.MonkeyPatch.context() as patch:
         for one in (store, other):
             write_nothing_behind(patch, one)
         await read(store, "2")
         await read(other, "3")
-        queued = [each.room.queued_bytes for each in values]
-        for each in values:
+        queued = [each.room.queued_bytes for each in caches]
+        for each in caches:
             each.flush()
 
     assert queued == [SIZE, SIZE]
@@ -649,14 +667,14 @@ async def test_a_range_that_another_process_left_no_room_leaves_those_inside_it(
     flush_everything()
     leave_process(store)
     other = new_store(source, path, **settings)
-    values = [file_cache(each) for each in (store, other)]
+    caches = [file_cache(each) for each in (store, other)]
     with pytest.MonkeyPatch.context() as patch:
         for one in (store, other):
             write_nothing_behind(patch, one)
         await read(other, "7", request_of_other)
         await read(store, "1", large)
-        queued = [each.room.queued_bytes for each in values]
-        for each in reversed(values):
+        queued = [each.room.queued_bytes for each in caches]
+        for each in reversed(caches):
             each.flush()
 
     assert queued == [size - 10, 400]
