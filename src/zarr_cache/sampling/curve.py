@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.sampling import stored
 from zarr_cache.sampling.histogram import at
-from zarr_cache.sampling.sample import MAX_SIZES
 
 if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 MIN_READS = 256
 """Of fewer reads no curve is made."""
+
+MAX_SIZES = 8
+"""The largest size of a curve, as a multiple of the present one."""
 
 LEAST_PART = 0.01
 """The least size of a curve, as a part of the present one."""
