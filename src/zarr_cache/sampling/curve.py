@@ -63,9 +63,11 @@ def curve_of(connection: Connection) -> Curve | None:
         for end in (least, most):
             if sizes and sizes[0] < end < sizes[-1]:
                 best[math.ceil(end)] = at(sizes, rates, end)
-    for size, rate in zip(sizes, rates, strict=True):
-        if least <= size <= most:
-            best[math.ceil(size)] = max(rate, best.get(math.ceil(size), 0.0))
+    for index, (size, rate) in enumerate(zip(sizes, rates, strict=True)):
+        # The first of two is of what a cache that is a byte too small serves.
+        nbytes = math.ceil(size) - (index % 2 == 0)
+        if least <= nbytes <= most:
+            best[nbytes] = max(rate, best.get(nbytes, 0.0))
     points = sorted(best.items())
     enough = [size for size, rate in points if rate >= points[-1][1] - NO_MORE]
     points = [(size, rate) for size, rate in points if size <= enough[0]] if enough else points
