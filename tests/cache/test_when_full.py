@@ -32,6 +32,7 @@ from tests.fakes import (
     read,
     restart,
     tell_versions,
+    values,
 )
 from tests.warming.arrays import CHUNK, cached, rows
 from zarr_cache import CacheStore, SqliteStore, warm
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
 
     from tests.fakes import HeldTime
+    from zarr_cache.backend.ranges import RangeEntry
 
     type Read = Callable[[Store, str], Awaitable[bytes | None]]
 
@@ -56,8 +58,8 @@ LARGE = 100_000
 
 def new_source(number: int = 8, size: int = SIZE) -> CountingStore:
     """The keys "0", "1" and so on, each with a value of its own."""
-    values = {f"{key}": buffer(bytes([key + 1]) * size) for key in range(number)}
-    return CountingStore(MemoryStore(values))
+    held = {f"{key}": buffer(bytes([key + 1]) * size) for key in range(number)}
+    return CountingStore(MemoryStore(held))
 
 
 def new_store(source: Store, path: Path, **settings: Any) -> CacheStore:
@@ -75,6 +77,13 @@ async def fill(store: CacheStore, keys: str = "012") -> None:
     for key in keys:
         await read(store, key)
     flush_everything()
+
+
+def write_nothing_behind(patch: pytest.MonkeyPatch, store: CacheStore) -> None:
+    """Let responses wait until they are flushed."""
+    writer = file_cache(store)._writer
+    writer.stop()
+    patch.setattr(writer, "wake", lambda **_: None)
 
 
 @pytest.fixture(params=[read, read_sync], ids=["async", "sync"])
@@ -114,10 +123,9 @@ async def test_auto_goes_by_what_would_have_had_more_hits(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = new_store(new_source(), path, when_full="auto")
-    values = file_cache(store)
     await fill(store, "0123")
     after_evicting = cached_keys(path)
-    monkeypatch.setattr(type(values), "keeps", lambda _: True)
+    monkeypatch.setattr(type(file_cache(store)), "keeps", lambda _: True)
     await fill(store, "4567")
 
     assert after_evicting == cached_keys(path) == set("123")
@@ -153,13 +161,34 @@ async def test_a_miss_without_room_costs_no_write_transaction(
     statements.install(monkeypatch)
     store = new_store(new_source(8, size), path, max_size=3 * size, persist_ranges=persist_ranges)
     await fill(store)
+    writer = file_cache(store)._writer
+    writer.stop()
     before = statements.number("BEGIN IMMEDIATE")
     for key in "34567" * 20:
         await get(store, key)
         await read(store, key, RangeByteRequest(0, 10))
+    writer.stop()
     flush_everything()
 
     assert statements.number("BEGIN IMMEDIATE") == before > 0
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_an_array_that_is_larger_than_the_budget_fills_it_and_the_same_chunks_are_hits(
+    path: Path,
+) -> None:
+    source, store, array = cached(rows(30), path, max_size=10 * CHUNK + 999, when_full="keep")
+    kept = []
+    for _ in range(3):
+        source.reset()
+        assert values(array, np.s_[:, 0]) == list(range(1, 31))
+        store.flush()
+        kept.append(cached_keys(path))
+
+    assert kept[0] == kept[1] == kept[2]
+    assert len(source.keys) == 20
+    assert 10 * CHUNK < cached_bytes(path) <= 10 * CHUNK + 999
+    assert store.cache_stats()["evictions"] == 0
 
 
 async def test_a_small_value_still_has_the_room_that_is_left(path: Path) -> None:
@@ -178,12 +207,11 @@ async def test_responses_that_wait_take_room(path: Path, monkeypatch: pytest.Mon
     store = new_store(new_source(), path)
     await read(store, "0")
     flush_everything()
-    values = file_cache(store)
+    write_nothing_behind(monkeypatch, store)
     before = statements.number("BEGIN IMMEDIATE")
-    monkeypatch.setattr(values._writer, "wake", lambda **_: None)
     for key in "1234567":
         await read(store, key)
-    queued = values.room.queued_bytes
+    queued = file_cache(store).room.queued_bytes
     flush_everything()
 
     assert queued == 2 * SIZE
@@ -264,6 +292,26 @@ async def test_what_is_stale_and_has_a_validator_makes_room_the_oldest_first(
     assert cached_keys(path) == set("034")
 
 
+@pytest.mark.parametrize("size", [300 * 10, LARGE])
+async def test_one_value_takes_the_room_of_many_stale_ones(
+    path: Path, held_time: HeldTime, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    tell_versions(monkeypatch)
+    source = CountingStore(MemoryStore())
+    for number in range(300):
+        source.set_sync(f"{number}", buffer(bytes(size // 300)))
+    source.set_sync("one", buffer(bytes(size)))
+    store = new_store(source, path, max_size=size, max_age_seconds=60)
+    for number in range(300):
+        await read(store, f"{number}")
+    flush_everything()
+    held_time.step(61)
+    await read(store, "one")
+    flush_everything()
+
+    assert cached_keys(path) == {"one"}
+
+
 async def test_what_may_be_served_while_the_source_fails_makes_no_room(
     path: Path, held_time: HeldTime
 ) -> None:
@@ -308,6 +356,7 @@ async def test_what_is_left_by_a_killed_process_makes_room_a_week_later(
     other = new_store(new_source(), path)
     other._view.namespace = f"{private.PREFIX}token/0"
     await fill(other)
+    file_cache(other)._writer.stop()
     leave_process(other)
     held_time.step(8 * 24 * 3600)
     store = new_store(new_source(), path)
@@ -550,6 +599,25 @@ async def test_stale_ranges_in_memory_make_room(path: Path, held_time: HeldTime)
     assert cached_keys(path) == {"2"}
 
 
+async def test_threads_that_keep_ranges_at_once_take_no_room_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(new_source(), path, max_size=1000)
+    ranges = file_cache(store).ranges
+    add = ranges.add
+
+    def add_after_another(entry: RangeEntry, *, fence: int) -> None:
+        monkeypatch.setattr(ranges, "add", add)
+        store.get_sync("2", byte_range=FIRST)
+        add(entry, fence=fence)
+
+    monkeypatch.setattr(ranges, "add", add_after_another)
+    found = store.get_sync("1", byte_range=FIRST)
+
+    assert found is not None
+    assert [each.key for each in ranges._by_use] == ["2"]
+
+
 async def test_a_range_moves_from_memory_to_a_full_file(path: Path) -> None:
     store = new_store(new_source(), path, max_size=SIZE + 600)
     persisting = new_store(new_source(), path, max_size=SIZE + 600, persist_ranges=True)
@@ -570,19 +638,48 @@ async def test_the_room_that_another_process_takes_first_is_not_taken_twice(path
     await fill(store, "01")
     leave_process(store)
     other = new_store(new_source(), path)
-    values = [file_cache(each) for each in (store, other)]
+    caches = [file_cache(each) for each in (store, other)]
     with pytest.MonkeyPatch.context() as patch:
-        for each in values:
-            patch.setattr(each._writer, "wake", lambda **_: None)
+        for one in (store, other):
+            write_nothing_behind(patch, one)
         await read(store, "2")
         await read(other, "3")
-        queued = [each.room.queued_bytes for each in values]
-        for each in values:
+        queued = [each.room.queued_bytes for each in caches]
+        for each in caches:
             each.flush()
 
     assert queued == [SIZE, SIZE]
     assert cached_keys(path) == set("012")
     assert [await read(each, "3") for each in (store, other)] == [b"\4" * SIZE] * 2
+
+
+@pytest.mark.parametrize("size", [SIZE, LARGE])
+@pytest.mark.parametrize("request_of_other", [None, RangeByteRequest(0, 400)])
+async def test_a_range_that_another_process_left_no_room_leaves_those_inside_it(
+    path: Path, size: int, request_of_other: ByteRequest | None
+) -> None:
+    small, large = RangeByteRequest(0, size - 100), RangeByteRequest(0, size - 10)
+    source = new_source(8, size)
+    source.set_sync("7", buffer(bytes(400)))
+    settings = {"persist_ranges": True, "max_size": size + 310}
+    store = new_store(source, path, **settings)
+    await read(store, "1", small)
+    flush_everything()
+    leave_process(store)
+    other = new_store(source, path, **settings)
+    caches = [file_cache(each) for each in (store, other)]
+    with pytest.MonkeyPatch.context() as patch:
+        for one in (store, other):
+            write_nothing_behind(patch, one)
+        await read(other, "7", request_of_other)
+        await read(store, "1", large)
+        queued = [each.room.queued_bytes for each in caches]
+        for each in reversed(caches):
+            each.flush()
+
+    assert queued == [size - 10, 400]
+    assert cached_ranges(path)[0] == ("1", 0, size - 100)
+    assert cached_bytes(path) == size + 300
 
 
 @pytest.mark.parametrize("size", [SIZE, LARGE])
