@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import Store
 
+    from zarr_cache.flows.settings import WhenFull
+
 MIB, GIB = 2**20, 2**30
 
 
@@ -195,10 +197,18 @@ def test_rates_are_given_by_size() -> None:
     assert by_size(None) == {}
 
 
-def in_rounds(cache_store: Store, *, rounds: int, max_size: int | None) -> CacheStore:
+def in_rounds(
+    cache_store: Store, *, rounds: int, max_size: int | None, when_full: WhenFull = "evict"
+) -> CacheStore:
     """A CacheStore through which 30 KiB were read so often."""
     source = MemoryStore({f"c/{number}": buffer(bytes(1024)) for number in range(30)})
-    store = CacheStore(source, cache_store=cache_store, namespace="rounds", max_size=max_size)
+    store = CacheStore(
+        source,
+        cache_store=cache_store,
+        namespace="rounds",
+        max_size=max_size,
+        when_full=when_full,
+    )
     for _ in range(rounds):
         for number in range(30):
             store.get_sync(f"c/{number}")
@@ -243,3 +253,11 @@ def test_the_present_size_is_compared_in_a_notebook(cache_store: Store) -> None:
 
     assert "95 % of the bytes; now 0 % with 16 KiB;" in page
     assert "16 KiB now</text>" in page
+
+
+def test_of_a_store_that_keeps_the_sentence_says_what_it_would_serve_if_it_evicted(
+    cache_store: Store,
+) -> None:
+    store = in_rounds(cache_store, rounds=20, max_size=16 * 1024, when_full="keep")
+
+    assert "95 % of the bytes; 16 KiB 0 % if it evicted;" in store._repr_html_()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zarr_cache.sampling.histogram import FADING
-from zarr_cache.sampling.reads import DUE
+from zarr_cache.sampling.reads import DUE, DUE_TO_DECIDE
 from zarr_cache.sampling.sample import Batch, Sample
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class AutoCache:
     def read(self, trace: Trace) -> Hits:
         """Which reads are hits; after each batch, the sample decides."""
         hits = []
-        for reads in in_batches(trace):
+        for reads in in_batches(trace, DUE_TO_DECIDE):
             keeps = self.sample.decision.keeps
             hits.append(np.array([self._is_hit(key, keeps=keeps) for key in reads.tolist()]))
             batch = batch_of(reads, self._sizes, self._ids, hits[-1])

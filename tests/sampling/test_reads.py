@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
-from zarr_cache.sampling.reads import DUE, MAX_DUE, MAX_WAITING, Reads, id_of
+from zarr_cache.sampling.reads import DUE, DUE_TO_DECIDE, MAX_DUE, MAX_WAITING, Reads, id_of
 from zarr_cache.sampling.stored import Sampled
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def fill(reads: Reads, number: int) -> None:
@@ -40,7 +46,7 @@ def test_a_batch_wakes_who_writes_it() -> None:
 
 def test_a_batch_of_a_sampled_cache_is_longer() -> None:
     reads = Reads()
-    for scale, due in [(1, DUE), (4, 4 * DUE), (1024, MAX_DUE)]:
+    for scale, due in [(1, DUE), (2, 2 * DUE), (1024, MAX_DUE)]:
         reads.learn(Sampled(keeps=False, scale=scale))
         found = []
         for number in (due - 1, 1):
@@ -48,6 +54,32 @@ def test_a_batch_of_a_sampled_cache_is_longer() -> None:
             found.append(reads.are_due)
         reads.take()
         assert found == [False, True]
+
+
+def test_a_batch_is_shorter_while_a_view_asks_what_was_decided() -> None:
+    reads = Reads()
+    reads.keeps()
+    fill(reads, DUE_TO_DECIDE)
+
+    assert reads.are_due
+    reads.learn(Sampled(keeps=True, scale=2))
+    assert reads.keeps()
+    assert not reads.are_due
+
+
+def test_the_decision_of_another_process_is_known_within_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, looks = [100.0], [None, False, True]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    reads = Reads(look=lambda: looks.pop(0))
+    found = []
+    for seconds in (0, 0.9, 0.2, 0.9, 0.2):
+        now[0] += seconds
+        found.append(reads.keeps())
+
+    assert found == [False, False, False, False, True]
+    assert looks == []
 
 
 def test_no_more_wait_than_a_few_batches() -> None:

@@ -102,8 +102,8 @@ def test_a_value_that_is_read_over_and_over_needs_its_own_size(path: Path) -> No
     curve = store.database.run(curve_of)
 
     assert curve is not None
-    assert curve.sizes == (MIB,)
-    assert curve.rates == pytest.approx([0.999])
+    assert curve.sizes == (MIB - 1, MIB)
+    assert curve.rates == pytest.approx([0, 0.999])
 
 
 def test_of_few_reads_there_is_no_curve(path: Path) -> None:

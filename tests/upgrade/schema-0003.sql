@@ -103,23 +103,24 @@ CREATE TABLE reuse (
 
 -- table sampling of sampling
 CREATE TABLE sampling (
-    id            INTEGER PRIMARY KEY CHECK (id = 1),
-    keeps         INTEGER NOT NULL DEFAULT 0 CHECK (keeps IN (0, 1)),  -- when_full="auto" evicts nothing
-    misses        INTEGER NOT NULL DEFAULT 0,  -- since keeps was last another
-    missed_bytes  INTEGER NOT NULL DEFAULT 0,  -- and since evicting was last as good
-    round_bytes   INTEGER NOT NULL DEFAULT 0,  -- read since what is kept was last judged
-    round_served  INTEGER NOT NULL DEFAULT 0,  -- bytes of them from the cache
-    halvings      INTEGER NOT NULL DEFAULT 0 CHECK (halvings BETWEEN 0 AND 31),  -- one key in 2 to this power
+    id             INTEGER PRIMARY KEY CHECK (id = 1),
+    keeps          INTEGER NOT NULL DEFAULT 0 CHECK (keeps IN (0, 1)),  -- when_full="auto" evicts nothing
+    misses         INTEGER NOT NULL DEFAULT 0,  -- since keeps was last another
+    missed_bytes   INTEGER NOT NULL DEFAULT 0,  -- and since evicting was last as good
+    round_bytes    INTEGER NOT NULL DEFAULT 0,  -- read since what is kept was last judged
+    round_served   INTEGER NOT NULL DEFAULT 0,  -- bytes of them from the cache
+    round_expected INTEGER NOT NULL DEFAULT 0,  -- bytes of them that should have been
+    halvings       INTEGER NOT NULL DEFAULT 0 CHECK (halvings BETWEEN 0 AND 31),  -- one key in 2 to this power
     max_size      INTEGER,                     -- the budget at the last read; NULL if there is none
-    reads         REAL    NOT NULL DEFAULT 0,  -- all of them, sampled or not
-    bytes         REAL    NOT NULL DEFAULT 0,
-    recent_reads  REAL    NOT NULL DEFAULT 0,  -- of the sampled keys, of late
-    recent_bytes  REAL    NOT NULL DEFAULT 0,  -- of all keys, of late
-    recent_served REAL    NOT NULL DEFAULT 0,  -- bytes of them from the cache
+    reads          REAL    NOT NULL DEFAULT 0,  -- all of them, sampled or not
+    bytes          REAL    NOT NULL DEFAULT 0,
+    recent_reads   REAL    NOT NULL DEFAULT 0,  -- of the sampled keys, of late
+    recent_bytes   REAL    NOT NULL DEFAULT 0,  -- of all keys, of late
+    recent_served  REAL    NOT NULL DEFAULT 0,  -- bytes of them from the cache
     -- The sampled values and ranges, the least recently used first, 16 bytes each, little-endian: the hash of
     -- the key and the range (an integer), the size (a float of 32 bits), and how many sampled reads ago it
     -- was used (an integer without sign).
-    sampled       BLOB    NOT NULL DEFAULT x''
+    sampled        BLOB    NOT NULL DEFAULT x''
 ) STRICT
 
 -- table statistics of statistics
@@ -313,7 +314,7 @@ WHERE reuse.most IS NOT NULL AND sampling.bytes > 0
 -- row of total: ('tombstone', 0, 0)
 -- row of total: ('value', 0, 0)
 -- row of data_file: (1, 16, 4096)
--- row of sampling: (1, 0, 0, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 0.0, 0.0, b'')
+-- row of sampling: (1, 0, 0, 0, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 0.0, 0.0, b'')
 -- application_id: 1514357041
 -- user_version: 3
 -- page_size: 4096

@@ -177,10 +177,6 @@ class ValueCache(ABC):
             admitted, or the error.
         """
 
-    def keeps(self) -> bool:
-        """Whether to evict nothing would have had more hits of late than to evict."""
-        return False
-
     @property
     @abstractmethod
     def bytes_being_written(self) -> int:

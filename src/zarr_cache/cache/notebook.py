@@ -59,7 +59,7 @@ def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | s
         parts = [html.notice(usage)]
     else:
         parts, facts = _usage_of(view, usage)
-        below = _other_sizes(usage.curve, view.settings.max_size)
+        below = _other_sizes(usage.curve, view)
     counts = view.statistics
     reads = counts["hits"] + counts["misses"]
     rate = html.hits(counts["hits"] / reads if reads else None)
@@ -73,9 +73,10 @@ def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | s
     return html.card(title, [*parts, html.facts(facts), *below])
 
 
-def _other_sizes(curve: Curve | None, max_size: int | None) -> list[str]:
+def _other_sizes(curve: Curve | None, view: SourceView) -> list[str]:
     """The curve of hit rate over size, if it is known, and a sentence."""
-    sentence = other_sizes.sentence(curve, max_size)
+    max_size = view.settings.max_size
+    sentence = other_sizes.sentence(curve, max_size, evicts=view.may_evict())
     if curve is None or not curve.sizes:
         return [html.paragraph(sentence)]
     axis = other_sizes.axis_of(curve, max_size)

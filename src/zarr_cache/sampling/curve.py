@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.sampling import stored
 from zarr_cache.sampling.histogram import at
-from zarr_cache.sampling.sample import MAX_SIZES
 
 if TYPE_CHECKING:
     from zarr_cache.file.connection import Connection
 
 MIN_READS = 256
 """Of fewer reads no curve is made."""
+
+MAX_SIZES = 8
+"""The largest size of a curve, as a multiple of the present one."""
 
 LEAST_PART = 0.01
 """The least size of a curve, as a part of the present one."""
@@ -64,13 +66,11 @@ def curve_of(connection: Connection) -> Curve | None:
         for end in (least, most):
             if sizes and sizes[0] < end < sizes[-1]:
                 best[math.ceil(end)] = at(sizes, rates, end)
-    for size, rate in zip(sizes, rates, strict=True):
-        if least <= size <= most:
-            whole = math.ceil(size)
-            if len(best) > 1 and rate > best.get(whole, rate):
-                # A step: of what is read in rounds, nothing is served until all has room.
-                best.setdefault(whole - 1, best[whole])
-            best[whole] = max(rate, best.get(whole, 0.0))
+    for index, (size, rate) in enumerate(zip(sizes, rates, strict=True)):
+        # The first of two is of what a cache that is a byte too small serves.
+        nbytes = math.ceil(size) - (index % 2 == 0)
+        if least <= nbytes <= most:
+            best[nbytes] = max(rate, best.get(nbytes, 0.0))
     points = sorted(best.items())
     enough = [size for size, rate in points if rate >= points[-1][1] - NO_MORE]
     points = [(size, rate) for size, rate in points if size <= enough[0]] if enough else points

@@ -19,6 +19,12 @@ NOTHING = 0.01
 ROUND = 1.5
 """What is kept is judged over so many times the bytes between two reads of a key."""
 
+SOME = 0.0025
+"""What is kept serves something, if it serves this part of the bytes."""
+
+HOPELESS = 64
+"""After so many times the budget without hits, what is kept is given up without a better one."""
+
 MOST = 2**62
 """No sum is larger, so that SQLite can hold it."""
 
@@ -56,8 +62,9 @@ class Decision(NamedTuple):
         Whether it does.
     misses, missed_bytes
         Since it has changed.
-    round_bytes, round_served
-        Bytes read, and those that were served, since what is kept was last judged.
+    round_bytes, round_served, round_expected
+        Bytes read since what is kept was last judged, those that were served, and those that
+        should have been.
     """
 
     keeps: bool = False
@@ -65,17 +72,19 @@ class Decision(NamedTuple):
     missed_bytes: int = 0
     round_bytes: int = 0
     round_served: int = 0
+    round_expected: int = 0
 
     def after(
         self, misses: int, missed_bytes: int, nbytes: int, recent: Recent, max_size: int
     ) -> Decision:
         """The decision after a batch of reads, of so many bytes, and so many misses."""
-        more = (misses, missed_bytes, nbytes, nbytes - missed_bytes)
+        expected = int(recent.keeping * nbytes)
+        more = (misses, missed_bytes, nbytes, nbytes - missed_bytes, expected)
         sums = (min(old + new, MOST) for old, new in zip(self[1:], more, strict=True))
         now = Decision(self.keeps, *sums)
         if now.misses < MIN_READS or recent.reads < MIN_READS:
             return now
-        return now._judge(recent) if now.keeps else now._compare(recent, max_size)
+        return now._judge(recent, max_size) if now.keeps else now._compare(recent, max_size)
 
     def _compare(self, recent: Recent, max_size: int) -> Decision:
         """Keep from now on, if that would serve more."""
@@ -84,13 +93,14 @@ class Decision(NamedTuple):
             return self._replace(missed_bytes=0)
         return Decision(keeps=True) if self.missed_bytes >= max_size else self
 
-    def _judge(self, recent: Recent) -> Decision:
+    def _judge(self, recent: Recent, max_size: int) -> Decision:
         """Evict again, if that would serve more, or if what is kept is not what is read."""
         if recent.evicting > EVICT_MARGIN * recent.served + NOTHING:
             return Decision()
         if self.round_bytes < ROUND * recent.working_set:
             return self
-        served = self.round_served / self.round_bytes
-        if recent.keeping > NOTHING and served < recent.keeping / 2:
+        if self.round_expected > max(2 * self.round_served, NOTHING * self.round_bytes):
             return Decision()
-        return self._replace(round_bytes=0, round_served=0)
+        if self.round_served >= SOME * self.round_bytes:
+            return self._replace(round_bytes=0, round_served=0, round_expected=0)
+        return Decision() if self.round_bytes >= HOPELESS * max_size else self

@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 
     from zarr_cache.sampling.stored import Sampled
 
-    type Read = tuple[str, str, ByteRequest | None, int, bool]
-
-DUE = 1024
+DUE = 4096
 """So many reads are a batch."""
+
+DUE_TO_DECIDE = 1024
+"""So many are, while a view asks what was decided."""
 
 MAX_DUE = 8192
 """A batch has at most so many, of a cache whose keys are not all sampled."""
 
 MAX_WAITING = 4 * MAX_DUE
 """While so many wait, since the file cannot be written to, others are not recorded."""
+
+MAX_KNOWN = 8192
+"""The ids of more values and ranges are computed anew."""
 
 _LOW = (1 << 31) - 1
 """The part of an id in which the ranges of a key differ."""
@@ -62,8 +66,9 @@ class Reads:
     ) -> None:
         self._wake, self._look = wake, look
         self.max_size = max_size
-        self._due = DUE
+        self._due, self._scale, self._is_asked = DUE, 1, False
         self._keeps, self._look_at = False, 0.0
+        self._ids: dict[tuple[str, str, ByteRequest | None], int] = {}
         # Each with how often it was repeated at once. A thread that has taken hold of a list that
         # is taken meanwhile adds to it in vain: the loss of a read in thousands is no loss.
         self._waiting: list[list[Any]] = []
@@ -100,6 +105,9 @@ class Reads:
 
     def keeps(self) -> bool:
         """Whether a full cache with ``when_full="auto"`` evicts nothing at present."""
+        if not self._is_asked:
+            self._is_asked = True
+            self._due = min(DUE_TO_DECIDE * self._scale, MAX_DUE)
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
@@ -110,22 +118,28 @@ class Reads:
     def learn(self, sampled: Sampled) -> None:
         """Take over what has come of a batch of this process."""
         self._keeps, self._look_at = sampled.keeps, time.monotonic() + LOOK_SECONDS
-        self._due = min(DUE * sampled.scale, MAX_DUE)
+        self._scale = sampled.scale
+        self._due = min((DUE_TO_DECIDE if self._is_asked else DUE) * self._scale, MAX_DUE)
 
     def take(self) -> Batch | None:
         """The reads since the last call; None if there are none."""
         waiting, self._waiting, self._last = self._waiting, [], [None, 0]
         if not waiting:
             return None
-        reads: list[Read] = [read for read, _ in waiting]
-        ids = {read[:3]: 0 for read in reads}
-        for each in ids:
-            ids[each] = id_of(*each)
+        ids, known = [], self._ids
+        for (namespace, key, request, _, _), _ in waiting:
+            place = namespace, key, request
+            found = known.get(place)
+            if found is None:
+                found = known[place] = id_of(*place)
+            ids.append(found)
+        if len(known) > MAX_KNOWN:
+            self._ids = {}
         return Batch(
-            np.array([ids[read[:3]] for read in reads], np.int64),
-            np.array([read[3] for read in reads], np.int64),
+            np.array(ids, np.int64),
+            np.array([read[3] for read, _ in waiting], np.int64),
             np.array([count for _, count in waiting], np.int64),
-            np.array([read[4] for read in reads], bool),
+            np.array([read[4] for read, _ in waiting], bool),
         )
 
 

@@ -25,8 +25,8 @@ MAX_SAMPLED = 8192
 MAX_HALVINGS = 31
 """The upper half of an id is of its key alone: all ranges of a key are sampled, or none."""
 
-MAX_SIZES = 8
-"""What was not read since so many times the budget is forgotten: no cache is so much larger."""
+MAX_SIZES = 16
+"""What was not read since so many times the budget is forgotten: to keep a part brings little."""
 
 MOST = 0.9
 """The part of the reads that are reused within the working set."""
@@ -147,6 +147,8 @@ class Sample:
             return
         distances, last = reuse_distances(self.ids, self.sizes, ids, sizes)
         needed = np.where(distances == FIRST, np.inf, distances * float(self.scale) + sizes)
+        if self.max_size is not None:
+            needed[needed > MAX_SIZES * self.max_size] = np.inf
         self.histogram.add(needed, sizes, np.full(len(ids), float(self.scale)), later)
         is_repeated = counts > 1
         if is_repeated.any():

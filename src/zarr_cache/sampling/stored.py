@@ -22,7 +22,8 @@ MAX_AGO = 2**32 - 1
 
 READ = """
 SELECT
-    keeps, misses, missed_bytes, round_bytes, round_served, halvings, max_size,
+    keeps, misses, missed_bytes, round_bytes, round_served, round_expected,
+    halvings, max_size,
     reads, bytes, recent_reads, recent_bytes, recent_served, sampled
 FROM sampling
 WHERE id = 1
@@ -36,11 +37,13 @@ WHERE bucket BETWEEN 0 AND :never
 
 WRITE = """
 INSERT OR REPLACE INTO sampling (
-    id, keeps, misses, missed_bytes, round_bytes, round_served, halvings, max_size,
+    id, keeps, misses, missed_bytes, round_bytes, round_served, round_expected,
+    halvings, max_size,
     reads, bytes, recent_reads, recent_bytes, recent_served, sampled
 )
 VALUES (
-    1, :keeps, :misses, :missed_bytes, :round_bytes, :round_served, :halvings, :max_size,
+    1, :keeps, :misses, :missed_bytes, :round_bytes, :round_served, :round_expected,
+    :halvings, :max_size,
     :reads, :bytes, :recent_reads, :recent_bytes, :recent_served, :sampled
 )
 """
@@ -92,7 +95,7 @@ def read(connection: Connection) -> Sample:
     if row is None or len(row[-1]) % SAMPLED.itemsize:
         # A user has edited it. It is no more than a record of the past.
         return Sample()
-    decided, (halvings, max_size, *faded, packed) = row[:5], row[5:]
+    decided, (halvings, max_size, *faded, packed) = row[:6], row[6:]
     sampled = np.frombuffer(packed, SAMPLED)
     if not all(map(math.isfinite, faded)) or not np.isfinite(sampled["size"]).all():
         return Sample()
