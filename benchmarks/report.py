@@ -53,9 +53,11 @@ def page(results: dict[str, Any], notes: str) -> str:
     groups = results["groups"]
     parts = [INTRODUCTION, _machine(results), _summary(groups)]
     for group, rows in groups.items():
-        image = f"![{TITLES[group]}: medians by system](images/performance-{group}.svg)\n\n"
+        of = "hit ratios" if group == HIT_RATIO else "medians"
+        image = f"![{TITLES[group]}: {of} by system](images/performance-{group}.svg)\n\n"
         is_plotted = group in PLOTTED or group == HIT_RATIO
-        parts.append(f"## {TITLES[group]}\n\n{image if is_plotted else ''}{_details(rows)}")
+        details = _details(rows, each=group == HIT_RATIO)
+        parts.append(f"## {TITLES[group]}\n\n{image if is_plotted else ''}{details}")
     return "".join([*parts, notes])
 
 
@@ -95,8 +97,11 @@ def _to_be_reached(groups: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for rows in groups.values() for row in rows if row["reach"]]
 
 
-def _details(rows: list[dict[str, Any]]) -> str:
-    """What each system took: a table for each set of systems, one row of it a fact."""
+def _details(rows: list[dict[str, Any]], *, each: bool) -> str:
+    """What each system took: a table for each set of systems, one row of it a fact.
+
+    Rows with the same figures are of one measurement, except if `each` is one of its own.
+    """
     parts = []
     by_systems: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -106,7 +111,7 @@ def _details(rows: list[dict[str, Any]]) -> str:
         seen = set()
         for row in alike:
             figures = " | ".join(text(figure) for figure in row["medians"].values())
-            if figures not in seen:
+            if each or figures not in seen:
                 seen.add(figures)
                 lines.append(f"| {row['what']}, {row['unit']} | {figures} |")
         parts.append("\n".join(lines) + "\n\n")
