@@ -825,6 +825,7 @@ async def test_another_store_has_what_its_index_has_when_a_value_is_not_kept(
 
     assert found == bytes(1700)
     assert set(cache._store_dict) == left
+    assert store.cache_stats()["expirations"] == ("old" not in left)
     assert list(store.verify()) == []
 
 
