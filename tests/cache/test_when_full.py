@@ -33,6 +33,7 @@ from tests.fakes import (
     restart,
     tell_versions,
     values,
+    versioned,
 )
 from tests.warming.arrays import CHUNK, cached, rows
 from zarr_cache import CacheStore, SqliteStore, warm
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from tests.fakes import HeldTime
     from zarr_cache.backend.ranges import RangeEntry
+    from zarr_cache.index.admit import Admission
 
     type Read = Callable[[Store, str], Awaitable[bytes | None]]
 
@@ -575,14 +577,43 @@ async def test_ranges_in_memory_go_first_when_another_process_has_filled_the_fil
     path: Path,
 ) -> None:
     store = new_store(new_source(), path)
-    for key in "01":
-        await read(store, key, FIRST)
+    await read(store, "0", FIRST)
     leave_process(store)
     other = new_store(new_source(), path)
-    await fill(other, "456")
+    await fill(other, "45")
+    # It is the most recently used now.
+    await read(store, "0", FIRST)
+    await fill(other, "6")
     await read(store, "7")
 
     assert cached_keys(path) == set("456")
+    assert file_cache(store).ranges.nbytes == 0
+
+
+async def test_responses_that_wait_leave_ranges_in_memory_no_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(new_source(), path)
+    await fill(store, "0")
+    write_nothing_behind(monkeypatch, store)
+    await read(store, "1")
+    for key in "234":
+        await read(store, key, FIRST)
+    kept = [each.key for each in file_cache(store).ranges._by_use]
+
+    assert kept == ["2"]
+
+
+async def test_stale_ranges_in_memory_make_room_for_a_written_value(
+    path: Path, held_time: HeldTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_versions(monkeypatch)
+    store = new_store(new_source(), path, max_age_seconds=60, max_size=SIZE)
+    await read(store, "0", FIRST)
+    held_time.step(61)
+    await store.set("1", buffer(b"n" * SIZE))
+
+    assert cached_keys(path) == {"1"}
     assert file_cache(store).ranges.nbytes == 0
 
 
@@ -618,13 +649,22 @@ async def test_threads_that_keep_ranges_at_once_take_no_room_twice(
     assert [each.key for each in ranges._by_use] == ["2"]
 
 
-async def test_a_range_moves_from_memory_to_a_full_file(path: Path) -> None:
+async def test_a_range_moves_from_memory_to_a_full_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = new_store(new_source(), path, max_size=SIZE + 600)
     persisting = new_store(new_source(), path, max_size=SIZE + 600, persist_ranges=True)
     await fill(store, "0")
     await read(store, "1", FIRST)
+    queue = file_cache(store)._queue
+    add = queue.add
+
+    def add_and_write(admission: Admission) -> None:
+        add(admission)
+        flush_everything()
+
+    monkeypatch.setattr(queue, "add", add_and_write)
     await read(persisting, "1", FIRST)
-    flush_everything()
 
     assert [each.key for each in cached_ranges(path)] == ["1"]
     assert file_cache(store).ranges.nbytes == 0
@@ -759,6 +799,34 @@ async def test_what_is_stale_makes_room_in_another_store(held_time: HeldTime) ->
     await read(store, "4")
 
     assert set(cache._store_dict) == {"4"}
+
+
+@pytest.mark.parametrize(
+    ("versions", "left"),
+    [({"changes": "first"}, {"fresh"}), ({"changes": "first", "old": "v"}, {"fresh", "old"})],
+    ids=["a stale value expires", "a stale value stays, since it does not make enough room"],
+)
+async def test_another_store_has_what_its_index_has_when_a_value_is_not_kept(
+    held_time: HeldTime, versions: dict[str, str], left: set[str]
+) -> None:
+    sizes = {"old": 300, "changes": 1000, "fresh": 2000}
+    held = MemoryStore({key: buffer(bytes(size)) for key, size in sizes.items()})
+    cache, validators = MemoryStore(), dict(versions)
+    store = CacheStore(held, cache_store=cache, max_size=3300, when_full="keep", max_age_seconds=60)
+    versioned(store, validators)
+    await read(store, "old")
+    await read(store, "changes")
+    held_time.step(30)
+    await read(store, "fresh")
+    held_time.step(31)
+    validators["changes"] = "second"
+    held._store_dict["changes"] = buffer(bytes(1700))
+    found = await read(store, "changes")
+
+    assert found == bytes(1700)
+    assert set(cache._store_dict) == left
+    assert store.cache_stats()["expirations"] == ("old" not in left)
+    assert list(store.verify()) == []
 
 
 # Warming
