@@ -51,6 +51,8 @@ class Scale:
         Of a sharded array, that are read for the first time.
     read_bytes
         Of inner chunks that are read to see what memory they take.
+    trace
+        The share of the keys of a trace of reads.
     """
 
     rounds: int
@@ -65,12 +67,13 @@ class Scale:
     fast_chunks: int
     windows: int
     read_bytes: int
+    trace: float
 
 
 SCALES = {
-    "full": Scale(11, 0.1, 5, 2048, 256, 10**6, GIB, 10_000, 1, 256, 2_000, 4 * 10**9),
-    "quick": Scale(5, 0.05, 5, 2048, 256, 10**5, 256 * MIB, 10_000, 0.5, 64, 400, 2 * 10**9),
-    "smallest": Scale(1, 0, 2, 512, 16, 3_000, 16 * MIB, 2_000, 0, 4, 16, 10**7),
+    "full": Scale(11, 0.1, 5, 2048, 256, 10**6, GIB, 10_000, 1, 256, 2_000, 4 * 10**9, 1),
+    "quick": Scale(5, 0.05, 5, 2048, 256, 10**5, 256 * MIB, 10_000, 0.5, 64, 400, 2 * 10**9, 0.2),
+    "smallest": Scale(1, 0, 2, 512, 16, 3_000, 16 * MIB, 2_000, 0, 4, 16, 10**7, 0.04),
 }
 
 

@@ -21,6 +21,7 @@ TITLES = {
     "hits": "Hits",
     "arrays": "Warm arrays",
     "ranges": "Byte ranges",
+    "hit_ratio": "What is kept when the cache is full",
     "cold_read": "Cold reads",
     "fast_sources": "Fast sources",
     "disk": "Larger than memory",
@@ -31,6 +32,8 @@ TITLES = {
     "layers": "Where the time goes",
 }
 PLOTTED = {"hits", "arrays", "cold_read", "scale"}
+HIT_RATIO = "hit_ratio"
+"""The group with a plot of its own: its figures are parts of a whole."""
 
 INTRODUCTION = """\
 # Performance
@@ -50,8 +53,11 @@ def page(results: dict[str, Any], notes: str) -> str:
     groups = results["groups"]
     parts = [INTRODUCTION, _machine(results), _summary(groups)]
     for group, rows in groups.items():
-        image = f"![{TITLES[group]}: medians by system](images/performance-{group}.svg)\n\n"
-        parts.append(f"## {TITLES[group]}\n\n{image if group in PLOTTED else ''}{_details(rows)}")
+        of = "hit ratios" if group == HIT_RATIO else "medians"
+        image = f"![{TITLES[group]}: {of} by system](images/performance-{group}.svg)\n\n"
+        is_plotted = group in PLOTTED or group == HIT_RATIO
+        details = _details(rows, each=group == HIT_RATIO)
+        parts.append(f"## {TITLES[group]}\n\n{image if is_plotted else ''}{details}")
     return "".join([*parts, notes])
 
 
@@ -91,8 +97,11 @@ def _to_be_reached(groups: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for rows in groups.values() for row in rows if row["reach"]]
 
 
-def _details(rows: list[dict[str, Any]]) -> str:
-    """What each system took: a table for each set of systems, one row of it a fact."""
+def _details(rows: list[dict[str, Any]], *, each: bool) -> str:
+    """What each system took: a table for each set of systems, one row of it a fact.
+
+    Rows with the same figures are of one measurement, except if `each` is one of its own.
+    """
     parts = []
     by_systems: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -102,7 +111,7 @@ def _details(rows: list[dict[str, Any]]) -> str:
         seen = set()
         for row in alike:
             figures = " | ".join(text(figure) for figure in row["medians"].values())
-            if figures not in seen:
+            if each or figures not in seen:
                 seen.add(figures)
                 lines.append(f"| {row['what']}, {row['unit']} | {figures} |")
         parts.append("\n".join(lines) + "\n\n")
@@ -135,6 +144,8 @@ def plot(groups: dict[str, Any]) -> None:
     _plot_reach(_to_be_reached(groups))
     for group in PLOTTED & set(groups):
         _plot_group(group, groups[group])
+    if HIT_RATIO in groups:
+        _plot_hit_ratios(groups[HIT_RATIO])
 
 
 def _plot_reach(rows: list[dict[str, Any]]) -> None:
@@ -176,6 +187,37 @@ def _plot_group(group: str, rows: list[dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.1, y=0.01)
     _save(figure, axes, group)
+
+
+MARKS = {
+    "auto": ("o", OURS),
+    "evict": ("<", OURS),
+    "keep": (">", OURS),
+    "SIEVE": ("x", OTHER),
+    "S3-FIFO": ("+", OTHER),
+}
+"""Not LRU, which `evict` is."""
+
+
+def _plot_hit_ratios(rows: list[dict[str, Any]]) -> None:
+    """For each row a bar to the best that is possible, and in it a mark for each system."""
+    rows = [row for row in rows if "best" in row["medians"]]
+    names = [row["what"] for row in rows]
+    figure, axes = _figure(2 * len(names))
+    best = [row["medians"]["best"] for row in rows]
+    axes.barh(names, best, color=GREY, alpha=0.25, height=0.6, label="the best possible")
+    for system, (mark, colour) in MARKS.items():
+        ratios = [row["medians"][system] for row in rows]
+        axes.plot(
+            *(ratios, names, mark),
+            color=colour,
+            fillstyle="full" if system == "auto" else "none",
+            label=system,
+        )
+    axes.set_xlim(-0.01, 1)
+    axes.set_xlabel("hit ratio")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, frameon=False)
+    _save(figure, axes, HIT_RATIO)
 
 
 def _figure(bars: int) -> Any:

@@ -21,6 +21,7 @@ GROUPS = (
     "hits",
     "arrays",
     "ranges",
+    "hit_ratio",
     "cold_read",
     "fast_sources",
     "disk",

@@ -141,6 +141,7 @@ def _boxes(found: dict[str, Wing]) -> tuple[dict[str, Box], int]:
         {"inspect": half, "flows": whole - half - GAP},
         {"backend": left},
         {"index": left},
+        {"sampling": left},
         {"file": left},
         {"disk": left},
         {"core": whole},

@@ -23,8 +23,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "performance.md"
 
 GROUPS = (
-    *("hits", "arrays", "ranges", "cold_read", "fast_sources", "disk", "scale", "transactions"),
-    *("processes", "huge_values", "layers"),
+    *("hits", "arrays", "ranges", "hit_ratio", "cold_read", "fast_sources", "disk", "scale"),
+    *("transactions", "processes", "huge_values", "layers"),
 )
 
 
@@ -62,6 +62,9 @@ def rows_of(tmp_path_factory: pytest.TempPathFactory) -> RowsOf:
 @pytest.mark.parametrize("group", GROUPS)
 def test_each_row_is_reported_with_its_bound(rows_of: RowsOf, group: str) -> None:
     rows = rows_of(group)
+    if group == "hit_ratio":
+        # Hits of a whole trace are what there is.
+        rows = [row for row in rows if row["what"].endswith("after the first quarter")]
 
     assert rows
     # Layers say where the time is spent.
@@ -84,6 +87,23 @@ def test_hits_of_a_sharded_array_make_no_request(rows_of: RowsOf) -> None:
 def test_thousands_of_hits_are_written_in_a_handful_of_transactions(rows_of: RowsOf) -> None:
     for row in rows_of("transactions"):
         assert 1 <= row["value"] <= 20
+
+
+def test_the_real_cache_hits_what_simulations_do(rows_of: RowsOf) -> None:
+    ratios = {
+        row["what"]: row["medians"] for row in rows_of("hit_ratio") if "best" in row["medians"]
+    }
+
+    assert len(ratios) == 10
+    for what, each in ratios.items():
+        # What waits to be written is a hit too, beyond the budget: of so small a cache it is much.
+        assert each["LRU"] - 0.01 <= each["evict"] <= each["best"] + 0.1, what
+        assert each["keep"] <= each["best"] + 0.01, what
+        assert min(each["evict"], each["keep"]) <= each["auto"] + 0.05, what
+    epochs = [each for what, each in ratios.items() if what.startswith("epochs")]
+    assert [each["keep"] for each in epochs] == pytest.approx(
+        [each["best"] for each in epochs], abs=0.01
+    )
 
 
 @pytest.fixture

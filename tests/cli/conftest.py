@@ -108,6 +108,26 @@ def filled(path: Path, held_time: HeldTime, _utc: None) -> Path:
     return path
 
 
+ROUNDS = 20
+
+IN_ROUNDS = {f"r/c/{number}": 1024 for number in range(30)}
+"""What `sampled` reads."""
+
+
+@pytest.fixture
+def sampled(filled: Path) -> Path:
+    """The same file, and 30 KiB that were read in `ROUNDS` rounds through a cache of 16 KiB."""
+    source = MemoryStore({key: buffer(bytes(size)) for key, size in IN_ROUNDS.items()})
+    rounds = CacheStore(
+        source, cache_store=SqliteStore(filled), namespace="rounds", max_size="16 KiB"
+    )
+    for _ in range(ROUNDS):
+        for key in IN_ROUNDS:
+            rounds.get_sync(key)
+    restart(rounds)
+    return filled
+
+
 SPANS: list[ByteRequest] = [
     RangeByteRequest(100, 300),
     RangeByteRequest(4096, 4096 + 70_000),

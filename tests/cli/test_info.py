@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("filled")
 
 
+def table(lines: list[str]) -> list[str]:
+    """The lines of the namespaces: they end with an empty line, which the other sizes follow."""
+    below = lines[5:]
+    return below[: below.index("")]
+
+
 def test_each_namespace_has_a_line_with_its_values_bytes_share_and_times(command: Command) -> None:
     lines = command.lines("info")
 
     assert lines[0] == str(command.path)
     assert lines[2] == "cached:  7.0 KiB"
-    assert [" ".join(line.split()) for line in lines[-3:]] == [
+    assert [" ".join(line.split()) for line in table(lines)] == [
         "1 10 B - - - - - (stored with SqliteStore)",
         "3 3.0 KiB ####...... 43.1 % 1 20.0 % 2023-11-14 22:13:20 2023-11-14 22:15:20 era5",
         "1 4.0 KiB ######.... 56.9 % 0 0.0 % 2023-11-14 22:17:20 2023-11-14 22:17:20 sst",
@@ -35,14 +41,14 @@ def test_with_a_budget_shares_are_of_the_budget(command: Command) -> None:
     lines = command.lines("info", "--max-size", "28 KiB")
 
     assert lines[2] == "cached:  7.0 KiB of 28.0 KiB #####............... 25.1 %"
-    assert "14.3 %" in lines[-1]
+    assert "14.3 %" in table(lines)[-1]
 
 
 def test_what_is_older_than_the_age_is_counted_as_stale(command: Command) -> None:
     lines = command.lines("info", "--max-age", "6min")
 
-    assert "2 (2.9 KiB)" in lines[-2]
-    assert "0 (0 B)" in lines[-1]
+    assert "2 (2.9 KiB)" in table(lines)[-2]
+    assert "0 (0 B)" in table(lines)[-1]
 
 
 def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
@@ -59,6 +65,7 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
         "file_range_size",
         "max_size",
         "max_age_seconds",
+        "hit_rate_by_size",
         "namespaces",
     }
     assert reported["path"] == str(command.path)
@@ -92,7 +99,7 @@ def test_ranges_have_columns_and_count_for_the_share_and_the_times(command: Comm
 
     assert lines[2] == "cached:  75.6 KiB; 68.6 KiB of them are in 3 ranges"
     assert " ".join(lines[4].split()).startswith("values bytes ranges range bytes share absent")
-    assert [" ".join(line.split()) for line in lines[5:]] == [
+    assert [" ".join(line.split()) for line in table(lines)] == [
         "1 10 B - - - - - - - (stored with SqliteStore)",
         "3 3.0 KiB 0 0 B .......... 4.0 % 1 20.0 % 2023-11-14 22:13:20 2023-11-14 22:15:20 era5",
         "0 0 B 3 68.6 KiB #########. 90.7 % 0 0.0 % 2023-11-14 22:21:20 2023-11-14 22:23:20 mur",
@@ -120,7 +127,7 @@ def test_a_range_is_stale_as_a_value_is(command: Command) -> None:
     lines = command.lines("info", "--max-age", "2 min", "--max-size", "151.2 KiB")
 
     assert lines[2].endswith(" 50.0 %; 68.6 KiB of them are in 3 ranges")
-    assert "2 (68.6 KiB)  mur" in lines[-2]
+    assert "2 (68.6 KiB)  mur" in table(lines)[-2]
 
 
 @pytest.mark.usefixtures("ranged")
@@ -151,3 +158,54 @@ def test_a_file_in_which_nothing_is_cached_takes_three_lines(
 
     assert lines[0] == str(filled)
     assert lines[2] == "cached:  0 B"
+
+
+def test_with_too_few_reads_nothing_is_said_of_other_sizes(command: Command) -> None:
+    lines = command.lines("info", "--max-size", "1 MiB")
+
+    assert lines[-2:] == ["", "Too few reads are recorded to say what another size would bring."]
+    assert command.json("info")["hit_rate_by_size"] is None
+
+
+@pytest.mark.usefixtures("sampled")
+def test_the_size_that_a_store_had_is_compared_with_others(command: Command) -> None:
+    lines = command.lines("info")
+    end = lines[lines.index("", 4) + 1 :]
+
+    assert end[0] == (
+        "32 KiB would have served 94 % of the bytes; now 0 % with 16 KiB; "
+        "more would bring nothing, up to 128 KiB."
+    )
+    assert end[1] == ""
+    assert end[2].startswith("100 % |")
+    assert end[-2].endswith(" 16 KiB now")
+
+
+@pytest.mark.usefixtures("sampled")
+def test_the_size_that_is_given_is_compared_with_others(command: Command) -> None:
+    lines = command.lines("info", "--max-size", "100 KiB")
+
+    assert (
+        "100 KiB would have served 94 % of the bytes, and so would 32 KiB; "
+        "more would bring nothing, up to 128 KiB."
+    ) in lines
+
+
+@pytest.mark.usefixtures("sampled")
+def test_json_has_the_hit_rates_by_size(command: Command) -> None:
+    rates = command.json("info")["hit_rate_by_size"]
+    sizes = [each["bytes"] for each in rates]
+
+    assert sizes == sorted(sizes)
+    assert rates[-1]["bytes"] == pytest.approx(30 * 1024, rel=0.1)
+    assert rates[-1]["hit_rate"] == pytest.approx(0.94, abs=0.02)
+    assert all(each["hit_rate"] < 0.01 for each in rates if each["bytes"] < 30 * 1024)
+
+
+@pytest.mark.usefixtures("sampled")
+def test_in_a_terminal_the_curve_is_drawn_with_blocks(command: Command) -> None:
+    result = command("info", FORCE_COLOR="1", COLUMNS="100", PYTHONIOENCODING="utf-8")
+
+    assert result.exit_code == 0
+    assert "100 % |" in result.stdout
+    assert "▲" in result.stdout

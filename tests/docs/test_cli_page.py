@@ -14,6 +14,8 @@ import zarr
 
 from tests.cli.conftest import Command, _utc, command, filled, ranged
 from zarr_cache.cli import app
+from zarr_cache.cli.info import print_other_sizes
+from zarr_cache.sampling.curve import Curve
 
 if TYPE_CHECKING:
     import click
@@ -115,3 +117,16 @@ def test_every_example_is_understood(
     assert program == "zarr-cache"
     assert result.exit_code in {0, 1}, result.output
     assert result.stderr == ""
+
+
+def test_the_curve_of_the_page_is_drawn_as_it_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = {0.25: 0.02, 1: 0.1, 2: 0.22, 4: 0.4, 8: 0.61, 12: 0.68, 20: 0.83, 24: 0.85, 64: 0.85}
+    sizes = tuple(int(size * 2**30) for size in rates)
+    curve = Curve(sizes, tuple(rates.values()), 1000.0, reach=64 * 2**30)
+    print_other_sizes(curve, 8 * 2**30)
+    drawn = re.search(r"^```text\n(.*?)^```$", SECTIONS["info"], re.MULTILINE | re.DOTALL)
+
+    assert drawn is not None
+    assert capsys.readouterr().out.strip("\n") == drawn[1].rstrip()

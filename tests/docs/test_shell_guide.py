@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import _utc, filled, ranged
+from tests.cli.conftest import _utc, filled, ranged, sampled
 from tests.fakes import assert_accounts, close_everything, open_file
 from tests.shell.test_shell import COLUMNS
 
-__all__ = ["_utc", "filled", "ranged"]
+__all__ = ["_utc", "filled", "ranged", "sampled"]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "shell.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([A-Z].*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -94,6 +94,15 @@ def test_the_answers_are_those_of_the_questions(ranged: Path) -> None:
     assert found("Where is a large value or range")[0][:3] == ("mur", "s/c/0", 0)
 
 
+@pytest.mark.usefixtures("filled")
+def test_the_sizes_are_those_of_the_question(sampled: Path) -> None:
+    found = rows(sampled, first("What would a larger or a smaller"))
+    # A cache of 30 KiB has the 30 values of 1 KiB, of which each is read in 20 rounds.
+    assert [each[0] for each in found][-1] == "30.0 KiB"
+    assert found[0][1] < 5
+    assert 90 < found[-1][1] < 95
+
+
 # What is deleted where the page says it: values of era5, or ranges of mur.
 PLACES = [("t", "era5", "value"), ("s", "mur", "range")]
 
@@ -120,7 +129,10 @@ def test_the_page_names_the_columns_of_each_view(view: str) -> None:
     assert table is not None
     cells = re.findall(r"^\| (`.*?) \|", table[1], re.MULTILINE)
 
-    assert re.findall(r"`([a-z]+)`", " ".join(cells)) == COLUMNS[view]
+    assert re.findall(r"`([a-z_]+)`", " ".join(cells)) == COLUMNS[view]
+
+
+TYPES = {"bytes": int, "entries": int, "hit_rate": float}
 
 
 @pytest.mark.parametrize("view", COLUMNS)
@@ -135,9 +147,7 @@ def test_the_columns_are_plain_text_and_numbers(ranged: Path, view: str) -> None
     }
 
     assert types == {
-        name: {int, type(None)}
-        if name in {"start", "stop"}
-        else {int if name in {"bytes", "entries"} else str}
+        name: {int, type(None)} if name in {"start", "stop"} else {TYPES.get(name, str)}
         for name in COLUMNS[view]
     }
     assert all(name.isidentifier() for name in COLUMNS[view])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes import buffer, open_file
 from zarr_cache import SqliteStore
-from zarr_cache.index import admit, listing, ranges, removals
+from zarr_cache.index import listing, ranges, removals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         )
     ]
     + [
-        pytest.param(admit.SIZE_NOW, id="SIZE_NOW"),
+        pytest.param(listing.SIZE_INSIDE, id="SIZE_INSIDE"),
+        pytest.param(listing.SIZE_OF_KEY, id="SIZE_OF_KEY"),
         pytest.param(listing.HAS_VALUE, id="HAS_VALUE"),
         pytest.param(listing.HAS_ANY, id="HAS_ANY"),
         pytest.param(listing.LIST, id="LIST"),

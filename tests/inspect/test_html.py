@@ -13,7 +13,9 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, buffer, read
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.cache import notebook
 from zarr_cache.inspect import html
+from zarr_cache.sampling.curve import Curve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,6 +202,54 @@ stores = pytest.mark.parametrize(
 )
 
 
+CURVE = Curve((1024, 4096, 65_536), (0.1, 0.5, 0.8), 1000.0)
+
+
+async def page_of(path: Path, curve: Curve | None, max_size: int | None) -> str:
+    """What is shown of a CacheStore on a file of which this curve is known."""
+    store = CacheStore(
+        await source(a=bytes(1024)), cache_store=SqliteStore(path), max_size=max_size
+    )
+    await read(store, "a")
+    store.flush()
+    usage = store._view.values.usage(store.namespace)._replace(curve=curve)
+    return notebook.of_cache_store("CacheStore", store._view, str(path), usage)
+
+
+async def test_the_curve_is_shown_with_the_present_size_and_a_sentence(path: Path) -> None:
+    drawing = await page_of(path, CURVE, 4096)
+    page = Outline(drawing)
+
+    assert page.words.count("64 KiB would have served 80 % of the bytes; now 50 % with 4 KiB;") == 2
+    assert "4 KiB now" in page.words
+    assert {"svg", "title", "desc"} <= page.tags
+    # Between 0 % at 130 and 100 % at 20.
+    assert re.findall('cy="(.*?)"', drawing) == ["75.0"]
+
+
+async def test_without_a_limit_no_size_is_marked(path: Path) -> None:
+    page = Outline(await page_of(path, CURVE, None))
+
+    assert "would have served" in page.words
+    assert "now" not in page.words
+    assert "svg" in page.tags
+    assert "circle" not in page.tags
+
+
+async def test_an_empty_curve_is_not_drawn(path: Path) -> None:
+    page = Outline(await page_of(path, Curve((), (), 1000.0), 4096))
+
+    assert "No size would have served" in page.words
+    assert "svg" not in page.tags
+
+
+async def test_with_too_few_reads_there_is_a_sentence_and_no_curve(path: Path) -> None:
+    page = Outline(await page_of(path, None, 4096))
+
+    assert "Too few reads are recorded" in page.words
+    assert "svg" not in page.tags
+
+
 @stores
 def test_to_look_at_a_store_makes_no_file(
     make: Callable[[Path], CacheStore | SqliteStore], path: Path
@@ -276,10 +326,53 @@ def test_faults_are_shown(path: Path) -> None:
     assert "the source was read instead 1 time" in shown(store).words
 
 
-def test_every_colour_is_that_of_the_text() -> None:
-    page = html.card("title", [html.notice("it failed"), html.bar(1, 2)])
+MARK = html.Mark(0.5, 0.25, "8 GiB now")
 
-    assert set(re.findall(r"(?:solid|background:)\s*([\w#]+)", page)) == {"currentColor"}
+
+def drawn(mark: html.Mark | None = MARK, description: str = "20 GiB would do") -> str:
+    points = [(0.0, 0.0), (0.5, 0.25), (1.0, 1.0)]
+    return html.curve(
+        points, ("1 GiB", "64 GiB"), mark, title="Hit rate over size", description=description
+    )
+
+
+def test_a_curve_rises_from_left_to_right() -> None:
+    line = re.search('polyline points="(.*?)"', drawn())
+
+    assert line is not None
+    assert line[1] == "44.0,130.0 237.0,102.5 430.0,20.0"
+
+
+def test_a_curve_has_a_name_and_a_description_for_screen_readers() -> None:
+    page = drawn(description=HOSTILE)
+
+    assert page.startswith('<svg role="img" ')
+    assert re.search(r"^<svg[^>]*><title>Hit rate over size</title><desc>.*?</desc>", page)
+    assert HOSTILE in unescape(page)
+    assert "script" not in Outline(page).tags
+
+
+def test_the_present_size_is_marked_on_the_curve() -> None:
+    assert '<circle cx="237.0" cy="102.5"' in drawn()
+    assert "8 GiB now" in Outline(drawn()).words
+    assert "circle" not in Outline(drawn(None)).tags
+
+
+@pytest.mark.parametrize(
+    ("place", "anchor"),
+    [(0.0, "start"), (0.1, "start"), (0.5, "middle"), (0.9, "end"), (1.0, "end")],
+)
+def test_the_name_of_a_mark_stays_in_the_drawing(place: float, anchor: str) -> None:
+    page = drawn(MARK._replace(place=place))
+
+    assert re.search(rf'text-anchor="{anchor}"[^>]*>8 GiB now<', page)
+
+
+def test_every_colour_is_that_of_the_text() -> None:
+    page = html.card("title", [html.notice("it failed"), html.bar(1, 2), drawn()])
+
+    colours = re.findall(r'(?:solid|background:)\s*([\w#]+)|(?:fill|stroke)="(.*?)"', page)
+    assert {one or other for one, other in colours} == {"currentColor", "none"}
     assert not re.search(r"(?<![\w-])color:|#[0-9a-f]{3}", page)
 
 

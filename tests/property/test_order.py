@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer
 
+    from zarr_cache.flows.settings import WhenFull
+
 SECOND_NS = 10**9
 
 KEYS = st.sampled_from(["a", "b", "c"])
@@ -138,9 +140,7 @@ class Model:
             return self.source[key], True
         value = self.source.get(key)
         if value is not None and len(value) <= self.max_size:
-            self.expire()
-            self.keep_value(key, self.row_revision(key))
-            self.evict()
+            self.admit_value(key)
         elif (key, None) in self.kept:
             self.drop((key, None))
         return value, False
@@ -166,8 +166,16 @@ class Model:
         if part is None and (key, None) in self.kept:
             self.drop((key, None))
         if part and len(part) <= self.max_size:
-            self.keep_range(key, start, start + len(part))
+            self.admit_range(key, start, start + len(part))
         return part, False
+
+    def admit_value(self, key: str) -> None:
+        self.expire()
+        self.keep_value(key, self.row_revision(key))
+        self.evict()
+
+    def admit_range(self, key: str, start: int, stop: int) -> None:
+        self.keep_range(key, start, stop)
 
     def is_hit(self, key: str) -> bool:
         kept = self.kept.get((key, None))
@@ -212,8 +220,11 @@ class Model:
         self.revision += 1
         self.fences[key] = self.revision
         if is_known and value is not None and len(value) <= self.max_size:
-            self.keep_value(key, self.revision)
+            self.admit_written(key)
         self.evict()
+
+    def admit_written(self, key: str) -> None:
+        self.keep_value(key, self.revision)
 
     def restart(self) -> None:
         for place in [place for place in self.kept if place[1]]:
@@ -246,10 +257,13 @@ class ModelOfRangesInFile(Model):
         if part is None and (key, None) in self.kept:
             self.drop((key, None))
         if part and len(part) <= self.max_size:
-            self.expire()
-            self.keep_range(key, start, start + len(part))
-            self.evict()
+            self.admit_range(key, start, start + len(part))
         return part, False
+
+    def admit_range(self, key: str, start: int, stop: int) -> None:
+        self.expire()
+        self.keep_range(key, start, stop)
+        self.evict()
 
     def keep_range(self, key: str, start: int, stop: int) -> None:
         for span in self.spans(key):
@@ -307,6 +321,8 @@ class Order(RuleBasedStateMachine):
 
     max_age_seconds: float | str = "infinity"
     persist_ranges = False
+    when_full: WhenFull = "evict"
+    models: tuple[type[Model], type[Model]] = (Model, ModelOfRangesInFile)
 
     def __init__(self) -> None:
         super().__init__()
@@ -338,11 +354,12 @@ class Order(RuleBasedStateMachine):
             max_size=max_size,
             namespace="source",
             persist_ranges=self.persist_ranges,
+            when_full=self.when_full,
         )
 
     @initialize(max_size=BUDGETS)
     def start(self, max_size: int) -> None:
-        kind = ModelOfRangesInFile if self.persist_ranges else Model
+        kind = self.models[self.persist_ranges]
         self.model = kind(max_size, float(self.max_age_seconds))
         self.open(max_size)
 

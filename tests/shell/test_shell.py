@@ -283,6 +283,7 @@ COLUMNS = {
         *("size", "bytes", "stored", "used"),
     ],
     "cache_usage": ["namespace", "kind", "entries", "size", "bytes"],
+    "hit_rate_by_size": ["size", "bytes", "hit_rate"],
 }
 
 

@@ -71,6 +71,8 @@ ROWS = {
     "extent": "SELECT * FROM extent",
     "free_extent": "SELECT * FROM free_extent",
     "reservation": "SELECT * FROM reservation",
+    "sampling": "SELECT * FROM sampling",
+    "reuse": "SELECT * FROM reuse",
 }
 PRAGMAS = ["application_id", "user_version", "page_size", "auto_vacuum", "encoding"]
 

@@ -9,10 +9,13 @@ from collections import Counter, defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from zarr_cache.sampling.reads import Reads
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from zarr_cache.index.upkeep import Confirmation
+    from zarr_cache.sampling.sample import Batch
 
 
 MAX_PENDING = 1024
@@ -31,9 +34,12 @@ class Pending:
     ----------
     counted
         Those that have counted since `gather`.
+    reads
+        Reads that wait to be sampled.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reads: Reads | None = None) -> None:
+        self.reads = Reads() if reads is None else reads
         self._lock = threading.Lock()
         self._touches: dict[int, int] = {}
         # Timestamps of the first use since these were last taken, and of the last.
@@ -48,12 +54,21 @@ class Pending:
 
     @property
     def are_due(self) -> bool:
-        """Whether it is time to write: there are many uses, or the first is old.
+        """Whether it is time to write: there are many uses or reads, or the first is old.
 
         Or a version was confirmed, which saves other processes a request.
         """
         is_old = self._until - self._since >= MAX_PENDING_NS
-        return len(self._touches) >= MAX_PENDING or is_old or bool(self._confirmations)
+        are_many = len(self._touches) >= MAX_PENDING or self.reads.are_due
+        return are_many or is_old or bool(self._confirmations)
+
+    def take_reads(self) -> Batch | None:
+        """The reads that wait to be sampled; None while they are few and the uses are many.
+
+        They are lost if they cannot be written: the sample is no more than a record of the past.
+        """
+        may_wait = len(self._touches) >= MAX_PENDING and not self.reads.are_due
+        return None if may_wait else self.reads.take()
 
     def confirm(self, confirmation: Confirmation) -> None:
         """Record that the source still has the version of an entry."""

@@ -11,7 +11,7 @@ from zarr_cache.backend.failures import GuardedDatabase, InvalidatedNamespaces
 from zarr_cache.backend.file_lookups import FileLookups
 from zarr_cache.backend.queue import WriteBehindQueue
 from zarr_cache.backend.ranges import RangeCache
-from zarr_cache.backend.upkeep import Upkeep
+from zarr_cache.backend.upkeep import Room, Upkeep
 from zarr_cache.backend.versions import Versions
 from zarr_cache.core.background import BackgroundWorker
 from zarr_cache.core.errors import CacheError
@@ -20,6 +20,8 @@ from zarr_cache.core.sizes import format_size
 from zarr_cache.index import evict, invalidate, listing, removals, values
 from zarr_cache.index.admit import Admission
 from zarr_cache.index.upkeep import Confirmation
+from zarr_cache.sampling import stored
+from zarr_cache.sampling.reads import Reads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +65,7 @@ class FileCache(FileLookups):
         self._database = database
         self._keep = keep
         self._is_shared = is_shared
+        self.pending = Pending()
         self.invalidated = InvalidatedNamespaces(database)
         self._begin()
         # These keep this object as long as the database: what waits to be written is not lost with
@@ -78,7 +81,8 @@ class FileCache(FileLookups):
         self.ranges = RangeCache()
         self.flights = Flights()
         self.versions = Versions()
-        self.pending = Pending()
+        reads = Reads(self._wake_to_sample, self._decision, self.pending.reads.max_size)
+        self.pending = Pending(reads)
         # One for reads and one for writes: while the file is locked or full, hits go on.
         self._reads = GuardedDatabase(self._database)
         self._writes = GuardedDatabase(self._database)
@@ -92,13 +96,34 @@ class FileCache(FileLookups):
             is_shared=self._is_shared,
         )
         self._writer = BackgroundWorker(self._upkeep.run)
+        self.room = Room(self._database, self._reads, self._queue, self.ranges, self._tidy)
         self._has_evicted = False
+
+    def _tidy(self) -> None:
+        """Remove leftovers in the background, if that was not done."""
+        if self._upkeep.may_have_leftovers:
+            self._writer.wake()
 
     def _forget_file(self) -> None:
         """Forget what is known of one file: it does not hold for another in its place."""
         self.ranges.clear()
         self.versions = Versions()
         self.pending.take_touches()
+        self.pending.reads.take()
+
+    def _wake_to_sample(self) -> None:
+        if not self._writes.breaker.is_open:
+            self._writer.wake()
+
+    def _decision(self) -> bool | None:
+        """Whether a full cache keeps what is there, says the file; None if it cannot be read."""
+        if not self.is_open:
+            return None
+        try:
+            return self._reads.run(stored.keeps)
+        except CacheError:
+            # The next lookup reports it.
+            return None
 
     def _close(self) -> None:
         """Write what waits, before the file is closed."""

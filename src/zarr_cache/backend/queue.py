@@ -112,6 +112,11 @@ class WriteBehindQueue:
         return None if admission is None or admission.is_cancelled else admission.response
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the responses that wait, without those that are being written."""
+        return self.nbytes - self.bytes_being_written
+
+    @property
     def has_ranges(self) -> bool:
         """Whether a response in the queue is a range."""
         return len(self._ranges) > 0

@@ -123,6 +123,11 @@ class RangeCache:
     def __len__(self) -> int:
         return len(self._by_use)
 
+    @property
+    def memory(self) -> int:
+        """About how much memory all entries take."""
+        return self.nbytes + len(self) * ENTRY_BYTES
+
     def count(self, namespace: str) -> int:
         """Number of entries of a namespace."""
         return len(self._by_age.get(namespace, ()))
@@ -214,7 +219,7 @@ class RangeCache:
                     self._remove(other)
             if self._covering(value, entry.request)[0] is not None:
                 return
-            for inside in self._inside(value, entry):
+            for inside in self._inside(value, entry.request, len(entry.data)):
                 self._remove(inside)
             # `_remove` removes the value with its last entry.
             self._values[entry.namespace, entry.key] = value
@@ -241,9 +246,9 @@ class RangeCache:
         return None if entry is None else KeptVersion(entry.validator, entry.stored_at)
 
     @staticmethod
-    def _inside(value: _Value, entry: RangeEntry) -> list[RangeEntry]:
+    def _inside(value: _Value, request: ByteRequest, size: int) -> list[RangeEntry]:
         """The entries that a new one replaces: those inside it, and one with the same start."""
-        span = entry.span
+        span = span_of(request, size)
         if span.start is None:
             return [value.tail] if value.tail else []
         starts = value.spans.irange(span.start, span.stop, inclusive=(True, False))
@@ -285,7 +290,7 @@ class RangeCache:
     def evict_to(self, max_memory: int | None) -> int:
         """Remove the least recently used until they fit into so much memory; return how many."""
         removed = 0
-        while max_memory is not None and self.nbytes + len(self) * ENTRY_BYTES > max_memory:
+        while max_memory is not None and self.memory > max_memory:
             if not self.evict():
                 break
             removed += 1
@@ -314,6 +319,24 @@ class RangeCache:
                 self._remove(oldest)
                 removed += 1
         return removed
+
+    def evict_stale(self, namespace: str, expired_after: int, excess: int) -> bool:
+        """Remove the oldest of this time or earlier, of so many bytes; False if there are none."""
+        before = self.nbytes
+        with self._lock:
+            by_age = self._by_age.get(namespace, {})
+            while before - self.nbytes < excess and (oldest := next(iter(by_age), None)):
+                if oldest.stored_at > expired_after:
+                    break
+                self._remove(oldest)
+            return self.nbytes < before
+
+    def replaced_bytes(self, of: str, key: str, request: ByteRequest | None, size: int) -> int:
+        """Bytes of the entries that a range of `size` bytes, or the whole value, replaces."""
+        with self._lock:
+            value = self._values.get((of, key)) or _Value()
+            replaced = value.entries if request is None else self._inside(value, request, size)
+            return sum(len(entry.data) for entry in replaced)
 
     def remove(self, namespace: str, prefix: str = "") -> None:
         """Remove the entries of the keys that begin with `prefix`. Walks all keys."""

@@ -79,6 +79,7 @@ class StoreCache(ValueCache):
         self.flights = self._index.flights
         self.pending = self._index.pending
         self.versions = self._index.versions
+        self.room = self._index.room
         self._values.forget_writes()
         # Keys of which this process changes the value in the store, and () while it lists them.
         self._locked: Flights[tuple[str, ...], None] = Flights()
@@ -248,7 +249,7 @@ class StoreCache(ValueCache):
             yield from self._write_bytes(mine.namespace, {key: response})
             # In this thread: an index in memory is not worth another.
             self._index.admit_now(mine)
-        if mine.removed is None:
+        if mine.entry is None:
             # The key was written since; whoever wrote it waits for this before it returns.
             yield from self._values.delete([key])
 

@@ -6,16 +6,25 @@ import logging
 from typing import TYPE_CHECKING
 
 from zarr_cache.core import private
+from zarr_cache.core.ages import EVER
 from zarr_cache.core.errors import CacheError, CircuitOpenError
 from zarr_cache.core.flow import run
-from zarr_cache.index import evict, upkeep
+from zarr_cache.core.sizes import format_size
+from zarr_cache.index import listing, removals, upkeep
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zarr.abc.store import ByteRequest
+
     from zarr_cache.backend.counters import Pending
     from zarr_cache.backend.failures import GuardedDatabase
     from zarr_cache.backend.queue import WriteBehindQueue
+    from zarr_cache.backend.ranges import RangeCache
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.database import Database
+    from zarr_cache.index.evict import Limits
+    from zarr_cache.index.lookup import EntryState
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +43,8 @@ class Upkeep:
     ----------
     max_size
         The last budget that a caller gave; the data file is shortened by it.
+    may_have_leftovers
+        Whether it was not yet looked for the entries of killed processes.
     """
 
     def __init__(
@@ -51,7 +62,7 @@ class Upkeep:
         self._writes = writes
         self._queue = queue
         self._pending = pending
-        self._may_have_leftovers = is_shared
+        self.may_have_leftovers = is_shared
         self.max_size: int | None = None
 
     def run(self) -> None:
@@ -75,15 +86,21 @@ class Upkeep:
             self.write_pending_now()
 
     def write_pending(self) -> Flow[None]:
-        """Write the uses and counts that wait."""
+        """Write the uses and counts that wait, and sample the reads."""
         with (
             self._pending.writing_counts() as counts,
             self._pending.writing_confirmations() as confirmations,
         ):
-            if not counts and not confirmations and not len(self._pending):
+            reads = self._pending.reads
+            if not (counts or confirmations or len(self._pending) or len(reads)):
                 return
+            batch = self._pending.take_reads()
             with self._pending.writing_touches() as touches:
-                yield from self._writes.flow(upkeep.write, counts, touches, confirmations)
+                sampled = yield from self._writes.flow(
+                    upkeep.write, counts, touches, confirmations, batch, reads.max_size
+                )
+            if sampled is not None:
+                reads.learn(sampled)
 
     def write_pending_now(self) -> None:
         """Write the uses and counts that wait, in this thread; a failure is logged."""
@@ -99,9 +116,9 @@ class Upkeep:
 
     def remove_leftovers(self) -> None:
         """Remove the private entries of processes that were killed, once for each process."""
-        if self._may_have_leftovers and not self._database.is_gone():
-            self._may_have_leftovers = False
-            self._remove_private(private.PREFIX, unused_ns=evict.MAX_UNUSED_NS)
+        if self.may_have_leftovers and not self._database.is_gone():
+            self.may_have_leftovers = False
+            self._remove_private(private.PREFIX, unused_ns=removals.MAX_UNUSED_NS)
 
     def remove_own_private(self) -> None:
         """Remove the private entries of this process: no later process can use them."""
@@ -113,9 +130,9 @@ class Upkeep:
             return
         try:
             unused_since = self._database.clock().now_ns() - unused_ns
-            useless = self._reads.run(evict.unused_namespaces, prefix, unused_since)
+            useless = self._reads.run(removals.unused_namespaces, prefix, unused_since)
             for name in useless:
-                while self._writes.run(evict.remove_namespace, name):
+                while self._writes.run(removals.remove_namespace, name):
                     pass
             is_too_long = bool(useless) and self._reads.run(upkeep.has_much_to_cut)
             if is_too_long:
@@ -132,3 +149,102 @@ class Upkeep:
             self.write_waiting()
         if self._reads.run(upkeep.has_much_to_cut):
             self._writes.run(upkeep.cut)
+
+
+LOOK_NS = 1_000_000_000
+"""The file is searched for stale entries once in so long."""
+
+
+class Room:
+    """How much room the budget has, where nothing is evicted for what is new.
+
+    So a response without room needs no write transaction. The transaction that admits one checks
+    again: other processes admit, too.
+
+    Any thread may call.
+
+    Parameters
+    ----------
+    tidy
+        Removes leftovers in the background: nothing else does while nothing is admitted.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        reads: GuardedDatabase,
+        queue: WriteBehindQueue,
+        ranges: RangeCache,
+        tidy: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._reads = reads
+        self._queue = queue
+        self._ranges = ranges
+        self._tidy = tidy
+        # By namespace: when it was searched for stale entries, and how many bytes are left of them.
+        self._stale: dict[str, tuple[int, int]] = {}
+        self._has_reported = False
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of the responses that wait or are being written."""
+        return self._queue.nbytes
+
+    def is_left(
+        self, key: str, request: ByteRequest | None, nbytes: int, limits: Limits, found: EntryState
+    ) -> Flow[bool]:
+        """Whether the file has room for a response of `nbytes`, or what is stale may make it.
+
+        `found` is what a lookup of the key has just found. What the response replaces makes room.
+        """
+        # Not those that are being written: they may be in the file by now.
+        excess = limits.excess(found.cached_bytes + self._queue.waiting_bytes + nbytes)
+        if excess <= 0:
+            return True
+        of_key = (limits.namespace, key, request, nbytes)
+        if found.kind == "value" or found.file_ranges:
+            excess -= self._reads.run(listing.replaced_bytes, *of_key)
+        if request is None:
+            excess -= self._ranges.replaced_bytes(*of_key)
+        if excess > 0:
+            excess -= self.free_memory(limits, excess)
+        # What exceeds the budget besides is what was promised to those that wait.
+        if excess <= 0 or (yield from self._promise_stale(limits, min(excess, nbytes))):
+            return True
+        self._tidy()
+        self._report(limits)
+        return False
+
+    def free_memory(self, limits: Limits, excess: int) -> int:
+        """Remove the oldest stale ranges in memory, of so many bytes; return how many were."""
+        before = self._ranges.nbytes
+        self._ranges.evict_stale(limits.namespace, limits.expired_after, excess)
+        return before - self._ranges.nbytes
+
+    def stale_bytes(self, limits: Limits) -> Flow[int]:
+        """Bytes of the stale entries of the namespace in the file, as far as they are looked at."""
+        return self._reads.flow(listing.stale_bytes, limits.namespace, limits.expired_after)
+
+    def _promise_stale(self, limits: Limits, nbytes: int) -> Flow[bool]:
+        """Promise the room of stale entries to a response; False if too few are known."""
+        if limits.expired_after == EVER:
+            return False
+        namespace = limits.namespace
+        looked_at, left = self._stale.get(namespace, (limits.now_ns - LOOK_NS, 0))
+        if limits.now_ns - looked_at >= LOOK_NS:
+            looked_at = limits.now_ns
+            left = yield from self.stale_bytes(limits)
+        is_enough = left >= nbytes
+        self._stale[namespace] = (looked_at, left - nbytes if is_enough else left)
+        return is_enough
+
+    def _report(self, limits: Limits) -> None:
+        """Log that the budget is used up, once for each process."""
+        if not self._has_reported and limits.max_size is not None:
+            self._has_reported = True
+            logger.info(
+                "%s: max_size of %s is used up; what it has no room for is not cached",
+                self._database,
+                format_size(limits.max_size),
+            )

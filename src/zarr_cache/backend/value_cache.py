@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zarr_cache.backend.counters import Pending
     from zarr_cache.backend.failures import InvalidatedNamespaces
     from zarr_cache.backend.ranges import RangeCache
+    from zarr_cache.backend.upkeep import Room
     from zarr_cache.backend.versions import Sent, Versions
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.errors import CacheError
@@ -43,6 +44,8 @@ class ValueCache(ABC):
         Namespaces of which no entry may be served.
     versions
         What the source has told this process of its versions of values.
+    room
+        How much room the budget has left.
     """
 
     ranges: RangeCache
@@ -50,6 +53,7 @@ class ValueCache(ABC):
     pending: Pending
     invalidated: InvalidatedNamespaces
     versions: Versions
+    room: Room
 
     @property
     @abstractmethod
@@ -151,7 +155,7 @@ class ValueCache(ABC):
 
     @abstractmethod
     def usage(self, namespace: str) -> Usage:
-        """How much is cached, of the namespace and in all."""
+        """How much is cached, of the namespace and in all, and what another size would bring."""
 
     @abstractmethod
     def admit(
@@ -188,6 +192,14 @@ class ValueCache(ABC):
         """Record a use of each entry that lookups of the key found."""
         for each in found:
             self.touch(namespace, key, each, used_at)
+
+    def keeps(self) -> bool:
+        """Whether a full cache with ``when_full="auto"`` evicts nothing at present.
+
+        As the reads of late would have been served best, in all processes that use the file: see
+        `sampling.decision`.
+        """
+        return self.pending.reads.keeps()
 
     @abstractmethod
     def flush(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zarr_cache.backend.store_cache import StoreCache
-from zarr_cache.cache import notebook
+from zarr_cache.cache import notebook, other_sizes
 from zarr_cache.cache.parameters import class_of
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.core.errors import CacheError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from zarr_cache.core.ages import Age
+    from zarr_cache.flows.settings import WhenFull
     from zarr_cache.flows.view import SourceView
     from zarr_cache.index.listing import Usage
     from zarr_cache.inspect.problem import Problem
@@ -68,6 +69,11 @@ class CacheInfo:
     def max_size(self) -> int | None:
         """Maximum bytes of cached values; None for no limit."""
         return self._view.settings.max_size
+
+    @property
+    def when_full(self) -> WhenFull:
+        """What makes room when `max_size` is used up: ``"evict"``, ``"keep"`` or ``"auto"``."""
+        return self._view.settings.when_full
 
     @property
     def cache_set_data(self) -> bool:
@@ -136,9 +142,15 @@ class CacheInfo:
             Number and bytes of the byte ranges in memory, of all namespaces.
         ``file_ranges``, ``file_range_size``
             Number and bytes of those in the file, of all namespaces.
+        ``hit_rate_by_size``
+            What caches of other sizes would have served, by a sample of the reads of all namespaces
+            that have been written to the file: from the size in bytes to the part of the bytes
+            read, between 0 and 1. Sizes ascend, to where more brings nothing. Eviction of the
+            least recently used is assumed, and reads of long ago count less. Empty while too few
+            reads are known.
         ``max_age_metadata_seconds``, ``stale_if_error_seconds``, ``offline``
             The settings of the same names.
-        ``persist_ranges``, ``max_memory``
+        ``when_full``, ``persist_ranges``, ``max_memory``
             The settings of the same names.
 
         Raises
@@ -172,6 +184,8 @@ class CacheInfo:
             "range_size": ranges.nbytes,
             "file_ranges": usage.total_entries["range"],
             "file_range_size": usage.total_bytes["range"],
+            "hit_rate_by_size": other_sizes.by_size(usage.curve),
+            "when_full": settings.when_full,
             "persist_ranges": settings.persist_ranges,
             "max_memory": settings.max_memory,
         }

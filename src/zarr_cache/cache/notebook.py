@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Concatenate
 
+from zarr_cache.cache import other_sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.sizes import format_size
 from zarr_cache.inspect import html
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from zarr_cache.flows.view import SourceView
     from zarr_cache.index.listing import Usage
     from zarr_cache.inspect.report import NamespaceReport
+    from zarr_cache.sampling.curve import Curve
+
+
+POINTS = 60
+"""So many points of a curve are drawn."""
 
 
 def read_or_reason[**P, T](
@@ -38,7 +44,7 @@ def read_or_reason[**P, T](
 
 
 def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | str) -> str:
-    """How full the budget is, and how many reads were hits.
+    """How full the budget is, how many reads were hits, and what another size would bring.
 
     Parameters
     ----------
@@ -48,10 +54,12 @@ def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | s
         What is cached, or a sentence why it cannot be read.
     """
     facts: list[tuple[str, str]] = []
+    below: list[str] = []
     if isinstance(usage, str):
         parts = [html.notice(usage)]
     else:
         parts, facts = _usage_of(view, usage)
+        below = _other_sizes(usage.curve, view)
     counts = view.statistics
     reads = counts["hits"] + counts["misses"]
     rate = html.hits(counts["hits"] / reads if reads else None)
@@ -62,7 +70,24 @@ def of_cache_store(title: str, view: SourceView, location: str, usage: Usage | s
     ]
     if faults := counts["faults"]:
         facts.append(("faults", f"the source was read instead {html.count(faults, 'time')}"))
-    return html.card(title, [*parts, html.facts(facts)])
+    return html.card(title, [*parts, html.facts(facts), *below])
+
+
+def _other_sizes(curve: Curve | None, view: SourceView) -> list[str]:
+    """The curve of hit rate over size, if it is known, and a sentence."""
+    max_size = view.settings.max_size
+    sentence = other_sizes.sentence(curve, max_size, evicts=view.may_evict())
+    if curve is None or not curve.sizes:
+        return [html.paragraph(sentence)]
+    axis = other_sizes.axis_of(curve, max_size)
+    points = [(step / (POINTS - 1), curve.at(each)) for step, each in enumerate(axis.sizes(POINTS))]
+    mark = None
+    if max_size is not None:
+        name = f"{other_sizes.text_of(max_size)} now"
+        mark = html.Mark(axis.place(max_size), curve.at(max_size), name)
+    ends = other_sizes.text_of(axis.least), other_sizes.text_of(axis.most)
+    drawing = html.curve(points, ends, mark, title="Hit rate over size", description=sentence)
+    return [drawing, html.paragraph(sentence)]
 
 
 def _usage_of(view: SourceView, usage: Usage) -> tuple[list[str], list[tuple[str, str]]]:

@@ -8,7 +8,8 @@ from zarr.storage import WrapperStore
 
 from zarr_cache.backend.registry import file_cache_of, store_cache_of
 from zarr_cache.cache.sqlite_store import SqliteStore
-from zarr_cache.core import private
+from zarr_cache.core import ages, private, sizes
+from zarr_cache.flows.settings import Settings
 from zarr_cache.flows.view import SourceView
 from zarr_cache.sources.names import name_of
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from zarr_cache.backend.value_cache import ValueCache
+    from zarr_cache.core.ages import Age
+    from zarr_cache.flows.settings import WhenFull
 
 
 def check_cache_store(cache_store: Store, *, persist_ranges: object, offline: object) -> None:
@@ -50,6 +53,58 @@ def check_cache_store(cache_store: Store, *, persist_ranges: object, offline: ob
             f"{class_of(cache_store)}: pass a SqliteStore, or persist_ranges=False to keep them in "
             "memory"
         )
+
+
+def settings_of(
+    *,
+    max_age_seconds: Age,
+    max_age_metadata_seconds: Age,
+    stale_if_error_seconds: float,
+    offline: bool,
+    max_size: int | str | None,
+    when_full: WhenFull,
+    cache_set_data: bool,
+    max_age_absent_seconds: Age,
+    persist_ranges: bool,
+    max_memory: int | str | None,
+) -> Settings:
+    """The parameters of `CacheStore` of these names, checked.
+
+    Raises
+    ------
+    ValueError
+        An age or a size is invalid, or `when_full` is another string.
+    TypeError
+        One of them has another type.
+    """
+    return Settings(
+        max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
+        max_age_metadata_seconds=ages.checked("max_age_metadata_seconds", max_age_metadata_seconds),
+        stale_if_error_seconds=ages.seconds("stale_if_error_seconds", stale_if_error_seconds),
+        offline=offline,
+        max_size=sizes.checked("max_size", max_size),
+        when_full=_checked_when_full(when_full),
+        cache_set_data=cache_set_data,
+        max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
+        persist_ranges=persist_ranges,
+        max_memory=sizes.checked("max_memory", max_memory),
+    )
+
+
+def _checked_when_full(when_full: object) -> WhenFull:
+    expected = f"when_full must be 'evict', 'keep' or 'auto', got {when_full!r}"
+    match when_full:
+        case "evict" | "keep" | "auto":
+            return when_full
+        case str():
+            raise ValueError(expected)
+        case _:
+            raise TypeError(expected)
+
+
+def given(**settings: int | None) -> dict[str, int]:
+    """The settings that the caller gave; the source has defaults for the others."""
+    return {name: each for name, each in settings.items() if each is not None}
 
 
 def checked_namespace(namespace: object) -> str | None:

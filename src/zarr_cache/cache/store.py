@@ -13,12 +13,11 @@ from zarr_cache.cache import parameters
 from zarr_cache.cache.info import CacheInfo
 from zarr_cache.cache.many_keys import ManyKeys
 from zarr_cache.cache.sqlite_store import SqliteStore
-from zarr_cache.core import ages, sizes
 from zarr_cache.core.errors import CacheError
 from zarr_cache.core.flow import run, run_async
 from zarr_cache.flows import evict, existence, reading, reading_ranges, writing
 from zarr_cache.flows.naming import copying, name_source
-from zarr_cache.flows.view import Settings, view_of
+from zarr_cache.flows.view import view_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from zarr_cache.core.ages import Age
+    from zarr_cache.flows.settings import WhenFull
 
 
 class CacheStore(CacheInfo, ManyKeys):
@@ -38,7 +38,7 @@ class CacheStore(CacheInfo, ManyKeys):
     process.
 
     Whole values are cached in `cache_store`, byte ranges in memory or, with `persist_ranges`, in
-    `cache_store`. All share `max_size`, and the least recently used entry is evicted first. Writes
+    `cache_store`. All share `max_size`, and `when_full` says what makes room. Writes
     go to `store` first, and a read that begins after a write has returned never sees the old value.
     Cache failures (a full disk, a locked file) never fail a read: a `CacheWarning` names the cause,
     and the value is read from `store`.
@@ -66,6 +66,10 @@ class CacheStore(CacheInfo, ManyKeys):
         this process: a number, or a string such as ``"20 GiB"`` or ``"500 MB"``; None for no limit.
         A larger value is returned and not cached. With another store as `cache_store`, the limit is
         for the bytes in that store.
+    when_full
+        ``"evict"``: the least recently used entry is evicted for a new one. ``"keep"``: what has no
+        room is returned and not cached; stale, removed and overwritten entries make room, and a
+        smaller `max_size` still evicts. ``"auto"``: whichever would have had more hits of late.
     cache_set_data
         Whether a written value is cached. If not, the cached value of its key is removed.
     max_age_absent_seconds
@@ -128,6 +132,7 @@ class CacheStore(CacheInfo, ManyKeys):
         max_age_seconds: Age = "infinity",
         max_age_metadata_seconds: Age = None,
         max_size: int | str | None = None,
+        when_full: WhenFull = "evict",
         cache_set_data: bool = True,
         max_age_absent_seconds: Age = None,
         namespace: str | None = None,
@@ -141,18 +146,17 @@ class CacheStore(CacheInfo, ManyKeys):
         parameters.check_cache_store(cache_store, persist_ranges=persist_ranges, offline=offline)
         name = parameters.checked_namespace(namespace) or name_source(store)
         self._given_namespace = namespace
-        settings = Settings(
-            max_age_seconds=ages.checked("max_age_seconds", max_age_seconds),
-            max_age_metadata_seconds=ages.checked(
-                "max_age_metadata_seconds", max_age_metadata_seconds
-            ),
-            stale_if_error_seconds=ages.seconds("stale_if_error_seconds", stale_if_error_seconds),
+        settings = parameters.settings_of(
+            max_age_seconds=max_age_seconds,
+            max_age_metadata_seconds=max_age_metadata_seconds,
+            stale_if_error_seconds=stale_if_error_seconds,
             offline=offline,
-            max_size=sizes.checked("max_size", max_size),
+            max_size=max_size,
+            when_full=when_full,
             cache_set_data=cache_set_data,
-            max_age_absent_seconds=ages.checked("max_age_absent_seconds", max_age_absent_seconds),
+            max_age_absent_seconds=max_age_absent_seconds,
             persist_ranges=persist_ranges,
-            max_memory=sizes.checked("max_memory", max_memory),
+            max_memory=max_memory,
         )
         if offline:
             read_only = True
@@ -302,7 +306,7 @@ class CacheStore(CacheInfo, ManyKeys):
         BaseExceptionGroup
             As from the source. It contains a `FileNotFoundError` if there is no such key.
         """
-        settings = _given(
+        settings = parameters.given(
             max_concurrency=max_concurrency,
             max_gap_bytes=max_gap_bytes,
             max_coalesced_bytes=max_coalesced_bytes,
@@ -324,7 +328,9 @@ class CacheStore(CacheInfo, ManyKeys):
         max_coalesced_bytes: int | None = None,
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, without an event loop unless the source needs one."""
-        settings = _given(max_gap_bytes=max_gap_bytes, max_coalesced_bytes=max_coalesced_bytes)
+        settings = parameters.given(
+            max_gap_bytes=max_gap_bytes, max_coalesced_bytes=max_coalesced_bytes
+        )
         flow = reading_ranges.get_ranges(self._view, key, byte_ranges, prototype, settings)
         batches, error = run(flow)
         if error is not None:
@@ -390,8 +396,3 @@ class CacheStore(CacheInfo, ManyKeys):
         """Delete every key from the source and from the cache."""
         self._check_writable()
         await run_async(writing.clear(self._view))
-
-
-def _given(**settings: int | None) -> dict[str, int]:
-    """The settings that the caller gave; the source has defaults for the others."""
-    return {name: each for name, each in settings.items() if each is not None}

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from zarr_cache.cache import other_sizes
 from zarr_cache.cli.file import existing, opened_to_read, size_of
 from zarr_cache.cli.options import CacheFile, Json, MaxAge, MaxSize
 from zarr_cache.cli.terminal import (
     Column,
     bar,
     count,
+    curve_lines,
+    curve_width,
     iso_time,
     local_time,
     percent,
@@ -23,6 +26,7 @@ from zarr_cache.index.upkeep import space
 from zarr_cache.inspect import report
 from zarr_cache.inspect.report import NamespaceReport
 from zarr_cache.inspect.selection import NOTHING, Amount
+from zarr_cache.sampling.curve import Curve, curve_of
 
 STORED_HERE = "(stored with SqliteStore)"
 """In place of the empty name of that namespace."""
@@ -35,12 +39,14 @@ def info(
     max_age: MaxAge = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the file holds of each source, and how many reads were hits."""
+    """Show what the file holds of each source, the hits, and what another size would bring."""
     path = existing(cache_file)
     with opened_to_read(path) as connection:
         fresh_after = ages.fresh_after(max_age, report.now_ns(connection, path))
         namespaces = report.namespaces(connection, None if max_age is None else fresh_after)
         in_file = space(connection)
+        curve = curve_of(connection)
+        recorded = report.recorded_max_size(connection)
         free_bytes = in_file.free_bytes + extents.free_bytes(connection)
     cached = sum((each.cached for each in namespaces), NOTHING)
     ranges = sum((each.ranges for each in namespaces), NOTHING)
@@ -57,6 +63,11 @@ def info(
                 "file_range_size": ranges.bytes,
                 "max_size": max_size,
                 "max_age_seconds": max_age,
+                "hit_rate_by_size": curve
+                and [
+                    {"bytes": size, "hit_rate": rate}
+                    for size, rate in other_sizes.by_size(curve).items()
+                ],
                 "namespaces": [_as_json(each) for each in namespaces],
             }
         )
@@ -85,6 +96,24 @@ def info(
             columns,
             [_row(each, whole, with_ranges=with_ranges, with_stale=with_stale) for each in known],
         )
+        print_other_sizes(curve, recorded if max_size is None else max_size)
+
+
+def print_other_sizes(curve: Curve | None, max_size: int | None) -> None:
+    """A sentence, and below it the curve of hit rate over size, if it is known."""
+    say("")
+    say(other_sizes.sentence(curve, max_size))
+    if curve is None or not curve.sizes:
+        return
+    axis = other_sizes.axis_of(curve, max_size)
+    width = curve_width()
+    mark = None
+    if max_size is not None:
+        mark = round(axis.place(max_size) * (width - 1)), f"{other_sizes.text_of(max_size)} now"
+    say("")
+    ends = other_sizes.text_of(axis.least), other_sizes.text_of(axis.most)
+    for line in curve_lines([curve.at(each) for each in axis.sizes(width)], ends, mark):
+        say(line)
 
 
 def _print_file(

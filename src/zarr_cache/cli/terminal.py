@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+_MARGIN = 7
+"""Columns left of a curve."""
+
 _UNITS = (("days", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -109,10 +112,54 @@ def _print_plain(lines: Sequence[Sequence[str]], columns: Sequence[Column]) -> N
 def bar(share: float, width: int = 20) -> str:
     """A bar filled to `share` of its width, in characters that the output can show."""
     filled = round(min(max(share, 0.0), 1.0) * width)
+    full, empty = ("█", "░") if _has_blocks() else ("#", ".")
+    return (full * filled).ljust(width, empty)
+
+
+def curve_width(most: int = 60) -> int:
+    """How many columns a curve may have: at most `most`, and no more than the terminal."""
     console = Console()
-    if console.is_terminal and console.encoding.startswith("utf"):
-        return ("█" * filled).ljust(width, "░")
-    return ("#" * filled).ljust(width, ".")
+    return min(most, max(console.width - _MARGIN, 10)) if console.is_terminal else most
+
+
+def curve_lines(
+    shares: Sequence[float], ends: tuple[str, str], mark: tuple[int, str] | None, height: int = 8
+) -> list[str]:
+    """The area below a curve, a column for each share of one, as lines.
+
+    Parameters
+    ----------
+    ends
+        What the first and the last column stand for.
+    mark
+        A column to mark, and what it stands for.
+    """
+    full, upwards = ("█", "▲") if _has_blocks() else ("#", "^")
+    width = len(shares)
+    filled = [round(min(max(share, 0.0), 1.0) * height) for share in shares]
+    labels = {0: "100 %", height // 2: "50 %"}
+    lines = [
+        f"{labels.get(row, ''):>5} |"
+        + "".join(full if height - row <= each else " " for each in filled)
+        for row in range(height)
+    ]
+    lines.append(f"{'0 %':>5} +{'-' * width}")
+    if mark is not None:
+        column, name = mark
+        is_left = column + 2 + len(name) > width
+        start = max(0, column - 1 - len(name)) if is_left else column
+        lines.append(
+            " " * (_MARGIN + start) + (f"{name} {upwards}" if is_left else f"{upwards} {name}")
+        )
+    first, last = ends
+    lines.append(" " * _MARGIN + first + last.rjust(width - len(first)))
+    return [line.rstrip() for line in lines]
+
+
+def _has_blocks() -> bool:
+    """Whether the output is a terminal that can show blocks."""
+    console = Console()
+    return console.is_terminal and console.encoding.startswith("utf")
 
 
 def percent(share: float | None) -> str:

@@ -16,6 +16,7 @@ from zarr_cache.cli.options import (
     parse_size_option,
 )
 from zarr_cache.cli.terminal import fail, print_json, say
+from zarr_cache.flows.settings import WhenFull
 from zarr_cache.warming.coverage import source_of
 from zarr_cache.warming.report import WarmPlan, WarmReport
 from zarr_cache.warming.revalidate import RevalidateReport, check
@@ -48,6 +49,14 @@ def warm(
             "would evict chunks of the selection.",
         ),
     ] = None,
+    when_full: Annotated[
+        WhenFull,
+        typer.Option(
+            metavar="evict|keep|auto",
+            help="What makes room: 'evict' the least recently used, 'keep' what is cached, or "
+            "'auto', whichever would have had more hits of late.",
+        ),
+    ] = "evict",
     max_age_absent: Annotated[
         float | None,
         typer.Option(
@@ -80,6 +89,7 @@ def warm(
         settings = {
             "namespace": namespace,
             "max_size": max_size,
+            "when_full": when_full,
             "max_age_absent_seconds": max_age_absent,
             "persist_ranges": persist_ranges,
         }

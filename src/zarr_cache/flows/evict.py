@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.errors import CacheError
 
 if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+
     from zarr_cache.core.flow import Flow
     from zarr_cache.flows.view import SourceView
     from zarr_cache.index.evict import Limits
@@ -44,6 +46,19 @@ def evict_before_write(view: SourceView, key: str) -> Flow[None]:
         return
     if view.limits().are_exceeded(found.cached_bytes):
         yield from try_to_enforce(view)
+
+
+def has_room(
+    view: SourceView, key: str, request: ByteRequest | None, nbytes: int, limits: Limits
+) -> Flow[bool]:
+    """Whether the file has room for a response, or it may be made: then it need not be queued.
+
+    What is not queued costs no write transaction.
+    """
+    if limits.may_evict or limits.max_size is None:
+        return True
+    found = yield from view.values.lookup_metadata(view.namespace, key)
+    return (yield from view.values.room.is_left(key, request, nbytes, limits, found))
 
 
 def evict_stale(view: SourceView) -> Flow[None]:

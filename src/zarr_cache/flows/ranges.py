@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zarr_cache.backend.ranges import RangeEntry
+from zarr_cache.backend.ranges import ENTRY_BYTES, RangeEntry
 from zarr_cache.core import byte_range
 from zarr_cache.core.errors import CacheError, CircuitOpenError
 from zarr_cache.core.flow import run
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from zarr_cache.core.flow import Flow
     from zarr_cache.flows.view import LookupResult, SourceView
-    from zarr_cache.index.evict import Evictions
+    from zarr_cache.index.evict import Evictions, Limits
     from zarr_cache.index.lookup import Data, EntryState
 
 
@@ -116,6 +116,7 @@ def _count_hits(
     nbytes = 0
     for index, (state, entry) in served.items():
         nbytes += 0 if state.data is None else len(state.data)
+        view.sample_read(key, byte_ranges[index], state.data, is_hit=True)
         if entry is not None:
             continue
         in_file.append(state)
@@ -142,12 +143,26 @@ def move_to_file(view: SourceView, entries: Iterable[RangeEntry]) -> Flow[None]:
         return
     try:
         for entry in entries:
-            yield from _persist(view, entry)
-            view.values.ranges.discard(entry)
+            yield from _move(view, entry)
     except CircuitOpenError:
         pass  # the failure that opened the circuit has been noted
     except CacheError as error:
         view.faults.note(error)
+
+
+def _move(view: SourceView, entry: RangeEntry) -> Flow[None]:
+    ranges = view.values.ranges
+    if view.may_evict():
+        yield from _persist(view, entry)
+        ranges.discard(entry)
+        return
+    # First: its bytes in memory are the room that it needs in the file.
+    ranges.discard(entry)
+    try:
+        yield from _persist(view, entry)
+    except CacheError:
+        ranges.add(entry, fence=0)
+        raise
 
 
 def admit(
@@ -169,8 +184,11 @@ def admit(
             entries.append(RangeEntry(view.namespace, key, request, *facts))
     if view.settings.persist_ranges:
         try:
+            limits = view.limits()
             for entry in entries:
-                yield from _persist(view, entry)
+                size = len(entry.data)
+                if (yield from evict.has_room(view, key, entry.request, size, limits)):
+                    yield from _persist(view, entry)
         except CacheError as error:
             # They are kept in memory, until they are used when the file can be written again.
             view.faults.note(error)
@@ -208,6 +226,9 @@ def _admit_to_memory(view: SourceView, entries: list[RangeEntry]) -> Flow[None]:
         # A write was later than the response. The next lookup sees a write that comes after this.
         return
     limits = view.limits()
+    if not limits.may_evict:
+        yield from _fill_memory(view, entries, limits, state.fence)
+        return
     for entry in entries:
         _keep_in_memory(view, entry, state.fence)
     # The limits may have been checked for values that are being written before these were added.
@@ -215,6 +236,38 @@ def _admit_to_memory(view: SourceView, entries: list[RangeEntry]) -> Flow[None]:
     state = yield from view.values.lookup_metadata(namespace, key)
     if limits.are_exceeded(state.cached_bytes + bytes_being_written):
         yield from evict.enforce(view, limits)
+
+
+def _fill_memory(
+    view: SourceView, entries: list[RangeEntry], limits: Limits, fence: int
+) -> Flow[None]:
+    """Keep those ranges in memory that have room, and evict nothing for them.
+
+    A `max_memory` that is smaller than before still evicts.
+    """
+    ranges, room, key = view.values.ranges, view.values.room, entries[0].key
+    max_memory = view.settings.max_memory
+    evicted = ranges.evict_to(max_memory)
+    # In this order: what leaves the queue meanwhile is counted twice, and not missed.
+    queued = room.queued_bytes
+    cached = (yield from view.values.lookup_metadata(view.namespace, key)).cached_bytes
+    for entry in entries:
+        size = len(entry.data)
+        more = size - ranges.replaced_bytes(view.namespace, key, entry.request, size)
+        excess = limits.excess(cached + queued + more)
+        if excess > 0:
+            excess -= room.free_memory(limits, excess)
+        memory = ranges.memory + more + ENTRY_BYTES
+        if excess <= 0 and (max_memory is None or memory <= max_memory):
+            ranges.add(entry, fence=fence)
+    # Other threads may have taken the same room.
+    queued = room.queued_bytes
+    cached = (yield from view.values.lookup_metadata(view.namespace, key)).cached_bytes
+    for entry in reversed(entries):
+        if limits.are_exceeded(cached + queued):
+            ranges.discard(entry)
+    if evicted:
+        view.statistics.add(evictions=evicted)
 
 
 def _keep_in_memory(view: SourceView, entry: RangeEntry, fence: int) -> None:

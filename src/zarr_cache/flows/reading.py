@@ -120,6 +120,8 @@ def serve_bytes(
         # Another process has put it into the file since. It counts once for the budget.
         view.values.ranges.discard_copy(view.namespace, key, request)
     view.count_hit(state.data)
+    # By position, as of `Reads.add`.
+    view.values.pending.reads.add(view.namespace, key, request, len(state.data), True)  # noqa: FBT003
     return state.data
 
 
@@ -141,6 +143,7 @@ def _serve(
     if not (yield from _may_serve_range(view, key, request, result, found.state)):
         return None
     view.count_hit(found.state.data)
+    view.sample_read(key, request, found.state.data, is_hit=True)
     yield from ranges.move_to_file(view, [found.in_memory])
     return found.state.data
 
@@ -267,11 +270,13 @@ def _ask(
         if request is not None:
             versions.check_served(view, key, request, result, kept.found.validator)
         data = fetching.serve_confirmed(view, key, result, kept.found, asked_at)
+        view.sample_read(key, request, data, is_hit=True)
         buffer = None if data is None else to_buffer(cpu.buffer_prototype, data)
         flight.complete(Sent(buffer, kept.found.validator))
         return buffer
     buffer, validator = fetched.buffer, fetched.validator
     view.count_miss(buffer)
+    view.sample_read(key, request, buffer, is_hit=False)
     sent = Sent(buffer, validator)
     flight.complete(sent)
     if not fetched.is_torn:
@@ -328,18 +333,21 @@ def _admit_value(
     asked_at: int,
     validator: str | None,
 ) -> Flow[None]:
-    """Admit a whole value, or the absence of the key; if neither may be, remove its entry."""
+    """Admit a whole value, or the absence of the key; if that may not be, remove its entry."""
     if buffer is None and view.absences_are_doubtful:
         view.values.versions.absent.set(view.namespace, key, asked_at)
     data = None if buffer is None else to_lasting_array(buffer)
     is_cacheable = view.is_cacheable(data, validator)
     if is_cacheable and not (data is None and view.absences_are_doubtful):
-        used_at = view.values.clock().timestamp_ns()
-        response = Response(data, asked_at, used_at, revision, None, validator)
-        yield from view.values.admit(
-            view.namespace, key, response, view.limits(), view.record_outcome
-        )
-        return
+        limits = view.limits()
+        if data is None or (yield from evict.has_room(view, key, None, len(data), limits)):
+            if data is not None and not limits.may_evict:
+                # They are not needed any more, and nothing would evict them.
+                view.values.ranges.remove_key(view.namespace, key)
+            used_at = view.values.clock().timestamp_ns()
+            response = Response(data, asked_at, used_at, revision, None, validator)
+            yield from view.values.admit(view.namespace, key, response, limits, view.record_outcome)
+            return
     if data is None and view.absences_are_doubtful:
         # Nothing is removed for it: it may be an expired login.
         return

@@ -321,8 +321,9 @@ def _read(
     checked, batches, error = yield from _call(view, key, requests, settings, only)
     if not has_kind(error, ChangedError):
         for batch in batches:
-            for _, buffer in batch:
+            for position, buffer in batch:
                 view.count_miss(buffer)
+                view.sample_read(key, requests[position], buffer, is_hit=False)
     batches = [[(indexes[position], buffer) for position, buffer in batch] for batch in batches]
     if isinstance(checked, RangeCheckedStore):
         unsafe = {index for index in indexes if checked.may_be_wrong(byte_ranges[index])}

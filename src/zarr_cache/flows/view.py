@@ -25,12 +25,13 @@ from zarr_cache.sources.readers import reader_of
 from zarr_cache.sources.urls import is_local
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer
 
     from zarr_cache.backend.value_cache import ValueCache
     from zarr_cache.backend.versions import Known
     from zarr_cache.core.ages import Age
+    from zarr_cache.flows.settings import Settings
     from zarr_cache.index.evict import Evictions
     from zarr_cache.index.lookup import Data, EntryState
     from zarr_cache.sources.source_reader import SourceReader
@@ -55,20 +56,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-class Settings(NamedTuple):
-    """The parameters of `CacheStore` of the same names."""
-
-    max_age_seconds: Age
-    max_size: int | None
-    cache_set_data: bool
-    max_age_absent_seconds: Age
-    persist_ranges: bool
-    max_memory: int | None
-    max_age_metadata_seconds: Age = None
-    stale_if_error_seconds: float = 0
-    offline: bool = False
 
 
 class LookupResult(NamedTuple):
@@ -332,7 +319,14 @@ class SourceView:
             ages.fresh_after(settings.max_age_seconds, now_ns),
             expired_after,
             now_ns,
+            self.namespace,
+            self.may_evict(),
         )
+
+    def may_evict(self) -> bool:
+        """Whether what is cached is evicted for what is new."""
+        when_full = self.settings.when_full
+        return not self.values.keeps() if when_full == "auto" else when_full == "evict"
 
     def count_hit(self, data: Data | None) -> None:
         """Count a hit, with its bytes or for an absent key."""
@@ -344,6 +338,14 @@ class SourceView:
     def count_miss(self, fetched: Buffer | None = None) -> None:
         """Count a miss, with the bytes that were fetched for it."""
         self.statistics.add(misses=1, bytes_fetched=0 if fetched is None else len(fetched))
+
+    def sample_read(
+        self, key: str, request: ByteRequest | None, data: Data | Buffer | None, *, is_hit: bool
+    ) -> None:
+        """Record a read of bytes that may be cached, for the sample."""
+        if data is not None:
+            reads = self.values.pending.reads
+            reads.add(self.namespace, key, request, len(data), is_hit)
 
     def count_evictions(self, evictions: Evictions | None) -> None:
         """Count what an operation evicted; the next operation reports its failure, if any."""
@@ -377,6 +379,7 @@ def view_of(
         Whether the user gave the namespace; otherwise it is that of `name_of`.
     """
     values.pending.gather()
+    values.pending.reads.max_size = settings.max_size
     statistics = Statistics(namespace, lambda: values.pending.counted)
     return SourceView(
         source=source,

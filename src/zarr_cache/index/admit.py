@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr_cache.core import byte_range, checksum
 from zarr_cache.core.single_flight import LazyFuture
 from zarr_cache.index import extents, lookup, ranges
-from zarr_cache.index.evict import Evictions, cached_bytes, trim, under_limits
+from zarr_cache.index.evict import Evictions, add_if_it_fits, cached_bytes, trim, under_limits
 from zarr_cache.index.large_values import LargeValue
+from zarr_cache.index.listing import replaced_bytes
 from zarr_cache.index.lookup import NEW_NAMESPACE, WRITE_LEASE_NS
 
 if TYPE_CHECKING:
@@ -64,14 +65,6 @@ SET kind = 'tombstone',
     validator = NULL,
     confirmed_at = NULL
 WHERE id = :entry AND kind = 'value'
-"""
-
-SIZE_NOW = """
-SELECT coalesce(sum(size), 0)
-FROM entry
-WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
-  AND key = :key
-  AND +kind IN ('value', 'range')
 """
 
 
@@ -133,9 +126,7 @@ def bytes_coming(connection: Connection, limits: Limits, wanted: Sequence[Admiss
         if each.response.request is not None:
             more[*owner, str(each.response.request)] = each.response.size
             continue
-        (before,) = connection.execute(
-            SIZE_NOW, {"namespace": each.namespace, "key": each.key}
-        ).fetchone()
+        before = replaced_bytes(connection, *owner, None, each.response.size)
         more[owner] = max(more.get(owner, 0), each.response.size - before)
     return sum(more.values())
 
@@ -187,10 +178,32 @@ def admit(
     if is_large and value_written is None:
         # It was not wanted, or there was no space for it, or there is no data file.
         admission.failure = values_written.failure
+        if admission.failure is None and not admission.limits.may_evict:
+            _remove_older(connection, admission)
         return
     if response.request is not None:
         _admit_range(connection, admission, keep, value_written)
         return
+    add = partial(_add_value, connection, admission, keep, value_written)
+    before = admission.removed_before
+    with under_limits(connection, namespace, admission.limits, before) as removed:
+        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
+        # The lease of its space may have expired.
+        is_written = value_written is None or value_written.is_reserved(connection)
+        if is_written and not add_if_it_fits(connection, admission.limits, removed, add):
+            admission.entry = None
+            if not admission.limits.may_evict:
+                _remove_older(connection, admission)
+        if response.data is None:
+            trim(connection, "absent", MAX_ABSENT, admission.limits.expired_before)
+    admission.removed = removed if admission.entry is not None or removed.expired else before
+
+
+def _add_value(
+    connection: Connection, admission: Admission, keep: Keep, value_written: WrittenValue | None
+) -> bool:
+    """Add the entry of a whole value or an absence; False if it must not be."""
+    namespace, response = admission.namespace, admission.response
     used_at = admission.used_at_in_file = admission.used_at
     identity_checksum = identity_checksum_of(namespace, admission.key, response)
     parameters = {
@@ -205,62 +218,66 @@ def admit(
         "checksum": identity_checksum ^ checksum.of_version(response.validator, None),
         "validator": response.validator,
     }
-    before = admission.removed_before
-    with under_limits(connection, namespace, admission.limits, before) as removed:
-        connection.execute(NEW_NAMESPACE, {"namespace": namespace})
-        # The lease of its space may have expired.
-        is_written = value_written is None or value_written.is_reserved(connection)
-        rows = connection.execute(ADMIT, parameters).fetchall() if is_written else []
-        for (entry,) in rows:
-            admission.entry = entry
-            ranges.remove_of_key(connection, namespace, admission.key)
-            extents.delete(connection, entry)
-            if value_written is not None:
-                value_written.give(connection, entry)
-            elif response.data is not None:
-                keep(connection, entry, identity_checksum, response.data)
-        if response.data is None:
-            trim(connection, "absent", MAX_ABSENT, admission.limits.expired_before)
-    admission.removed = removed if rows else before
+    rows = connection.execute(ADMIT, parameters).fetchall()
+    for (entry,) in rows:
+        admission.entry = entry
+        ranges.remove_of_key(connection, namespace, admission.key)
+        extents.delete(connection, entry)
+        if value_written is not None:
+            value_written.give(connection, entry)
+        elif response.data is not None:
+            keep(connection, entry, identity_checksum, response.data)
+    return bool(rows)
+
+
+def _remove_older(connection: Connection, admission: Admission) -> None:
+    """Remove the entry that a whole value without room would have replaced: it is outdated."""
+    if admission.response.request is not None:
+        return
+    found = lookup.lookup_metadata(connection, admission.namespace, admission.key)
+    is_older = admission.response.overlay_on(found) is not found
+    if is_older and found.kind in {"value", "absent"}:
+        ranges.remove(connection, found.entry)
 
 
 def _admit_range(
     connection: Connection, admission: Admission, keep: Keep, value_written: WrittenValue | None
 ) -> None:
     """Admit a response that is a part of a value."""
-    namespace, key, response = admission.namespace, admission.key, admission.response
-    used_at = admission.used_at_in_file = admission.used_at
+    namespace, limits = admission.namespace, admission.limits
+    add = partial(_add_range, connection, admission, keep, value_written)
     before = admission.removed_before
-    with under_limits(connection, namespace, admission.limits, before) as removed:
+    with under_limits(connection, namespace, limits, before) as removed:
         connection.execute(NEW_NAMESPACE, {"namespace": namespace})
         is_written = value_written is None or value_written.is_reserved(connection)
-        found = lookup.lookup_metadata(connection, namespace, key)
-        is_admitted = (
-            is_written
-            and _may_be_admitted(response, found, admission.limits)
-            and _make_place(connection, admission)
-        )
-        if is_admitted and response.request is not None and response.data is not None:
-            span = byte_range.span_of(response.request, response.size)
-            seed = identity_checksum_of(namespace, key, response)
-            entry = ranges.insert(
-                connection,
-                namespace,
-                key,
-                span,
-                response.stored_at,
-                used_at,
-                seed,
-                response.validator,
-            )
-            admission.entry = entry
-            if found.kind == "absent":
-                ranges.remove(connection, found.entry)
-            if value_written is not None:
-                value_written.give(connection, entry)
-            else:
-                keep(connection, entry, seed, response.data)
-    admission.removed = removed if is_admitted else before
+        if is_written and not add_if_it_fits(connection, limits, removed, add):
+            admission.entry = None
+    admission.removed = removed if admission.entry is not None or removed.expired else before
+
+
+def _add_range(
+    connection: Connection, admission: Admission, keep: Keep, value_written: WrittenValue | None
+) -> bool:
+    """Add the entry of a range; False if it is not wanted."""
+    namespace, key, response = admission.namespace, admission.key, admission.response
+    used_at = admission.used_at_in_file = admission.used_at
+    found = lookup.lookup_metadata(connection, namespace, key)
+    is_wanted = _may_be_admitted(response, found, admission.limits)
+    if response.request is None or response.data is None or not is_wanted:
+        return False
+    if not _make_place(connection, admission):
+        return False
+    span = byte_range.span_of(response.request, response.size)
+    seed = identity_checksum_of(namespace, key, response)
+    facts = (span, response.stored_at, used_at, seed, response.validator)
+    entry = admission.entry = ranges.insert(connection, namespace, key, *facts)
+    if found.kind == "absent":
+        ranges.remove(connection, found.entry)
+    if value_written is not None:
+        value_written.give(connection, entry)
+    else:
+        keep(connection, entry, seed, response.data)
+    return True
 
 
 def _may_be_admitted(response: Response, found: EntryState, limits: Limits) -> bool:

@@ -4,7 +4,8 @@ Values and ranges in the file and ranges in memory share one budget and one orde
 known to `_evict_in_order` alone: it walks the index ``entry_by_use`` with `EVICT`, and takes those
 in memory in the order in which `RangesInMemory` has them. To add another order, add there a
 statement beside `EVICT`, with an index for it in a new migration, and the same order in memory.
-`Limits` has the settings.
+`Limits` has the settings: where nothing may be evicted, only stale entries make room, and
+`add_if_it_fits` undoes what has none.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from zarr_cache.core.ages import EVER
 from zarr_cache.core.errors import FileDamagedError
-from zarr_cache.core.keys import prefix_end
-from zarr_cache.index import extents, upkeep
+from zarr_cache.index import extents, listing, upkeep
 from zarr_cache.index.lookup import WRITE_LEASE_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from zarr_cache.core.errors import CacheError
     from zarr_cache.file.connection import Connection
@@ -84,6 +84,11 @@ WHERE id IN (SELECT id FROM victim)
 RETURNING key
 """
 
+REMOVE = """
+DELETE FROM entry
+WHERE id = :entry
+"""
+
 EXPIRE = """
 DELETE FROM entry
 WHERE id IN (
@@ -116,6 +121,9 @@ class RangesInMemory(Protocol):
     def expire(self, namespace: str, expired_after: int) -> int:
         """Remove those of this time or earlier without a validator; return how many there were."""
 
+    def evict_stale(self, namespace: str, expired_after: int, excess: int) -> bool:
+        """Remove the oldest of this time or earlier, of so many bytes; False if there are none."""
+
 
 class Limits(NamedTuple):
     """The budget of a file, and the ages at which entries of a namespace are stale.
@@ -133,6 +141,11 @@ class Limits(NamedTuple):
         make it fresh again, and it is not served while the source fails either.
     now_ns
         The time as of which this is. The lease of a write that began an hour before has expired.
+    namespace
+        Whose entries are stale by these ages.
+    may_evict
+        Whether entries that are not stale are evicted for others. If not, what has no room is not
+        admitted.
     """
 
     max_size: int | None
@@ -140,6 +153,8 @@ class Limits(NamedTuple):
     fresh_after: int
     expired_after: int
     now_ns: int
+    namespace: str
+    may_evict: bool
 
     @property
     def expired_before(self) -> int:
@@ -148,7 +163,11 @@ class Limits(NamedTuple):
 
     def are_exceeded(self, cached_bytes: int) -> bool:
         """Whether the budget is exceeded, with so many bytes of value entries in the file."""
-        return self.max_size is not None and cached_bytes + self.ranges.nbytes > self.max_size
+        return self.excess(cached_bytes) > 0
+
+    def excess(self, cached_bytes: int) -> int:
+        """By how many bytes the budget is exceeded; negative, or 0 without one, if it is not."""
+        return 0 if self.max_size is None else cached_bytes + self.ranges.nbytes - self.max_size
 
 
 @dataclass(slots=True)
@@ -196,10 +215,16 @@ def apply_limits(
 ) -> Evictions:
     """Evict and expire until the limits hold, in as many transactions as it takes.
 
-    The limits may be new: a smaller `max_size`. The order of eviction depends on `touches`, the
-    last uses that are not written yet.
+    The limits may be new: a smaller `max_size`. So this evicts also where nothing is evicted for
+    another entry. Then the ranges in memory are first: they have no room if another process has
+    filled the file since. The order of eviction depends on `touches`, the last uses that are not
+    written yet.
     """
     evictions = Evictions()
+    if not limits.may_evict:
+        while limits.are_exceeded(cached_bytes(connection)) and limits.ranges.evict():
+            evictions.evicted_ranges += 1
+        limits = limits._replace(may_evict=True)
     touches = upkeep.write_batches(connection, touches)
     with connection.writing_much():
         upkeep.write_touches(connection, touches)
@@ -228,7 +253,7 @@ def evict_ahead(
     is_first = True
     while True:
         entries, cached = _cached(connection)
-        excess = cached + limits.ranges.nbytes + coming - limits.max_size
+        excess = limits.excess(cached + coming)
         if excess <= 0 or excess * entries <= MAX_AT_ONCE * cached:
             return
         with connection.writing_much():
@@ -244,7 +269,8 @@ def evict_to_fit(
 ) -> bool:
     """Evict, in one transaction, until the rest and `coming` bytes are within the budget.
 
-    False if that cannot be: stored entries, and values that are being written, are not evicted.
+    False if that cannot be: stored entries, and values that are being written, are not evicted, nor
+    are those that are not stale if the limits say so.
     """
     while not evict_batch(connection, limits, evictions, coming):
         pass
@@ -257,17 +283,45 @@ def evict_batch(
     """Evict at most `MAX_AT_ONCE` entries; return whether no more need or can be evicted."""
     if limits.max_size is None:
         return True
-    excess = cached_bytes(connection) + limits.ranges.nbytes + coming - limits.max_size
-    return excess <= 0 or not _evict_in_order(connection, limits.ranges, excess, evictions)
+    excess = limits.excess(cached_bytes(connection) + coming)
+    return excess <= 0 or not _evict_in_order(connection, limits, excess, evictions)
+
+
+def add_if_it_fits(
+    connection: Connection,
+    limits: Limits,
+    evictions: Evictions,
+    add: Callable[[], bool],
+    coming: int = 0,
+) -> bool:
+    """Run a step of a write transaction that adds an entry, and return whether it has.
+
+    Where nothing may be evicted, it is undone if the entries and `coming` bytes do not fit into the
+    budget then: what it has replaced is there again.
+    """
+    if limits.may_evict or limits.max_size is None:
+        return add()
+    connection.execute("SAVEPOINT addition")
+    expired = len(evictions.expired)
+    is_added = add() and evict_to_fit(connection, limits, evictions, coming)
+    if not is_added:
+        connection.execute("ROLLBACK TO addition")
+        del evictions.expired[expired:]
+    connection.execute("RELEASE addition")
+    return is_added
 
 
 def _evict_in_order(
-    connection: Connection, ranges: RangesInMemory, excess: int, evictions: Evictions
+    connection: Connection, limits: Limits, excess: int, evictions: Evictions
 ) -> bool:
     """Evict the next entries in the order of eviction; False if there are none.
 
-    The oldest values in the file, up to the oldest range entry; or else that range entry.
+    The oldest values in the file, up to the oldest range entry; or else that range entry. Where
+    nothing may be evicted, those that are stale.
     """
+    if not limits.may_evict:
+        return _remove_stale(connection, limits, excess, evictions)
+    ranges = limits.ranges
     oldest_range = ranges.oldest_use()
     before = LATEST if oldest_range is None else oldest_range
     parameters = {"excess": excess, "before": before, "limit": MAX_AT_ONCE}
@@ -278,6 +332,21 @@ def _evict_in_order(
     has_evicted_range = ranges.evict()
     evictions.evicted_ranges += has_evicted_range
     return has_evicted_range
+
+
+def _remove_stale(
+    connection: Connection, limits: Limits, excess: int, evictions: Evictions
+) -> bool:
+    """Remove stale entries of `excess` bytes, at most `MAX_AT_ONCE`; False if there are none."""
+    of_namespace = (limits.namespace, limits.expired_after)
+    stale = listing.stale(connection, *of_namespace, MAX_AT_ONCE)
+    for entry, key, size in stale:
+        if excess <= 0:
+            break
+        connection.execute(REMOVE, {"entry": entry})
+        evictions.expired.append(key)
+        excess -= size
+    return bool(stale) or limits.ranges.evict_stale(*of_namespace, excess)
 
 
 def cached_bytes(connection: Connection) -> int:
@@ -315,58 +384,3 @@ def expire(connection: Connection, namespace: str, limits: Limits, evictions: Ev
         }
         evictions.expired += [key for (key,) in connection.execute(EXPIRE, parameters)]
     limits.ranges.expire(namespace, limits.expired_after)
-
-
-MAX_UNUSED_NS = 7 * 24 * 3600 * 10**9
-"""A private namespace that was not used for a week was left by a killed process."""
-
-UNUSED_NAMESPACES = """
-SELECT name
-FROM namespace
-WHERE name >= :prefix
-  AND name < :end
-  AND NOT EXISTS (
-      SELECT 1
-      FROM entry
-      WHERE namespace = namespace.id AND used_at > :unused_since
-  )
-"""
-
-REMOVE_BATCH = """
-DELETE FROM entry
-WHERE id IN (
-    SELECT id
-    FROM entry
-    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND kind <> 'stored'
-    LIMIT :limit
-)
-RETURNING id
-"""
-
-REMOVE_NAMESPACE = """
-DELETE FROM namespace
-WHERE name = :namespace
-"""
-
-
-def unused_namespaces(connection: Connection, prefix: str, unused_since: int) -> list[str]:
-    """The namespaces whose names begin with `prefix` and whose entries were not used since.
-
-    If a process still uses one and it is removed, the next reads of that process are misses.
-    """
-    parameters = {"prefix": prefix, "end": prefix_end(prefix), "unused_since": unused_since}
-    rows = connection.execute(UNUSED_NAMESPACES, parameters)
-    return [name for (name,) in rows.fetchall()]
-
-
-def remove_namespace(connection: Connection, namespace: str) -> bool:
-    """Remove at most `MAX_AT_ONCE` entries of a namespace, and the namespace with the last of them.
-
-    Returns whether entries are left.
-    """
-    with connection.writing_much():
-        parameters = {"namespace": namespace, "limit": MAX_AT_ONCE}
-        removed = connection.execute(REMOVE_BATCH, parameters).fetchall()
-        if len(removed) < MAX_AT_ONCE:
-            connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
-    return len(removed) == MAX_AT_ONCE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.errors import FileDamagedError, FileLockedError
 from zarr_cache.index import extents, lookup, ranges, upkeep
 from zarr_cache.index.admit import identity_checksum_of
-from zarr_cache.index.evict import Evictions, evict_ahead, trim, under_limits
+from zarr_cache.index.evict import Evictions, add_if_it_fits, evict_ahead, trim, under_limits
 from zarr_cache.index.large_values import LargeValue, max_bytes, written
 from zarr_cache.index.lookup import NEW_NAMESPACE, WRITE_LEASE_NS
 from zarr_cache.index.values import MAX_BYTES
@@ -216,16 +216,9 @@ def _end_write(
             is_current = connection.execute(IS_CURRENT, below).fetchone() is not None
             for key in batch:
                 response = responses.get(key)
-                if response is None or not _end_with_value(
-                    connection,
-                    namespace,
-                    key,
-                    response,
-                    revision,
-                    fence,
-                    values_written.get(key),
-                    keep,
-                ):
+                add = partial(_end_with_value, connection, namespace, key, response)
+                add_it = partial(add, revision, fence, values_written.get(key), keep)
+                if not add_if_it_fits(connection, limits, evictions, add_it):
                     _put_tombstone(connection, END_WRITE, {"key": key, **parameters})
                     evictions.invalidated.append(key)
             trim(connection, "tombstone", MAX_TOMBSTONES, limits.expired_before)
@@ -304,13 +297,15 @@ def _end_with_value(
     connection: Connection,
     namespace: str,
     key: str,
-    response: Response,
+    response: Response | None,
     revision: int,
     fence: int,
     value_written: WrittenValue | None,
     keep: Keep,
 ) -> bool:
-    """Replace the tombstone by the value; False if that must not be admitted."""
+    """Replace the tombstone by the value; False if that is not known, or must not be admitted."""
+    if response is None:
+        return False
     is_large = response.data is not None and extents.is_large(connection, response.size)
     if is_large and value_written is None:
         return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr_cache.core.errors import CacheError, DataFileError, is_code
 from zarr_cache.disk.read_threads import in_two_threads
 from zarr_cache.index import extents, upkeep
-from zarr_cache.index.evict import evict_to_fit, expire
+from zarr_cache.index.evict import add_if_it_fits, evict_to_fit, expire
 from zarr_cache.index.upkeep import write_touches
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def _reserve(
     reserved = {}
     for each in large:
         size = each.data.size
-        if each.is_wanted() and evict_to_fit(connection, limits, evictions, size):
+        is_wanted = add_if_it_fits(connection, limits, evictions, each.is_wanted, size)
+        if is_wanted and evict_to_fit(connection, limits, evictions, size):
             reserved[each.id] = extents.reserve(connection, file, size, now_ns, max_length)
     return reserved

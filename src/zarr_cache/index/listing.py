@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr_cache.core import checksum
+from zarr_cache.core.ages import EVER
+from zarr_cache.core.byte_range import span_of
 from zarr_cache.core.keys import prefix_end
 from zarr_cache.index import ranges
 from zarr_cache.index.lookup import NEW_NAMESPACE
 from zarr_cache.index.ranges import RangeRow
+from zarr_cache.sampling.curve import curve_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from zarr.abc.store import ByteRequest
 
     from zarr_cache.core.byte_range import Span
     from zarr_cache.file.connection import Connection
+    from zarr_cache.sampling.curve import Curve
 
 
 USAGE = """
@@ -31,16 +37,23 @@ FROM total
 
 
 class Usage(NamedTuple):
-    """Entries and bytes by kind of entry: of a namespace, and of the whole file."""
+    """Entries and bytes by kind of entry: of a namespace, and of the whole file.
+
+    Attributes
+    ----------
+    curve
+        The hit rate of other sizes, by the reads that have been written; None with too few.
+    """
 
     entries: dict[str, int]
     bytes: dict[str, int]
     total_entries: dict[str, int]
     total_bytes: dict[str, int]
+    curve: Curve | None
 
 
 def usage(connection: Connection, namespace: str) -> Usage:
-    """Entries and bytes of the namespace, and of the file."""
+    """Entries and bytes of the namespace and of the file, and its curve."""
     with connection.reading():
         own = connection.execute(USAGE, {"namespace": namespace}).fetchall()
         total = connection.execute(TOTAL).fetchall()
@@ -49,6 +62,7 @@ def usage(connection: Connection, namespace: str) -> Usage:
         {kind: size for kind, _, size in own},
         {kind: entries for kind, entries, _ in total},
         {kind: size for kind, _, size in total},
+        curve_of(connection),
     )
 
 
@@ -235,3 +249,112 @@ def adopt(connection: Connection, namespace: str, sizes: Sequence[tuple[str, int
                 "checksum": checksum.of_facts(namespace, key, "value", size, 0),
             }
             connection.execute(ADOPT, parameters)
+
+
+MAX_LOOKED_AT = 4096
+"""Of the entries of a kind that are old enough to be stale, at most this many are looked at. If the
+source has confirmed as many of the oldest since, the stale ones after them are not found."""
+
+# A walk in the index entry_by_age.
+STALE = """
+SELECT id, key, size
+FROM (
+    SELECT id, key, size, stored_at, confirmed_at
+    FROM entry
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+      AND kind = :kind
+      AND (validator IS NULL) = :is_without
+      AND stored_at <= :expired_after
+    ORDER BY stored_at
+    LIMIT :rows
+)
+WHERE coalesce(confirmed_at, stored_at) <= :expired_after
+LIMIT :limit
+"""
+
+STALE_BYTES = f"""
+SELECT coalesce(sum(size), 0)
+FROM ({STALE})
+"""  # noqa: S608 - of a constant
+
+
+class Stale(NamedTuple):
+    """A stale entry that has bytes."""
+
+    entry: int
+    key: str
+    size: int
+
+
+def stale(connection: Connection, namespace: str, expired_after: int, limit: int) -> list[Stale]:
+    """The oldest values and ranges of this time or earlier, at most `limit`.
+
+    They are all of one kind: values before ranges, and those that have a validator last.
+    """
+    for kind in _kinds_of_stale(namespace, expired_after, limit):
+        rows = connection.execute(STALE, kind).fetchall()
+        if rows:
+            return list(map(Stale._make, rows))
+    return []
+
+
+def stale_bytes(connection: Connection, namespace: str, expired_after: int) -> int:
+    """Bytes of the values and ranges that `stale` finds, call after call: an operation."""
+    kinds = _kinds_of_stale(namespace, expired_after, MAX_LOOKED_AT)
+    return sum(connection.execute(STALE_BYTES, kind).fetchone()[0] for kind in kinds)
+
+
+def _kinds_of_stale(
+    namespace: str, expired_after: int, limit: int
+) -> Iterator[dict[str, str | int]]:
+    """The parameters of `STALE` for each kind of entries; none if no entry is ever stale."""
+    if expired_after == EVER:
+        return
+    for is_without in (1, 0):
+        for kind in ("value", "range"):
+            yield {
+                "namespace": namespace,
+                "kind": kind,
+                "is_without": is_without,
+                "expired_after": expired_after,
+                "rows": MAX_LOOKED_AT,
+                "limit": limit,
+            }
+
+
+SIZE_OF_KEY = """
+SELECT coalesce(sum(size), 0)
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND +kind IN ('value', 'range')
+"""
+
+# As in `ranges.make_place`: those inside a range, and one with the same start.
+SIZE_INSIDE = """
+SELECT coalesce(sum(size), 0)
+FROM entry
+WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace)
+  AND key = :key
+  AND start >= :start
+  AND start < :stop
+  AND (start + size <= :stop OR start = :start)
+"""
+
+
+def replaced_bytes(
+    connection: Connection, namespace: str, key: str, request: ByteRequest | None, size: int
+) -> int:
+    """Bytes that a response of `size` bytes replaces in the file: an operation.
+
+    A whole value replaces what is cached of the key, a range those inside it.
+    """
+    of_key: dict[str, str | int] = {"namespace": namespace, "key": key}
+    statement = SIZE_OF_KEY
+    if request is not None:
+        statement, span = SIZE_INSIDE, span_of(request, size)
+        if span.start is None:
+            of_key |= {"start": ranges.TAIL, "stop": ranges.TAIL + 1}
+        else:
+            of_key |= {"start": span.start, "stop": ranges.END if span.reaches_end else span.stop}
+    return int(connection.execute(statement, of_key).fetchone()[0])

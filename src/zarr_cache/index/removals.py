@@ -1,4 +1,4 @@
-"""Removals: of a folder of the source, and of single entries that must not be used any more.
+"""Removals: of a folder of the source, of a namespace, and of entries not to be used any more.
 
 Of a folder: `begin_removal`, `invalidate_prefix`, the source, `invalidate_prefix` once more,
 `end_removal`.
@@ -191,3 +191,58 @@ def remove_from_other_namespaces(connection: Connection, namespace: str, key: st
     """Remove the values of this key of all other namespaces, whose bytes are to be overwritten."""
     with connection.writing():
         connection.execute(REMOVE_FROM_OTHER_NAMESPACES, {"namespace": namespace, "key": key})
+
+
+MAX_UNUSED_NS = 7 * 24 * 3600 * 10**9
+"""A private namespace that was not used for a week was left by a killed process."""
+
+UNUSED_NAMESPACES = """
+SELECT name
+FROM namespace
+WHERE name >= :prefix
+  AND name < :end
+  AND NOT EXISTS (
+      SELECT 1
+      FROM entry
+      WHERE namespace = namespace.id AND used_at > :unused_since
+  )
+"""
+
+REMOVE_SOME = """
+DELETE FROM entry
+WHERE id IN (
+    SELECT id
+    FROM entry
+    WHERE namespace = (SELECT id FROM namespace WHERE name = :namespace) AND kind <> 'stored'
+    LIMIT :limit
+)
+RETURNING id
+"""
+
+REMOVE_NAMESPACE = """
+DELETE FROM namespace
+WHERE name = :namespace
+"""
+
+
+def unused_namespaces(connection: Connection, prefix: str, unused_since: int) -> list[str]:
+    """The namespaces whose names begin with `prefix` and whose entries were not used since.
+
+    If a process still uses one and it is removed, the next reads of that process are misses.
+    """
+    parameters = {"prefix": prefix, "end": prefix_end(prefix), "unused_since": unused_since}
+    rows = connection.execute(UNUSED_NAMESPACES, parameters)
+    return [name for (name,) in rows.fetchall()]
+
+
+def remove_namespace(connection: Connection, namespace: str) -> bool:
+    """Remove at most `MAX_AT_ONCE` entries of a namespace, and the namespace with the last of them.
+
+    Returns whether entries are left.
+    """
+    with connection.writing_much():
+        parameters = {"namespace": namespace, "limit": MAX_AT_ONCE}
+        removed = connection.execute(REMOVE_SOME, parameters).fetchall()
+        if len(removed) < MAX_AT_ONCE:
+            connection.execute(REMOVE_NAMESPACE, {"namespace": namespace})
+    return len(removed) == MAX_AT_ONCE

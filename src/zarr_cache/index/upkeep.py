@@ -13,12 +13,15 @@ from zarr_cache.disk import data_file
 from zarr_cache.disk.data_file import HEADER
 from zarr_cache.index import extents as index_extents
 from zarr_cache.index.lookup import NEW_NAMESPACE
+from zarr_cache.sampling import stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from zarr_cache.file.connection import Connection
     from zarr_cache.index.extents import Reservation
+    from zarr_cache.sampling.sample import Batch
+    from zarr_cache.sampling.stored import Sampled
 
 
 MAX_USES = 128
@@ -82,10 +85,13 @@ def write(
     counts: Mapping[str, Mapping[str, int]],
     touches: Mapping[int, int],
     confirmations: Sequence[Confirmation] = (),
-) -> None:
+    reads: Batch | None = None,
+    max_size: int | None = None,
+) -> Sampled | None:
     """Write the counts by namespace and column, and the time of the last use by entry.
 
-    And when entries were confirmed. In short transactions.
+    And when entries were confirmed, and add the reads to the sample; `max_size` is the budget. In
+    short transactions. Returns what has come of the reads.
     """
     touches = write_batches(connection, touches)
     for batch in batched(confirmations, MAX_USES):
@@ -94,6 +100,9 @@ def write(
     with connection.writing_much():
         write_touches(connection, touches)
         write_counts(connection, counts)
+        if reads is None or connection.has_long_wal():
+            return None
+        return stored.add(connection, reads, max_size)
 
 
 def _confirmed(each: Confirmation) -> dict[str, int]:

@@ -326,7 +326,7 @@ def insert(connection: Connection, namespace: str, entries: Sequence[Entry], now
 
     The bytes of large values are written before it, as at admission. There is no budget.
     """
-    limits = Limits(None, RangeCache(), ages.EVER, ages.EVER, now_ns)
+    limits = Limits(None, RangeCache(), ages.EVER, ages.EVER, now_ns, namespace, may_evict=True)
     large = [
         LargeValue(each.place, each.identity_checksum, each.response.data, lambda: True)
         for each in entries

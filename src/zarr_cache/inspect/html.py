@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zarr_cache.core.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 MAX_ROWS = 10
@@ -28,6 +28,15 @@ _FRAME = (
 _FILLED = "height:100%;background:currentColor;opacity:.55"
 
 _NAME = "opacity:.75"
+
+_DRAWING = "display:block;max-width:100%;height:auto;margin:.5em 0 .2em"
+
+_WIDTH, _HEIGHT = 440, 150
+_LEFT, _TOP, _RIGHT, _BOTTOM = 44, 20, 430, 130
+"""The size of a drawing, and the place of its axes."""
+
+_EDGE = 0.15
+"""So near an end, the name of a mark would not fit on both sides of it."""
 
 _NOTICE = "border-left:3px solid currentColor;padding-left:.6em;margin:.3em 0"
 
@@ -73,6 +82,84 @@ def bar(nbytes: int, of_bytes: int) -> str:
     return (
         f'<div role="img" aria-label="{label}" title="{label}" style="{_FRAME}">'
         f'<div style="{_FILLED};width:{share:.2%}"></div></div>'
+    )
+
+
+class Mark(NamedTuple):
+    """A point of a curve: its place and its height, from 0 to 1, and what it stands for."""
+
+    place: float
+    height: float
+    name: str
+
+
+def paragraph(sentence: str) -> str:
+    """A sentence below the facts."""
+    return f"<div>{text(sentence)}</div>"
+
+
+def curve(
+    points: Sequence[tuple[float, float]],
+    ends: tuple[str, str],
+    mark: Mark | None,
+    *,
+    title: str,
+    description: str,
+) -> str:
+    """A curve in a frame of two axes, the upright one from 0 to 100 %.
+
+    Parameters
+    ----------
+    points
+        Places and heights, from 0 to 1, from left to right.
+    ends
+        What the first and the last place stand for.
+    mark
+        A point that is marked.
+    title, description
+        What a screen reader says of it.
+    """
+    line = " ".join(f"{_across(place)},{_down(height)}" for place, height in points)
+    (first, _), (last, _) = points[0], points[-1]
+    area = f"{_across(first)},{_BOTTOM} {line} {_across(last)},{_BOTTOM}"
+    parts = [
+        f"<title>{text(title)}</title><desc>{text(description)}</desc>",
+        f'<polygon points="{area}" fill="currentColor" opacity=".2"/>',
+        f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>',
+        f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" fill="none" stroke="currentColor"/>',
+        *(
+            _label(_LEFT - 4, _down(height) + 4, "end", f"{height:.0%}".replace("%", " %"))
+            for height in (0, 0.5, 1)
+        ),
+        _label(_LEFT, _BOTTOM + 14, "start", ends[0]),
+        _label(_RIGHT, _BOTTOM + 14, "end", ends[1]),
+    ]
+    if mark is not None:
+        across = _across(mark.place)
+        anchor = "start" if mark.place < _EDGE else "end" if mark.place > 1 - _EDGE else "middle"
+        parts += [
+            f'<path d="M{across} {_TOP}V{_BOTTOM}" stroke="currentColor" stroke-dasharray="3 3"/>',
+            f'<circle cx="{across}" cy="{_down(mark.height)}" r="3.5" fill="currentColor"/>',
+            _label(across, _TOP - 5, anchor, mark.name),
+        ]
+    return (
+        f'<svg role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
+        f'style="{_DRAWING}">{"".join(parts)}</svg>'
+    )
+
+
+def _across(place: float) -> float:
+    return round(_LEFT + place * (_RIGHT - _LEFT), 1)
+
+
+def _down(height: float) -> float:
+    return round(_BOTTOM - min(max(height, 0.0), 1.0) * (_BOTTOM - _TOP), 1)
+
+
+def _label(across: float, down: float, anchor: str, name: str) -> str:
+    return (
+        f'<text x="{across}" y="{down}" text-anchor="{anchor}" fill="currentColor" '
+        f'font-size="11">{text(name)}</text>'
     )
 
 

@@ -117,6 +117,12 @@ WHERE entry.kind IN ('value', 'range')
 GROUP BY namespace.id
 """
 
+RECORDED_MAX_SIZE = """
+SELECT max_size
+FROM sampling
+WHERE id = 1
+"""
+
 
 class Listed(NamedTuple):
     """An entry in the list of `entries`. Times are timestamps of the file.
@@ -229,6 +235,12 @@ def namespaces(connection: Connection, fresh_after: int | None) -> list[Namespac
             )
         )
     return found
+
+
+def recorded_max_size(connection: Connection) -> int | None:
+    """The budget of the CacheStore whose reads were recorded last; None if it had none."""
+    row = connection.execute(RECORDED_MAX_SIZE).fetchone()
+    return None if row is None else row[0]
 
 
 def entries(

@@ -157,7 +157,10 @@ class WarmPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether `max_size` has room for the whole selection; None if unknown."""
+        """Whether `max_size` has room for the whole selection; None if unknown.
+
+        With ``when_full="keep"``, what else is cached may take some of it.
+        """
         if self.max_size is None:
             return True
         return None if self.nbytes is None else self.cached_bytes + self.nbytes <= self.max_size

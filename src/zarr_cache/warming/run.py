@@ -42,6 +42,17 @@ class Budget:
         """Whether the selection uses more than the budget: a value was larger than expected."""
         return self._max_size is not None and self._used > self._max_size
 
+    def leave(self, cached_bytes: int) -> None:
+        """Leave their room to entries that are not of the selection, for they are not evicted.
+
+        Parameters
+        ----------
+        cached_bytes
+            Bytes of all entries, with those of the selection that `use` has counted.
+        """
+        if self._max_size is not None:
+            self._max_size -= max(0, cached_bytes - self._used)
+
     def use(self, nbytes: int, *, is_value: bool) -> None:
         """Count the bytes of what is cached; `is_value` says whether it is a whole stored chunk."""
         self._has_values = self._has_values or is_value
@@ -152,9 +163,22 @@ class WarmRun:
                     except CacheError as error:
                         self._cached.faults.note(error)
 
+    async def _leave_others(self) -> None:
+        """Leave their room to other entries, if nothing is evicted and they are not stale."""
+        view = self._cached
+        limits = view.limits()
+        if limits.may_evict:
+            return
+        cached = await run_async(view.values.lookup_metadata(view.namespace, ""))
+        room = view.values.room
+        stale = await run_async(room.stale_bytes(limits))
+        nbytes = cached.cached_bytes + view.values.ranges.nbytes + room.queued_bytes
+        self._budget.leave(nbytes - stale)
+
     async def fetch(self) -> WarmReport:
         """Fetch what is not cached, as far as the budget allows."""
         await self._touch_cached()
+        await self._leave_others()
         cached = count(self._parts, CACHED)
         self._done = cached + count(self._parts, ABSENT)
         self._report(self._progress())

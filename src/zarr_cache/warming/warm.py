@@ -95,10 +95,12 @@ def warm(
     selection touches, merged as zarr merges them; a shard of which all inner chunks are touched is
     fetched as a whole. The reports then count inner chunks.
 
-    Other values are evicted as for any read, the least recently used first. The run stops before it
-    would evict chunks of the selection: when the bytes that the selection uses, those under way,
-    and the largest chunk of the array so far exceed ``max_size``. Before the first chunk of an
-    array, its size before encoding is used. The size of an inner chunk is known from the index.
+    Other values are evicted as for any read, the least recently used first, unless the CacheStore
+    has ``when_full="keep"``. The run stops before it would evict chunks of the selection: when the
+    bytes that the selection uses, those under way, and the largest chunk of the array so far exceed
+    ``max_size``, or what other values leave of it if these are not evicted. Before the first chunk
+    of an array, its size before encoding is used. The size of an inner chunk is known from the
+    index.
 
     Runs on zarr's event loop and blocks until it is done, like zarr's own functions; it can also be
     called in a notebook.
