@@ -49,3 +49,15 @@ def test_they_are_found_in_the_index_of_keys(path: Path, statement: str) -> None
 
     assert len(walks) == 1
     assert "(namespace=? AND key" in walks[0]
+
+
+@pytest.mark.parametrize("statement", [listing.STALE, listing.STALE_BYTES])
+def test_stale_entries_are_found_by_their_age_the_oldest_first(path: Path, statement: str) -> None:
+    SqliteStore(path).set_sync("k", buffer(b"value"))
+    parameters = dict.fromkeys(re.findall(r":(\w+)", statement))
+    with open_file(path) as db:
+        plan = db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+    steps = " ".join(step for *_, step in plan)
+
+    assert "entry USING INDEX entry_by_age (namespace=? AND kind=? AND <expr>=?" in steps
+    assert "TEMP B-TREE" not in steps
