@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.ages import Age
 
 
-type WhenFull = Literal["evict", "keep", "auto"]
+WhenFull = Literal["evict", "keep", "auto"]
 """What makes room for a response when the budget is used up: see `CacheStore`."""
 
 
