@@ -13,7 +13,7 @@ CREATE TABLE sampling (
     round_served   INTEGER NOT NULL DEFAULT 0,  -- bytes of them from the cache
     round_expected INTEGER NOT NULL DEFAULT 0,  -- bytes of them that should have been
     halvings       INTEGER NOT NULL DEFAULT 0 CHECK (halvings BETWEEN 0 AND 31),  -- one key in 2 to this power
-    max_size      INTEGER,                     -- the budget at the last read; NULL if there is none
+    max_size       INTEGER,                     -- the budget at the last read; NULL if there is none
     reads          REAL    NOT NULL DEFAULT 0,  -- all of them, sampled or not
     bytes          REAL    NOT NULL DEFAULT 0,
     recent_reads   REAL    NOT NULL DEFAULT 0,  -- of the sampled keys, of late

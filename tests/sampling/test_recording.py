@@ -26,6 +26,7 @@ from tests.fakes import (
 )
 from tests.sampling.reads_of_traces import rate, sample_of
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.file import connection
 from zarr_cache.sampling.curve import curve_of
 from zarr_cache.sampling.reads import DUE, DUE_TO_DECIDE
 from zarr_cache.sampling.stored import Sampled
@@ -178,7 +179,7 @@ def test_processes_add_to_one_sample(path: Path) -> None:
     assert curve.reads == pytest.approx(4001, rel=0.04)
     # 150 different keys; each process reads its own 100 over and over.
     assert curve.at(150 * SIZE) == pytest.approx(1 - 150 / 4000, abs=0.01)
-    assert curve.at(90 * SIZE) < 0.1
+    assert curve.at(49 * SIZE) < 0.01
 
 
 def test_what_one_process_decides_another_follows(path: Path) -> None:
@@ -246,6 +247,7 @@ def test_another_file_in_its_place_has_a_sample_of_its_own(path: Path) -> None:
     store = cache(path, source_of("abc"))
     store.get_sync("a")
     store.flush()
+    store.get_sync("a")
     for each in path.parent.iterdir():
         each.unlink()
     store.get_sync("b")
@@ -254,7 +256,10 @@ def test_another_file_in_its_place_has_a_sample_of_its_own(path: Path) -> None:
     assert sampled_reads(path) == pytest.approx(1)
 
 
-def test_a_file_that_cannot_be_written_to_loses_reads_and_no_more(path: Path) -> None:
+def test_a_file_that_cannot_be_written_to_loses_reads_and_no_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_SECONDS", 0.05)
     store = cache(path, source_of("a"))
     store.get_sync("a")
     store.flush()

@@ -58,9 +58,13 @@ class Pending:
 
         Or a version was confirmed, which saves other processes a request.
         """
+        return self.are_uses_due or self.reads.are_due
+
+    @property
+    def are_uses_due(self) -> bool:
+        """As `are_due`, of uses and confirmations."""
         is_old = self._until - self._since >= MAX_PENDING_NS
-        are_many = len(self._touches) >= MAX_PENDING or self.reads.are_due
-        return are_many or is_old or bool(self._confirmations)
+        return len(self._touches) >= MAX_PENDING or is_old or bool(self._confirmations)
 
     def take_reads(self) -> Batch | None:
         """The reads that wait to be sampled; None while they are few and the uses are many.
@@ -89,11 +93,11 @@ class Pending:
             raise
 
     def touch(self, entry: int, used_at: int) -> bool:
-        """Record a use of the entry; return whether the uses `are_due`."""
+        """Record a use of the entry; return whether the uses are due."""
         return self.touch_all((entry,), used_at)
 
     def touch_all(self, entries: Sequence[int], used_at: int) -> bool:
-        """Record a use of each entry; return whether the uses `are_due`."""
+        """Record a use of each entry; return whether the uses are due."""
         with self._lock:
             if not self._touches:
                 self._since = used_at
@@ -101,7 +105,7 @@ class Pending:
             if len(self._touches) < MAX_TOUCHES:
                 for entry in entries:
                     self._touches[entry] = used_at
-            return self.are_due
+            return self.are_uses_due
 
     def take_touches(self) -> dict[int, int]:
         """The uses recorded since the last call."""

@@ -184,7 +184,10 @@ class FileCache(FileLookups):
 
     @override
     def touch(self, namespace: str, key: str, found: EntryState, used_at: int) -> None:
-        self.touch_all(namespace, key, (found,), used_at)
+        if found.entry is None:
+            self._queue.touch(namespace, key, used_at)
+        elif self.pending.touch(found.entry, used_at) and not self._writes.breaker.is_open:
+            self._writer.wake()
 
     @override
     def touch_all(

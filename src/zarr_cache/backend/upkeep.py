@@ -83,7 +83,7 @@ class Upkeep:
         """Write the responses that wait now, and the uses if they are due."""
         self._queue.write_waiting()
         if self._pending.are_due:
-            self.write_pending_now()
+            self.write_pending_now(is_all=self._pending.are_uses_due)
 
     def write_pending(self) -> Flow[None]:
         """Write the uses and counts that wait, and sample the reads."""
@@ -99,15 +99,23 @@ class Upkeep:
                 sampled = yield from self._writes.flow(
                     upkeep.write, counts, touches, confirmations, batch, reads.max_size
                 )
-            if sampled is not None:
-                reads.learn(sampled)
+            reads.learn(sampled)
 
-    def write_pending_now(self) -> None:
-        """Write the uses and counts that wait, in this thread; a failure is logged."""
+    def _sample(self) -> Flow[None]:
+        """Sample the reads alone: uses may wait longer."""
+        batch, reads = self._pending.take_reads(), self._pending.reads
+        if batch is not None:
+            reads.learn((yield from self._writes.flow(upkeep.sample, batch, reads.max_size)))
+
+    def write_pending_now(self, *, is_all: bool = True) -> None:
+        """Write the uses and counts that wait, in this thread; a failure is logged.
+
+        If not `is_all`, only sample the reads.
+        """
         if self._database.is_gone():
             return
         try:
-            run(self.write_pending())
+            run(self.write_pending() if is_all else self._sample())
         except CircuitOpenError:
             pass  # the failure that opened the circuit has been logged
         except CacheError as error:

@@ -105,6 +105,12 @@ def write(
         return stored.add(connection, reads, max_size)
 
 
+def sample(connection: Connection, reads: Batch, max_size: int | None) -> Sampled | None:
+    """Add the reads to the sample; `max_size` is the budget. Returns what has come of them."""
+    with connection.writing_much():
+        return None if connection.has_long_wal() else stored.add(connection, reads, max_size)
+
+
 def _confirmed(each: Confirmation) -> dict[str, int]:
     facts = each.checksum ^ checksum.of_version(each.validator, each.before)
     return {

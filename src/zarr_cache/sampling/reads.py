@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -13,9 +14,12 @@ from zarr_cache.sampling.sample import Batch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
     from zarr.abc.store import ByteRequest
 
     from zarr_cache.sampling.stored import Sampled
+
+    type Read = tuple[str, str, ByteRequest | None, int, bool]
 
 DUE = 4096
 """So many reads are a batch."""
@@ -69,10 +73,15 @@ class Reads:
         self._due, self._scale, self._is_asked = DUE, 1, False
         self._keeps, self._look_at = False, 0.0
         self._ids: dict[tuple[str, str, ByteRequest | None], int] = {}
-        # Each with how often it was repeated at once. A thread that has taken hold of a list that
-        # is taken meanwhile adds to it in vain: the loss of a read in thousands is no loss.
-        self._waiting: list[list[Any]] = []
-        self._last: list[Any] = [None, 0]
+        self._start()
+
+    def _start(self) -> None:
+        # A thread that has taken hold of a list that is taken meanwhile adds to it in vain, and one
+        # may count what another has read: a read in thousands makes no difference.
+        self._waiting: list[Read] = []
+        self._last: Read | None = None
+        # How often a read was repeated at once, by the reads that waited then.
+        self._repeated: defaultdict[int, int] = defaultdict(int)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -92,15 +101,20 @@ class Reads:
     ) -> None:
         """Record a read of so many bytes, which the cache has served or has not."""
         read = (namespace, key, request, nbytes, is_hit)
-        last = self._last
-        if last[0] == read:
-            last[1] += 1
-            return
         waiting = self._waiting
-        if len(waiting) < MAX_WAITING:
-            self._last = last = [read, 1]
-            waiting.append(last)
+        if read == self._last:
+            self._repeated[len(waiting)] += 1
+            return
+        self._last = read
+        waiting.append(read)
         if len(waiting) >= self._due:
+            self._end_batch(len(waiting))
+
+    def _end_batch(self, number: int) -> None:
+        if number > MAX_WAITING:
+            self._waiting.pop()
+        elif not number % self._due:
+            # Once for each batch: to wake costs more than to add.
             self._wake()
 
     def keeps(self) -> bool:
@@ -115,32 +129,40 @@ class Reads:
             self._keeps = self._keeps if found is None else found
         return self._keeps
 
-    def learn(self, sampled: Sampled) -> None:
-        """Take over what has come of a batch of this process."""
+    def learn(self, sampled: Sampled | None) -> None:
+        """Take over what has come of a batch of this process; None if it was lost."""
+        if sampled is None:
+            return
         self._keeps, self._look_at = sampled.keeps, time.monotonic() + LOOK_SECONDS
         self._scale = sampled.scale
         self._due = min((DUE_TO_DECIDE if self._is_asked else DUE) * self._scale, MAX_DUE)
 
     def take(self) -> Batch | None:
         """The reads since the last call; None if there are none."""
-        waiting, self._waiting, self._last = self._waiting, [], [None, 0]
+        waiting, repeated = self._waiting, self._repeated
         if not waiting:
             return None
-        ids, known = [], self._ids
-        for (namespace, key, request, _, _), _ in waiting:
-            place = namespace, key, request
-            found = known.get(place)
-            if found is None:
-                found = known[place] = id_of(*place)
-            ids.append(found)
+        self._start()
+        # In C where it can be: readers wait for the interpreter meanwhile.
+        namespaces, keys, requests, sizes, hits = zip(*waiting, strict=True)
+        places = list(zip(namespaces, keys, requests, strict=True))
+        known = self._ids
+        for place in set(places) - known.keys():
+            known[place] = id_of(*place)
+        ids = np.fromiter(map(known.__getitem__, places), np.int64, len(places))
         if len(known) > MAX_KNOWN:
             self._ids = {}
         return Batch(
-            np.array(ids, np.int64),
-            np.array([read[3] for read, _ in waiting], np.int64),
-            np.array([count for _, count in waiting], np.int64),
-            np.array([read[4] for read, _ in waiting], bool),
+            ids, np.array(sizes, np.int64), _counts(repeated, len(waiting)), np.array(hits, bool)
         )
+
+
+def _counts(repeated: dict[int, int], number: int) -> npt.NDArray[np.int64]:
+    counts = np.ones(number, np.int64)
+    for index, times in repeated.items():
+        if 0 < index <= number:
+            counts[index - 1] += times
+    return counts
 
 
 def id_of(namespace: str, key: str, request: ByteRequest | None = None) -> int:
