@@ -16,7 +16,7 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.experimental.cache_store import CacheStore as ZarrCacheStore
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from zarr_cache import CacheStore, SqliteStore
+from zarr_cache import CacheStore, SqliteStore, register_namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -118,6 +118,10 @@ class RemoteStore(WrapperStore[Store]):
     ) -> Sequence[tuple[int, Buffer | None]]:
         """By `get_sync`."""
         return Store.get_ranges_sync(self, key, byte_ranges, prototype=prototype, **settings)
+
+
+# What is cached of it ends with the benchmark.
+register_namespace(RemoteStore, lambda _: None)
 
 
 class Nowhere(WrapperStore[MemoryStore]):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -155,3 +156,47 @@ def test_an_edit_by_a_user_breaks_nothing(path: Path, edit: str) -> None:
 
     assert curve is not None
     assert curve.at(250 * MIB) == pytest.approx(0.5, abs=0.1)
+
+
+ROW = (0, 0, 0, 0, 0, 0, 3, MIB, 1.0, 1.0, 1.0, 1.0, 1.0, bytes(16))
+REUSE = (100, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def changed(values: tuple[Any, ...], index: int, value: object) -> tuple[Any, ...]:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+def test_rows_of_the_tables_are_a_sample() -> None:
+    sample = stored.parsed(ROW, [REUSE])
+
+    assert (sample.halvings, sample.max_size, sample.reads) == (3, MIB, 1.0)
+    assert sample.histogram.reads[100] == 1
+    assert stored.parsed(changed(ROW, 7, None), []).max_size is None
+
+
+@pytest.mark.parametrize(
+    ("row", "reuse"),
+    [
+        (None, []),
+        *[(changed(ROW, index, "free_extent"), []) for index in range(len(ROW))],
+        *[(changed(ROW, index, None), []) for index in range(len(ROW)) if index != 7],
+        *[(changed(ROW, index, -1), []) for index in range(13)],
+        *[(changed(ROW, index, 2**63 - 1), []) for index in range(8)],
+        *[(changed(ROW, index, each), []) for index in range(8, 13) for each in (-1.0, math.nan)],
+        (changed(ROW, 6, 32), []),
+        (changed(ROW, 13, bytes(17)), []),
+        (changed(ROW, 13, b"\xff" * 8 + bytes(8)), []),
+        (changed(ROW, 13, bytes(8) + b"\xff" * 8), []),
+        (ROW[:-1], []),
+        *[
+            (ROW, [changed(REUSE, index, each)])
+            for index in range(6)
+            for each in ("free_extent", -1.0, math.nan, math.inf)
+        ],
+        (ROW, [REUSE[:-1]]),
+    ],
+)
+def test_other_rows_are_none(row: Any, reuse: Any) -> None:
+    # As a damaged page may hold them: those of another table.
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        stored.parsed(row, reuse)

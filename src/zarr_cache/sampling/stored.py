@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from zarr_cache.sampling.decision import Decision
+from zarr_cache.sampling.decision import MOST, Decision
 from zarr_cache.sampling.histogram import NEVER
-from zarr_cache.sampling.sample import Sample
+from zarr_cache.sampling.sample import MAX_HALVINGS, Sample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
     from zarr_cache.file.connection import Connection
     from zarr_cache.sampling.sample import Batch
 
@@ -90,37 +94,56 @@ def keeps(connection: Connection) -> bool:
 
 
 def read(connection: Connection) -> Sample:
-    """The sample in the file, in the current transaction; an empty one if it is none."""
+    """The sample in the file, in the current transaction; an empty one if it is none.
+
+    A user may have edited it, and a page may be damaged. It is no more than a record of the past.
+    """
     row = connection.execute(READ).fetchone()
-    if row is None or len(row[-1]) % SAMPLED.itemsize:
-        # A user has edited it. It is no more than a record of the past.
+    reuse = connection.execute(READ_REUSE, {"never": NEVER}).fetchall()
+    try:
+        return parsed(row, reuse)
+    except (TypeError, ValueError, OverflowError):
         return Sample()
-    decided, (halvings, max_size, *faded, packed) = row[:6], row[6:]
-    sampled = np.frombuffer(packed, SAMPLED)
-    if not all(map(math.isfinite, faded)) or not np.isfinite(sampled["size"]).all():
-        return Sample()
-    sample = Sample(halvings, 0, sampled["id"].astype(np.int64), sampled["size"].astype(np.int64))
-    sample.used = -sampled["ago"].astype(np.int64)
-    sample.reads, sample.nbytes, sample.recent_reads, *recent = faded
-    sample.recent_bytes, sample.recent_served = recent
+
+
+def parsed(row: Sequence[Any], reuse: Sequence[Sequence[Any]]) -> Sample:
+    """The sample of these rows of its tables.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        They are none.
+    """
+    *decided, halvings, max_size, reads, nbytes, recent_reads, recent_bytes, served, packed = row
+    numbers = [*decided, halvings, 0 if max_size is None else max_size]
+    faded = [reads, nbytes, recent_reads, recent_bytes, served]
+    entries = np.frombuffer(packed, SAMPLED)
+    rows = np.array(reuse, float).reshape(-1, 6)
+    is_sound = (
+        all(type(each) is int and 0 <= each <= MOST for each in numbers)
+        and halvings <= MAX_HALVINGS
+        and all(type(each) is float and 0 <= each < math.inf for each in faded)
+        and bool((entries["id"] >= 0).all())
+        and _are_sizes(entries["size"])
+        and _are_sizes(rows)
+    )
+    if not is_sound:
+        raise ValueError("a number of the sample is out of range")
+    ids, sizes = entries["id"].astype(np.int64), entries["size"].astype(np.int64)
+    sample = Sample(halvings, 0, ids, sizes, -entries["ago"].astype(np.int64))
+    sample.reads, sample.nbytes, sample.recent_reads = reads, nbytes, recent_reads
+    sample.recent_bytes, sample.recent_served = recent_bytes, served
     sample.max_size = max_size
     sample.decision = Decision(bool(decided[0]), *decided[1:])
-    rows = np.array(connection.execute(READ_REUSE, {"never": NEVER}).fetchall(), float)
-    if not np.isfinite(rows).all():
-        return Sample()
-    if len(rows):
-        buckets, *columns = rows.T
-        histogram = sample.histogram
-        parts = (
-            histogram.reads,
-            histogram.nbytes,
-            histogram.recent,
-            histogram.least,
-            histogram.most,
-        )
-        for part, column in zip(parts, columns, strict=True):
-            part[buckets.astype(np.int64)] = column
+    histogram = sample.histogram
+    parts = histogram.reads, histogram.nbytes, histogram.recent, histogram.least, histogram.most
+    for part, column in zip(parts, rows.T[1:], strict=True):
+        part[rows.T[0].astype(np.int64)] = column
     return sample
+
+
+def _are_sizes(numbers: npt.NDArray[np.floating[Any]]) -> bool:
+    return bool(((numbers >= 0) & (numbers <= MOST)).all())
 
 
 def _write(connection: Connection, sample: Sample) -> None:
