@@ -62,8 +62,8 @@ def fetch(
 ) -> Flow[Fetched]:
     """Read from the source; what is cached of the key and stale is asked for conditionally.
 
-    What cannot be the value, such as the page of a login, is returned, with a warning, as not to be
-    cached. What is cached of the key stays as it is.
+    What cannot be the value, such as the page of a login, is returned as torn, so that it is not
+    cached, and a line is logged. What is cached of the key stays as it is.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def fetch(
     try:
         return (yield from _fetch_version(view, key, request, result, kept, asked_at))
     except _ForeignError as foreign:
-        warn_of_foreign(view, key)
+        log_foreign(view, key)
         return Fetched(foreign.buffer, None, is_torn=True)
 
 
@@ -166,11 +166,11 @@ def _call(
     return _checked(key, request, fetched)
 
 
-def warn_of_foreign(view: SourceView, key: str) -> None:
+def log_foreign(view: SourceView, key: str) -> None:
     """Log, once, that the source sent what cannot be the value, and that it is not cached."""
-    if view.has_warned_of_foreign:
+    if view.has_logged_foreign:
         return
-    view.has_warned_of_foreign = True
+    view.has_logged_foreign = True
     logger.warning(
         "%s: what the source sent for %r is %s, as from a login page or a gateway; it is "
         "returned and not cached",

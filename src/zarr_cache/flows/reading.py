@@ -196,9 +196,10 @@ def fetch(
     `result` is of the lookup that missed, and `ended` is `Flights.ended` from before it. A caller
     whose lookup saw a later write to the key does not share the response, and reads by itself.
 
-    If the leader fails, is cancelled, or has no response within `LEADER_SECONDS`, one of those who
-    followed it leads the next fetch, and the others follow that one. Who has followed
-    `MAX_LEADERS` in vain reads by itself: each may have waited for the whole timeout of a client.
+    If the leader fails, is cancelled, or has no response within `LEADER_SECONDS`, one of the
+    callers that followed it leads the next fetch, and the others follow that one. A caller that has
+    followed `MAX_LEADERS` in vain reads by itself: if the source is down, callers would otherwise
+    wait for the timeout of a client one after another.
 
     While the key is being written, each caller reads by itself, and nothing is admitted: the end of
     the write may not be recorded, and then a later caller has the same `EntryState.fence`.

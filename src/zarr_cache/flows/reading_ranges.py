@@ -332,7 +332,7 @@ def _read(
         is_page = any(is_web_page(each) for batch in batches for _, each in batch if each)
         unsafe, validators = set(indexes if is_page else ()), set()
     if is_page:
-        fetching.warn_of_foreign(view, key)
+        fetching.log_foreign(view, key)
     return Read(batches, error, unsafe, validators, is_page)
 
 

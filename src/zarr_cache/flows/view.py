@@ -158,7 +158,7 @@ class SourceView:
     has_warned_of_stale: bool = field(default=False, init=False)
 
     # Whether it was said that the source sent what cannot be a value.
-    has_warned_of_foreign: bool = field(default=False, init=False)
+    has_logged_foreign: bool = field(default=False, init=False)
 
     # Whether the source must be named before its next use: its path may lead elsewhere by then.
     must_be_named: bool = field(init=False)
