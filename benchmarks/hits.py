@@ -17,6 +17,7 @@ from systems import (
     SELECT,
     ZARR,
     cache_stores,
+    ours,
     sync_reads,
     to_bytes,
     write_source,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from measuring import Bench, Timed
     from systems import Read
     from zarr.abc.store import Store
+
+    from zarr_cache import CacheStore
 
 RNG = np.random.default_rng(1)
 
@@ -39,6 +42,8 @@ ASYNC = {
     "one hit, async, 100 kB": (100_000, 0.4),
     "one hit, async, 2 MB": (2_000_000, 0.8),
 }
+SAMPLED, UNSAMPLED = "zarr_cache, reads sampled", "zarr_cache, not sampled"
+
 BYTES_OF_A_SIZE = 32 * MIB
 """So that not one value is read again and again out of the processor's cache."""
 
@@ -90,9 +95,34 @@ def async_row(bench: Bench, runner: asyncio.Runner, what: str, size: int, at_mos
     return Row(what, "µs", bench.in_turn(systems), OURS, ZARR, at_most)
 
 
+def sampling_row(bench: Bench) -> Row:
+    """A hit of one of 500 values, the reads of which are sampled, beside one that is not recorded.
+
+    The sample is made in the background, while both are read in turn.
+    """
+    held = {f"array/c/{number}": RNG.bytes(2000) for number in range(500)}
+    source = write_source(bench, "sampled-source", held)
+    stores = {name: ours(bench, source, name.replace(" ", "-")) for name in (SAMPLED, UNSAMPLED)}
+    # No setting turns the sample off.
+    reads = stores[UNSAMPLED]._view.values.pending.reads  # noqa: SLF001 - for this reason
+    reads.add = lambda *_: None  # type: ignore[method-assign] # the same
+    for store in stores.values():
+        expect("hits to be sampled", {key: to_bytes(store.get_sync(key)) for key in held}, held)
+        store.flush()
+    keys = list(held)
+
+    def rotating(store: CacheStore) -> Timed:
+        return bench.calls(lambda number: store.get_sync(keys[number * 7 % len(keys)]))
+
+    systems = {name: rotating(store) for name, store in stores.items()}
+    what = "one hit of 500 values in turn, sync, 2 kB"
+    return Row(what, "µs", bench.in_turn(systems), SAMPLED, UNSAMPLED, 1.03)
+
+
 def rows(bench: Bench) -> list[Row]:
     """All of them."""
     measured = [sync_row(bench, what, *row) for what, row in SYNC.items()]
+    measured.append(sampling_row(bench))
     with asyncio.Runner() as runner:
         measured += [async_row(bench, runner, what, *row) for what, row in ASYNC.items()]
     return measured
