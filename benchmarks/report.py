@@ -1,4 +1,4 @@
-"""Write docs/performance.md and its plots from benchmarks/results.json and benchmarks/notes.md.
+"""Write the pages on performance and their plots from benchmarks/results.json and notes.md.
 
 python benchmarks/report.py
 """
@@ -6,6 +6,7 @@ python benchmarks/report.py
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +36,98 @@ PLOTTED = {"hits", "arrays", "cold_read", "scale"}
 HIT_RATIO = "hit_ratio"
 """The group with a plot of its own: its figures are parts of a whole."""
 
+HEADLINES = {
+    "Hits": {
+        "one hit, sync, 2 kB": "LocalStore",
+        "one hit, sync, 1 MiB": "LocalStore",
+        "one hit, async, 100 kB": "zarr CacheStore + LocalStore",
+        "one hit, async, 2 MB": "zarr CacheStore + LocalStore",
+        "a hit of 1 MiB from the disk, one at a time": "LocalStore",
+        "a hit of 1 MiB from the disk, ten at a time": "LocalStore",
+    },
+    "Warm arrays": {
+        "warm read of 2048² float32, chunks 256², default pipeline": "zarr CacheStore + LocalStore",
+        "warm read of 2048² float32, chunks 256², fused pipeline": "zarr CacheStore + LocalStore",
+        "41 windows in a sharded array, warm, source of 5 ms": "zarr CacheStore + LocalStore",
+    },
+    "Misses, over the source alone": {
+        "cold read of 256 chunks, all of it cold, default pipeline": "the source alone",
+        "cold read of 256 chunks, all of it cold, fused pipeline": "the source alone",
+        "cold read of 256 chunks of 4 MiB, a source of 1 GB/s": "the source alone",
+        "processor time of a miss, source without latency": "the source alone",
+    },
+    "Writing to the cache": {
+        "keeping a value of 200 kB, to the disk": "LocalStore",
+        "keeping a value of 4,000 kB, to the disk": "LocalStore",
+        "cold read of 512 values of 4 MB, a source that answers at once": (
+            "zarr CacheStore + LocalStore"
+        ),
+    },
+    "A large file, several processes": {
+        "opening with a hit, 1,000,000 entries": "1,000 entries",
+        "a hit, 1,000,000 entries": "1,000 entries",
+        "two processes, hits of 100 kB": "zarr_cache, one process",
+    },
+}
+"""The rows of the first page, by what they are about, and what each is compared with there."""
+
 INTRODUCTION = """\
 # Performance
 
-The cost of the cache compared with the file system, with zarr's own CacheStore and with no cache,
-and the targets of this project. Each comparison is made in one run: in each round every system
-takes its turn, in another order each time, and a ratio is the median of the ratios within the
-rounds. "Best rounds" is the ratio of each system's best round, which other work on the machine
-disturbed least. A row is unsettled if only one of the two reaches the target: other work delays
-most what waits for threads, in any system. All bytes are compared with the expected ones.
+What reads and writes through the cache cost, beside the file system, zarr's own CacheStore, and the
+source without a cache. Figures are medians; all systems were measured in one run, in turns.
+[All measurements](performance-details.md) has the rest, with plots.
 
 """
 
+SLOWER = """\
+## Where it is slower than it should be
+
+Each row has a target, which [all measurements](performance-details.md) name too. These miss theirs.
+"Unsettled" is a row of which either only the median or only the best rounds reach it.
+
+"""
+
+DETAILS_INTRODUCTION = """\
+# All measurements
+
+[Performance](performance.md) has the rows that matter most. Here are all, with their targets.
+In each round every system takes its turn, in another order each time. A ratio is the median of the
+ratios within the rounds. "Best rounds" is the ratio of each system's best round, which other work
+on the machine disturbed least. A row is unsettled if only one of the two reaches the target.
+
+"""
+MEASURED = """\
+## How it was measured
+
+In each round every system takes its turn, and a ratio is the median of the ratios within the
+rounds. Other work on the machine thus delays all alike.
+[All measurements](performance-details.md#how-it-is-measured) says what each row includes.
+
+"""
+
+HOW = "## How it is measured"
+"""The heading of the notes at which those of the second page begin."""
+
 
 def page(results: dict[str, Any], notes: str) -> str:
-    """The page, in Markdown."""
+    """The first page, in Markdown: what costs what, where it is slower, how it was measured."""
     groups = results["groups"]
-    parts = [INTRODUCTION, _machine(results), _summary(groups)]
-    for group, rows in groups.items():
+    why = notes.partition(HOW)[0]
+    parts = [INTRODUCTION, _headlines(groups), SLOWER, _missed(groups), why, MEASURED]
+    return "".join([*parts, _machine(results)])
+
+
+def details(results: dict[str, Any], notes: str) -> str:
+    """The second page, in Markdown: every row of every group, and how each group is measured."""
+    parts = [DETAILS_INTRODUCTION, _machine(results)]
+    parts.append("![Measured over targets](images/performance-reach.svg)\n\n")
+    for group, rows in results["groups"].items():
         of = "hit ratios" if group == HIT_RATIO else "medians"
         image = f"![{TITLES[group]}: {of} by system](images/performance-{group}.svg)\n\n"
         is_plotted = group in PLOTTED or group == HIT_RATIO
-        details = _details(rows, each=group == HIT_RATIO)
-        parts.append(f"## {TITLES[group]}\n\n{image if is_plotted else ''}{details}")
-    return "".join([*parts, notes])
+        parts.append(f"## {TITLES[group]}\n\n{image if is_plotted else ''}{_tables(rows)}")
+    return "".join([*parts, HOW, notes.partition(HOW)[2]])
 
 
 def _machine(results: dict[str, Any]) -> str:
@@ -77,19 +146,51 @@ def _load(results: dict[str, Any]) -> str:
     return f"a load of {least} to {most} while this ran, with a niceness of {results['nice']}"
 
 
-def _summary(groups: dict[str, Any]) -> str:
-    lines = [
-        "![What was measured, over what is to be reached](images/performance-reach.svg)\n",
-        "| what | measured | best rounds | to be reached | reached |",
-        "|---|---|---|---|---|",
-    ]
+def _headlines(groups: dict[str, Any]) -> str:
+    """For each row of `HEADLINES` what the cache takes, and what it is compared with.
+
+    Raises
+    ------
+    SystemExit
+        The results lack a row or a system. The message says which, and what to do.
+    """
+    measured = {row["what"]: row for rows in groups.values() for row in rows}
+    lines = ["| | zarr_cache | compared with | ratio |", "|---|---|---|---|"]
+    for title, rows in HEADLINES.items():
+        lines.append(f"| **{title}** | | | |")
+        for what, other in rows.items():
+            row = measured.get(what)
+            if row is None or other not in row["systems"]:
+                raise SystemExit(
+                    f"no row {what!r} with {other!r} in the results: run all groups at full scale, "
+                    "or change HEADLINES"
+                )
+            ours, unit = row["ours"], row["unit"]
+            pairs = zip(row["systems"][ours], row["systems"][other], strict=True)
+            ratio = statistics.median(one / two for one, two in pairs)
+            figures = f"{text(row['medians'][ours])} {unit} | {text(row['medians'][other])} {unit}"
+            lines.append(f"| {what} | {figures}, {other} | {text(ratio)} |")
+    return "## What costs what\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _missed(groups: dict[str, Any]) -> str:
+    lines = ["| what | measured | target | |", "|---|---|---|---|"]
     for row in _to_be_reached(groups):
-        unit = f" {row['unit']}" if row["peer"] is None else ""
-        told = {row["is_reached"], row["is_reached_in_best_rounds"]}
-        mark = "unsettled" if len(told) > 1 else "yes" if told == {True} else "**no**"
-        figures = f"{text(row['value'])}{unit} | {text(row['quietest'])}{unit}"
-        lines.append(f"| {row['what']} | {figures} | {row['reach']} | {mark} |")
+        if (mark := _mark(row)) != "yes":
+            figure = text(row["value"]) + _unit(row)
+            lines.append(f"| {row['what']} | {figure} | {row['reach']} | {mark} |")
     return "\n".join(lines) + "\n\n"
+
+
+def _unit(row: dict[str, Any]) -> str:
+    """The unit of what was measured, which is a ratio if there is a peer."""
+    return f" {row['unit']}" if row["peer"] is None else ""
+
+
+def _mark(row: dict[str, Any]) -> str:
+    """Whether the target is reached."""
+    reached = {row["is_reached"], row["is_reached_in_best_rounds"]}
+    return "unsettled" if len(reached) > 1 else "yes" if reached == {True} else "**no**"
 
 
 def _to_be_reached(groups: dict[str, Any]) -> list[dict[str, Any]]:
@@ -97,23 +198,21 @@ def _to_be_reached(groups: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for rows in groups.values() for row in rows if row["reach"]]
 
 
-def _details(rows: list[dict[str, Any]], *, each: bool) -> str:
-    """What each system took: a table for each set of systems, one row of it a fact.
-
-    Rows with the same figures are of one measurement, except if `each` is one of its own.
-    """
+def _tables(rows: list[dict[str, Any]]) -> str:
+    """What each system took, and the targets: a table for each set of systems."""
     parts = []
-    by_systems: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    alike: dict[tuple[tuple[str, ...], bool], list[dict[str, Any]]] = {}
     for row in rows:
-        by_systems.setdefault(tuple(row["medians"]), []).append(row)
-    for systems, alike in by_systems.items():
-        lines = [f"| median | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
-        seen = set()
-        for row in alike:
-            figures = " | ".join(text(figure) for figure in row["medians"].values())
-            if each or figures not in seen:
-                seen.add(figures)
-                lines.append(f"| {row['what']}, {row['unit']} | {figures} |")
+        alike.setdefault((tuple(row["medians"]), bool(row["reach"])), []).append(row)
+    for (systems, has_target), of_systems in alike.items():
+        columns = [*systems, *(("ratio", "best rounds", "target", "") if has_target else ())]
+        lines = [f"| median | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+        for row in of_systems:
+            cells = [text(figure) for figure in row["medians"].values()]
+            if has_target:
+                ratios = [text(row["value"]), text(row["quietest"])] if row["peer"] else ["", ""]
+                cells += [*ratios, row["reach"], _mark(row)]
+            lines.append(f"| {row['what']}, {row['unit']} | {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n\n")
     return "".join(parts)
 
@@ -123,8 +222,8 @@ GREY, OURS, OTHER, MISSED = "#8a8a8a", "#2a9d8f", "#7d8fa9", "#e07a3f"
 
 
 def plot(groups: dict[str, Any]) -> None:
-    """Draw the plots of the page."""
-    import matplotlib as mpl  # noqa: PLC0415 - the page itself is written without it
+    """Draw the plots of the second page."""
+    import matplotlib as mpl  # noqa: PLC0415 - the pages themselves are written without it
 
     mpl.use("svg")
     mpl.rcParams.update(
@@ -233,10 +332,11 @@ def _save(figure: Any, axes: Any, name: str) -> None:
 
 
 def main() -> None:
-    """Write the page and its plots."""
+    """Write the pages and their plots."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     notes = NOTES.read_text(encoding="utf-8")
     (DOCS / "performance.md").write_text(page(results, notes), encoding="utf-8")
+    (DOCS / "performance-details.md").write_text(details(results, notes), encoding="utf-8")
     plot(results["groups"])
 
 

@@ -1,4 +1,4 @@
-"""Measure every row of docs/performance.md, print a table and write the figures as JSON.
+"""Measure every row of the pages on performance, print a table and write the figures as JSON.
 
 python benchmarks/run.py --quick --only hits arrays
 """

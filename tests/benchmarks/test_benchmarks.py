@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     type RowsOf = Callable[[str], list[dict[str, Any]]]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PAGE = BENCHMARKS.parent / "docs" / "performance.md"
+DOCS = BENCHMARKS.parent / "docs"
 
 GROUPS = (
     *("hits", "arrays", "ranges", "hit_ratio", "cold_read", "fast_sources", "disk", "scale"),
@@ -161,16 +161,66 @@ def test_a_system_that_gives_other_bytes_is_not_measured(monkeypatch: pytest.Mon
         measuring["expect"]("diskcache: one hit", b"other", b"value")
 
 
-def test_the_page_is_what_the_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names in the script that writes the pages."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    report = runpy.run_path(str(BENCHMARKS / "report.py"))
-    results = json.loads(report["RESULTS"].read_text(encoding="utf-8"))
+    return runpy.run_path(str(BENCHMARKS / "report.py"))
+
+
+@pytest.fixture
+def results(report: dict[str, Any]) -> dict[str, Any]:
+    """What the pages were written from."""
+    found: dict[str, Any] = json.loads(report["RESULTS"].read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "written_by"), [("performance.md", "page"), ("performance-details.md", "details")]
+)
+def test_the_pages_are_what_the_results_say(
+    report: dict[str, Any], results: dict[str, Any], name: str, written_by: str
+) -> None:
     notes = report["NOTES"].read_text(encoding="utf-8")
 
-    assert PAGE.read_text(encoding="utf-8") == report["page"](results, notes)
+    assert (DOCS / name).read_text(encoding="utf-8") == report[written_by](results, notes)
+
+
+@pytest.mark.parametrize(
+    ("is_reached", "in_best_rounds", "mark"),
+    [(False, False, "**no**"), (True, False, "unsettled"), (False, True, "unsettled")],
+)
+def test_the_first_page_lists_the_rows_that_miss_their_targets(
+    report: dict[str, Any],
+    results: dict[str, Any],
+    is_reached: bool,
+    in_best_rounds: bool,
+    mark: str,
+) -> None:
+    row = next(row for rows in results["groups"].values() for row in rows if row["reach"])
+    for each in (row for rows in results["groups"].values() for row in rows):
+        each |= {"is_reached": True, "is_reached_in_best_rounds": True}
+    before = report["page"](results, "").splitlines()
+
+    row |= {"is_reached": is_reached, "is_reached_in_best_rounds": in_best_rounds}
+
+    (line,) = set(report["page"](results, "").splitlines()) - set(before)
+    assert line.startswith(f"| {row['what']} |")
+    assert line.endswith(f"| {row['reach']} | {mark} |")
+
+
+def test_a_row_of_the_first_page_that_was_not_measured_is_named(
+    report: dict[str, Any], results: dict[str, Any]
+) -> None:
+    del results["groups"]["processes"]
+
+    with pytest.raises(SystemExit, match="no row 'two processes, hits of 100 kB'"):
+        report["page"](results, "")
 
 
 def test_the_plots_of_the_page_are_there() -> None:
-    images = [line.partition("](")[2].rstrip(")") for line in PAGE.read_text().splitlines()]
+    lines = (DOCS / "performance-details.md").read_text(encoding="utf-8").splitlines()
+    images = [line.partition("](")[2].rstrip(")") for line in lines if line.startswith("![")]
 
-    assert all((PAGE.parent / image).exists() for image in images if image.endswith(".svg"))
+    assert images
+    assert [image for image in images if not (DOCS / image).exists()] == []
