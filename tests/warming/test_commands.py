@@ -360,8 +360,8 @@ def test_a_selection_that_is_none_is_a_wrong_use(command: Command, select: str) 
     ("url", "reported"),
     [
         ("/nowhere/x.zarr", "/nowhere/x.zarr does not exist"),
-        ("http://127.0.0.1:9/x.zarr", "Cannot connect to host 127.0.0.1:9"),
-        ("nonsense://x", "Protocol not known: nonsense"),
+        ("http://127.0.0.1:9/x.zarr", "http://127.0.0.1:9/x.zarr/zarr.json"),
+        ("nonsense://x", "the scheme 'nonsense' is not known"),
     ],
 )
 @pytest.mark.parametrize("name", ["warm", "map"])
