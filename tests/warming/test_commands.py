@@ -360,7 +360,7 @@ def test_a_selection_that_is_none_is_a_wrong_use(command: Command, select: str) 
     ("url", "reported"),
     [
         ("/nowhere/x.zarr", "/nowhere/x.zarr does not exist"),
-        ("http://127.0.0.1:9/x.zarr", "http://127.0.0.1:9/x.zarr/zarr.json"),
+        ("http://127.0.0.1:9/x.zarr", "Error performing GET http://127.0.0.1:9/x.zarr/"),
         ("nonsense://x", "the scheme 'nonsense' is not known"),
     ],
 )

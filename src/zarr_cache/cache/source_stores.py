@@ -192,11 +192,12 @@ def _of_fsspec(
             f"{shown}: the scheme {scheme!r} is not known; expected a path, or one of "
             f"{', '.join(sorted({*known, *PACKAGES}))}"
         )
+    cause = None
     try:
-        if scheme not in known:  # a package that is not installed would have named it
-            raise ImportError(scheme)  # noqa: TRY301 - as fsspec does of those that it knows
-        return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
+        if scheme in known:
+            return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
     except ImportError as error:
         if scheme not in PACKAGES:  # fsspec says what is to be installed
             raise ImportError(f"{shown}: {error}") from error
-        raise ImportError(f"{shown}: {package} is not installed{reason}: {way_out}") from error
+        cause = error
+    raise ImportError(f"{shown}: {package} is not installed{reason}: {way_out}") from cause
