@@ -16,6 +16,7 @@ from zarr.storage import LocalStore
 
 from tests.arrays.test_xarray import temperatures
 from tests.docs.entry_points import write_entry_points, xarray_engines
+from tests.fakes import cached_keys
 from zarr_cache import SqliteStore
 from zarr_cache.cache.xarray_engine import OPTIONS, ZarrCacheEntrypoint
 
@@ -38,14 +39,6 @@ def folder(tmp_path: Path) -> Path:
 def options(path: Path) -> dict[str, Any]:
     """The engine by its class: a checkout that is not installed has no entry point."""
     return {"engine": ZarrCacheEntrypoint, "max_size": "1 GiB", "cache_file": path}
-
-
-def cached_keys(path: Path) -> set[str]:
-    with SqliteStore(path) as store:
-        rows = store.database.run(
-            lambda connection: connection.execute("SELECT key FROM entry WHERE kind != 'absent'")
-        )
-        return {row[0] for row in rows}
 
 
 def test_the_entry_point_is_the_class() -> None:
