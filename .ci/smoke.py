@@ -1,6 +1,8 @@
 """The installed wheel opens a cache file and answers from it, away from any checkout."""
 
 import tempfile
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,4 +25,12 @@ with tempfile.TemporaryDirectory() as folder:
         store.close()
         assert np.array_equal(found, data), found  # noqa: S101 - a script that fails, no library
         assert bool(stats["misses"]) == expected_misses, stats  # noqa: S101
+    with zarr_cache.open_store(
+        f"{folder}/source.zarr", max_size="1 MiB", cache_file=f"{folder}/cache.sqlite"
+    ) as store:
+        found = zarr.open_array(store, mode="r")[...]
+        assert np.array_equal(found, data), found  # noqa: S101
+        assert not store.cache_stats()["misses"], store.cache_stats()  # noqa: S101
+    (engine,) = entry_points(group="xarray.backends", name="zarr_cache")
+    assert find_spec(engine.module) is not None, engine  # noqa: S101
     print(f"{Path(zarr_cache.__file__).parent}: {stats}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zarr_cache.backend.failures import CacheWarning
+from zarr_cache.cache.opening import open_store
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cache.store import CacheStore
 from zarr_cache.core.errors import (
@@ -63,6 +64,7 @@ __all__ = [
     "WarmPlan",
     "WarmReport",
     "coverage",
+    "open_store",
     "register_namespace",
     "revalidate",
     "warm",

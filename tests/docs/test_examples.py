@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.docs.entry_points import write_entry_points
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -116,6 +118,7 @@ def test_the_examples_of_a_page_run_in_order(
     # One line, so that the numbers of all others stay: the first line of a page is its heading.
     assert not text.splitlines()[0]
     script.write_text(f"import shlex; from zarr_cache.cli import app{text}", encoding="utf-8")
+    write_entry_points(tmp_path)
     environment = (
         os.environ
         | amazon

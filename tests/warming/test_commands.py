@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zarr
+from fsspec.implementations.http import HTTPFileSystem
 from PIL import Image
 from typer.testing import CliRunner
 from zarr.storage import LocalStore
@@ -19,6 +21,7 @@ from zarr.storage import LocalStore
 from tests.fakes import cached_keys
 from zarr_cache import CacheStore, SqliteStore, coverage
 from zarr_cache.cli import app
+from zarr_cache.cli.demo.server import DemoServer
 from zarr_cache.warming import coverage_map
 
 if TYPE_CHECKING:
@@ -360,8 +363,8 @@ def test_a_selection_that_is_none_is_a_wrong_use(command: Command, select: str) 
     ("url", "reported"),
     [
         ("/nowhere/x.zarr", "/nowhere/x.zarr does not exist"),
-        ("http://127.0.0.1:9/x.zarr", "Cannot connect to host 127.0.0.1:9"),
-        ("nonsense://x", "Protocol not known: nonsense"),
+        ("http://127.0.0.1:9/x.zarr", "Error performing GET http://127.0.0.1:9/x.zarr/"),
+        ("nonsense://x", "the scheme 'nonsense' is not known"),
     ],
 )
 @pytest.mark.parametrize("name", ["warm", "map"])
@@ -373,6 +376,31 @@ def test_a_source_that_cannot_be_opened_is_reported_on_one_line(
 
     assert line.startswith(f"{url}: ")
     assert reported in line
+
+
+@pytest.mark.filterwarnings("error")
+def test_through_fsspec_each_command_has_an_http_session_of_its_own(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)  # not installed
+    monkeypatch.setattr(HTTPFileSystem, "_cache", {})  # no file system of another test
+    with DemoServer(command.folder) as server:
+        for _ in range(2):
+            result = command("warm", "--array", "s", "--namespace", "served", url=server.url)
+            gc.collect()
+
+            assert (result.exit_code, result.stderr) == (0, "")
+        (file_system,) = HTTPFileSystem._cache.values()
+
+    assert file_system._session is None
+    assert result.stdout.startswith("5 chunks: 5 were cached")
+
+
+def test_a_source_that_fails_is_reported_without_the_secrets_of_its_url(command: Command) -> None:
+    line = command.failure("warm", url="http://user:secret@127.0.0.1:9/x.zarr?sig=secret")
+
+    assert line.startswith("http://127.0.0.1:9/x.zarr: ")
+    assert "secret" not in line
 
 
 def test_a_file_that_is_none_of_ours_is_reported_on_one_line(command: Command) -> None:

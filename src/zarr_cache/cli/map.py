@@ -9,7 +9,7 @@ from rich.console import Console
 
 from zarr_cache.cli import source
 from zarr_cache.cli.file import existing
-from zarr_cache.cli.options import CacheFile, SourceNamespace
+from zarr_cache.cli.options import CacheFile, SourceNamespace, SourceUrl
 from zarr_cache.cli.terminal import fail, say
 from zarr_cache.core.sizes import format_size
 from zarr_cache.warming import coverage_map
@@ -26,7 +26,7 @@ MAX_LINES = 40
 
 
 def map_(
-    url: Annotated[str, typer.Argument(help="A Zarr: a URL that fsspec reads, or a folder.")],
+    url: SourceUrl,
     *,
     array: Annotated[
         str, typer.Option(help="Path of an array in it; empty if it is at the root.")

@@ -53,6 +53,9 @@ SourceNamespace = Annotated[
         "default the source's own. A server of this machine (localhost) has none that lasts."
     ),
 ]
+SourceUrl = Annotated[
+    str, typer.Argument(help="A Zarr: a URL that obstore or fsspec reads, or a folder.")
+]
 Prefix = Annotated[str, typer.Option(help="Only keys that begin with this.")]
 MaxSize = Annotated[
     int | None,

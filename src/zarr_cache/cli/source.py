@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from zarr.api import asynchronous
 from zarr.errors import NodeNotFoundError, NodeTypeValidationError
-from zarr.storage import LocalStore
 
+from zarr_cache.cache.source_stores import close_session, source_store, without_secrets
 from zarr_cache.cache.sqlite_store import SqliteStore
 from zarr_cache.cache.store import CacheStore
 from zarr_cache.cli.terminal import fail
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from types import EllipsisType
 
     import zarr
-    from zarr.abc.store import Store
 
 _INDEX = re.compile(r"-?[0-9]+", re.ASCII)
+# What clients repeat of a URL: the user with the password, and the query.
+_SECRETS = re.compile(r"(?<=://)[^\s/@]+@|(?<=\w)\?[^\s'\"]+")
 _SLICE = re.compile(r"(-?[0-9]+)?:(-?[0-9]+)?(?::([0-9]+)?)?", re.ASCII)
 
 
@@ -68,26 +69,16 @@ async def opened(
 @contextlib.asynccontextmanager
 async def opened_store(url: str, cache_file: Path, **settings: Any) -> AsyncIterator[CacheStore]:
     """The Zarr at `url`, read through the cache file; `settings` as in `opened`."""
-    async with _source(url) as source:
-        # Opened first, so that a file that is not a cache file is an error: a CacheStore would warn
-        # and read without it.
-        cache_store = await SqliteStore.open(cache_file)
-        cache = CacheStore(source, cache_store=cache_store, **settings)
-        try:
-            yield cache
-        finally:
-            cache.close()
-
-
-@contextlib.asynccontextmanager
-async def _source(url: str) -> AsyncIterator[Store]:
-    if "://" not in url:
-        yield LocalStore(url, read_only=True)
-        return
-    from zarr_cache.cli.demo.source import open_source  # noqa: PLC0415 - needs fsspec, of an extra
-
-    async with open_source(url) as (source, _):
-        yield source
+    source = source_store(url)
+    # Opened first, so that a file that is not a cache file is an error: a CacheStore would warn
+    # and read without it.
+    cache_store = await SqliteStore.open(cache_file)
+    cache = CacheStore(source, cache_store=cache_store, **settings)
+    try:
+        yield cache
+    finally:
+        cache.close()
+        await close_session(source)
 
 
 def run[T](url: str, path: str, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -100,7 +91,7 @@ def run[T](url: str, path: str, coroutine: Coroutine[Any, Any, T]) -> T:
     except CacheError as error:
         fail(str(error))
     except (NodeNotFoundError, NodeTypeValidationError):
-        fail(f"{url}: no array or group at {path!r}; name one with --array")
+        fail(f"{without_secrets(url)}: no array or group at {path!r}; name one with --array")
     except KeyboardInterrupt:
         typer.echo(
             "stopped: what was fetched stays cached; the same command continues from there",
@@ -111,4 +102,5 @@ def run[T](url: str, path: str, coroutine: Coroutine[Any, Any, T]) -> T:
         raise
     except Exception as error:  # noqa: BLE001 - depends on the file system behind the URL
         first_line = (str(error).splitlines() or [""])[0] or type(error).__name__
-        fail(f"{url}: {first_line}")
+        shown, why = without_secrets(url), _SECRETS.sub("", first_line)
+        fail(why if why.startswith(f"{shown}: ") else f"{shown}: {why}")

@@ -12,6 +12,7 @@ from zarr_cache.cli.options import (
     CacheFile,
     Json,
     SourceNamespace,
+    SourceUrl,
     parse_age,
     parse_size_option,
 )
@@ -24,7 +25,7 @@ from zarr_cache.warming.warm import warm_node
 
 
 def warm(
-    url: Annotated[str, typer.Argument(help="A Zarr: a URL that fsspec reads, or a folder.")],
+    url: SourceUrl,
     *,
     array: Annotated[
         str, typer.Option(help="Path of an array or group in it; empty for the root.")
@@ -127,7 +128,7 @@ def _as_json(result: WarmPlan | WarmReport) -> dict[str, object]:
 
 
 def revalidate(
-    url: Annotated[str, typer.Argument(help="A Zarr: a URL that fsspec reads, or a folder.")],
+    url: SourceUrl,
     *,
     array: Annotated[
         str, typer.Option(help="Path of an array or group in it; empty for all of it.")
