@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "performance.md"
+COMPARISON = PAGE.with_name("comparison.md")
 
 GROUPS = (
     *("hits", "arrays", "ranges", "hit_ratio", "cold_read", "fast_sources", "disk", "scale"),
-    *("transactions", "processes", "huge_values", "layers"),
+    *("transactions", "processes", "huge_values", "layers", "alternatives"),
 )
 
 
@@ -168,6 +169,18 @@ def test_the_page_is_what_the_results_say(monkeypatch: pytest.MonkeyPatch) -> No
     notes = report["NOTES"].read_text(encoding="utf-8")
 
     assert PAGE.read_text(encoding="utf-8") == report["page"](results, notes)
+
+
+def test_the_figures_of_the_comparison_are_what_its_results_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    comparison = runpy.run_path(str(BENCHMARKS / "comparison.py"))
+    results = json.loads(comparison["RESULTS"].read_text(encoding="utf-8"))
+    text = COMPARISON.read_text(encoding="utf-8")
+
+    assert comparison["table"](results) in text
+    assert text == comparison["page"](text, results)
 
 
 def test_the_plots_of_the_page_are_there() -> None:
