@@ -10,8 +10,9 @@ import json
 import os
 import platform
 import sqlite3
+from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ GROUPS = (
     "huge_values",
     "layers",
 )
+APART = ("alternatives",)
+"""Measured only where it is named: its figures are on docs/comparison.md."""
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("zarr", "numpy", "aiosqlite", "diskcache", "lmdb")
+MORE_PACKAGES = ("fsspec", "aiohttp", "multi-storage-client", "tensorstore")
+"""Of alternatives, where they are installed."""
 
 
 def machine() -> dict[str, Any]:
@@ -52,6 +57,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _more_packages() -> dict[str, str]:
+    found = {}
+    for name in MORE_PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def _chosen(arguments: argparse.Namespace) -> list[str]:
     """The options that change what is measured."""
     chosen = [f"--{name}" for name in ("quick", "smallest") if getattr(arguments, name)]
@@ -66,7 +79,7 @@ def main() -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="fewer rounds, 10^5 entries")
     how.add_argument("--smallest", action="store_true", help="only to see that it works")
-    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS))
+    parser.add_argument("--only", choices=[*GROUPS, *APART], nargs="+", default=list(GROUPS))
     parser.add_argument("--folder", type=Path, help="where to put the files, which are removed")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where to write the figures")
     arguments = parser.parse_args()
@@ -79,6 +92,8 @@ def main() -> None:
         "nice": os.nice(0),
         "groups": {},
     }
+    if set(arguments.only) & set(APART):
+        results["machine"]["packages"] |= _more_packages()
     for group in arguments.only:
         with Bench(SCALES[scale], arguments.folder) as bench:
             rows: list[Row] = import_module(group).rows(bench)

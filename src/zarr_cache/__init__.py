@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version as _version_of
+from typing import TYPE_CHECKING
+
 from zarr_cache.backend.failures import CacheWarning
 from zarr_cache.cache.opening import open_store
 from zarr_cache.cache.sqlite_store import SqliteStore
@@ -74,3 +77,12 @@ __all__ = [
 # Pickles and tracebacks name the place that users import from, whichever module defines it.
 for _name in __all__:
     globals()[_name].__module__ = __name__
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+    # Not at the import: a program that was frozen without the metadata of its packages has none.
+    def __getattr__(name: str) -> str:
+        if name == "__version__":
+            return _version_of("zarr-cache")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DOCS = BENCHMARKS.parent / "docs"
+COMPARISON = DOCS / "comparison.md"
 
 GROUPS = (
     *("hits", "arrays", "ranges", "hit_ratio", "cold_read", "fast_sources", "disk", "scale"),
-    *("transactions", "processes", "huge_values", "layers"),
+    *("transactions", "processes", "huge_values", "layers", "alternatives"),
 )
 
 
@@ -216,6 +217,18 @@ def test_a_row_of_the_first_page_that_was_not_measured_is_named(
 
     with pytest.raises(SystemExit, match="no row 'two processes, hits of 100 kB'"):
         report["page"](results, "")
+
+
+def test_the_figures_of_the_comparison_are_what_its_results_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    comparison = runpy.run_path(str(BENCHMARKS / "comparison.py"))
+    results = json.loads(comparison["RESULTS"].read_text(encoding="utf-8"))
+    text = COMPARISON.read_text(encoding="utf-8")
+
+    assert comparison["table"](results) in text
+    assert text == comparison["page"](text, results)
 
 
 def test_the_plots_of_the_page_are_there() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
+import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import zarr
+
+import zarr_cache
 from tests.cli.conftest import caching
 from tests.fakes import buffer
 from zarr_cache import SqliteStore
@@ -81,3 +87,14 @@ def test_a_shell_completes_commands_and_options() -> None:
 
     assert commands.stdout.split() == ["explain", "evict", "export"]
     assert options.stdout.split() == ["--prefix"]
+
+
+def test_the_version_is_printed_with_those_of_what_it_stands_on() -> None:
+    reported = run("--version")
+
+    assert (reported.returncode, reported.stderr) == (0, "")
+    assert reported.stdout == (
+        f"zarr-cache {zarr_cache.__version__} (Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}, zarr {zarr.__version__})\n"
+    )
+    assert zarr_cache.__version__ == importlib.metadata.version("zarr-cache")

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 
+RELEASES = {"0.1.0": 3}
+"""The schema of each release; what is kept of it is what that release makes."""
+
+SUMS = FOLDER / "released.sha256"
+"""What never changes, in the form of sha256sum, with paths from the root of the project."""
+
 VALUES = {
     "zarr.json": b'{"zarr_format": 3, "node_type": "group"}',
     "empty": b"",

@@ -4,6 +4,11 @@ A command runs operations on the cache file first and prints afterwards: a pipe 
 interrupts no transaction. Imports ``warming`` and what is below it.
 """
 
+import platform
+import sqlite3
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from zarr_cache.cli.demo.command import demo
@@ -13,7 +18,7 @@ from zarr_cache.cli.info import info
 from zarr_cache.cli.ls import ls
 from zarr_cache.cli.map import map_
 from zarr_cache.cli.removal import clear, evict
-from zarr_cache.cli.terminal import escape_unencodable
+from zarr_cache.cli.terminal import escape_unencodable, say
 from zarr_cache.cli.upkeep import compact, verify
 from zarr_cache.cli.warm import revalidate, warm
 
@@ -24,8 +29,29 @@ app = typer.Typer(
 )
 
 
+def print_versions(value: bool) -> None:  # noqa: FBT001 - typer passes it so
+    """End with one line that has the version, and those of what a report of a fault is about."""
+    if value:
+        say(
+            f"zarr-cache {version('zarr-cache')} (Python {platform.python_version()}, "
+            f"SQLite {sqlite3.sqlite_version}, zarr {version('zarr')})"
+        )
+        raise typer.Exit
+
+
 @app.callback()
-def zarr_cache() -> None:
+def zarr_cache(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=print_versions,
+            is_eager=True,
+            help="Print the version, and those of Python, SQLite and zarr.",
+        ),
+    ] = False,
+) -> None:
     """Inspect and change a cache file of Zarr values."""
     escape_unencodable()
 
