@@ -86,7 +86,7 @@ def test_it_is_believed_for_a_minute_of_ranges_as_well(
         if surface == "async":
             return sync(read_ranges(cache, CHUNK, requests))
         pieces = dict(cache.get_ranges_sync(CHUNK, requests, prototype=PROTOTYPE))
-        return [piece and piece.to_bytes() for _, piece in sorted(pieces.items())]
+        return [None if piece is None else piece.to_bytes() for _, piece in sorted(pieces.items())]
 
     with pytest.raises(ExceptionGroup):
         ask()
