@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from tests.arrays import windows
@@ -155,3 +156,22 @@ def test_over_http_a_second_process_makes_no_request_and_four_at_once_make_few(
     assert one[1] == fifth == 0
     assert one[0] > 30
     assert one[0] <= four <= 4 * one[0]
+
+
+@pytest.mark.usefixtures("pipeline")
+@pytest.mark.parametrize("surface", [CountingStore, AsyncOnlyStore])
+def test_an_absent_shard_that_is_read_in_parts_is_requested_once(
+    surface: type[CountingStore], path: Path
+) -> None:
+    memory = MemoryStore()
+    zarr.create_array(memory, shape=(16,), shards=(8,), chunks=(2,), dtype="i4", fill_value=7)
+    source = surface(memory.with_read_only(read_only=True))
+    store = persisting(source, path)
+    array = zarr.open_array(store, mode="r")
+    source.reset()
+
+    read = [np.asarray(array[part]).tolist() for part in (slice(1, 7), slice(0, 5), slice(2, 4))]
+
+    assert read == [[7] * 6, [7] * 5, [7] * 2]
+    assert source.keys == ["c/0"]
+    restart(store)

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from zarr.abc.store import RangeByteRequest
+from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from tests.fakes import CountingStore, buffer, cached_keys, read
+from tests.fakes import CountingStore, buffer, cached_keys, read, restart
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.file.file_database import FileDatabase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from zarr.abc.store import Store
 
     from tests.fakes import HeldTime
 
-AGES = ["max_age_seconds", "max_age_absent_seconds"]
+AGES = ["max_age_seconds", "max_age_metadata_seconds", "max_age_absent_seconds"]
 
 
 def caching(path: Path, **options: Any) -> CacheStore:
@@ -39,7 +45,10 @@ NO_AGES = [
         (age, ValueError, f"must not be negative or NaN, got {age!r}$")
         for age in (-1, -0.5, -math.inf, math.nan)
     ),
-    *((age, ValueError, f"must be .*, got {age!r}$") for age in ("forever", "", "10", "Infinity")),
+    *(
+        (age, ValueError, f"string value must be 'infinity': .* or None, got {age!r}$")
+        for age in ("forever", "", "10", "Infinity")
+    ),
     *((age, TypeError, "must be .*, got ") for age in (b"1", [1], 1j)),
 ]
 
@@ -206,8 +215,59 @@ def test_the_options_are_in_the_repr(path: Path) -> None:
 
     assert repr(store).startswith("CacheStore(store=<MemoryStore>, namespace=")
     assert repr(store).endswith(
-        f"cache_store=SqliteStore({str(path)!r}), max_age_seconds=5.5, max_size=7)"
+        f"cache_store=SqliteStore({str(path)!r}), max_age_seconds=5.5, max_size=7, "
+        "current_size=0, cached_keys=0)"
     )
+
+
+def test_infinity_is_offered_only_where_it_is_allowed(path: Path) -> None:
+    age: Any = "for ever"
+
+    with pytest.raises(ValueError, match="stale_if_error_seconds must be a finite number"):
+        caching(path, stale_if_error_seconds=age)
+
+
+def usage_in(shown: str) -> str:
+    return shown[shown.index("current_size=") :].removesuffix(")")
+
+
+def of_info(store: CacheStore) -> str:
+    info = store.cache_info()
+    return f"current_size={info['current_size']}, cached_keys={info['cached_keys']}"
+
+
+@pytest.mark.parametrize("cache_store", [SqliteStore, lambda _: MemoryStore()])
+async def test_the_repr_has_what_is_cached_as_last_read(
+    path: Path, cache_store: Callable[[Path], Store]
+) -> None:
+    source = MemoryStore({"k": buffer(b"value"), "l": buffer(b"0123456789")})
+    store = CacheStore(source, cache_store=cache_store(path), namespace="source")
+    assert usage_in(repr(store)) == "current_size=0, cached_keys=0"
+    await read(store, "k")
+    await read(store, "l", RangeByteRequest(2, 5))
+    assert usage_in(repr(store)) == "current_size=None, cached_keys=None"
+    store.flush()
+
+    read_from_file = of_info(store)
+    assert read_from_file == "current_size=8, cached_keys=2"
+    assert usage_in(repr(store)) == read_from_file
+    assert usage_in(repr(store.with_read_only(read_only=True))) == read_from_file
+    await read(store, "l")
+    assert usage_in(repr(store)) == read_from_file
+    await store.clear_cache()
+    assert usage_in(repr(store)) == "current_size=0, cached_keys=0" == of_info(store)
+    restart(store)
+
+
+def test_the_repr_makes_no_file_and_opens_none(path: Path) -> None:
+    store = caching(path)
+    repr(store)
+    assert not path.exists()
+    sync(read(store, "k"))
+    restart(store)
+
+    assert usage_in(repr(caching(path))) == "current_size=None, cached_keys=None"
+    assert not FileDatabase.of(path).is_open
 
 
 async def test_without_a_cache_store_values_are_cached_in_the_users_file(

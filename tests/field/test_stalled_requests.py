@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import zarr
@@ -23,6 +23,7 @@ from tests.fakes import PROTOTYPE, FailingStore, HeldStore, buffer, read
 from tests.sources.http_server import serving
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core import single_flight
+from zarr_cache.core.single_flight import Flight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,8 +62,15 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def followers(store: CacheStore, number: int) -> list[bytes | None]:
-    return list(await asyncio.gather(*(read(store, KEY) for _ in range(number))))
+async def followers(
+    store: CacheStore, number: int, request: ByteRequest | None = None
+) -> list[bytes | None]:
+    return list(await asyncio.gather(*(read(store, KEY, request) for _ in range(number))))
+
+
+REQUESTS = pytest.mark.parametrize(
+    "request_", [None, RangeByteRequest(0, len(VALUE))], ids=["value", "range"]
+)
 
 
 @pytest.mark.usefixtures("soon")
@@ -176,15 +184,20 @@ async def test_get_ranges_waits_for_no_other_reader(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("never")
-async def test_a_cancelled_leader_leads_no_more(path: Path) -> None:
+@REQUESTS
+async def test_a_cancelled_leader_leads_no_more(path: Path, request_: ByteRequest | None) -> None:
     source = HeldStore(memory())
     store = caching(source, path)
-    gate = source.hold_before("get")
-    leader = asyncio.ensure_future(read(store, KEY))
+    gate, next_gate = source.hold_before("get"), source.hold_before("get")
+    leader = asyncio.ensure_future(read(store, KEY, request_))
     await gate.reached()
-    following = asyncio.ensure_future(followers(store, 8))
+    following = asyncio.ensure_future(followers(store, 8, request_))
     await turns()
     leader.cancel()
+    await next_gate.reached()
+    await turns()
+    assert source.requests == {"get": 2}
+    next_gate.open()
 
     assert await following == [VALUE] * 8
     assert source.requests == {"get": 2}
@@ -193,22 +206,63 @@ async def test_a_cancelled_leader_leads_no_more(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("never")
-async def test_of_those_who_follow_a_failed_leader_one_asks(path: Path) -> None:
+@REQUESTS
+async def test_of_those_who_follow_a_failed_leader_one_asks(
+    path: Path, request_: ByteRequest | None
+) -> None:
     failing = FailingStore(memory())
     source = HeldStore(failing)
     store = caching(source, path)
     failing.fail("get")
-    gate = source.hold_before("get")
-    leader = asyncio.ensure_future(read(store, KEY))
+    gate, next_gate = source.hold_before("get"), source.hold_before("get")
+    leader = asyncio.ensure_future(read(store, KEY, request_))
     await gate.reached()
-    following = asyncio.ensure_future(followers(store, 8))
+    following = asyncio.ensure_future(followers(store, 8, request_))
     await turns()
     gate.open()
+    await next_gate.reached()
+    await turns()
+    assert source.requests == {"get": 2}
+    next_gate.open()
 
     assert await following == [VALUE] * 8
     assert source.requests == {"get": 2}
     with pytest.raises(OSError, match="failed, as the test asked"):
         await leader
+
+
+@pytest.mark.usefixtures("never")
+@REQUESTS
+def test_of_the_threads_that_follow_a_failed_one_one_asks(
+    path: Path, request_: ByteRequest | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = FailingStore(memory())
+    source = HeldStore(failing)
+    store = caching(source, path)
+    failing.fail("get_sync")
+    gate, next_gate = source.hold_before("get_sync"), source.hold_before("get_sync")
+    follow, following = Flight._block, threading.Semaphore(0)
+
+    def noted(self: Flight[Any], seconds: float | None) -> tuple[bool, Any]:
+        following.release()
+        return follow(self, seconds)
+
+    monkeypatch.setattr(Flight, "_block", noted)
+    with ThreadPoolExecutor(9) as threads:
+        leader = threads.submit(store.get_sync, KEY, byte_range=request_)
+        gate.wait_until_reached()
+        readers = [threads.submit(store.get_sync, KEY, byte_range=request_) for _ in range(8)]
+        for _ in range(8):
+            following.acquire()
+        gate.open()
+        next_gate.wait_until_reached()
+        for _ in range(7):
+            following.acquire()
+        next_gate.open()
+
+        assert isinstance(leader.exception(), OSError)
+        assert [each.result() for each in readers] == [buffer(VALUE)] * 8
+    assert source.requests == {"get_sync": 2}
 
 
 @pytest.mark.usefixtures("never")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import ClientResponseError
 from fsspec.implementations.http import HTTPFileSystem
+from zarr.abc.store import RangeByteRequest
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 from zarr.storage._fsspec import ALLOWED_EXCEPTIONS
 
-from tests.fakes import cached_keys, leave_process, read, restart
+from tests.fakes import PROTOTYPE, cached_keys, leave_process, read, read_ranges, restart
 from tests.freshness.origins import NAMESPACE, version
 from tests.sources.http_server import VersionedServer, serving
 from zarr_cache import CacheStore, SqliteStore
@@ -71,6 +72,35 @@ def test_it_is_believed_for_a_minute(
     held_time.step(2)
     server.fault = None
     assert sync(read(cache, CHUNK)) == version(1)
+    restart(cache)
+
+
+@pytest.mark.parametrize("surface", ["async", "sync"])
+def test_it_is_believed_for_a_minute_of_ranges_as_well(
+    server: VersionedServer, source: FsspecStore, path: Path, held_time: HeldTime, surface: str
+) -> None:
+    cache = caching(source, path, max_age_absent_seconds="infinity")
+    requests = [RangeByteRequest(0, 2), RangeByteRequest(4, 6)]
+
+    def ask() -> list[bytes | None]:
+        if surface == "async":
+            return sync(read_ranges(cache, CHUNK, requests))
+        pieces = dict(cache.get_ranges_sync(CHUNK, requests, prototype=PROTOTYPE))
+        return [None if piece is None else piece.to_bytes() for _, piece in sorted(pieces.items())]
+
+    with pytest.raises(ExceptionGroup):
+        ask()
+    server.reset()
+    held_time.step(59)
+
+    with pytest.raises(ExceptionGroup):
+        ask()
+    assert server.by_method() == {}
+    cache.flush()
+    assert cached_keys(path) == set()
+    held_time.step(2)
+    server.fault = None
+    assert ask() == [version(1)[:2], version(1)[4:6]]
     restart(cache)
 
 

@@ -182,7 +182,14 @@ class Statistics:
         The namespace of these hits and misses.
     counted
         Returns the set of those whose counts wait to be added up in the file.
+
+    Attributes
+    ----------
+    last_usage
+        Bytes and number of what was cached when that was last read; None if it was not read.
     """
+
+    last_usage: tuple[int, int] | None = None
 
     def __init__(self, namespace: str, counted: Callable[[], set[Statistics]]) -> None:
         self.namespace = namespace

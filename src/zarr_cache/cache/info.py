@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from zarr_cache.backend.store_cache import StoreCache
@@ -102,11 +103,35 @@ class CacheInfo:
     def __repr__(self) -> str:
         # The repr of the source may have a token in it; the namespace has none.
         cache = repr(self._cache) if isinstance(self._cache, SqliteStore) else class_of(self._cache)
+        current_size, cached_keys = self._last_usage()
         return (
             f"{type(self).__name__}(store={class_of(self._store)}, namespace={self.namespace!r}, "
             f"cache_store={cache}, max_age_seconds={self.max_age_seconds!r}, "
-            f"max_size={self.max_size!r})"
+            f"max_size={self.max_size!r}, current_size={current_size}, cached_keys={cached_keys})"
         )
+
+    def _last_usage(self) -> tuple[int, int] | tuple[None, None]:
+        """Bytes and number of what is cached, as last read; of a cache that is not made yet, none.
+
+        Reads nothing: a debugger may ask while another thread holds the locks of the file.
+        """
+        last = self._view.statistics.last_usage
+        if last is not None:
+            return last
+        if isinstance(self._cache, SqliteStore):
+            is_made = os.path.lexists(self._cache.path)
+        else:
+            is_made = self._view.values.is_listed
+        return (None, None) if is_made else (0, 0)
+
+    def _record(self, usage: Usage) -> tuple[int, int]:
+        """Bytes and number of the values and ranges of the namespace, which `repr` shows now."""
+        kinds, ranges, namespace = ("value", "range"), self._view.values.ranges, self.namespace
+        in_file = sum(usage.bytes.get(kind, 0) for kind in kinds)
+        keys = sum(usage.entries.get(kind, 0) for kind in kinds)
+        own = in_file + ranges.nbytes_of(namespace), keys + ranges.count(namespace)
+        self._view.statistics.last_usage = own
+        return own
 
     def _repr_html_(self) -> str:
         """What a notebook shows. Creates no file and evicts nothing."""
@@ -120,11 +145,14 @@ class CacheInfo:
                 usage = self._view.values.usage(self.namespace)
             except CacheError as error:
                 usage = str(error)
+        if not isinstance(usage, str):
+            self._record(usage)
         return notebook.of_cache_store(type(self).__name__, self._view, location, usage)
 
     def cache_info(self) -> dict[str, Any]:
         """What is cached, and under which settings.
 
+        `repr` shows ``current_size`` and ``cached_keys`` as this last returned them.
         Stale entries that cannot be revalidated are removed first, at most 64 values and as many
         ranges. Those that are left count as cached, and so do all while the file cannot be written.
         The dict has the keys
@@ -162,14 +190,12 @@ class CacheInfo:
         run(evict.evict_stale(view))
         usage = view.values.usage(view.namespace)
         settings, ranges = view.settings, view.values.ranges
-        in_file = [usage.entries.get(kind, 0) for kind in ("value", "range")]
-        keys = sum(in_file) + ranges.count(view.namespace)
-        own_bytes = sum(usage.bytes.get(kind, 0) for kind in ("value", "range"))
+        current_size, keys = self._record(usage)
         return {
             "cache_store_type": type(self._cache).__name__,
             "max_age_seconds": settings.max_age_seconds,
             "max_size": settings.max_size,
-            "current_size": own_bytes + ranges.nbytes_of(view.namespace),
+            "current_size": current_size,
             "cache_set_data": settings.cache_set_data,
             "tracked_keys": keys,
             "cached_keys": keys,

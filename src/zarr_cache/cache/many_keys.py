@@ -51,6 +51,11 @@ class ManyKeys(WrapperStore[Store]):
         """Whether keys can be listed: offline always, otherwise if the source can."""
         return self._view.settings.offline or super().supports_listing
 
+    @property
+    def supports_consolidated_metadata(self) -> bool:
+        """Whether zarr may consolidate metadata: if the source allows it, as Icechunk does not."""
+        return self._store.supports_consolidated_metadata
+
     async def list(self) -> AsyncIterator[str]:
         """All keys, by the source; offline those that are cached."""
         async for key in self.list_prefix(""):

@@ -264,6 +264,7 @@ class CacheStore(CacheInfo, ManyKeys):
             The file cannot be written. Call this again.
         """
         await run_async(evict.clear_cache(self._view))
+        self._view.statistics.last_usage = (0, 0)
 
     async def get(
         self,

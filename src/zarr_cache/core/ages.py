@@ -26,7 +26,8 @@ def checked(name: str, age: object) -> Age:
         return age
     expected = f"{name} must be a number of seconds, 'infinity' or None, got {age!r}"
     if isinstance(age, str):
-        raise ValueError(expected)  # noqa: TRY004 - as zarr's CacheStore for a string
+        # As zarr's CacheStore, whose callers may look for the words.
+        raise ValueError(f"{name} string value must be 'infinity': {expected}")  # noqa: TRY004
     if not isinstance(age, Real):
         raise TypeError(expected)
     try:
@@ -46,7 +47,7 @@ def seconds(name: str, age: object) -> float:
     ValueError, TypeError
         As from `checked`; or it is infinite.
     """
-    found = checked(name, age)
+    found = None if isinstance(age, str) else checked(name, age)
     if not isinstance(found, float) or math.isinf(found):
         raise ValueError(f"{name} must be a finite number of seconds, got {age!r}")
     return found

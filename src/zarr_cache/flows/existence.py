@@ -17,7 +17,7 @@ def exists(view: SourceView, key: str) -> Flow[bool]:
     """Whether there is such a key.
 
     An absence is not admitted: fsspec's ``exists`` and ``info`` also report one for a server that
-    is down. Only ``get`` distinguishes the two.
+    is down. Only reads of bytes distinguish the two.
     """
     result = yield from reading.lookup(view, key, with_data=False)
     if result is not None:

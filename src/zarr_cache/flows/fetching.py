@@ -237,16 +237,31 @@ def serve_stale(
     view: SourceView, key: str, result: LookupResult, kept: Kept, error: Exception
 ) -> tuple[Buffer | None] | None:
     """A stale response since the source fails, in a tuple; None if there is none."""
-    state, found = result.state, kept.found
+    found = kept.found
     if found is not None and may_serve_stale(view, key, found.as_of, error):
         data = serve_kept(view, key, result, found)
         return None if data is None else (to_buffer(cpu.buffer_prototype, data),)
-    is_absent = state.kind == "absent" and view.may_serve_absences()
-    if is_absent and may_serve_stale(view, key, state.stored_at, error):
-        view.values.touch(view.namespace, key, state, result.looked_up_at)
-        view.count_hit(None)
-        return (None,)
-    return None
+    return (None,) if serve_stale_absence(view, key, result, error) else None
+
+
+def serve_stale_absence(view: SourceView, key: str, result: LookupResult, error: Exception) -> bool:
+    """Whether a stale absence is served since the source fails, counted as a hit."""
+    state = result.state
+    if state.kind != "absent" or not view.may_serve_absences():
+        return False
+    if not may_serve_stale(view, key, state.stored_at, _cause(key, error)):
+        return False
+    view.values.touch(view.namespace, key, state, result.looked_up_at)
+    view.count_hit(None)
+    return True
+
+
+def _cause(key: str, error: Exception) -> Exception:
+    """Why a read failed: of a group, the first error that is not that the key is absent."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    others = error.split(FileNotFoundError)[1]
+    return FileNotFoundError(key) if others is None else first_of(others)
 
 
 def serve_stale_ranges(
@@ -259,9 +274,6 @@ def serve_stale_ranges(
     error: Exception,
 ) -> Flow[dict[int, Data]]:
     """The bytes of stale ranges since the source fails: all of them, or none."""
-    if isinstance(error, ExceptionGroup):
-        others = error.split(FileNotFoundError)[1]
-        error = FileNotFoundError(key) if others is None else first_of(others)
     requests = [byte_ranges[index] for index in missing]
     states = [
         each.state for each in (yield from ranges.lookup_many(view, key, requests, result, EVER))
@@ -272,7 +284,7 @@ def serve_stale_ranges(
     if kept.is_fresh and validators != {kept.validator}:
         return {}
     oldest = min(each.as_of for each in states)
-    if not may_serve_stale(view, key, oldest, error):
+    if not may_serve_stale(view, key, oldest, _cause(key, error)):
         return {}
     for state in states:
         serve_kept(view, key, result, state)

@@ -13,7 +13,12 @@ from zarr_cache.core.errors import CacheError, SourceChangedError, has_kind
 from zarr_cache.core.flow import call
 from zarr_cache.flows import fetching, ranges, reading, versions
 from zarr_cache.flows.versions import Kept
-from zarr_cache.sources.response_check import RangeCheckedStore, is_web_page, with_range_check
+from zarr_cache.sources.response_check import (
+    RangeCheckedStore,
+    is_absence,
+    is_web_page,
+    with_range_check,
+)
 from zarr_cache.sources.source_reader import ChangedError
 
 if TYPE_CHECKING:
@@ -79,7 +84,7 @@ def get_ranges(
         uncached = yield from _read(view, key, byte_ranges, indexes, settings, None)
         return _with_prototype(prototype, [], uncached)
     if reading.serve_absence(view, key, result):
-        return RangeBatches([], ExceptionGroup(FAILED, [FileNotFoundError(key)]))
+        return RangeBatches([], _no_such_key(key))
     batches: Batches = []
     try:
         read = yield from _read_missing(
@@ -88,6 +93,10 @@ def get_ranges(
     except SourceChangedError as error:
         return RangeBatches([], ExceptionGroup(FAILED, [error]))
     return _with_prototype(prototype, batches, read)
+
+
+def _no_such_key(key: str) -> Exception:
+    return ExceptionGroup(FAILED, [FileNotFoundError(key)])
 
 
 def _with_prototype(
@@ -127,6 +136,8 @@ class Read(NamedTuple):
         Indexes of ranges that may hold other bytes than were requested.
     is_page
         Whether a response was a web page.
+    is_absent
+        Whether the source says that there is no such key.
     """
 
     batches: Batches
@@ -134,6 +145,7 @@ class Read(NamedTuple):
     unsafe: set[int]
     validators: set[str | None]
     is_page: bool
+    is_absent: bool
 
 
 def _read_missing(
@@ -171,6 +183,9 @@ def _read_missing(
         if stale:
             batches.append([(index, to_buffer(prototype, data)) for index, data in stale.items()])
             return None
+        has_sent = bool(batches or read.batches)
+        if not has_sent and fetching.serve_stale_absence(view, key, result, read.error):
+            return read._replace(error=_no_such_key(key))
     yield from _admit(view, key, byte_ranges, read, result, validator, asked_at)
     return read
 
@@ -300,7 +315,12 @@ def _admit(
         for index, buffer in batch
         if index not in read.unsafe
     ]
-    yield from reading.admit(view, key, responses, result.state.revision, asked_at, validator)
+    revision = result.state.revision
+    if read.is_absent:
+        view.count_miss()
+        yield from reading.admit(view, key, [(None, None)], revision, asked_at)
+        return
+    yield from reading.admit(view, key, responses, revision, asked_at, validator)
     # Also those that may not be cached: the reader has them.
     buffers = [buffer for batch in read.batches for _, buffer in batch if buffer is not None]
     largest = max(map(len, buffers), default=None)
@@ -333,7 +353,8 @@ def _read(
         unsafe, validators = set(indexes if is_page else ()), set()
     if is_page:
         fetching.log_foreign(view, key)
-    return Read(batches, error, unsafe, validators, is_page)
+    is_absent = not batches and is_absence(key, checked, error)
+    return Read(batches, error, unsafe, validators, is_page, is_absent)
 
 
 def _call(

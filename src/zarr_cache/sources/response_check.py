@@ -1,4 +1,4 @@
-"""Which responses may hold other bytes than were requested: web pages, and wrong ranges."""
+"""What responses are: which may hold other bytes than were requested, and which are absences."""
 
 from __future__ import annotations
 
@@ -101,6 +101,8 @@ class RangeCheckedStore(WrapperStore[Store]):
         Whether a response may have bytes of two versions.
     is_web_page
         Whether a response was a web page.
+    is_absent
+        Whether a response was None: there is no such key.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class RangeCheckedStore(WrapperStore[Store]):
         self.validators: set[str | None] = set()
         self.is_torn = False
         self.is_web_page = False
+        self.is_absent = False
 
     # A WrapperStore calls the `get_ranges` of the store that it wraps, which would bypass `get`.
     get_ranges = Store.get_ranges  # type: ignore[assignment]
@@ -156,6 +159,7 @@ class RangeCheckedStore(WrapperStore[Store]):
 
     def _check(self, request: ByteRequest | None, buffer: Buffer | None) -> Buffer | None:
         if buffer is None:
+            self.is_absent = True
             return None
         if isinstance(request, RangeByteRequest) and not may_be_cached(request, len(buffer)):
             self._mismatches.append(request)
@@ -198,3 +202,27 @@ def with_range_check(
         source = source._store  # noqa: SLF001 - how a WrapperStore names what it wraps
         own = getattr(type(source), method)
     return RangeCheckedStore(source) if own is inherited else source
+
+
+def is_absence(key: str, called: Store, error: Exception | None) -> bool:
+    """Whether the error of a ``get_ranges`` says that there is no such key, and nothing else.
+
+    zarr's method raises a `FileNotFoundError` where ``get`` returns None. ``get`` may raise one as
+    well, which says nothing of the key: of a server that is down, fsspec raises some. A
+    `RangeCheckedStore` has seen which it was. If the source's class has a method of its own, an
+    error is taken for zarr's if it has no arguments but the key.
+
+    Parameters
+    ----------
+    called
+        What `with_range_check` has returned.
+    """
+    if not isinstance(error, ExceptionGroup):
+        return False
+    if isinstance(called, RangeCheckedStore):
+        return called.is_absent and error.split(FileNotFoundError)[1] is None
+
+    def is_zarrs(each: Exception) -> bool:
+        return isinstance(each, FileNotFoundError) and each.args in ((), (key,))
+
+    return error.split(is_zarrs)[1] is None
