@@ -30,7 +30,8 @@ def table(results: dict[str, Any]) -> str:
             f"`{results['command']}` on {machine['cores']} cores, Python {machine['python']}, "
             f"SQLite {machine['sqlite']}, {versions}. Times are over those without a cache "
             f"({_count(min(times[0]['systems'][BASE]))} ms for the {times[0]['what']}), of each "
-            "one's best round, since the machine did other work too; in brackets are requests.\n"
+            f"one's best round: the machine did other work too (a load of {min(results['load']):.1f} "
+            f"to {max(results['load']):.1f}). In brackets are requests.\n"
         ),
         f"| | {' | '.join(row['what'] for row in times)} | on the disk then |",
         f"|---|{'---|' * (len(times) + 1)}",
