@@ -1,6 +1,6 @@
 """The same reads of a remote array through ours and through other caches, each in new processes.
 
-The source is a server on loopback that answers after 20 ms. A system that is not installed is left
+The source is a server on loopback that responds after 20 ms. A system that is not installed is left
 out. Times are of opening the array and reading it, without imports and without closing.
 """
 
@@ -240,7 +240,7 @@ def rows_of(part: str, length: int) -> slice:
 
 
 def read_on(pipe: Connection, system: str, place: Place, length: int) -> None:
-    """Open and read each part that is asked for; tell the milliseconds and a digest of it."""
+    """Open and read each part that is asked for; send the milliseconds and a digest of it."""
     # Others leave files open.
     warnings.simplefilter("ignore", ResourceWarning)
     opened = SYSTEMS[system](place)

@@ -1,6 +1,6 @@
-"""A folder over HTTP on loopback that tells versions, counts requests and answers each late.
+"""A folder over HTTP on loopback that tells versions, counts requests and responds late.
 
-What is asked of it as of an S3 bucket, by path, it answers too: reading takes no more than this.
+It serves a client of S3 too that names the bucket in the path: reading takes no more than this.
 """
 
 from __future__ import annotations

@@ -25,12 +25,14 @@ def table(results: dict[str, Any]) -> str:
     (disk,) = [row for row in rows if row["unit"] == "MB"]
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    least, most = min(results["load"]), max(results["load"])
     lines = [
         (
             f"`{results['command']}` on {machine['cores']} cores, Python {machine['python']}, "
             f"SQLite {machine['sqlite']}, {versions}. Times are over those without a cache "
             f"({_count(min(times[0]['systems'][BASE]))} ms for the {times[0]['what']}), of each "
-            "one's best round, since the machine did other work too; in brackets are requests.\n"
+            f"one's best round: the machine did other work too (a load of {least:.1f} "
+            f"to {most:.1f}). In brackets are requests.\n"
         ),
         f"| | {' | '.join(row['what'] for row in times)} | on the disk then |",
         f"|---|{'---|' * (len(times) + 1)}",
