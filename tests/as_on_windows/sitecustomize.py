@@ -63,7 +63,7 @@ def _hide() -> None:
                 return os_of_windows
         return found(name, globals_, *args, **kwargs)
 
-    builtins.__import__ = import_module  # type: ignore[assignment] - the same, by position
+    builtins.__import__ = import_module  # type: ignore[assignment]  # the same, by position
 
 
 def _open_files() -> Iterator[str]:
@@ -84,7 +84,7 @@ def _refuse_open(path: Any) -> None:
             "The process cannot access the file because it is being used by another process",
             name,
         )
-        error.winerror = SHARING_VIOLATION  # type: ignore[attr-defined] - as on Windows
+        error.winerror = SHARING_VIOLATION  # type: ignore[attr-defined]  # as on Windows
         raise error
 
 

@@ -41,6 +41,10 @@ def damage(path: Path) -> None:
         file.write(os.urandom(path.stat().st_size - connection.PAGE_SIZE))
 
 
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
 def quarantined(path: Path) -> list[Path]:
     return sorted(path.parent.glob("*.damaged-*Z"))
 
@@ -85,12 +89,12 @@ async def test_an_open_file_can_be_deleted_when_its_store_was_closed(
 ) -> None:
     _, store = await filled_cache(path, surface)
     with pytest.raises(PermissionError):
-        path.unlink()
+        deleted(path)
     found = await read_all(surface, store)
     store.close()
     close_everything()
     beside = [each for each in (wal_of(path), shared_memory_of(path)) if each.exists()]
-    path.unlink()
+    deleted(path)
 
     assert found == VALUES
     assert beside == []
@@ -102,7 +106,7 @@ async def test_after_a_delete_while_closed_the_same_store_begins_another_file(
 ) -> None:
     source, store = await filled_cache(path, surface)
     close_everything()
-    path.unlink()
+    deleted(path)
     first = await read_all(surface, store)
     drain(store)
     source.reset()
