@@ -1,7 +1,7 @@
 """Python as zarr_cache finds it on Windows, as far as that can be had on Linux.
 
-``PYTHONPATH=tests/as_on_windows pytest ...``: Python imports this module at its start, in each process
-that a test starts as well. Two things are then as on Windows.
+``PYTHONPATH=tests/as_on_windows pytest ...``: Python imports this module at its start, in each
+process that a test starts as well. Two things are then as on Windows.
 
 - zarr_cache and its tests, and no other package, lack the modules and functions of POSIX.
 - A file that a process has open can be neither removed nor renamed nor replaced: Python and SQLite
