@@ -59,6 +59,9 @@ PROTOTYPE = default_buffer_prototype()
 STRESS = int(os.environ.get("ZARR_CACHE_STRESS", "1"))
 """How many times as much a test tries that looks for what nobody thought of."""
 
+IS_WINDOWS = not hasattr(os, "fork")
+"""Whether the system has nothing of POSIX and no open file is removed; see tests/as_on_windows."""
+
 type Call[T] = Callable[[], Awaitable[T]]
 
 

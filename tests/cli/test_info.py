@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("filled")
 
 def table(lines: list[str]) -> list[str]:
     """The lines of the namespaces: they end with an empty line, which the other sizes follow."""
-    below = lines[5:]
+    below = lines[6:]
     return below[: below.index("")]
 
 
@@ -35,6 +36,13 @@ def test_each_namespace_has_a_line_with_its_values_bytes_share_and_times(command
         "3 3.0 KiB ####...... 43.1 % 1 20.0 % 2023-11-14 22:13:20 2023-11-14 22:15:20 era5",
         "1 4.0 KiB ######.... 56.9 % 0 0.0 % 2023-11-14 22:17:20 2023-11-14 22:17:20 sst",
     ]
+
+
+def test_the_version_of_sqlite_is_named(command: Command) -> None:
+    lines = command.lines("info")
+
+    assert lines[3].startswith(f"SQLite:  {sqlite3.sqlite_version}")
+    assert command.json("info")["sqlite_version"] == sqlite3.sqlite_version
 
 
 def test_with_a_budget_shares_are_of_the_budget(command: Command) -> None:
@@ -56,6 +64,8 @@ def test_json_has_the_keys_that_scripts_rely_on(command: Command) -> None:
 
     assert set(reported) == {
         "path",
+        "sqlite_version",
+        "sqlite_has_wal_reset_fault",
         "file_bytes",
         "wal_bytes",
         "data_bytes",
@@ -98,7 +108,7 @@ def test_ranges_have_columns_and_count_for_the_share_and_the_times(command: Comm
     lines = command.lines("info")
 
     assert lines[2] == "cached:  75.6 KiB; 68.6 KiB of them are in 3 ranges"
-    assert " ".join(lines[4].split()).startswith("values bytes ranges range bytes share absent")
+    assert " ".join(lines[5].split()).startswith("values bytes ranges range bytes share absent")
     assert [" ".join(line.split()) for line in table(lines)] == [
         "1 10 B - - - - - - - (stored with SqliteStore)",
         "3 3.0 KiB 0 0 B .......... 4.0 % 1 20.0 % 2023-11-14 22:13:20 2023-11-14 22:15:20 era5",
@@ -170,7 +180,7 @@ def test_with_too_few_reads_nothing_is_said_of_other_sizes(command: Command) -> 
 @pytest.mark.usefixtures("sampled")
 def test_the_size_that_a_store_had_is_compared_with_others(command: Command) -> None:
     lines = command.lines("info")
-    end = lines[lines.index("", 4) + 1 :]
+    end = lines[lines.index("", 5) + 1 :]
 
     assert end[0] == (
         "32 KiB would have served 94 % of the bytes; now 0 % with 16 KiB; "

@@ -17,7 +17,7 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 from zarr.storage import MemoryStore
 from zarr.testing.stateful import ZarrHierarchyStateMachine
 
-from tests.fakes import STRESS, assert_accounts, cached_bytes
+from tests.fakes import STRESS, assert_accounts, cached_bytes, close_everything
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def run(
             super().teardown()
             self._under_test.close()
             assert_accounts(self._path)
+            # Windows removes no file that is open.
+            close_everything()
             self._file.__exit__(None, None, None)
 
     run_state_machine_as_test(OnFreshFile, settings=MANY_OPERATIONS)

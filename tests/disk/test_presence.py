@@ -46,7 +46,7 @@ def test_a_deleted_file_is_gone(path: Path, presence: Presence) -> None:
 def test_another_file_of_the_same_name_replaces_it(path: Path, presence: Presence) -> None:
     other = path.with_name("other")
     other.write_bytes(b"12345678")
-    other.rename(path)
+    other.replace(path)
 
     assert presence.change() is Change.REPLACED
     assert not presence.is_gone()

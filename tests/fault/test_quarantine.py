@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from zarr.storage import LocalStore
 
-from tests.fakes import buffer, restart
+from tests.fakes import IS_WINDOWS, buffer, restart
 from tests.fault.children import run_child
 from tests.fault.real import held, is_root, modes_that_apply, mounted_file
 from tests.fault.sources import (
@@ -121,6 +121,7 @@ def test_a_wal_that_cannot_be_renamed_keeps_its_file(path: Path) -> None:
     assert contents(path.parent) == before
 
 
+@pytest.mark.skipif(IS_WINDOWS, reason="no open file is renamed there")
 @each_surface
 async def test_a_new_file_shares_no_memory_with_one_that_another_process_has_open(
     path: Path, surface: Read, warned: list[WarningMessage]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from contextlib import closing
@@ -17,8 +18,10 @@ from zarr_cache.file import connection
 from zarr_cache.file.connection import WriteLock, connect, mmap_bytes
 from zarr_cache.file.database import MemoryDatabase
 from zarr_cache.file.file_database import FileDatabase
+from zarr_cache.index import upkeep
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from zarr_cache.file.connection import Connection
@@ -189,3 +192,44 @@ def test_a_writer_queued_behind_a_timed_out_one_fails_at_once() -> None:
 
     assert is_told == [True]
     assert tried == ["came later"]
+
+
+class HeldLock(WriteLock):
+    """A write lock that says whether it is held."""
+
+    is_held = False
+
+    @contextlib.contextmanager
+    def acquire(self) -> Iterator[None]:
+        with super().acquire():
+            self.is_held = True
+            try:
+                yield
+            finally:
+                self.is_held = False
+
+
+def test_of_one_process_each_commit_and_each_checkpoint_is_made_under_its_write_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LONG_WAL_BYTES", 0)
+    lock = HeldLock()
+    seen: list[tuple[str, bool]] = []
+
+    def commit_and_checkpoint(database: connection.Connection) -> None:
+        database.write_lock = lock
+        database.set_trace_callback(lambda statement: seen.append((statement, lock.is_held)))
+        with database.writing():
+            database.execute("PRAGMA user_version").fetchone()
+        database.keep_wal_short()
+        upkeep.checkpoint(database)
+
+    SqliteStore(path).set_sync("k", buffer(b"v"))
+    FileDatabase.of(path).run(commit_and_checkpoint)
+    changing = [each for each in seen if each[0].startswith(("COMMIT", "PRAGMA wal_checkpoint"))]
+
+    assert changing == [
+        ("COMMIT", True),
+        ("PRAGMA wal_checkpoint(TRUNCATE)", True),
+        ("PRAGMA wal_checkpoint(TRUNCATE)", True),
+    ]

@@ -14,7 +14,7 @@ import pytest
 import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
-from tests.fakes import HeldStore, buffer, open_file, preload, values
+from tests.fakes import IS_WINDOWS, HeldStore, buffer, open_file, preload, values
 from tests.process import children
 from tests.process.children import KEYS, Told, read_all
 from zarr_cache import CacheStore, SqliteStore
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkContext
     from pathlib import Path
 
-METHODS = multiprocessing.get_all_start_methods()
+METHODS = ["spawn"] if IS_WINDOWS else multiprocessing.get_all_start_methods()
 
 preload(children)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Self
 
@@ -84,6 +85,8 @@ class SqliteStore(Store):
     supports_writes: bool = True
     supports_deletes: bool = True
     supports_listing: bool = True
+    sqlite_version: str = sqlite3.sqlite_version
+    """The version of the SQLite that reads and writes the file, such as ``"3.51.3"``."""
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False

@@ -1,5 +1,6 @@
 """``zarr-cache info``."""
 
+import sqlite3
 from pathlib import Path
 
 from zarr_cache.cache import other_sizes
@@ -20,6 +21,7 @@ from zarr_cache.cli.terminal import (
 )
 from zarr_cache.core import ages
 from zarr_cache.core.sizes import format_size
+from zarr_cache.disk import sqlite_build
 from zarr_cache.disk.paths import data_file_of, wal_of
 from zarr_cache.index import extents
 from zarr_cache.index.upkeep import space
@@ -54,6 +56,8 @@ def info(
         print_json(
             {
                 "path": str(path),
+                "sqlite_version": sqlite3.sqlite_version,
+                "sqlite_has_wal_reset_fault": sqlite_build.has_wal_reset_fault(),
                 "file_bytes": path.stat().st_size,
                 "data_bytes": size_of(data_file_of(path)),
                 "wal_bytes": size_of(wal_of(path)),
@@ -139,6 +143,7 @@ def _print_file(
             f"cached:  {format_size(cached)} of {format_size(max_size)} "
             f"{bar(share)} {percent(share)}{of_ranges}"
         )
+    say(f"SQLite:  {sqlite_build.description()}")
 
 
 def _row(each: NamespaceReport, whole: int, *, with_ranges: bool, with_stale: bool) -> list[str]:

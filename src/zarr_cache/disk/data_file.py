@@ -6,6 +6,7 @@ module knows places and bytes only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from zarr_cache.core.checksum import ByteArray
 
 
-if sys.platform != "win32":
+# Windows has neither it nor a data file.
+with contextlib.suppress(ImportError):
     import fcntl
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
-if sys.platform != "win32":
+try:
     import resource
+except ImportError:
+    # Windows: a handle is none of a process's few descriptors.
+    HAS_LIMIT = False
+else:
+    HAS_LIMIT = True
 
 
 SHARE = 4
@@ -25,7 +28,7 @@ def most() -> int | None:
 
     Asked for anew before each file is opened: a program may change its limit.
     """
-    if sys.platform == "win32":
+    if not HAS_LIMIT:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft // SHARE

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 
 BUSY_TIMEOUT_SECONDS = 5.0
@@ -125,8 +129,8 @@ def locked_folder(path: Path, *, is_shared: bool, seconds: float | None = None) 
     FileLockedError
         Another process holds the lock for longer than we wait: it may be suspended.
     """
-    if sys.platform == "win32":
-        # A file that is open cannot be renamed there at all.
+    if not HAS_LOCKS:
+        # Windows, where a file that is open cannot be renamed at all.
         yield
         return
     try:
