@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sqlite3
 import threading
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import NotedLock, buffer, open_file, restart
 from zarr_cache import CacheStore, CacheWarning, SqliteStore, StorageError
-from zarr_cache.disk.paths import wal_of
-from zarr_cache.file import connection
+from zarr_cache.disk.paths import HAS_LOCKS, wal_of
+from zarr_cache.file import connection, migrate
 from zarr_cache.file.connection import WriteLock, connect, mmap_bytes
 from zarr_cache.file.database import MemoryDatabase
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import upkeep
 
+if HAS_LOCKS:
+    import fcntl
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from zarr_cache.file.connection import Connection
@@ -194,35 +196,35 @@ def test_a_writer_queued_behind_a_timed_out_one_fails_at_once() -> None:
     assert tried == ["came later"]
 
 
-class HeldLock(WriteLock):
-    """A write lock that says whether it is held."""
-
-    is_held = False
-
-    @contextlib.contextmanager
-    def acquire(self) -> Iterator[None]:
-        with super().acquire():
-            self.is_held = True
-            try:
-                yield
-            finally:
-                self.is_held = False
+def is_locked(wal: Path) -> bool:
+    """Whether another process would wait for the lock on the WAL."""
+    descriptor = os.open(wal, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
-def test_of_one_process_each_commit_and_each_checkpoint_is_made_under_its_write_lock(
+@pytest.mark.skipif(not HAS_LOCKS, reason="the system has no flock: see docs/sqlite.md")
+def test_each_commit_and_each_checkpoint_is_made_under_a_lock_of_all_processes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "LONG_WAL_BYTES", 0)
-    lock = HeldLock()
     seen: list[tuple[str, bool]] = []
 
-    def commit_and_checkpoint(database: connection.Connection) -> None:
-        database.write_lock = lock
-        database.set_trace_callback(lambda statement: seen.append((statement, lock.is_held)))
+    def commit_and_checkpoint(database: Connection) -> None:
+        assert database.wal is not None
+        wal = database.wal
+        database.set_trace_callback(lambda statement: seen.append((statement, is_locked(wal))))
         with database.writing():
             database.execute("PRAGMA user_version").fetchone()
         database.keep_wal_short()
         upkeep.checkpoint(database)
+        assert not is_locked(wal)
 
     SqliteStore(path).set_sync("k", buffer(b"v"))
     FileDatabase.of(path).run(commit_and_checkpoint)
@@ -233,3 +235,18 @@ def test_of_one_process_each_commit_and_each_checkpoint_is_made_under_its_write_
         ("PRAGMA wal_checkpoint(TRUNCATE)", True),
         ("PRAGMA wal_checkpoint(TRUNCATE)", True),
     ]
+
+
+@pytest.mark.skipif(not HAS_LOCKS, reason="the system has no flock: see docs/sqlite.md")
+def test_a_new_file_is_made_under_that_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    migrate_as_ever = migrate.migrate
+
+    def noted(*args: Any, **kwargs: Any) -> int:
+        made.append(is_locked(wal_of(path)))
+        return migrate_as_ever(*args, **kwargs)
+
+    monkeypatch.setattr(migrate, "migrate", noted)
+    SqliteStore(path).set_sync("k", buffer(b"v"))
+
+    assert made == [True]

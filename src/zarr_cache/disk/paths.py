@@ -1,4 +1,4 @@
-"""A cache file as the file system has it: its names, its state, and the lock of its folder."""
+"""A cache file as the file system has it: its names and state, the locks of its folder and WAL."""
 
 from __future__ import annotations
 
@@ -141,29 +141,62 @@ def locked_folder(path: Path, *, is_shared: bool, seconds: float | None = None) 
         return
     try:
         how = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
-        _lock(folder, path, how, BUSY_TIMEOUT_SECONDS if seconds is None else seconds)
+        if not _lock(folder, how, BUSY_TIMEOUT_SECONDS if seconds is None else seconds):
+            raise FileLockedError(
+                f"{path}: another process keeps its folder locked, to open a file in it or to "
+                "rename a damaged one"
+            )
         yield
     finally:
         os.close(folder)
 
 
-def _lock(folder: int, path: Path, how: int, seconds: float) -> None:
+@contextlib.contextmanager
+def locked_wal(wal: Path) -> Iterator[None]:
+    """Run the block while no other process has this lock on the WAL.
+
+    SQLite's own locks are on the database and on ``-shm``, so closing the WAL here ends none of
+    them. Windows has no such lock: there the block runs without it, and so it does without a WAL.
+
+    Raises
+    ------
+    FileLockedError
+        Another process has it for longer than we wait.
+    """
+    try:
+        descriptor = os.open(wal, os.O_RDONLY) if HAS_LOCKS else None
+    except OSError:
+        descriptor = None
+    if descriptor is None:
+        yield
+        return
+    try:
+        if not _lock(descriptor, fcntl.LOCK_EX, BUSY_TIMEOUT_SECONDS):
+            raise FileLockedError(f"{wal}: another process keeps it locked, to write to the file")
+        try:
+            yield
+        finally:
+            # Not only by closing: a program that another thread is starting may have it open, too.
+            _lock(descriptor, fcntl.LOCK_UN, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, how: int, seconds: float) -> bool:
+    """Whether there is the lock, or the file system has no such locks."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             # Not a flock that waits: nothing would end that while a process is suspended.
-            fcntl.flock(folder, how | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
             if time.monotonic() > deadline:
-                raise FileLockedError(
-                    f"{path}: another process keeps its folder locked, to open a file in it or to "
-                    "rename a damaged one"
-                ) from error
+                return False
             time.sleep(0.002)
         except OSError:
-            return  # some file systems have no such locks
+            return True  # some file systems have no such locks
         else:
-            return
+            return True
 
 
 def is_writable(path: Path) -> bool:

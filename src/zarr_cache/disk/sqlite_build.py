@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
+from zarr_cache.disk.paths import HAS_LOCKS
+
 FIXED = (3, 51, 3)
 """The first version without the fault."""
 
@@ -26,7 +28,9 @@ def description() -> str:
     """The version, and what is known of it, in a line."""
     if not has_wal_reset_fault():
         return sqlite3.sqlite_version
+    # Processes of the cache take a lock where there is one: see `locked_wal`.
+    concerned = "other programs" if HAS_LOCKS else "several processes"
     return (
         f"{sqlite3.sqlite_version}, which has the WAL-reset fault: it concerns files to which "
-        f"several processes write; {'.'.join(map(str, FIXED))} has not"
+        f"{concerned} write; {'.'.join(map(str, FIXED))} has not"
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zarr_cache.core.errors import FileLockedError, StorageError, is_code
 from zarr_cache.core.sizes import parse_size
 from zarr_cache.disk.data_file_opening import IS_SUPPORTED, DataFile
-from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, wal_of
+from zarr_cache.disk.paths import BUSY_TIMEOUT_SECONDS, locked_wal, wal_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,8 +134,8 @@ class WriteLock:
                 raise locked
             try:
                 yield
-            except sqlite3.OperationalError as error:
-                if is_code(error, sqlite3.SQLITE_BUSY):
+            except (sqlite3.OperationalError, FileLockedError) as error:
+                if isinstance(error, FileLockedError) or is_code(error, sqlite3.SQLITE_BUSY):
                     self._locked_out += 1
                 raise
 
@@ -165,12 +165,26 @@ class Connection(sqlite3.Connection):
     assumed: State | None = None
 
     @contextlib.contextmanager
+    def as_only_writer(self) -> Iterator[None]:
+        """Run the block while no other thread or process commits, or writes the WAL back.
+
+        A commit that begins the WAL anew while another connection writes it back may damage the
+        database: see docs/sqlite.md. SQLite writes it back after a commit, without its own lock.
+        """
+        with self.write_lock.acquire():
+            if self.wal is None:
+                yield
+                return
+            with locked_wal(self.wal):
+                yield
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Run the block as one write transaction; an exception rolls it back.
 
         However long the WAL is: for values stored with SqliteStore, and for what must be finished.
         """
-        with self.write_lock.acquire():
+        with self.as_only_writer():
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -229,7 +243,7 @@ class Connection(sqlite3.Connection):
     def _truncate_wal(self) -> bool:
         """Write the WAL back and truncate it; False if readers prevent that."""
         (timeout_ms,) = self.execute("PRAGMA busy_timeout").fetchone()
-        with self.write_lock.acquire():
+        with self.as_only_writer():
             # It holds the write lock while it waits for readers.
             self.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TURN_SECONDS * 1000:.0f}")
             try:

@@ -262,9 +262,14 @@ def _open_to_write(path: Path, write_lock: WriteLock) -> Connection:
             prepare_new(connection)
             # The WAL first: a migration that dies leaves nothing that must be rolled back.
             switch_to_wal(connection)
-            migrate.migrate(connection, application_id=APPLICATION_ID, scripts=migrate.scripts())
-            # Into the file itself, where the next process to open it can look without the WAL.
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            # From a first read on, there is a WAL that can be locked.
+            migrate.version(connection)
+            with connection.as_only_writer():
+                migrate.migrate(
+                    connection, application_id=APPLICATION_ID, scripts=migrate.scripts()
+                )
+                # Into the file itself, where the next process to open it can look without the WAL.
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             remove_orphan(path, connection)
         else:
             switch_to_wal(connection)

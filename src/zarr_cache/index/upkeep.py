@@ -349,7 +349,6 @@ def give_back(connection: Connection) -> int:
 
 def checkpoint(connection: Connection) -> bool:
     """Write the WAL into the file and truncate it; False if another connection reads or writes."""
-    # As each commit, one at a time in a process: see docs/sqlite.md.
-    with connection.write_lock.acquire():
+    with connection.as_only_writer():
         (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not is_busy
