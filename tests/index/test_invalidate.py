@@ -18,6 +18,7 @@ from tests.fakes import (
     read,
     writers,
 )
+from tests.systems import needs_data_file
 from zarr_cache import CacheStore, CacheWarning, SqliteStore
 from zarr_cache.core.errors import FileLockedError
 from zarr_cache.file.connection import Connection
@@ -143,6 +144,7 @@ async def test_the_oldest_tombstones_are_removed_when_there_are_too_many(
     assert tombstones(path) == KEYS[-3:]
 
 
+@needs_data_file
 async def test_values_of_a_write_are_not_cached_once_a_folder_was_removed_between_its_batches(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from zarr.abc.store import RangeByteRequest
 from zarr.storage import LocalStore, MemoryStore
 
 from tests.fakes import CountingStore, buffer, read
+from tests.systems import needs_removal_of_open_files
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.cache import notebook
 from zarr_cache.inspect import html
@@ -290,6 +291,7 @@ def test_a_damaged_file_is_reported_and_not_quarantined(
     assert not list(path.parent.glob("*.damaged-*"))
 
 
+@needs_removal_of_open_files
 @stores
 def test_a_file_that_is_deleted_while_it_is_open_is_not_created_again(
     make: Callable[[Path], CacheStore | SqliteStore], path: Path
