@@ -9,6 +9,7 @@ import pytest
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, HeldTime, buffer, restart
+from tests.systems import needs_removal_of_open_files
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def test_a_fault_is_logged_once_and_so_is_its_end(
     assert ended == [f"INFO {path}: opened", f"WARNING works again after: {why}"]
 
 
+@needs_removal_of_open_files
 def test_a_file_that_was_deleted_is_logged(path: Path, log: pytest.LogCaptureFixture) -> None:
     store = cached(path)
     read_all(store)

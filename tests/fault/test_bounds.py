@@ -31,6 +31,7 @@ from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, read_sync, to
 from zarr_cache import SqliteStore
 from zarr_cache.backend.counters import MAX_PENDING
 from zarr_cache.core.flow import run
+from zarr_cache.disk.data_file_opening import IS_SUPPORTED
 from zarr_cache.file import connection
 from zarr_cache.index import evict, invalidate, upkeep
 from zarr_cache.index.admit import Admission, Response
@@ -143,7 +144,7 @@ def most_beside(entries: int, small: int = 0) -> int:
 def most(max_size: int, least: int = 0) -> int:
     """Bytes that may be on the disk for values of `max_size` bytes, each of `least` at least."""
     entries = max_size // least if least else 1000
-    small = max_size if least < 64 * 1024 else 0
+    small = max_size if least < 64 * 1024 or not IS_SUPPORTED else 0
     return most_data(max_size) + most_beside(entries, small)
 
 

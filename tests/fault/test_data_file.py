@@ -30,6 +30,7 @@ from tests.fakes import (
 )
 from tests.fault.real import immutable, mounted
 from tests.fault.sources import drain, new_cache, told
+from tests.systems import needs_data_file
 from zarr_cache import CacheWarning, SqliteStore
 from zarr_cache.core import checksum
 from zarr_cache.disk import data_read
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from warnings import WarningMessage
 
     from zarr_cache import CacheStore
+
+pytestmark = needs_data_file
 
 SIZE = 300_000
 KEYS = [f"c/{n}" for n in range(6)]

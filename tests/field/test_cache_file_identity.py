@@ -13,6 +13,7 @@ from tests.cli.conftest import Command
 from tests.fakes import buffer, cached_keys, open_file, read, restart
 from tests.fault.sources import KEYS, VALUES, drain, new_cache, new_source, told
 from tests.field.own_mounts import run_with_own_mounts
+from tests.systems import needs_data_file
 from zarr_cache import CacheWarning, FileNameTooLongError, ForeignFileError, SqliteStore
 from zarr_cache.disk.data_file import MAGIC
 from zarr_cache.file import connection
@@ -320,6 +321,7 @@ def test_a_damaged_byte_in_the_header_of_a_wal_does_not_make_it_foreign(
     assert SqliteStore(path).get_sync("k") == buffer(b"value")
 
 
+@needs_data_file
 @pytest.mark.parametrize("content", [b"x", b"zarr-cachf", b"my notes", b"{}\n", MAGIC[1:]])
 async def test_a_small_file_with_the_name_of_the_data_file_is_left_as_it_is(
     path: Path, warned: list[WarningMessage], content: bytes

@@ -5,6 +5,7 @@ The cache held three descriptors or more for each file, and the source could ope
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -107,6 +108,7 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(not HAS_LIST, reason="the system does not list the descriptors of a process")
+@pytest.mark.skipif(not descriptors.HAS_LIMIT, reason="the system has no such limits")
 @pytest.mark.parametrize("surface", ["sync", "async", "threads"])
 def test_the_cache_holds_a_quarter_of_the_descriptors_and_the_source_has_the_others(
     surface: str, tmp_path: Path
@@ -235,14 +237,15 @@ def test_another_file_in_the_place_of_one_that_was_closed_is_noticed(
     assert not losses
 
     replaced.release()
-    database.path.rename(path)
+    database.path.replace(path)
     use(replaced)
 
     assert len(losses) == 1
 
 
+@pytest.mark.skipif(not descriptors.HAS_LIMIT, reason="the system has no such limits")
 def test_the_limit_of_the_process_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource", reason="the system has no such limits")
+    resource = importlib.import_module("resource")
     limits = iter([(512, 512), (1024, 4096), (resource.RLIM_INFINITY, resource.RLIM_INFINITY)])
     monkeypatch.setattr(resource, "getrlimit", lambda _: next(limits))
 

@@ -25,6 +25,7 @@ from tests.fakes import (
     read_ranges,
 )
 from tests.sampling.reads_of_traces import rate, sample_of
+from tests.systems import needs_removal_of_open_files
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.file import connection
 from zarr_cache.sampling.curve import curve_of
@@ -243,6 +244,7 @@ def test_a_child_does_not_record_what_its_parent_has_read(path: Path) -> None:
     assert sampled_reads(path) == pytest.approx(2, rel=0.001)
 
 
+@needs_removal_of_open_files
 def test_another_file_in_its_place_has_a_sample_of_its_own(path: Path) -> None:
     store = cache(path, source_of("abc"))
     store.get_sync("a")
