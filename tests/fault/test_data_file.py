@@ -35,7 +35,6 @@ from zarr_cache import CacheWarning, SqliteStore
 from zarr_cache.core import checksum
 from zarr_cache.disk import data_read
 from zarr_cache.disk.data_file import HEADER, MAGIC
-from zarr_cache.file import connection
 from zarr_cache.index import lookup
 
 if TYPE_CHECKING:
@@ -642,25 +641,3 @@ async def test_many_ranges_of_a_value_are_looked_up_off_the_loop(
     assert found == {n: VALUES[KEYS[0]][n * 100 : n * 100 + 50] for n in range(1000)}
     assert len(on_loop) == 1000
     assert not any(on_loop)
-
-
-async def test_where_the_system_does_not_read_at_a_place_there_is_no_data_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "IS_SUPPORTED", False)
-    store = await filled(path)
-    await store.set(NEW, buffer(VALUES[KEYS[0]]))
-    source = store._store
-    assert isinstance(source, CountingStore)
-    restart(store)
-    store = new_cache(source, path)
-    source.reset()
-    found = {key: await read(store, key) for key in VALUES | SMALL}
-    found |= {key: sync_read(store, key) for key in VALUES}
-    part = await read(store, KEYS[1], RangeByteRequest(100_000, 200_000))
-
-    assert found == VALUES | SMALL
-    assert part == VALUES[KEYS[1]][100_000:200_000]
-    assert await read(store, NEW) == VALUES[KEYS[0]]
-    assert source.requests.total() == 0
-    assert not data_of(path).exists()

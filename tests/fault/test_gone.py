@@ -27,6 +27,7 @@ from tests.fault.sources import (
     read_all,
     told,
 )
+from tests.systems import needs_removal_of_open_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from tests.fakes import HeldTime
     from tests.fault.sources import Read
 
-pytestmark = each_surface
+pytestmark = [each_surface, needs_removal_of_open_files]
 
 THEIRS = b"a,b\n1,2\n" * 10_000
 

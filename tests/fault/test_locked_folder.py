@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,10 @@ from tests.fault.sources import (
     read_until_kept,
     told,
 )
+from zarr_cache.disk.paths import HAS_LOCKS
 from zarr_cache.file.invalidation import Markers
 
-if sys.platform != "win32":
+if HAS_LOCKS:
     import fcntl
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.fault.sources import Read
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there"),
+    pytest.mark.skipif(not HAS_LOCKS, reason="the system has no flock: see docs/sqlite.md"),
     each_surface,
 ]
 

@@ -21,6 +21,7 @@ from zarr.storage import FsspecStore, LocalStore, LoggingStore, ObjectStore, Zip
 from zarr.storage._fsspec import _make_async
 
 from tests.fakes import buffer, read
+from tests.systems import needs_removal_of_open_files
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.private import is_private
 from zarr_cache.sources.names import folder_of, name_of
@@ -146,6 +147,7 @@ async def test_an_open_archive_whose_link_is_turned_before_the_first_read_has_a_
     await assert_each_archive_has_its_own(folder)
 
 
+@needs_removal_of_open_files
 @pytest.mark.parametrize("open_source", OPENED.values(), ids=OPENED)
 async def test_an_open_archive_that_was_replaced_has_a_private_name(
     folder: Path, open_source: Callable[[Path], Store]
@@ -209,6 +211,7 @@ async def test_an_archive_that_clear_has_replaced_is_named_anew(folder: Path) ->
     assert await read(cached(ZipStore(link), folder), KEY) == b"new"
 
 
+@needs_removal_of_open_files
 async def test_what_was_kept_of_a_path_is_removed_when_clear_makes_a_file_there(
     folder: Path,
 ) -> None:
@@ -227,7 +230,9 @@ async def test_what_was_kept_of_a_path_is_removed_when_clear_makes_a_file_there(
 
 async def test_an_archive_that_is_not_there_is_reported_by_a_read(folder: Path) -> None:
     source = folder / "one.zip"
-    assert await read(cached(ZipStore(source), folder), KEY) == b"one"
+    filled = cached(ZipStore(source), folder)
+    assert await read(filled, KEY) == b"one"
+    filled.close()
     source.rename(folder / "away.zip")
     store = cached(ZipStore(source), folder)
 

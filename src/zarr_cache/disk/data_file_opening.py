@@ -210,7 +210,12 @@ class DataFile:
 
 
 def remove_orphan(path: Path, connection: sqlite3.Connection) -> None:
-    """Remove the data file of a cache file that is gone, in whose place this one has been made."""
+    """Remove the data file of a cache file that is gone, in whose place this one has been made.
+
+    Where the system has no data file, what has its name is left as it is.
+    """
+    if not IS_SUPPORTED:
+        return
     beside, identity = data_file_of(path), _identity(connection)
     with contextlib.suppress(OSError, StorageError, ForeignFileError):
         found = open_file(beside)
