@@ -10,6 +10,7 @@ from zarr.storage import MemoryStore
 from tests.fakes import buffer, open_file, restart
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.sizes import format_size
+from zarr_cache.disk.paths import data_file_of
 from zarr_cache.index import upkeep
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def store(path: Path) -> CacheStore:
 
 
 def on_disk(path: Path) -> int:
-    """Bytes of the file and its data file, which no process has open."""
-    return path.stat().st_size + path.with_name(f"{path.name}-data").stat().st_size
+    """Bytes of the file and its data file, if it has one, which no process has open."""
+    return sum(each.stat().st_size for each in (path, data_file_of(path)) if each.exists())
 
 
 def test_what_was_evicted_is_given_back_to_the_disk(

@@ -22,6 +22,7 @@ from tests.fakes import (
     restart,
 )
 from tests.fault.real import mode
+from tests.systems import needs_data_file
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.byte_range import span
 from zarr_cache.core.errors import FileFullError
@@ -201,6 +202,7 @@ def test_an_old_file_that_cannot_be_written_is_exported(
     assert rows(new) == rows(old)
 
 
+@needs_data_file
 @pytest.mark.usefixtures("old")
 def test_two_files_are_made_that_only_their_owner_may_read(command: Command, new: Path) -> None:
     command.lines("export", str(new))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +24,7 @@ from tests.fakes import (
 from tests.fault.children import run_child
 from tests.fault.real import filled, mounted
 from tests.fault.sources import LONGEST_SECONDS, drain, new_cache, told
+from tests.systems import needs_data_file
 from zarr_cache.disk import data_file
 from zarr_cache.index import extents, large_values, upkeep
 
@@ -75,7 +75,7 @@ def reserved(path: Path) -> list[int]:
         return [nbytes for (nbytes,) in db.execute("SELECT bytes FROM reservation")]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no process is killed by SIGKILL there")
+@needs_data_file
 @pytest.mark.parametrize("when", ["reserved", "written"])
 async def test_what_a_killed_process_had_reserved_is_released_when_another_writes(
     path: Path, when: str
@@ -96,6 +96,7 @@ async def test_what_a_killed_process_had_reserved_is_released_when_another_write
     assert cached_keys(path) == {"middle", "large", "other"}
 
 
+@needs_data_file
 async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ async def test_what_another_process_is_writing_stays_and_counts_for_the_budget(
     assert reserved(path) == []
 
 
+@needs_data_file
 async def test_a_writer_whose_lease_has_expired_keeps_nothing(
     path: Path, held_time: HeldTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ async def test_a_writer_whose_lease_has_expired_keeps_nothing(
     assert "large" in cached_keys(path)
 
 
+@needs_data_file
 async def test_a_large_response_that_a_write_overtakes_is_not_cached(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +249,7 @@ async def test_when_the_disk_is_full_all_else_stays_and_the_reservation_is_relea
     assert store.cache_stats()["evictions"] == 0
 
 
+@needs_data_file
 async def test_a_process_that_reads_first_holds_its_lock_while_it_writes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +277,7 @@ async def test_a_process_that_reads_first_holds_its_lock_while_it_writes(
     assert cached_keys(path) == {"middle", "other", "large"}
 
 
+@needs_data_file
 async def test_many_large_values_that_are_written_are_reserved_some_at_a_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +321,7 @@ def move_last(store: CacheStore) -> None:
     file_cache(store)._database.run(upkeep.move_last, now_ns)
 
 
+@needs_data_file
 async def test_a_value_that_is_written_while_it_is_moved_is_the_new_one(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

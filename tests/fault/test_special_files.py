@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes import leave_process, restart
+from tests.fakes import IS_WINDOWS, leave_process, restart
 from tests.fault.sources import (
     VALUES,
     each_surface,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from tests.fault.sources import Read
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="all that has a name there is a file"),
+    pytest.mark.skipif(IS_WINDOWS, reason="all that has a name there is a file"),
     # Who looks what it is must not open it either.
     pytest.mark.leaves_damage,
 ]

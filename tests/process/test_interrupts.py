@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import assert_accounts, buffer
+from tests.fakes import assert_accounts, buffer, close_everything
 from tests.process.test_end import FORK, FORKING, needs_fork, run
+from tests.systems import needs_removal_of_open_files
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core import background
 from zarr_cache.disk import presence
@@ -129,7 +130,7 @@ WHAT = [
     Subject.read,
     Subject.fetch,
     Subject.write,
-    Subject.read_after_loss,
+    pytest.param(Subject.read_after_loss, marks=needs_removal_of_open_files),
     Subject.close_and_read,
     Subject.fork_and_read,
 ]
@@ -137,7 +138,7 @@ WHAT = [
 
 # A connection that was being opened or closed is closed when nothing refers to it any more.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("what", WHAT, ids=[each.__name__ for each in WHAT])
+@pytest.mark.parametrize("what", WHAT, ids=lambda each: each.__name__)
 def test_nothing_hangs_after_ctrl_c_wherever_it_comes(
     path: Path, what: Callable[[Subject], None]
 ) -> None:
@@ -155,6 +156,9 @@ def test_nothing_hangs_after_ctrl_c_wherever_it_comes(
         assert len(database._pool._idle) == len(set(database._pool._idle)), number
         assert ends(subject.store.close), f"close() hangs, interrupted at {number}"
         assert_accounts(its)
+        close_everything()
+        # What Ctrl-C came between may refer to a connection in a cycle.
+        gc.collect()
         its.unlink()
         if not was_interrupted:
             break

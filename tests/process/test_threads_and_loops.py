@@ -23,6 +23,7 @@ from tests.fakes import (
     read,
     values,
 )
+from tests.systems import needs_removal_of_open_files
 from zarr_cache import CacheStore, SqliteStore
 from zarr_cache.core.ages import EVER
 from zarr_cache.file import loop_connections
@@ -271,6 +272,7 @@ def delete(path: Path) -> None:
     path.unlink()
 
 
+@needs_removal_of_open_files
 async def test_a_loop_does_not_wait_for_its_own_connection_that_is_being_started(
     source: CountingStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from zarr.abc.store import RangeByteRequest
 
 from tests.fakes import CachedRange, cached_ranges, open_file, restart, versioned
+from tests.systems import needs_data_file
 from tests.upgrade.kept import (
     CONFIRMED,
     FOLDER,
@@ -44,6 +45,7 @@ def test_a_file_of_every_schema_is_kept() -> None:
     assert sorted(FOLDER.glob("file-*")) == sorted(kept)
 
 
+@needs_data_file
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_kept_file_has_the_schema_that_it_is_kept_for(path: Path, version: int) -> None:
     unpack(version, path)
@@ -53,6 +55,7 @@ def test_a_kept_file_has_the_schema_that_it_is_kept_for(path: Path, version: int
     assert found == (version,)
 
 
+@needs_data_file
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_a_kept_file_holds_is_read(path: Path, version: int) -> None:
     unpack(version, path)
@@ -76,6 +79,7 @@ def test_what_a_kept_file_holds_is_read(path: Path, version: int) -> None:
     assert behind.requests.total() == 0
 
 
+@needs_data_file
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_kept_file_becomes_one_of_today(path: Path, version: int) -> None:
     unpack(version, path)
@@ -87,6 +91,7 @@ def test_a_kept_file_becomes_one_of_today(path: Path, version: int) -> None:
     assert found == (migrate.newest(),)
 
 
+@needs_data_file
 def test_what_a_file_of_schema_1_holds_is_served_to_a_source_that_tells_versions(
     path: Path,
 ) -> None:
@@ -102,6 +107,7 @@ def test_what_a_file_of_schema_1_holds_is_served_to_a_source_that_tells_versions
     assert behind.requests.total() == 0
 
 
+@needs_data_file
 def test_a_range_of_a_known_version_replaces_those_of_schema_1(path: Path) -> None:
     unpack(1, path)
     store = versioned(cache(path, source()), VALIDATORS)
@@ -120,6 +126,7 @@ def test_a_range_of_a_known_version_replaces_those_of_schema_1(path: Path) -> No
     ]
 
 
+@needs_data_file
 def test_a_source_that_has_the_versions_of_a_kept_file_sends_none_of_them_again(path: Path) -> None:
     unpack(2, path)
     behind = source()
@@ -132,6 +139,7 @@ def test_a_source_that_has_the_versions_of_a_kept_file_sends_none_of_them_again(
     assert store.cache_stats()["revalidated"] == len(VERSIONED)
 
 
+@needs_data_file
 def test_an_entry_of_a_kept_file_is_as_old_as_its_last_confirmation(
     path: Path, held_time: HeldTime
 ) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes import open_file
+from tests.systems import needs_data_file
 from tests.upgrade.kept import (
     RELEASES,
     SUMS,
@@ -92,6 +93,7 @@ def test_the_version_of_the_project_is_among_the_releases() -> None:
     assert RELEASES.get(version) == (None if ".dev" in version else migrate.newest())
 
 
+@needs_data_file
 def test_the_file_of_a_release_has_every_kind_of_entry(path: Path) -> None:
     unpack(RELEASES["0.1.0"], path)
     with open_file(path) as db:
@@ -100,6 +102,7 @@ def test_the_file_of_a_release_has_every_kind_of_entry(path: Path) -> None:
     assert kinds == {"absent", "range", "stored", "tombstone", "value"}
 
 
+@needs_data_file
 def test_the_sample_of_reads_in_the_file_of_a_release_is_read(path: Path) -> None:
     unpack(RELEASES["0.1.0"], path)
     sample = SqliteStore(path).database.run(read_sample)
