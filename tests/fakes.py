@@ -1044,7 +1044,12 @@ def assert_accounts(path: Path) -> None:
     Counted here once more, and not by `verify` alone: so it is tested, too.
     """
     # First, since it brings a file of an earlier schema to that of today.
-    problems = list(map(str, SqliteStore(path).verify()))
+    store = SqliteStore(path)
+    was_open = store.database.is_open
+    problems = list(map(str, store.verify()))
+    if not was_open:
+        # Windows removes no file that is open.
+        store.close()
     with open_file(path) as db:
         found = Accounts(
             usage=db.execute(USAGE).fetchall(),

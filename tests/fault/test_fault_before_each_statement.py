@@ -186,6 +186,5 @@ async def test_a_fault_before_any_statement_breaks_no_read_and_no_account(
 
 
 def remove(path: Path) -> None:
-    close_everything()
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()

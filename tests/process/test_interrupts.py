@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from zarr.storage import MemoryStore
 
-from tests.fakes import assert_accounts, buffer, close_everything
+from tests.fakes import assert_accounts, buffer
 from tests.process.test_end import FORK, FORKING, needs_fork, run
 from tests.systems import needs_removal_of_open_files
 from zarr_cache import CacheStore, SqliteStore
@@ -156,7 +156,6 @@ def test_nothing_hangs_after_ctrl_c_wherever_it_comes(
         assert len(database._pool._idle) == len(set(database._pool._idle)), number
         assert ends(subject.store.close), f"close() hangs, interrupted at {number}"
         assert_accounts(its)
-        close_everything()
         # What Ctrl-C came between may refer to a connection in a cycle.
         gc.collect()
         its.unlink()

@@ -12,6 +12,7 @@ from zarr.storage import MemoryStore
 
 from tests.fakes import STRESS, file_cache
 from tests.fault.sources import new_cache
+from tests.systems import needs_data_file
 from zarr_cache.disk.data_file import BLOCK, HEADER, Extent
 from zarr_cache.index import extents
 
@@ -225,6 +226,7 @@ class Allocator:
         assert HEADER + used + sum(length for _, length in free) == self.length()
 
 
+@needs_data_file
 def test_space_is_a_list_of_intervals(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extents, "ROOM", ROOM)
     store = new_cache(MemoryStore(), path)

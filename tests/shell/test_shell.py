@@ -12,6 +12,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.storage import MemoryStore
 
 from tests.fakes import CountingStore, assert_accounts, buffer, file_cache, open_file, read
+from tests.systems import needs_data_file
 from zarr_cache import CacheStore, SqliteStore
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ async def test_ranges_are_shown_with_their_spans(shard_shell: ShardShell) -> Non
     assert await shard_shell.read_ranges() == 0
 
 
+@needs_data_file
 @pytest.mark.parametrize(
     ("statement", "requests", "freed"),
     [

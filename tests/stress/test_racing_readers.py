@@ -11,13 +11,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import MemoryStore
 
 from tests.fakes import STRESS, buffer, file_cache, read
 from tests.fault.children import BEGIN, ROOT
 from tests.fault.sources import new_cache
+from tests.systems import needs_data_file
 from zarr_cache.disk import data_read
 from zarr_cache.index import extents, upkeep
 
@@ -107,7 +107,6 @@ async def race(path: Path, seed: int) -> dict[str, int]:
     return {"wrong": sum(wrong)} | {name: counts[name] for name in ("hits", "faults", "damaged")}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the data file is read by preadv")
 def test_a_reader_has_the_right_bytes_or_a_miss_and_takes_nothing_for_damaged(path: Path) -> None:
     processes = [
         subprocess.Popen(
@@ -129,6 +128,7 @@ def test_a_reader_has_the_right_bytes_or_a_miss_and_takes_nothing_for_damaged(pa
     assert hits > 0
 
 
+@needs_data_file
 async def test_what_is_moved_to_the_front_meanwhile_is_read_all_the_same(path: Path) -> None:
     store: CacheStore = new_cache(new_source(), path)
     for key in KEYS:
