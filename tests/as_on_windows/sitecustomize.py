@@ -14,6 +14,7 @@ import builtins
 import contextlib
 import errno
 import os
+import signal
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,26 @@ FUNCTIONS = {
     *("O_CLOEXEC", "O_DIRECTORY", "O_DSYNC", "O_NOFOLLOW", "O_NONBLOCK", "O_SYNC"),
     *("POSIX_FADV_RANDOM", "RWF_DSYNC", "RWF_NOWAIT", "SEEK_DATA", "SEEK_HOLE"),
     *("chown", "copy_file_range", "fchmod", "fchown", "fdatasync", "fork", "fpathconf", "fstatvfs"),
-    *("getegid", "geteuid", "getgid", "getuid", "lchown", "mkfifo", "mknod", "pathconf"),
+    *("getegid", "geteuid", "getgid", "getpgid", "getuid", "killpg", "lchown", "mkfifo", "mknod"),
+    "pathconf",
     *("posix_fadvise", "posix_fallocate", "pread", "preadv", "pwrite", "pwritev"),
-    *("register_at_fork", "sendfile", "statvfs", "sync", "sysconf", "uname", "wait", "waitpid"),
+    *(
+        "register_at_fork",
+        "sendfile",
+        "setsid",
+        "statvfs",
+        "sync",
+        "sysconf",
+        "uname",
+        "wait",
+        "waitpid",
+    ),
+}
+
+# The same of `signal`.
+SIGNALS = {
+    *("SIGALRM", "SIGCONT", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP", "SIGUSR1"),
+    *("alarm", "pause", "pthread_kill", "pthread_sigmask", "setitimer", "sigwait"),
 }
 
 EMPTY = {"supports_dir_fd", "supports_effective_ids", "supports_fd"}
@@ -41,26 +59,32 @@ SHARING_VIOLATION = 32
 """``ERROR_SHARING_VIOLATION``, for which Python raises a PermissionError with ``EACCES``."""
 
 
-class _OsOfWindows(ModuleType):
-    """The module `os` without `FUNCTIONS`; whatever a test patches in `os` is patched here too."""
+class _OfWindows(ModuleType):
+    """A module without what Windows lacks; whatever a test patches in it is patched here too."""
+
+    def __init__(self, module: ModuleType, lacking: set[str]) -> None:
+        super().__init__(module.__name__)
+        self._module, self._lacking = module, lacking
 
     def __getattr__(self, name: str) -> Any:
-        if name in FUNCTIONS:
-            raise AttributeError(f"module 'os' has no attribute {name!r}", name=name, obj=self)
-        return set() if name in EMPTY else getattr(os, name)
+        if name in self._lacking:
+            of = self._module.__name__
+            raise AttributeError(f"module {of!r} has no attribute {name!r}", name=name, obj=self)
+        return set() if name in EMPTY else getattr(self._module, name)
 
 
 def _hide() -> None:
     """Let the modules of zarr_cache import what Windows has."""
-    found, os_of_windows = builtins.__import__, _OsOfWindows("os")
+    found = builtins.__import__
+    of_windows = {"os": _OfWindows(os, FUNCTIONS), "signal": _OfWindows(signal, SIGNALS)}
 
     def import_module(name: str, globals_: Any = None, *args: Any, **kwargs: Any) -> ModuleType:
         importer = (globals_ or {}).get("__name__") or ""
         if importer.partition(".")[0] in IMPORTERS:
             if name in MODULES:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            if name == "os":
-                return os_of_windows
+            if name in of_windows:
+                return of_windows[name]
         return found(name, globals_, *args, **kwargs)
 
     builtins.__import__ = import_module  # type: ignore[assignment]  # the same, by position

@@ -151,7 +151,9 @@ def test_the_sqlite3_of_python_lacks_nothing() -> None:
 
 def test_each_name_of_sqlite3_that_is_used_is_looked_for() -> None:
     pattern = re.compile(r"(?:sqlite3\.|_code\(\")(SQLITE_\w+)")
-    used = {name for file in SOURCE.rglob("*.py") for name in pattern.findall(file.read_text())}
+    used = {
+        name for file in SOURCE.rglob("*.py") for name in pattern.findall(file.read_text("utf-8"))
+    }
 
     assert used == {name for name in NEEDED if name.startswith("SQLITE_")}
 

@@ -8,6 +8,7 @@ helped.
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 import threading
@@ -361,6 +362,7 @@ print(array[:].tolist())
 """
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no thread is sent a signal there")
 def test_after_ctrl_c_the_array_is_read(path: Path) -> None:
     source = MemoryStore()
     zarr.create_array(source, shape=(4,), chunks=(4,), dtype="u1", compressors=None)[:] = 7

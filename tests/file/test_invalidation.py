@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,7 @@ def test_a_mark_that_another_process_has_removed_is_no_fault(path: Path) -> None
     assert Markers(path).marked_ns("one") is None
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 def test_a_mark_is_for_its_owner_alone(path: Path) -> None:
     Markers(path).mark("one")
     (name,) = path.parent.iterdir()

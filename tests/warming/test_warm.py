@@ -397,6 +397,7 @@ async def test_a_run_that_was_cancelled_leaves_whole_values_and_is_continued(pat
     assert values(zarr.open_array(store, path="a/b"), np.s_[:, 0]) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no thread is sent a signal there")
 def test_ctrl_c_ends_the_run_and_its_requests(path: Path) -> None:
     source = HeldStore(rows(6))
     store = CacheStore(source, cache_store=SqliteStore(path), namespace="source")

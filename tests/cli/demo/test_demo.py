@@ -21,6 +21,7 @@ import zarr
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.fakes import IS_WINDOWS
 from zarr_cache.cli import app
 from zarr_cache.cli.demo import run as demo
 from zarr_cache.cli.demo.reading import Reading, leading_part, read
@@ -183,7 +184,7 @@ def test_the_array_may_be_at_the_root_of_the_url(server: DemoServer) -> None:
 def test_requests_to_a_url_that_is_not_http_are_not_counted(tmp_path: Path) -> None:
     write_sample(tmp_path / "mri.zarr")
 
-    readings = run(url=f"file://{tmp_path}/mri.zarr", array=ARRAY)
+    readings = run(url=(tmp_path / "mri.zarr").as_uri(), array=ARRAY)
 
     assert [reading.traffic for reading in readings.values()] == [None] * 4
 
@@ -191,7 +192,7 @@ def test_requests_to_a_url_that_is_not_http_are_not_counted(tmp_path: Path) -> N
 def test_nan_of_the_source_equals_nan_of_the_cache(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "nan.zarr", data=np.array([np.nan, 1.0]))
 
-    assert len(run(url=f"file://{tmp_path}/nan.zarr")) == 4
+    assert len(run(url=(tmp_path / "nan.zarr").as_uri())) == 4
 
 
 @pytest.mark.parametrize(
@@ -277,6 +278,7 @@ def test_a_missing_extra_is_reported_with_its_remedy(monkeypatch: pytest.MonkeyP
         pytest.param("*/result.zarr", 0, signal.SIGINT, id="the new process is writing"),
     ],
 )
+@pytest.mark.skipif(IS_WINDOWS, reason="no process is sent Ctrl-C there")
 def test_a_signal_ends_it_on_one_line_with_nothing_left_behind(
     temporary_folder: Path, wanted: str, wait_seconds: float, stop: signal.Signals
 ) -> None:
