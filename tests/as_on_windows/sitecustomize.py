@@ -32,19 +32,9 @@ FUNCTIONS = {
     *("POSIX_FADV_RANDOM", "RWF_DSYNC", "RWF_NOWAIT", "SEEK_DATA", "SEEK_HOLE"),
     *("chown", "copy_file_range", "fchmod", "fchown", "fdatasync", "fork", "fpathconf", "fstatvfs"),
     *("getegid", "geteuid", "getgid", "getpgid", "getuid", "killpg", "lchown", "mkfifo", "mknod"),
-    "pathconf",
-    *("posix_fadvise", "posix_fallocate", "pread", "preadv", "pwrite", "pwritev"),
-    *(
-        "register_at_fork",
-        "sendfile",
-        "setsid",
-        "statvfs",
-        "sync",
-        "sysconf",
-        "uname",
-        "wait",
-        "waitpid",
-    ),
+    *("pathconf", "posix_fadvise", "posix_fallocate", "pread", "preadv", "pwrite", "pwritev"),
+    *("register_at_fork", "sendfile", "setsid", "statvfs", "sync", "sysconf", "uname"),
+    *("wait", "waitpid"),
 }
 
 # The same of `signal`.

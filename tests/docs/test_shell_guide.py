@@ -14,6 +14,7 @@ import pytest
 from tests.cli.conftest import _utc, filled, ranged, sampled
 from tests.fakes import assert_accounts, close_everything, open_file
 from tests.shell.test_shell import COLUMNS
+from zarr_cache.disk.data_file_opening import IS_SUPPORTED
 
 __all__ = ["_utc", "filled", "ranged", "sampled"]
 
@@ -77,7 +78,8 @@ def test_the_answers_are_those_of_the_questions(ranged: Path) -> None:
     assert found("How was it filled") == [("2023-11-14", 7, 0.1)]
     assert found("How large are") == [("below 64 KiB", 6), ("below 1 MiB", 1)]
     assert ("era5", 1, 4, 20.0) in found("How many of the reads")
-    assert found("Where are the largest values")[0][:3] == ("mur", "s/c/0", 0)
+    first_byte = 0 if IS_SUPPORTED else None
+    assert found("Where are the largest values")[0][:3] == ("mur", "s/c/0", first_byte)
 
 
 @pytest.mark.usefixtures("filled")

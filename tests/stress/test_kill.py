@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 HANG_SECONDS = 60
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(signal, "SIGKILL"), reason="the system kills in other ways"
-)
 
 TIMES = STRESS
 """How many processes are killed at each kind of work."""
@@ -171,7 +166,8 @@ def kill(process: subprocess.Popen[str], after_seconds: float) -> None:
     _, errors = process.communicate(timeout=HANG_SECONDS)
 
     assert errors == ""
-    assert process.returncode in {-signal.SIGKILL, 0}
+    # 1 on Windows; a process that fails by itself tells of an error.
+    assert process.returncode in {-9, 1, 0}
 
 
 def moments(times: int) -> Iterator[float]:
