@@ -24,6 +24,7 @@ import icechunk
 import obstore.store
 import pytest
 import zarr
+from aiohttp.helpers import netrc_from_env
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.dirfs import DirFileSystem
@@ -552,6 +553,24 @@ def test_a_user_of_the_netrc_file_is_one_where_the_client_reads_it(
     assert name_of(by_token) == HTTP
     file.write_text("no netrc file")
     assert name_of(over_fsspec(HTTP, client_kwargs=trusting)) == HTTP
+
+
+def test_a_user_of_the_netrc_file_in_the_home_folder_is_the_one_that_the_client_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, user in ((".netrc", "alice"), ("_netrc", "bob")):
+        (tmp_path / name).write_text(f"machine example.org login {user} password hush\n")
+    monkeypatch.delenv("NETRC", raising=False)
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    of_client = netrc_from_env()
+    assert of_client is not None
+    sent = of_client.authenticators("example.org")
+    assert sent is not None
+
+    found = name_of(over_fsspec(HTTP, client_kwargs={"trust_env": True}))
+
+    assert found == with_user_info(HTTP, sent[0])
 
 
 class _Who(BaseHTTPRequestHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,6 +40,20 @@ def test_a_mark_that_was_made_again_stays(path: Path) -> None:
     seen = Markers(path).marked_ns("one")
     assert seen is not None
     # Another write cannot be recorded while the process that found the marker removes entries.
+    Markers(path).mark("one")
+    Markers(path).unmark("one", seen)
+
+    assert Markers(path).marked_ns("one") not in (None, seen)
+
+
+def test_a_mark_that_was_made_again_while_the_clock_stood_still_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns = time.time_ns()
+    monkeypatch.setattr("time.time_ns", lambda: now_ns)
+    Markers(path).mark("one")
+    seen = Markers(path).marked_ns("one")
+    assert seen is not None
     Markers(path).mark("one")
     Markers(path).unmark("one", seen)
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MARK_SECONDS = 0.1
 """How long `mark` waits for a process that removes a marker, which takes no time at all."""
 
+STEP_NS = 1000
+"""A file system with times of less than a second tells two times apart that differ by so much."""
+
 
 class Markers:
     """The invalidation markers of one file."""
@@ -56,8 +59,10 @@ class Markers:
                 stack.enter_context(locked_folder(self._path, is_shared=True, seconds=MARK_SECONDS))
             try:
                 os.close(os.open(name, flags, 0o600))
-                now = time.time_ns()
-                os.utime(name, ns=(now, now))
+                # Later than the one that is there: the clock of Windows stands still for 15.6 ms.
+                later = name.stat().st_mtime_ns + STEP_NS
+                modified_ns = max(time.time_ns(), later)
+                os.utime(name, ns=(modified_ns, modified_ns))
             except (FileNotFoundError, NotADirectoryError):
                 return False
             except OSError as error:

@@ -29,6 +29,9 @@ LOCAL = "fsspec.implementations.local.LocalFileSystem"
 REFERENCES = "references:"
 """How the name begins of a source of references, which is a hash of what they say."""
 
+NETRC = "_netrc" if os.name == "nt" else ".netrc"
+"""The netrc file in the home folder that aiohttp reads (``netrc_from_env``)."""
+
 BATCH = 10_000
 """So many references are hashed at once: a JSON text of a million takes much memory."""
 
@@ -219,7 +222,7 @@ def _basic(auth: Any) -> tuple[str, str]:
 
 def _of_netrc(host: str) -> list[tuple[str, str]]:
     """The header that aiohttp sends with ``trust_env`` if the user's netrc file names the host."""
-    file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
+    file = os.environ.get("NETRC") or Path("~", NETRC).expanduser()
     try:
         found = netrc.netrc(str(file)).authenticators(host)
     except (OSError, RuntimeError, netrc.NetrcParseError):
