@@ -183,6 +183,32 @@ def test_it_is_one_miss_and_then_one_hit(ask: Ask, path: Path) -> None:
     restart(cache)
 
 
+@pytest.mark.parametrize("is_flushed", [False, True], ids=["waiting", "flushed"])
+@pytest.mark.parametrize("persist_ranges", [False, True], ids=["memory", "file"])
+@pytest.mark.parametrize("read_only", [False, True], ids=["writable", "read_only"])
+def test_ranges_of_a_value_that_was_removed_are_served_no_more(
+    path: Path,
+    read_only: bool,
+    persist_ranges: bool,
+    is_flushed: bool,
+) -> None:
+    memory = MemoryStore({CHUNK: buffer(VALUE)})
+    cache = over_memory(
+        path, memory.with_read_only(read_only=read_only), persist_ranges=persist_ranges
+    )
+    assert ask_ranges(cache) == PIECES
+    if is_flushed:
+        cache.flush()
+    sync(memory.delete(CHUNK))
+    assert sync(cache.get(CHUNK, PROTOTYPE)) is None
+    if is_flushed:
+        cache.flush()
+
+    assert [each(cache) for each in ASKS] == [None] * len(ASKS)
+    assert not sync(cache.exists(CHUNK))
+    restart(cache)
+
+
 class WithoutServer(WrapperStore[Store]):
     """A source whose ``get`` raises what fsspec raises for a server that is down."""
 
