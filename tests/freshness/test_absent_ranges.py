@@ -120,16 +120,17 @@ def test_another_process_and_an_offline_one_find_the_absence(
     restart(first)
 
 
+@pytest.mark.parametrize("ask", [ask_ranges, ask_range])
 def test_an_absence_has_no_version_and_what_is_there_later_has_its_own(
-    origin: Origin, path: Path, held_time: HeldTime
+    ask: Ask, origin: Origin, path: Path, held_time: HeldTime
 ) -> None:
     # Nothing is kept of the value, so that nothing of it is to be left.
     cache = caching(origin, path, max_size=1)
     origin.put(CHUNK, VALUE)
-    assert ask_range(cache) == PIECES
+    assert ask(cache) == PIECES
     held_time.step(60)
     origin.delete(CHUNK)
-    assert ask_range(cache) is None
+    assert ask(cache) is None
     cache.flush()
     rows = SqliteStore(path).database.run(
         lambda connection: connection.execute("SELECT kind, validator FROM entry").fetchall()
@@ -139,7 +140,7 @@ def test_an_absence_has_no_version_and_what_is_there_later_has_its_own(
     origin.reset()
 
     assert rows == [("absent", None)]
-    assert ask_range(cache) == [version(2)[:10], version(2)[20:24]]
+    assert ask(cache) == [version(2)[:10], version(2)[20:24]]
     assert origin.asked().requests.count("HEAD") == int(origin.asks_first)
     restart(cache)
 

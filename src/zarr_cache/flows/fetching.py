@@ -121,7 +121,6 @@ def _fetch_range(
 ) -> Flow[Fetched]:
     """Read a range from a source that cannot be asked for one version."""
     current = yield from versions.recent_version(view, reader, key, asked_at)
-    had_version = current is not None
     wanted = versions.expected(view, key, result, kept)
     if wanted is not None and current is not None and current != wanted:
         yield from versions.leave_version(view, key, result, kept, asked_at)
@@ -139,7 +138,7 @@ def _fetch_range(
     # It was removed, which `version` does not tell from a refusal.
     if wanted is not None:
         yield from versions.leave_version(view, key, result, kept, asked_at)
-    elif had_version:
+    elif current is not None:
         view.values.versions.record_change(view.namespace, key, asked_at)
     return fetched
 
