@@ -208,25 +208,25 @@ def test_it_is_one_miss_and_then_one_hit(ask: Ask, path: Path) -> None:
     restart(cache)
 
 
-@pytest.mark.parametrize("is_flushed", [False, True], ids=["waiting", "flushed"])
+@pytest.mark.parametrize("flushes", [0, 1, 2], ids=["waiting", "absence waits", "written"])
 @pytest.mark.parametrize("persist_ranges", [False, True], ids=["memory", "file"])
 @pytest.mark.parametrize("read_only", [False, True], ids=["writable", "read_only"])
 def test_ranges_of_a_value_that_was_removed_are_served_no_more(
     path: Path,
     read_only: bool,
     persist_ranges: bool,
-    is_flushed: bool,
+    flushes: int,
 ) -> None:
     memory = MemoryStore({CHUNK: buffer(VALUE)})
     cache = over_memory(
         path, memory.with_read_only(read_only=read_only), persist_ranges=persist_ranges
     )
     assert ask_ranges(cache) == PIECES
-    if is_flushed:
+    if flushes > 0:
         cache.flush()
     sync(memory.delete(CHUNK))
     assert sync(cache.get(CHUNK, PROTOTYPE)) is None
-    if is_flushed:
+    if flushes > 1:
         cache.flush()
 
     assert [each(cache) for each in ASKS] == [None] * len(ASKS)
