@@ -345,22 +345,25 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 
     Raises
     ------
+    TypeError
+        It is neither a string nor a path.
     ValueError
         The path cannot be that of a file.
     """
-    name = os.fspath(path)
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(name, str):
+        raise TypeError(f"the cache file must be named by a string or a path, got {path!r}")
     if not name:
-        raise ValueError("path is empty; name the file to store values in, such as 'cache.sqlite'")
+        raise ValueError("the path of the cache file is empty; name one, such as 'cache.sqlite'")
     if name == ":memory:":
-        raise ValueError(
-            "path is ':memory:', and SqliteStore stores values in a file; "
-            "use zarr.storage.MemoryStore for values in memory, or name a file"
-        )
+        raise ValueError("the cache file is ':memory:'; name a file, or use zarr's MemoryStore")
+    if "://" in name:
+        raise ValueError(f"the cache file is {name!r}, a URL; name a file on a local disk")
     named = expanded(Path(name)).absolute()
     # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
     if os.path.isdir(named):  # noqa: PTH112 - for this reason
         raise ValueError(
-            f"path is the folder {named}; name a file in it, such as {named}/cache.sqlite"
+            f"the cache file is the folder {named}; name a file in it, such as {named}/cache.sqlite"
         )
     return named
 
