@@ -256,6 +256,7 @@ async def ask_sync(store: CacheStore, key: str, request: ByteRequest) -> bytes |
     return None if found is None else found.to_bytes()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("ask", [read, ask_sync, ask_for_many])
 @pytest.mark.parametrize(("damage", "request_"), DAMAGES)
 async def test_a_damaged_range_is_removed_counted_and_fetched_again(

@@ -230,6 +230,7 @@ def verify(path: Path) -> None:
     restart(store)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("do", [use, verify])
 @pytest.mark.parametrize(
     ("table", "column"), [(table, column) for table in COLUMNS for column in COLUMNS[table]]
