@@ -114,6 +114,14 @@ def test_a_client_that_would_read_another_place_is_not_used(
     assert isinstance(source_store("s3://bucket/data.zarr"), FsspecStore)
 
 
+@pytest.mark.parametrize("end", ["", "/", "//"])
+@pytest.mark.parametrize("query", ["", "?sig=a/b/"])
+def test_slashes_at_the_end_of_a_path_do_not_count(end: str, query: str) -> None:
+    store: Any = source_store(f"https://example.org/data.zarr{end}{query}")
+
+    assert store.store.url == f"https://example.org/data.zarr{query}"
+
+
 @pytest.mark.usefixtures("no_obstore")
 def test_a_scheme_may_be_in_capitals() -> None:
     store = source_store("S3://Bucket/Data.zarr")

@@ -165,6 +165,9 @@ def _of_obstore(scheme: str, url: str, options: dict[str, Any]) -> tuple[Any, st
     options = {**options, "client_options": client_options or None}
     try:
         if scheme in HTTP:
+            # Of "x/?sig=..." it would make "x//zarr.json".
+            base, *query = url.split("?", 1)
+            url = "?".join([base.rstrip("/"), *query])
             # Not from_url: it takes a server of a cloud for a bucket, which needs credentials.
             return HTTPStore.from_url(url, **options), None
         place = url.partition("://")[2]
