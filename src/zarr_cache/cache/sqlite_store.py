@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Self
 
 from zarr.abc.store import Store
@@ -15,12 +13,13 @@ from zarr_cache.cache.repair import repair as repair_file
 from zarr_cache.core import keys
 from zarr_cache.core.buffers import to_array, to_buffer
 from zarr_cache.core.byte_range import check
-from zarr_cache.disk.paths import default_path, expanded
+from zarr_cache.disk.paths import default_path, named_file
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import stored
 from zarr_cache.inspect import report, verify
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from zarr.abc.store import ByteRequest
@@ -92,7 +91,7 @@ class SqliteStore(Store):
         self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False
     ) -> None:
         super().__init__(read_only=read_only)
-        self._given_path = _checked(default_path() if path is None else path)
+        self._given_path = named_file(default_path() if path is None else path)
         self.path = self._given_path.resolve()
         self.database = FileDatabase.of(self.path)
 
@@ -338,34 +337,6 @@ class SqliteStore(Store):
 
     def _now_ns(self) -> int:
         return self.database.clock().timestamp_ns()
-
-
-def _checked(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a file, with symbolic links as given.
-
-    Raises
-    ------
-    TypeError
-        It is neither a string nor a path.
-    ValueError
-        The path cannot be that of a file.
-    """
-    name = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(name, str):
-        raise TypeError(f"the cache file must be named by a string or a path, got {path!r}")
-    if not name:
-        raise ValueError("the path of the cache file is empty; name one, such as 'cache.sqlite'")
-    if name == ":memory:":
-        raise ValueError("the cache file is ':memory:'; name a file, or use zarr's MemoryStore")
-    if "://" in name:
-        raise ValueError(f"the cache file is {name!r}, a URL; name a file on a local disk")
-    named = expanded(Path(name)).absolute()
-    # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
-    if os.path.isdir(named):  # noqa: PTH112 - for this reason
-        raise ValueError(
-            f"the cache file is the folder {named}; name a file in it, such as {named}/cache.sqlite"
-        )
-    return named
 
 
 def _checked_requests(
