@@ -1,7 +1,8 @@
-"""The installed wheel opens a cache file and answers from it, away from any checkout."""
+"""The installed wheel opens a cache file and reads from it, away from any checkout."""
 
+import re
 import tempfile
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,4 +34,9 @@ with tempfile.TemporaryDirectory() as folder:
         assert not store.cache_stats()["misses"], store.cache_stats()  # noqa: S101
     (engine,) = entry_points(group="xarray.backends", name="zarr_cache")
     assert find_spec(engine.module) is not None, engine  # noqa: S101
+    # What the package index shows. A relative link leads nowhere there.
+    page = metadata("zarr-cache").json["description"]
+    links = re.findall(r"\]\(([^)]+)\)", str(page))
+    assert links, page  # noqa: S101
+    assert all(link.startswith("https://") for link in links), links  # noqa: S101
     print(f"{Path(zarr_cache.__file__).parent}: {stats}")

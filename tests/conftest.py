@@ -13,7 +13,15 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, settings
 
-from tests.fakes import HeldTime, assert_accounts, close_everything, end_everything, is_cache_file
+from tests.fakes import (
+    STRESS,
+    HeldTime,
+    assert_accounts,
+    close_everything,
+    end_everything,
+    is_cache_file,
+)
+from tests.pairs import left_out
 from zarr_cache.core import clock
 from zarr_cache.file import connection
 
@@ -55,6 +63,16 @@ PIPELINES = {
     "default pipeline": "zarr.core.codec_pipeline.BatchedCodecPipeline",
     "fused pipeline": "zarr.core.codec_pipeline.FusedCodecPipeline",
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to the long form what only combines in another way what is tried in pairs."""
+    # What is asked for by its name runs.
+    if STRESS > 1 or any("::" in argument for argument in config.args):
+        return
+    if left := set(left_out(items)):
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=list(left))
 
 
 @pytest.fixture(autouse=True)

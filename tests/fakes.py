@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -852,10 +852,14 @@ def outputs_at_once(script: str, *arguments: tuple[str, ...]) -> list[tuple[str,
     return outputs
 
 
-def open_file(path: Path) -> closing[sqlite3.Connection]:
+@contextmanager
+def open_file(path: Path) -> Generator[sqlite3.Connection]:
     """The file as SQLite's own shell has it: none of this package's code between."""
     flush_everything()
-    return closing(sqlite3.connect(path))  # noqa: TID251 - not through what is tested
+    with closing(sqlite3.connect(path)) as db:  # noqa: TID251 - not through what is tested
+        # As the cache in tests: nothing waits for the disk.
+        db.execute("PRAGMA synchronous = OFF")
+        yield db
 
 
 def forge(path: Path, *statements: str) -> None:

@@ -73,6 +73,7 @@ def expected_of(write: BackgroundWorker) -> dict[str, Any]:
 
 
 # The others differ from these in what the tests below are about.
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     "make_store", [SqliteStore, over_sqlite_with_a_small_budget, over_sqlite_of_an_async_source]
 )

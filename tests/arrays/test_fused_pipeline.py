@@ -64,6 +64,7 @@ def in_memory(path: Path) -> Store:  # noqa: ARG001 - as `in_a_file`
     return MemoryStore()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("cache_store", [in_a_file, in_memory])
 @pytest.mark.parametrize("wrap", [lambda store: store, LoggingStore], ids=["bare", "wrapped"])
 @pytest.mark.parametrize("where", [np.s_[:], np.s_[3:9, 4:7], np.s_[:, 25]], ids=str)

@@ -122,6 +122,7 @@ def cached(source: Store, path: Path) -> CacheStore:
     return CacheStore(source, cache_store=SqliteStore(path), namespace="source")
 
 
+@pytest.mark.pairs
 @of_each_source
 @pytest.mark.parametrize("each", OF_WHOLE_VALUES + OF_RANGES)
 def test_the_second_pass_makes_no_request(

@@ -57,6 +57,7 @@ def ranges_in_data_file(path: Path) -> int:
     return int(number)
 
 
+@pytest.mark.pairs
 @pytest.mark.usefixtures("pipeline")
 @pytest.mark.parametrize("surface", [CountingStore, AsyncOnlyStore])
 @pytest.mark.parametrize("kind", KINDS, ids=str)

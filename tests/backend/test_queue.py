@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,9 +32,10 @@ def test_a_flush_ends_although_each_response_that_is_written_brings_another(
     # No other thread writes.
     monkeypatch.setattr(values._writer, "wake", lambda **_: None)
     brought: list[str] = []
+    is_over = threading.Event()
 
     def bring(_: object = None) -> None:
-        if len(brought) == 1000:
+        if is_over.is_set() or len(brought) == 1000:
             return
         brought.append(f"k{len(brought)}")
         now = values.clock()
@@ -42,6 +44,8 @@ def test_a_flush_ends_although_each_response_that_is_written_brings_another(
 
     bring()
     store.flush()
+    # Or the thread that writes would go on in the tests that follow.
+    is_over.set()
 
     assert brought == ["k0", "k1"]
 

@@ -114,6 +114,38 @@ def test_a_client_that_would_read_another_place_is_not_used(
     assert isinstance(source_store("s3://bucket/data.zarr"), FsspecStore)
 
 
+@pytest.mark.parametrize("end", ["", "/", "//"])
+@pytest.mark.parametrize("query", ["", "?sig=a/b/"])
+def test_slashes_at_the_end_of_a_path_do_not_count(end: str, query: str) -> None:
+    store: Any = source_store(f"https://example.org/data.zarr{end}{query}")
+
+    assert store.store.url == f"https://example.org/data.zarr{query}"
+
+
+@pytest.mark.usefixtures("no_obstore")
+def test_a_scheme_may_be_in_capitals() -> None:
+    store = source_store("S3://Bucket/Data.zarr")
+
+    assert name_of(store) == "s3://Bucket/Data.zarr"
+
+
+def test_a_path_is_the_same_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = source_store("data.zarr")
+
+    assert relative == LocalStore(tmp_path / "data.zarr", read_only=True)
+
+
+def test_what_only_begins_as_a_url_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert source_store("://data") == LocalStore(tmp_path / ":/data", read_only=True)
+
+
 def test_a_path_and_a_file_url_are_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a b%20c.zarr"
 
@@ -144,6 +176,9 @@ def test_a_file_is_no_zarr(tmp_path: Path, name: str, way_out: str) -> None:
         ("", {}, ValueError, "url is empty"),
         ("file://data.zarr", {}, ValueError, "'data.zarr' stands where a host does"),
         ("data.zarr", {"anon": True}, TypeError, "data.zarr: storage_options are for"),
+        ("s3://", {}, ValueError, "s3://...: the URL names no bucket; expected such as s3:"),
+        ("gs:///x?sig=secret", {}, ValueError, "gs://...: the URL names no bucket"),
+        ("https:///x", {}, ValueError, "https://...: the URL names no host; expected such as"),
         (
             "nonsense://x:secret@y/?sig=secret",
             {},
@@ -175,7 +210,7 @@ def test_what_is_no_url_is_refused(
         (
             "https://user:secret@example.org/x?sig=secret",
             "fsspec.implementations.http",
-            "https://example.org/x: aiohttp is not installed: pip install obstore, or",
+            "https://example.org/x: 'fsspec[http]' is not installed: pip install obstore, or",
         ),
         (
             "s3://bucket/x",

@@ -95,3 +95,18 @@ def test_a_budget_may_be_a_size_in_words(path: Path, max_size: str) -> None:
 def test_a_budget_in_other_words_is_refused_by_name_and_value(path: Path, max_size: str) -> None:
     with pytest.raises(ValueError, match=f"^max_size must be .* got {max_size!r}$"):
         CacheStore(MemoryStore(), cache_store=SqliteStore(path), max_size=max_size)
+
+
+@pytest.mark.parametrize(
+    ("max_size", "error", "words"),
+    [
+        (True, TypeError, "must be a whole number of bytes, .* got True"),
+        (2**63, ValueError, "must be at most 9223372036854775807, got .*: pass None for no limit"),
+        ("8192 PiB", ValueError, "must be at most .* got '8192 PiB': pass None for no limit"),
+    ],
+)
+def test_a_budget_that_is_no_size_of_a_file_is_refused(
+    path: Path, max_size: int | str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=f"^max_size {words}"):
+        CacheStore(MemoryStore(), cache_store=SqliteStore(path), max_size=max_size)

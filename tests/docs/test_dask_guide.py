@@ -17,6 +17,7 @@ from zarr.storage import FsspecStore
 
 from tests.fakes import assert_accounts, cached_bytes
 from zarr_cache import CacheStore, SqliteStore
+from zarr_cache.cache.xarray_engine import ZarrCacheEntrypoint
 from zarr_cache.cli.demo.server import DemoServer
 
 if TYPE_CHECKING:
@@ -164,15 +165,18 @@ def run(
         for stated, own in {
             "https://example.org/era5.zarr": server.url,
             # A server of this machine must be named.
-            "cache_store=": 'namespace="era5", cache_store=',
+            "max_size=": 'namespace="era5", max_size=',
             "tcp://scheduler:8786": client.scheduler_info()["address"],
             '"era5-cache.sqlite")': f'"{path.name}")',
+            'engine="zarr_cache"': "engine=ZarrCacheEntrypoint",
             '"/scratch/era5-cache.sqlite"': f'"{path}"',
         }.items():
             example = example.replace(stated, own)
         printed: list[Any] = []
         # As in a script: what it defines is pickled by value.
         names: dict[str, Any] = {"__name__": "__main__", "print": printed.append}
+        # A checkout that is not installed has no engine of this name.
+        names["ZarrCacheEntrypoint"] = ZarrCacheEntrypoint
         exec(example, names)  # noqa: S102 - our own
         if "client" in names:
             names["client"].close()
@@ -188,7 +192,7 @@ def test_the_example_of_one_machine_runs(
     temperature: xarray.DataArray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("ZARR_CACHE_PATH", str(path))
 
     assert run(ONE_MACHINE) == mean(temperature)
     assert cached_bytes(path) > temperature.nbytes

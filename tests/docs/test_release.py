@@ -11,7 +11,8 @@ import pytest
 from tests.upgrade.kept import RELEASES
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = CONFIGURATION["project"]
 CITATION = dict(
     re.findall(
         r'^([\w-]+): "?(.+?)"?$', (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE
@@ -20,6 +21,7 @@ CITATION = dict(
 HEADINGS = re.findall(
     r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
 )
+RAW = "raw.githubusercontent.com"
 NEWEST = list(RELEASES)[-1]
 
 
@@ -66,3 +68,23 @@ def test_the_form_for_faults_asks_for_what_the_command_line_prints() -> None:
 
     assert "zarr-cache info --json" in form
     assert "zarr-cache --version" in form
+
+
+def test_the_page_on_the_package_index_links_to_files_of_the_repository() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for each in CONFIGURATION["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"][
+        "substitutions"
+    ]:
+        page = re.sub(each["pattern"], each["replacement"], page)
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)#]+)[^)]*\)", page)
+    source = PROJECT["urls"]["Source"]
+    pages, images = f"{source}/blob/main/", f"{source.replace('github.com', RAW)}/main/"
+    found = [
+        (ROOT / link.removeprefix(images if is_image else pages))
+        for is_image, link in links
+        if is_image or link.startswith(source)
+    ]
+
+    assert {link.partition(":")[0] for _, link in links} == {"https"}
+    assert {each.suffix for each in found} == {".md", ".svg", ""}
+    assert [each for each in found if not each.exists()] == []

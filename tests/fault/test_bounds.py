@@ -175,7 +175,7 @@ class Reads(NamedTuple):
     size: int = 0
 
 
-OF_ONE_SIZE = [300, 10_000, 100_000, 4_000_000] if STRESS > 1 else [300, 100_000]
+OF_ONE_SIZE = [300, 10_000, 100_000, 4_000_000] if STRESS > 1 else [300]
 FEW_AND_SMALL = MIB // 2 * STRESS
 READS = [
     Reads(MAX_SIZE, 10 * MAX_SIZE // 4),
@@ -244,7 +244,7 @@ class Small(NamedTuple):
 
 SMALL = {
     "20 B": Small(MIB // 2, 28_000, bytes(20)),
-    "300 B": Small(4 * MIB, 28_000, bytes(300)),
+    "300 B": Small(2 * MIB, 14_000, bytes(300)),
     "10 kB": Small(16 * MIB, 2_500, bytes(10_000)),
     "absent": Small(MIB, 20_000, None),
     "absent, long keys": Small(MIB, 10_000, None, "g" * 250),

@@ -30,7 +30,7 @@ from zarr_cache.file import connection
 from zarr_cache.index import lookup, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from zarr.abc.store import ByteRequest, Store
@@ -99,33 +99,40 @@ WHERE name = :name
 """
 
 
-@pytest.fixture(params=[False, True], ids=["without versions", "with versions"])
-def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A file with all the values, an absence and a fence, that nobody has open.
+@pytest.fixture(scope="module", params=[False, True], ids=["without versions", "with versions"])
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """A file with all the values, an absence and a tombstone; the tests use copies of it.
 
     With versions, the source has told them, and has confirmed the values.
     """
-    monkeypatch.setattr(connection, "PAGE_SIZE", 1024)
-    monkeypatch.setattr(checksum, "BLOCK", 256)
-    monkeypatch.setattr(values, "PART", 1024)
-    monkeypatch.setattr(lookup, "MAX_INLINE_BYTES", 512)
-    path = tmp_path / "whole.sqlite"
-    if request.param:
-        tell_versions(monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "PAGE_SIZE", 1024)
+        patch.setattr(checksum, "BLOCK", 256)
+        patch.setattr(values, "PART", 1024)
+        patch.setattr(lookup, "MAX_INLINE_BYTES", 512)
+        if request.param:
+            tell_versions(patch)
+        path = tmp_path_factory.mktemp("made") / "whole.sqlite"
+        fill(path, has_versions=request.param)
+        yield path
+
+
+def fill(path: Path, *, has_versions: bool) -> None:
     store = new_cache(path)
     for key in [*VALUES, ABSENT]:
         store.get_sync(key)
     store.flush()
     later = new_cache(path, max_age_seconds=1e-9)
-    for key in VALUES if request.param else []:
+    for key in VALUES if has_versions else []:
         later.get_sync(key)
     store.set_sync("written", buffer(b"soon gone"))
     store.delete_sync("written")
     restart(store)
     with open_file(path) as db:
         versions = db.execute("SELECT count(validator), count(confirmed_at) FROM entry").fetchone()
-    assert versions == ((len(VALUES), len(VALUES)) if request.param else (0, 0))
-    return path
+    assert versions == ((len(VALUES), len(VALUES)) if has_versions else (0, 0))
 
 
 def new_cache(path: Path, **settings: Any) -> CacheStore:
@@ -223,6 +230,7 @@ def verify(path: Path) -> None:
     restart(store)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("do", [use, verify])
 @pytest.mark.parametrize(
     ("table", "column"), [(table, column) for table in COLUMNS for column in COLUMNS[table]]

@@ -87,6 +87,7 @@ def outcome(ask: Any, store: Any) -> Any:
         return type(error)
 
 
+@pytest.mark.pairs
 @each_read
 @pytest.mark.parametrize("is_persisted", [False, True], ids=["in memory", "persisted"])
 @pytest.mark.parametrize("length", [100, 200, 4096])

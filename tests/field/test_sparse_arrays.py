@@ -20,7 +20,7 @@ from zarr.core.chunk_key_encodings import ChunkKeyEncoding
 from zarr.registry import register_chunk_key_encoding
 from zarr.storage import LocalStore, MemoryStore
 
-from tests.fakes import CountingStore
+from tests.fakes import STRESS, CountingStore
 from tests.warming.test_chunk_grid import selections
 from zarr_cache import CacheStore, OfflineError, SqliteStore, coverage, warm
 from zarr_cache.cli import app
@@ -280,7 +280,7 @@ def test_coverage_of_too_many_chunks_is_an_error_that_says_what_to_do(
 class EndingStore(CountingStore):
     """A source that ends a run at the request of this number."""
 
-    ends_at: ClassVar = 5000
+    ends_at: ClassVar = 1000 * STRESS
 
     @override
     async def _ask[T](self, method: str, key: str, call: Call[T]) -> T:

@@ -94,9 +94,12 @@ def test_a_file_may_have_an_odd_name(tmp_path: Path, name: str) -> None:
     ("path", "error", "message"),
     [
         ("/", ValueError, "folder /; name a file in it"),
-        ("", ValueError, "path is empty; name the file"),
+        ("", ValueError, "the cache file is empty; name one"),
         (":memory:", ValueError, "':memory:'.*MemoryStore"),
-        (7, TypeError, "PathLike"),
+        ("s3://bucket/x", ValueError, "'s3://bucket/x', a URL; name a file on a local disk"),
+        ("file:///tmp/x", ValueError, "a URL; name a file on a local disk"),
+        (7, TypeError, "the cache file must be named by a string or a path, got 7"),
+        (b"x", TypeError, "the cache file must be named by a string or a path, got b'x'"),
     ],
 )
 def test_what_is_no_path_of_a_file_is_refused(

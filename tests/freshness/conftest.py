@@ -22,8 +22,9 @@ S3 = ["obstore-s3", "s3fs"]
 FILES = ["LocalStore", "fsspec-files"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
+    """One server for all modules: it takes two seconds to start. Each origin empties it."""
     with serving_s3() as server:
         yield server
 

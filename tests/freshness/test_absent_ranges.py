@@ -120,6 +120,31 @@ def test_another_process_and_an_offline_one_find_the_absence(
     restart(first)
 
 
+@pytest.mark.parametrize("ask", [ask_ranges, ask_range])
+def test_an_absence_has_no_version_and_what_is_there_later_has_its_own(
+    ask: Ask, origin: Origin, path: Path, held_time: HeldTime
+) -> None:
+    # Nothing is kept of the value, so that nothing of it is to be left.
+    cache = caching(origin, path, max_size=1)
+    origin.put(CHUNK, VALUE)
+    assert ask(cache) == PIECES
+    held_time.step(60)
+    origin.delete(CHUNK)
+    assert ask(cache) is None
+    cache.flush()
+    rows = SqliteStore(path).database.run(
+        lambda connection: connection.execute("SELECT kind, validator FROM entry").fetchall()
+    )
+    origin.put(CHUNK, version(2))
+    held_time.step(61)
+    origin.reset()
+
+    assert rows == [("absent", None)]
+    assert ask(cache) == [version(2)[:10], version(2)[20:24]]
+    assert origin.asked().requests.count("HEAD") == int(origin.asks_first)
+    restart(cache)
+
+
 def over_memory(path: Path, source: Store, **settings: Any) -> CacheStore:
     return CacheStore(source, cache_store=SqliteStore(path), namespace=NAMESPACE, **settings)
 
@@ -180,6 +205,32 @@ def test_it_is_one_miss_and_then_one_hit(ask: Ask, path: Path) -> None:
 
     counts = cache.cache_stats()
     assert (counts["misses"], counts["hits"], counts["absent_hits"]) == (1, 1, 1)
+    restart(cache)
+
+
+@pytest.mark.parametrize("flushes", [0, 1, 2], ids=["waiting", "absence waits", "written"])
+@pytest.mark.parametrize("persist_ranges", [False, True], ids=["memory", "file"])
+@pytest.mark.parametrize("read_only", [False, True], ids=["writable", "read_only"])
+def test_ranges_of_a_value_that_was_removed_are_served_no_more(
+    path: Path,
+    read_only: bool,
+    persist_ranges: bool,
+    flushes: int,
+) -> None:
+    memory = MemoryStore({CHUNK: buffer(VALUE)})
+    cache = over_memory(
+        path, memory.with_read_only(read_only=read_only), persist_ranges=persist_ranges
+    )
+    assert ask_ranges(cache) == PIECES
+    if flushes > 0:
+        cache.flush()
+    sync(memory.delete(CHUNK))
+    assert sync(cache.get(CHUNK, PROTOTYPE)) is None
+    if flushes > 1:
+        cache.flush()
+
+    assert [each(cache) for each in ASKS] == [None] * len(ASKS)
+    assert not sync(cache.exists(CHUNK))
     restart(cache)
 
 

@@ -50,6 +50,7 @@ def is_change(error: BaseException) -> bool:
     return isinstance(error, SourceChangedError)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     ("persist", "is_restarted", "index_at"),
     [

@@ -94,6 +94,7 @@ def error_of(part: Get, store: Store, request: RangeByteRequest) -> SourceChange
     return error
 
 
+@pytest.mark.pairs
 def test_a_part_of_another_version_than_the_one_before_is_refused_once(
     origin: Origin, cache: Store, part: Get, held_time: HeldTime
 ) -> None:
@@ -139,6 +140,7 @@ def test_parts_that_only_the_file_has_are_not_mixed_with_another_version(
     assert [part(after, each) for each in (FIRST, SECOND)] == [TWO] * 2
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("missing", [SECOND, THIRD], ids=["cached since", "cached nowhere"])
 def test_a_part_that_another_process_has_replaced_is_refused_once(
     origin: Origin, path: Path, part: Get, held_time: HeldTime, missing: RangeByteRequest
@@ -175,6 +177,7 @@ def test_stale_parts_of_which_none_was_served_here_are_replaced_without_an_error
     assert [part(after, each) for each in (SECOND, FIRST)] == [TWO] * 2
 
 
+@pytest.mark.pairs
 def test_nothing_is_raised_if_no_part_was_kept(
     origin: Origin, cache: Store, part: Get, held_time: HeldTime
 ) -> None:
@@ -186,6 +189,7 @@ def test_nothing_is_raised_if_no_part_was_kept(
     assert [part(cache, each) for each in (SECOND, FIRST)] == [TWO] * 2
 
 
+@pytest.mark.pairs
 def test_a_value_that_was_removed_is_absent_and_no_part_of_it_is_left(
     origin: Origin, cache: Store, part: Get, held_time: HeldTime
 ) -> None:
@@ -215,6 +219,7 @@ def test_parts_of_the_earlier_version_leave_the_file_the_queue_and_the_memory(
     assert cached_ranges(path) == []
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("part", [get_sync, get_ranges_sync], ids=lambda get: get.__name__)
 def test_every_thread_that_has_a_part_of_the_earlier_version_is_told(
     origin: Origin, cache: Store, part: Get, held_time: HeldTime
@@ -249,6 +254,7 @@ def test_a_caller_who_replaces_a_value_reads_parts_of_it_without_an_error(
     assert [get(cache, each) for each in (SECOND, FIRST)] == [TWO] * 2
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("missing", [SECOND, THIRD], ids=["the same part", "another part"])
 def test_every_task_that_has_a_part_of_the_earlier_version_is_told(
     origin: Origin, cache: Store, held_time: HeldTime, missing: RangeByteRequest

@@ -93,6 +93,7 @@ READS: dict[str, Any] = {
 each_read = pytest.mark.parametrize(("ask", "found", "number"), READS.values(), ids=READS)
 
 
+@pytest.mark.pairs
 @each_read
 def test_what_is_stale_by_a_little_is_served_and_one_warning_tells(
     http: HttpOrigin, cache: CacheStore, fault: Any, ask: Any, found: object, number: int
@@ -108,6 +109,7 @@ def test_what_is_stale_by_a_little_is_served_and_one_warning_tells(
     assert stale_served(cache) in {2, 2 * number}
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("ask", [ask for ask, _, _ in READS.values()], ids=READS)
 def test_what_is_staler_than_that_is_not_served(
     http: HttpOrigin, cache: CacheStore, fault: Any, held_time: HeldTime, ask: Any

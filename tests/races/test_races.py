@@ -257,6 +257,7 @@ async def read_pieces(store: Store) -> bytes | None:
 METHODS: dict[object, str] = {read_part: "get", read_pieces: "get_ranges"}
 
 
+@pytest.mark.pairs
 @at_first
 @pytest.mark.parametrize("writer_of", [same, other_process])
 @pytest.mark.parametrize("write", WRITES)
@@ -282,6 +283,7 @@ async def test_a_slow_read_does_not_put_the_old_response_back(
     assert await all_reads(reader) == truth
 
 
+@pytest.mark.pairs
 @at_first
 @of_each_writer
 @pytest.mark.parametrize("write", WRITES)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
-from zarr.storage import MemoryStore, ZipStore
+from obstore.store import LocalStore
+from zarr.storage import MemoryStore, ObjectStore, ZipStore
 
 from tests.fakes import buffer, read
 from zarr_cache import CacheStore, SqliteStore
@@ -34,6 +38,7 @@ def in_child(action: Callable[[], None]) -> int:
     child = os.fork()
     if not child:
         code = 1
+        signal.alarm(60)  # a child that hangs is a failure
         try:
             action()
             code = 0
@@ -103,3 +108,60 @@ def test_an_archive_that_got_a_private_name_when_it_was_first_read_has_another_i
 
     assert is_private(name)
     assert in_child(compare) == 0
+
+
+@pytest.fixture
+def objects(tmp_path: Path, path: Path) -> CacheStore:
+    """A cache of two keys that obstore reads."""
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    (folder / "first").write_bytes(b"of the first")
+    (folder / "second").write_bytes(b"of the second")
+    source = ObjectStore(LocalStore(folder), read_only=True)
+    return CacheStore(source, cache_store=SqliteStore(path), namespace="objects")
+
+
+def test_a_child_is_told_that_obstore_was_used_before_the_fork_and_reads_what_is_cached(
+    objects: CacheStore,
+) -> None:
+    assert read_sync(objects, "first") == b"of the first"
+
+    def read_both() -> None:
+        assert read_sync(objects, "first") == b"of the first"
+        with pytest.raises(RuntimeError, match=r"'second' is not cached.*'forkserver' or 'spawn'"):
+            read_sync(objects, "second")
+
+    assert in_child(read_both) == 0
+    assert read_sync(objects, "second") == b"of the second"
+
+
+# Forks before its first read, as a loader does that opens the array and only then starts workers.
+FORKED_BEFORE = """\
+import os, sys
+from obstore.store import LocalStore
+from zarr.storage import ObjectStore
+from zarr_cache import CacheStore, SqliteStore
+
+source = ObjectStore(LocalStore(sys.argv[1]), read_only=True)
+store = CacheStore(source, cache_store=SqliteStore(sys.argv[2]), namespace="objects")
+child = os.fork()
+sys.stdout.write(store.get_sync("second").to_bytes().decode() + ". ")
+sys.stdout.flush()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.usefixtures("objects")
+def test_a_child_reads_with_obstore_if_it_was_not_used_before_the_fork(
+    tmp_path: Path, path: Path
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKED_BEFORE, tmp_path / "objects", path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert (ended.returncode, ended.stdout) == (0, "of the second. " * 2), ended.stderr

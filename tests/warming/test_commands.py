@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import typer
 import zarr
 from fsspec.implementations.http import HTTPFileSystem
 from PIL import Image
@@ -21,7 +22,7 @@ from zarr.storage import LocalStore
 
 from tests.fakes import IS_WINDOWS, cached_keys
 from zarr_cache import CacheStore, SqliteStore, coverage
-from zarr_cache.cli import app
+from zarr_cache.cli import app, source
 from zarr_cache.cli.demo.server import DemoServer
 from zarr_cache.warming import coverage_map
 
@@ -400,6 +401,28 @@ def test_a_source_that_fails_is_reported_without_the_secrets_of_its_url(command:
 
     assert line.startswith("http://127.0.0.1:9/x.zarr: ")
     assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:se@cret@example.org/x/zarr.json",
+        "https://example.org/x/?sig=cret",
+        "https://example.org/?sig=cret",
+    ],
+)
+def test_secrets_are_left_out_of_an_error_wherever_they_are_in_a_url(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail() -> None:
+        raise ConnectionError(f"cannot read {url}: refused")
+
+    with pytest.raises(typer.Exit):
+        source.run("https://example.org/x", "", fail())
+    line = capsys.readouterr().err
+
+    assert "cret" not in line
+    assert line.endswith(" refused\n")
 
 
 def test_a_file_that_is_none_of_ours_is_reported_on_one_line(command: Command) -> None:

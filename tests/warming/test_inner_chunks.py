@@ -55,6 +55,7 @@ def requests_of(memory: Store, selection: Any, config: Any = UNMERGED) -> list[A
     return source.of_chunks()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
 @pytest.mark.parametrize("is_compressed", [False, True], ids=["uncompressed", "zstd"])
 @pytest.mark.parametrize("index_location", ["start", "end"])
@@ -69,6 +70,7 @@ def test_the_requests_are_those_of_zarr(
     assert source.of_chunks() == requests_of(memory, selection)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
 @pytest.mark.parametrize(

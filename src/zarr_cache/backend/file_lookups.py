@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zarr_cache.core.clock import PersistentClock
     from zarr_cache.core.flow import Flow
     from zarr_cache.file.database import Database
+    from zarr_cache.index.admit import Response
     from zarr_cache.index.listing import Kept
     from zarr_cache.index.lookup import Data, EntryState
     from zarr_cache.index.ranges import KeptVersion
@@ -87,11 +88,10 @@ class FileLookups(ValueCache):
         found = self._reads.run(
             lookup.lookup, namespace, key, request, fresh_after, may_wait=may_wait
         )
-        if found.data is None and found.read is None:
-            if waiting is not None:
-                found = waiting.overlay_on(found, request, fresh_after)
-            if waiting_range is not None and found.data is None:
-                found = _with_range(found, *waiting_range)
+        if waiting is not None and _hides(waiting, found):
+            found = waiting.overlay_on(found, request, fresh_after)
+        if waiting_range is not None and found.data is None and found.read is None:
+            found = _with_range(found, *waiting_range)
         return found
 
     def _waiting_range(
@@ -139,9 +139,7 @@ class FileLookups(ValueCache):
             found = self._reads.run(lookup_many, *arguments, row)
         if waiting is not None:
             found = [
-                each
-                if each.data is not None or each.read is not None
-                else waiting.overlay_on(each, request, fresh_after)
+                waiting.overlay_on(each, request, fresh_after) if _hides(waiting, each) else each
                 for each, request in zip(found, requests, strict=True)
             ]
         for index, waiting_range in waiting_ranges.items():
@@ -243,6 +241,14 @@ class FileLookups(ValueCache):
 
 def _in_memory(key: str, version: KeptVersion) -> Versioned:
     return Versioned(0, key, "range", 0, version.as_of, 0, version.validator, None)
+
+
+def _hides(waiting: Response, found: EntryState) -> bool:
+    """Whether a lookup returns the response in the queue, and not what it has found in the file.
+
+    The admission of an absence removes the ranges of the key.
+    """
+    return waiting.data is None or (found.data is None and found.read is None)
 
 
 def _with_range(found: EntryState, entry: RangeEntry, data: Data) -> EntryState:

@@ -82,6 +82,9 @@ class WriteBehindQueue:
         with self._lock:
             if response.request is None or response.data is None:
                 self._by_key[admission.namespace, admission.key] = admission
+                if response.data is None:
+                    # They are of a value that was removed.
+                    self._ranges.remove_key(admission.namespace, admission.key)
             else:
                 entry = RangeEntry(
                     admission.namespace,

@@ -26,7 +26,7 @@ PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("gcs", "gs"), "gcsfs"),
     **dict.fromkeys(("abfs", "abfss", "adl", "az"), "adlfs"),
-    **dict.fromkeys(HTTP, "aiohttp"),
+    **dict.fromkeys(HTTP, "'fsspec[http]'"),
 }
 """What fsspec needs, by scheme."""
 
@@ -67,6 +67,8 @@ def source_store(
     if not address:
         raise ValueError("url is empty: pass the URL or the path of a Zarr")
     scheme = scheme_of(address)
+    # fsspec knows a scheme in lower case alone.
+    address = scheme + address[len(scheme) :]
     if scheme in {"", "file"}:
         if storage_options:
             raise TypeError(
@@ -74,6 +76,7 @@ def source_store(
                 "path: leave them out"
             )
         return LocalStore(_folder(address), read_only=read_only)
+    _check_host(scheme, address)
     options = dict(storage_options or {})
     if scheme in HTTP:
         # obstore encodes a URL, fsspec may not, and the name has it as it was given.
@@ -115,15 +118,16 @@ def without_secrets(url: str) -> str:
 
 
 def _folder(address: str) -> Path:
-    """The folder of a path or of a ``file://`` URL, whose path may be percent-encoded."""
-    scheme, separator, rest = address.partition("://")
+    """The absolute folder of a path or a ``file://`` URL, whose path may be percent-encoded."""
+    scheme, separator, rest = address.partition("://") if scheme_of(address) else ("", "", "")
     host, slash, path = rest.partition("/")
     if separator and (host not in {"", "localhost"} or not slash):
         raise ValueError(
             f"{scheme}://{rest}: {host!r} stands where a host does: a file URL begins with "
             "file:///, and a relative path has no scheme"
         )
-    folder = Path(url2pathname(f"/{path}") if separator else address).expanduser()
+    # Absolute, for a process with another working directory to which the store is pickled.
+    folder = Path(url2pathname(f"/{path}") if separator else address).expanduser().absolute()
     if folder.is_file():
         way_out = (
             "to cache an archive, use CacheStore(zarr.storage.ZipStore(path, mode='r'), "
@@ -133,6 +137,17 @@ def _folder(address: str) -> Path:
         )
         raise ValueError(f"{folder} is a file, and a Zarr is a folder: {way_out}")
     return folder
+
+
+def _check_host(scheme: str, url: str) -> None:
+    """Refuse a URL without a host or a bucket, of which clients read something else, or nothing."""
+    place = url.partition("://")[2]
+    if scheme in HTTP | BUCKETS and "::" not in url and place[:1] in {"", "/"}:
+        part, example = ("host", "example.org") if scheme in HTTP else ("bucket", "bucket")
+        raise ValueError(
+            f"{without_secrets(url)}: the URL names no {part}; expected such as "
+            f"{scheme}://{example}/data.zarr"
+        )
 
 
 def _of_obstore(scheme: str, url: str, options: dict[str, Any]) -> tuple[Any, str | None]:
@@ -150,6 +165,9 @@ def _of_obstore(scheme: str, url: str, options: dict[str, Any]) -> tuple[Any, st
     options = {**options, "client_options": client_options or None}
     try:
         if scheme in HTTP:
+            # Of "x/?sig=..." it would make "x//zarr.json".
+            base, *query = url.split("?", 1)
+            url = "?".join([base.rstrip("/"), *query])
             # Not from_url: it takes a server of a cloud for a bucket, which needs credentials.
             return HTTPStore.from_url(url, **options), None
         place = url.partition("://")[2]

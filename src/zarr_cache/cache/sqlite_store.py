@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Self
 
 from zarr.abc.store import Store
@@ -15,12 +13,13 @@ from zarr_cache.cache.repair import repair as repair_file
 from zarr_cache.core import keys
 from zarr_cache.core.buffers import to_array, to_buffer
 from zarr_cache.core.byte_range import check
-from zarr_cache.disk.paths import default_path, expanded
+from zarr_cache.disk.paths import default_path, named_file
 from zarr_cache.file.file_database import FileDatabase
 from zarr_cache.index import stored
 from zarr_cache.inspect import report, verify
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from zarr.abc.store import ByteRequest
@@ -92,7 +91,7 @@ class SqliteStore(Store):
         self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False
     ) -> None:
         super().__init__(read_only=read_only)
-        self._given_path = _checked(default_path() if path is None else path)
+        self._given_path = named_file(default_path() if path is None else path)
         self.path = self._given_path.resolve()
         self.database = FileDatabase.of(self.path)
 
@@ -338,31 +337,6 @@ class SqliteStore(Store):
 
     def _now_ns(self) -> int:
         return self.database.clock().timestamp_ns()
-
-
-def _checked(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a file, with symbolic links as given.
-
-    Raises
-    ------
-    ValueError
-        The path cannot be that of a file.
-    """
-    name = os.fspath(path)
-    if not name:
-        raise ValueError("path is empty; name the file to store values in, such as 'cache.sqlite'")
-    if name == ":memory:":
-        raise ValueError(
-            "path is ':memory:', and SqliteStore stores values in a file; "
-            "use zarr.storage.MemoryStore for values in memory, or name a file"
-        )
-    named = expanded(Path(name)).absolute()
-    # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
-    if os.path.isdir(named):  # noqa: PTH112 - for this reason
-        raise ValueError(
-            f"path is the folder {named}; name a file in it, such as {named}/cache.sqlite"
-        )
-    return named
 
 
 def _checked_requests(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _INDEX = re.compile(r"-?[0-9]+", re.ASCII)
 # What clients repeat of a URL: the user with the password, and the query.
-_SECRETS = re.compile(r"(?<=://)[^\s/@]+@|(?<=\w)\?[^\s'\"]+")
+_SECRETS = re.compile(r"(?<=://)[^\s/]+@|(?<=\S)\?[^\s'\"]+")
 _SLICE = re.compile(r"(-?[0-9]+)?:(-?[0-9]+)?(?::([0-9]+)?)?", re.ASCII)
 
 

@@ -20,6 +20,10 @@ _FACTORS = {
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
+MAX_SIZE = 2**63 - 1
+"""The largest integer of SQLite."""
+
+
 def parse_size(text: str) -> int:
     """The number of bytes that `text` says: ``"20 GiB"``, ``"500 MB"``, ``"1.5gib"``, ``"4096"``.
 
@@ -44,7 +48,7 @@ def checked(name: str, size: object) -> int | None:
     Raises
     ------
     ValueError
-        It is negative, or a string that says no size; the message names it.
+        It is negative or above `MAX_SIZE`, or a string that says no size; the message names it.
     TypeError
         It is neither a whole number nor a string nor None.
     """
@@ -55,14 +59,18 @@ def checked(name: str, size: object) -> int | None:
     )
     if isinstance(size, str):
         try:
-            return parse_size(size)
+            nbytes = parse_size(size)
         except ValueError as error:
             raise ValueError(f"{expected}, got {size!r}") from error
-    if not isinstance(size, Integral):
+    elif isinstance(size, bool) or not isinstance(size, Integral):
         raise TypeError(f"{expected}, got {size!r}")
-    if size < 0:
+    else:
+        nbytes = int(size)
+    if nbytes < 0:
         raise ValueError(f"{name} must not be negative, got {size!r}")
-    return int(size)
+    if nbytes > MAX_SIZE:
+        raise ValueError(f"{name} must be at most {MAX_SIZE}, got {size!r}: pass None for no limit")
+    return nbytes
 
 
 def format_size(nbytes: int) -> str:

@@ -255,6 +255,34 @@ def default_path() -> Path:
     return folder / "cache.sqlite"
 
 
+def named_file(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of the cache file that a user names, with symbolic links as given.
+
+    Raises
+    ------
+    TypeError
+        It is neither a string nor a path.
+    ValueError
+        The path cannot be that of a file.
+    """
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(name, str):
+        raise TypeError(f"the cache file must be named by a string or a path, got {path!r}")
+    if not name:
+        raise ValueError("the path of the cache file is empty; name one, such as 'cache.sqlite'")
+    if name == ":memory:":
+        raise ValueError("the cache file is ':memory:'; name a file, or use zarr's MemoryStore")
+    if "://" in name:
+        raise ValueError(f"the cache file is {name!r}, a URL; name a file on a local disk")
+    named = expanded(Path(name)).absolute()
+    # Not is_dir(), which raises without permission: a cache that cannot be opened fails no read.
+    if os.path.isdir(named):  # noqa: PTH112 - for this reason
+        raise ValueError(
+            f"the cache file is the folder {named}; name a file in it, such as {named}/cache.sqlite"
+        )
+    return named
+
+
 def expanded(path: Path) -> Path:
     """The path with ``~`` replaced by the home folder.
 

@@ -133,10 +133,14 @@ def _fetch_range(
     except ChangedError:
         current = yield from versions.check_refused(view, reader, key, result, kept, only, asked_at)
         fetched = yield from _call(view, reader, key, request, with_version=False)
-    if fetched.buffer is None and wanted is not None:
-        # It was removed, which `version` does not tell from a refusal.
+    if fetched.buffer is not None:
+        return fetched._replace(validator=current)
+    # It was removed, which `version` does not tell from a refusal.
+    if wanted is not None:
         yield from versions.leave_version(view, key, result, kept, asked_at)
-    return fetched._replace(validator=current)
+    elif current is not None:
+        view.values.versions.record_change(view.namespace, key, asked_at)
+    return fetched
 
 
 def _call(

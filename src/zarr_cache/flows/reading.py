@@ -336,10 +336,14 @@ def _admit_value(
 ) -> Flow[None]:
     """Admit a whole value, or the absence of the key; if that may not be, remove its entry."""
     if buffer is None and view.absences_are_doubtful:
+        # Nothing is removed for it: it may be an expired login.
         view.values.versions.absent.set(view.namespace, key, asked_at)
+        return
     data = None if buffer is None else to_lasting_array(buffer)
-    is_cacheable = view.is_cacheable(data, validator)
-    if is_cacheable and not (data is None and view.absences_are_doubtful):
+    if data is None:
+        # They are of a value that was removed.
+        view.values.ranges.remove_key(view.namespace, key)
+    if view.is_cacheable(data, validator):
         limits = view.limits()
         if data is None or (yield from evict.has_room(view, key, None, len(data), limits)):
             if data is not None and not limits.may_evict:
@@ -349,10 +353,8 @@ def _admit_value(
             response = Response(data, asked_at, used_at, revision, None, validator)
             yield from view.values.admit(view.namespace, key, response, limits, view.record_outcome)
             return
-    if data is None and view.absences_are_doubtful:
-        # Nothing is removed for it: it may be an expired login.
-        return
-    if (yield from view.values.lookup_metadata(view.namespace, key)).kind in CACHED_KINDS:
+    kept = yield from view.values.lookup_metadata(view.namespace, key)
+    if kept.kind in CACHED_KINDS or (data is None and kept.file_ranges):
         yield from view.values.forget(
             view.namespace, key, revision, asked_at, with_ranges=data is None
         )

@@ -318,6 +318,9 @@ def _admit(
     revision = result.state.revision
     if read.is_absent:
         view.count_miss()
+        if validator is not None:
+            # That of the value before it was removed.
+            view.values.versions.record_change(view.namespace, key, asked_at)
         yield from reading.admit(view, key, [(None, None)], revision, asked_at)
         return
     yield from reading.admit(view, key, responses, revision, asked_at, validator)

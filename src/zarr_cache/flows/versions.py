@@ -259,7 +259,9 @@ def check_refused(
         reader.sends_match = False
         return current
     yield from leave_version(view, key, result, kept, asked_at)
-    confirm(view, key, current, asked_at)
+    if current is not None:
+        # Otherwise it was removed, or the source does not tell: it is asked when it is next read.
+        confirm(view, key, current, asked_at)
     return current
 
 

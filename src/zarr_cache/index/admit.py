@@ -370,9 +370,8 @@ class Response(NamedTuple):
         request, fresh_after
             Of a lookup of bytes; without `fresh_after` it is a lookup of metadata.
         """
-        if found.is_overtaken(self.revision, self.stored_at):
-            return found
-        if found.kind in {"value", "absent"} and found.as_of > self.stored_at:
+        is_later = found.kind in {"value", "absent"} and found.as_of > self.stored_at
+        if is_later or found.is_overtaken(self.revision, self.stored_at):
             return found
         data = None
         if self.data is not None and fresh_after is not None and self.stored_at > fresh_after:
@@ -386,6 +385,7 @@ class Response(NamedTuple):
             writes_in_flight=0,
             validator=self.validator,
             confirmed_at=None,
+            file_ranges=found.file_ranges if self.data is not None else 0,
             data=data,
             read=None,
             is_damaged=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
@@ -53,6 +54,36 @@ KINDS: Mapping[str, _Kind] = {
 }
 
 
+class _Runtime:
+    """The threads of obstore, which a child of a fork does not have: a request there never ends.
+
+    obstore does not tell, and has one runtime for all stores of a process:
+    https://github.com/developmentseed/obstore/pull/441
+    """
+
+    def __init__(self) -> None:
+        self._is_used = self._is_lost = False
+
+    def use(self, key: str) -> None:
+        """Return if a request can be made; raise RuntimeError if it would never end."""
+        if self._is_lost:
+            raise RuntimeError(
+                f"{key!r} is not cached, and obstore cannot fetch it in process {os.getpid()}, "
+                "which was forked after obstore was used: start processes by 'forkserver' or "
+                "'spawn', or use no store before the fork, or read with fsspec"
+            )
+        self._is_used = True
+
+    def after_fork(self) -> None:
+        self._is_lost = self._is_used
+
+
+_runtime = _Runtime()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_runtime.after_fork)
+
+
 def reader_of(source: ObjectStore[Any]) -> ObjectStoreReader | None:
     """The reader of a source of obstore; None if its class is not known."""
     kind = KINDS.get(type(source.store).__name__)
@@ -87,6 +118,7 @@ class ObjectStoreReader(SourceReader):
             PreconditionError,
         )
 
+        _runtime.use(key)
         if isinstance(request, RangeByteRequest) and request.start >= request.end:
             # obstore refuses it with another error where zarr calls it.
             return Fetched(await self._source.get(key, cpu.buffer_prototype, request), None)
@@ -180,6 +212,7 @@ class ObjectStoreReader(SourceReader):
     async def _head(self, key: str) -> str | None:
         import obstore  # noqa: PLC0415 - an optional package
 
+        _runtime.use(key)
         asked_at = clock.wall_ns()
         return self._validator(await obstore.head_async(self._source.store, key), asked_at)
 
@@ -223,6 +256,7 @@ class ObjectStoreReader(SourceReader):
     async def _list(self, prefix: str) -> AsyncIterator[Listed]:
         import obstore  # noqa: PLC0415 - an optional package
 
+        _runtime.use(prefix)
         asked_at = clock.wall_ns()
         pages = obstore.list(self._source.store, prefix or None, chunk_size=PAGE)
         async for page in pages:
