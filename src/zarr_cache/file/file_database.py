@@ -21,7 +21,7 @@ from zarr_cache.file.invalidation import Markers
 from zarr_cache.file.loop_connections import LoopConnections
 from zarr_cache.file.opening import OpenedFile
 from zarr_cache.file.pool import ConnectionLease, ConnectionPool
-from zarr_cache.file.quarantine import quarantine
+from zarr_cache.file.quarantine import end_statements, quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,6 +258,7 @@ class FileDatabase(Database):
         with self._pool.lock:
             try:
                 self._pool.wait_until_unused()
+                end_statements(error)
                 self._close_all()
                 quarantined = quarantine(self.path, error.file_id)
             except OSError as failure:

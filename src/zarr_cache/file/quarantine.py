@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import traceback
 from typing import TYPE_CHECKING
 
 from zarr_cache.core.errors import FAILURES, ForeignFileError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from zarr_cache.disk.paths import FileId
     from zarr_cache.file.connection import Connection, WriteLock
 
+
+OPERATIONS = "zarr_cache.index."
+"""How the names of the modules of operations begin."""
 
 # What was stored with SqliteStore has no source from which it could be fetched again.
 STORED_ENTRIES = """
@@ -85,6 +89,24 @@ def quarantine(path: Path, file_id: tuple[int, int] | None) -> Path | None:
                     undo.callback(beside(quarantined).rename, beside(path))
             undo.pop_all()
         return quarantined
+
+
+def end_statements(error: BaseException | None) -> None:
+    """End what the operations that raised the error were reading.
+
+    A cursor keeps the file open after its connection was closed (``sqlite3_close_v2``), the
+    traceback keeps the cursor, and Windows renames no open file.
+    """
+    seen: set[int] = set()
+    # An error may be its own cause.
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            # Of operations alone, which have ended: another frame may still wait for something.
+            if str(frame.f_globals.get("__name__")).startswith(OPERATIONS):
+                with contextlib.suppress(RuntimeError):
+                    frame.clear()
+        error = error.__cause__
 
 
 def drop_wal(path: Path, wal: FileId | None) -> None:
