@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.fault.sources import Read
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no open file is renamed there")
+pytestmark = pytest.mark.skipif(IS_WINDOWS, reason="no open file is renamed there")
 
 WRITE = """
 from zarr.storage import LocalStore
