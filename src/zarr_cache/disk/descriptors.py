@@ -16,8 +16,9 @@ SHARE = 4
 program's and its libraries'."""
 
 
-OF_FIRST = 4
-"""Of the first connection to a file: to the file, to its WAL, to ``-shm``, and to the data file."""
+OF_FIRST = 5
+"""Of the first connection to a file: to the file, to its WAL, to ``-shm``, to the data file, and
+during a write once more to the WAL, for a lock."""
 
 OF_OTHERS = 2
 """Of each other connection: to the file and to its WAL."""
