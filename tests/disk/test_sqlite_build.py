@@ -23,4 +23,4 @@ def test_the_description_of_a_faulty_version_says_which_has_not(
 ) -> None:
     monkeypatch.setattr(sqlite_build, "has_wal_reset_fault", lambda: True)
 
-    assert sqlite_build.description().endswith("3.51.3 has not")
+    assert sqlite_build.description().endswith("3.51.3 and later versions do not have it")

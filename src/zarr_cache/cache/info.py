@@ -155,9 +155,8 @@ class CacheInfo:
         `repr` shows ``current_size`` and ``cached_keys`` as this last returned them.
         Stale entries that cannot be revalidated are removed first, at most 64 values and as many
         ranges. Those that are left count as cached, and so do all while the file cannot be written.
-        The dict has the keys
-        of zarr's CacheStore, of which ``current_size`` and the numbers of keys are those of this
-        namespace, and:
+        The dict has the keys of zarr's CacheStore, of which ``current_size`` and the numbers of
+        keys are those of this namespace, and:
 
         ``namespace``
             Name of the source in the cache.

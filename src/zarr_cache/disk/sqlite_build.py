@@ -32,5 +32,5 @@ def description() -> str:
     concerned = "other programs" if HAS_LOCKS else "several processes"
     return (
         f"{sqlite3.sqlite_version}, which has the WAL-reset fault: it concerns files to which "
-        f"{concerned} write; {'.'.join(map(str, FIXED))} has not"
+        f"{concerned} write; {'.'.join(map(str, FIXED))} and later versions do not have it"
     )
